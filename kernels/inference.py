@@ -1,0 +1,102 @@
+"""Average the members of all folds on the test tiles and write submission.csv."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib.data import prepared
+from lib.data.competition import read_competition
+from lib.files import write_whole
+from lib.inference.ensemble import EnsembleError, admit, mean_probability, read_fold_outputs
+from lib.inference.submission import check_submission, submission_csv
+from lib.model.checkpoint import config_of, load_checkpoint
+from lib.model.network import choose_precision
+from lib.model.predict import predict_logits
+from lib.session import (
+    Session,
+    choose_device,
+    describe_devices,
+    find_competition,
+    find_output,
+    find_outputs,
+    preflight,
+    run_kernel,
+)
+
+
+def recipe(session: Session) -> None:
+    """Verify the folds, predict the test tiles with every member, average, check against the sample."""
+    parameters, config = session.parameters, session.parameters.config
+    with session.stage("look at the prepared data and the folds"):
+        competition = read_competition(find_competition(session.input), expect_full=session.on_kaggle)
+        data = prepared.read_prepared(find_output(session.input, "prepare"))
+        if data.test["id"].tolist() != competition.test_ids:
+            raise EnsembleError("the prepared test tiles are not those of sample_submission.csv: run prepare again")
+        wanted = {
+            name: (each.folds, each.members)
+            for name, each in zip(parameters.experiments, parameters.configs, strict=True)
+        }
+        outputs, warnings = admit(
+            read_fold_outputs(find_outputs(session.input, "train")),
+            wanted=wanted,
+            data_id=data.data_id,
+            strict_bundle=parameters.strict_bundle,
+        )
+    for warning in warnings:
+        session.say(f"warning: {warning}")
+    device = choose_device(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
+    preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
+    tiles = data.read_tiles(prepared.TEST_TILES)
+
+    logits = pd.DataFrame({"id": data.test["id"]})
+    rows = np.arange(len(tiles))
+    for output in outputs:
+        for member in output.record.members:
+            network, identity = load_checkpoint(output.folder / f"fold-{identity_name(output.record.fold, member)}")
+            named = (identity.experiment, identity.fold, identity.member, identity.data_id, identity.fold_table_id)
+            record = output.record
+            if named != (record.experiment, record.fold, member, record.data_id, record.fold_table_id):
+                raise EnsembleError(f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again")
+            each = config_of(identity)
+            with session.stage(f"predict with {output.name}, member {member}"):
+                logits[f"{identity.experiment}-fold-{identity.fold}-member-{member}"] = predict_logits(
+                    network.to(device),
+                    tiles,
+                    rows,
+                    views=each.views,
+                    batch_size=each.prediction_batch,
+                    device=device,
+                    precision=choose_precision(each.precision, device),
+                )
+    probabilities = mean_probability(logits, competition.test_ids)
+    submission = submission_csv(competition.test_ids, probabilities)
+    check_submission(submission, competition.sample)
+    session.withdraw_record()
+    write_whole(session.working / "members.csv", logits.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+    write_whole(session.working / "submission.csv", submission)
+    members = logits.shape[1] - 1
+    session.say(f"submission.csv: {len(logits):,} tiles, mean of {members} members, positive share {probabilities.mean():.4f}")
+    session.leave(
+        {"members.csv": True, "submission.csv": True},
+        data_id=data.data_id,
+        fold_table_id=outputs[0].record.fold_table_id,
+        devices=describe_devices(device),
+        scores={"members": members, "mean_probability": float(probabilities.mean())},
+    )
+
+
+def identity_name(fold: int, member: int) -> str:
+    """The rest of a checkpoint's name after `fold-`."""
+    return f"{fold}-member-{member}.safetensors"
+
+
+def main(parameters: Mapping[str, Any]) -> int:
+    """Run on the parameters that the builder wrote into the script."""
+    return run_kernel(recipe, parameters)
+
+
+if __name__ == "__main__":
+    sys.exit("this recipe runs inside a built kernel: python build_kernel.py build")

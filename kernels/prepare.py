@@ -1,0 +1,62 @@
+"""Prepare the data once, on a free CPU session: every tile read, proved by its SHA-1, and put into one array."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lib.data import prepared
+from lib.data.competition import data_id, read_competition
+from lib.report.figures import brightness_histogram, contact_sheet
+from lib.session import Session, find_competition, find_file, preflight, run_kernel
+
+
+def recipe(session: Session) -> None:
+    """Read the competition, build the stores, describe them, leave what section 5 of the design promises."""
+    config, working = session.parameters.config, session.working
+    with session.stage("look at the competition's folder"):
+        competition = read_competition(find_competition(session.input), expect_full=session.on_kaggle)
+        slide_map = None
+        if config.slide_map:
+            remedy = "Attach the dataset that holds it (--attach), or leave slide_map empty."
+            slide_map = find_file(session.input, config.slide_map, remedy=remedy)
+    part = "all of them" if competition.is_full else "a part of the competition"
+    session.say(f"{len(competition.train):,} labelled and {len(competition.test_ids):,} test tiles, {part}")
+    preflight(session, disk=prepared.bytes_to_write(competition, working), memory=1 << 30)
+
+    with session.stage("read and prove the tiles"):
+        stores = prepared.build_stores(competition, working, strict=config.verify == "strict", say=session.say)
+    for name, (_, store) in stores.items():
+        wrong = f": {', '.join(store.mismatches)}" if store.mismatches else ""
+        session.say(f"{name}: {store.tiles:,} tiles, {len(store.mismatches):,} not what their SHA-1 says{wrong}")
+    builders = {name: builder for name, (builder, _) in stores.items()}
+    with session.stage("describe the tiles and group them by stain"):
+        train = prepared.describe_tiles(builders[prepared.TRAIN_TILES].part, with_stain=True)
+        test = prepared.describe_tiles(builders[prepared.TEST_TILES].part, with_stain=False)
+        index = prepared.index_table(competition, train.features, config, slide_map)
+        results = {name: result for name, (_, result) in stores.items()}
+        eda = prepared.explore(index, train, test, results, config)
+    groups = eda["stain_groups"]
+    session.say(
+        f"{groups['number']} stain groups of {groups['smallest']:,} to {groups['largest']:,} tiles; "
+        f"the group number alone reaches AUC {groups['auc_of_group_number']:.4f}"
+    )
+
+    session.withdraw_record()
+    names = prepared.publish(working, competition=competition, index=index, eda=eda, builders=builders)
+    with session.stage("draw the figures"):
+        labels = index["label"].to_numpy()
+        tiles = np.load(working / prepared.TRAIN_TILES, mmap_mode="r", allow_pickle=False)
+        contact_sheet(tiles, labels, working / prepared.SHEET, seed=config.seed)
+        brightness_histogram(train.means, labels, working / prepared.BRIGHTNESS)
+    session.leave(names, data_id=data_id(index), label_set=[0, 1], devices=["CPU"], scores={"eda": eda})
+
+
+def main(parameters: Mapping[str, Any]) -> int:
+    """Run on the parameters that the builder wrote into the script."""
+    return run_kernel(recipe, parameters)
+
+
+if __name__ == "__main__":
+    sys.exit("this recipe runs inside a built kernel: python build_kernel.py build")

@@ -1,0 +1,1 @@
+"""Everything that runs on the machine of the user. Never imported by `lib`."""

@@ -1,0 +1,1 @@
+"""Everything that runs inside a kernel. Importing it has no effect."""

@@ -1,0 +1,245 @@
+"""Every knob of an experiment: its unit, its range, its default.
+
+An experiment is a TOML file under `experiments/` that holds only what differs from the defaults below. `--set KEY=VALUE`
+changes one knob more. Unknown keys, wrong types and values out of range are refused together, in one message.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Value = bool | int | float | str
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message lists everything that is wrong with it."""
+
+
+def _knob(
+    default: Value,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[Value, ...] = (),
+) -> Any:
+    """A field of Config with its meaning and its inclusive range."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=types.MappingProxyType(metadata))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment. All fields are plain values, so a config travels as TOML, as JSON and in a slug's hash."""
+
+    # The data
+    split: str = _knob(
+        "stratified",
+        "how folds are made: stratified (optimistic: neighbours of a tile on both sides), stain, or slide (needs a map)",
+        choices=("stratified", "stain", "slide"),
+    )
+    folds: int = _knob(5, "number of folds", low=2, high=20)
+    seed: int = _knob(2018, "root of every other seed", low=0, high=2**32 - 1)
+    verify: str = _knob(
+        "count",
+        "tiles whose pixels do not hash to their id: count (stop above 0.1 %) or strict (stop at the first)",
+        choices=("count", "strict"),
+    )
+    stain_groups: int = _knob(60, "clusters of stain and background the tiles are put into", low=2, high=5000)
+
+    slide_map: str = _knob("", "name of a CSV file (id,wsi) in an attached dataset, for split = slide; empty: none")
+
+    # The network
+    backbone: str = _knob("resnet34.tv_in1k", "any timm model, with the tag of its weights")
+    weights: str = _knob(
+        "timm",
+        "what the backbone starts from: timm (ImageNet, fetched by the weights kernel), none (random), or the name of "
+        "a .safetensors file in an attached dataset",
+    )
+    input_size: int = _knob(96, "side in pixels to which tiles are resized on the device", low=32, high=1024)
+    drop_rate: float = _knob(0.0, "dropout before the logit", low=0.0, high=0.9)
+
+    # The training
+    members: int = _knob(1, "networks trained per fold, each from its own seed, averaged later", low=1, high=16)
+    epochs: int = _knob(5, "passes over the training tiles of the fold", low=1, high=1000)
+    batch_size: int = _knob(256, "tiles per optimiser step", low=1, high=8192)
+    learning_rate: float = _knob(3e-4, "peak learning rate of AdamW", low=1e-8, high=10.0)
+    weight_decay: float = _knob(1e-4, "decoupled weight decay; biases and norms are exempt", low=0.0, high=10.0)
+    warmup_epochs: float = _knob(0.0, "epochs of linear warm-up before the cosine", low=0.0, high=100.0)
+    clip_gradient: float = _knob(0.0, "largest norm of the gradient; 0 leaves it as it is", low=0.0, high=1e6)
+    balance: str = _knob(
+        "none",
+        "against the 59.5 / 40.5 imbalance: none, loss (pos_weight) or sampler (classes drawn equally often)",
+        choices=("none", "loss", "sampler"),
+    )
+    precision: str = _knob(
+        "auto",
+        "auto: float16 with a gradient scaler on a T4, bfloat16 where the GPU has it, float32 on a CPU",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    device: str = _knob("auto", "auto, cuda (an error where there is none) or cpu", choices=("auto", "cuda", "cpu"))
+    validate_every: int = _knob(
+        1, "epochs between validations that are logged (never used to choose weights); 0: only at the end", low=0, high=1000
+    )
+
+    # The augmentation, each sample with its own draw
+    flip: bool = _knob(True, "mirror at random")
+    rotate: str = _knob(
+        "quarter",
+        "none, quarter (multiples of 90 degrees, exact) or any (any angle, bilinear, reflected borders)",
+        choices=("none", "quarter", "any"),
+    )
+    brightness: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
+    contrast: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
+    saturation: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
+    hue: float = _knob(0.02, "turn of the hue circle drawn from +- this; 0.5 is half a turn", low=0.0, high=0.5)
+
+    # The prediction
+    views: int = _knob(8, "D4 views of a tile whose logits are averaged: 1, 4 (rotations) or 8", choices=(1, 4, 8))
+    prediction_batch: int = _knob(512, "tiles per forward pass when predicting, views not counted", low=1, high=65536)
+
+    def __post_init__(self) -> None:
+        problems = [problem for field in _fields() for problem in _problems_of(field, getattr(self, field.name))]
+        if not problems and self.weights not in ("timm", "none") and not self.weights.endswith(".safetensors"):
+            problems.append(f"weights = {self.weights!r}: timm, none, or the name of a file that ends in .safetensors")
+        if not problems and not self.backbone.strip():
+            problems.append("backbone is empty: name a timm model, such as resnet34.tv_in1k")
+        if not problems and self.warmup_epochs >= self.epochs:
+            problems.append(f"warmup_epochs = {self.warmup_epochs} leaves nothing of epochs = {self.epochs}")
+        if problems:
+            raise ConfigError(_message(problems))
+
+    def to_dict(self) -> dict[str, Value]:
+        """All fields, in their order, as plain values."""
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """The first 8 hexadecimal digits of the SHA-256 of all fields: two configs share it when they are equal."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _fields() -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(Config)
+
+
+def _type_name(field: dataclasses.Field[Any]) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[field.type]  # type: ignore[index]
+
+
+def _problems_of(field: dataclasses.Field[Any], value: object) -> list[str]:
+    name, meta = field.name, field.metadata
+    # bool is an int in Python, and an int is a fine float; nothing else stands for anything else.
+    fits = isinstance(value, field.type) and (field.type is bool or not isinstance(value, bool))  # type: ignore[arg-type]
+    if not fits:
+        return [f"{name} = {value!r}: {_type_name(field)} expected"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{name} = {value!r}: a finite number expected"]
+    if meta["choices"] and value not in meta["choices"]:
+        return [f"{name} = {value!r}: one of {', '.join(str(choice) for choice in meta['choices'])} expected"]
+    low, high = meta["low"], meta["high"]
+    if (low is not None and value < low) or (high is not None and value > high):  # type: ignore[operator]
+        return [f"{name} = {value!r}: from {low:g} to {high:g} expected"]
+    return []
+
+
+def _message(problems: list[str]) -> str:
+    lead = "the configuration cannot be used:" if len(problems) == 1 else f"{len(problems)} things in the configuration:"
+    return "\n  - ".join([lead, *problems])
+
+
+def _unknown(key: str) -> str:
+    import difflib
+
+    names = [field.name for field in _fields()]
+    close = difflib.get_close_matches(key, names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names)}"
+    return f"unknown key {key!r}{hint}"
+
+
+def config_from_dict(values: Mapping[str, object], *, base: Config | None = None) -> Config:
+    """A config from plain values; what is not named keeps the value of `base`, or the default.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, values out of range; all of them in one message.
+    """
+    fields = {field.name: field for field in _fields()}
+    problems = [_unknown(key) for key in values if key not in fields]
+    accepted: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            continue
+        if fields[key].type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)  # TOML's `weight_decay = 0`
+        problems += _problems_of(fields[key], value)
+        accepted[key] = value
+    if problems:
+        raise ConfigError(_message(problems))
+    return dataclasses.replace(base or Config(), **accepted)
+
+
+def parse_toml(text: str, *, name: str) -> Config:
+    """A config from the text of `experiments/<name>.toml`.
+
+    Raises:
+        ConfigError: the text is not TOML, or its values cannot be used; the message names the experiment.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"experiment {name!r} is not valid TOML: {error}") from error
+    try:
+        return config_from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"experiment {name!r}: {error}") from error
+
+
+def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """Change knobs by `KEY=VALUE`; values are written as in TOML, and text needs no quotes.
+
+    Raises:
+        ConfigError: no `=`, a key twice, unknown keys, wrong types, values out of range; all of them in one message.
+    """
+    fields = {field.name: field for field in _fields()}
+    problems: list[str] = []
+    values: dict[str, object] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key, text = key.strip(), text.strip()
+        if not equals:
+            problems.append(f"{override!r}: KEY=VALUE expected")
+        elif key not in fields:
+            problems.append(_unknown(key))
+        elif key in values:
+            problems.append(f"{key} is set twice")
+        else:
+            values[key] = value = _parse_value(text, wanted=fields[key].type)
+            problems += _problems_of(fields[key], value)
+    if problems:
+        raise ConfigError(_message(problems))
+    return config_from_dict(values, base=config)
+
+
+def _parse_value(text: str, *, wanted: object) -> object:
+    if wanted is str:
+        quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
+        return text[1:-1] if quoted else text
+    try:
+        value: object = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return text  # refused by its type, with the text shown
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """(name, default, meaning) of every knob, for `--help` and the report."""
+    return [(field.name, str(field.default), field.metadata["help"]) for field in _fields()]

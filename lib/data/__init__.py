@@ -1,0 +1,1 @@
+"""The competition, its tiles, and what the kernels hand to each other."""

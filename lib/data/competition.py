@@ -1,0 +1,146 @@
+"""The competition's folder: train_labels.csv, sample_submission.csv, train/<id>.tif, test/<id>.tif."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.errors import KernelError, listed
+
+TRAIN_TILES = 220_025
+TEST_TILES = 57_458
+
+
+class CompetitionError(KernelError):
+    """The competition's folder cannot be used; the message lists everything that is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Competition:
+    """What there is to learn from and to predict.
+
+    Attributes:
+        folder: where it lies.
+        train: id (str) and label (0 or 1, int64), sorted by id.
+        test_ids: the ids to predict, in the order of sample_submission.csv.
+        sample: the bytes of sample_submission.csv.
+    """
+
+    folder: Path
+    train: pd.DataFrame
+    test_ids: list[str]
+    sample: bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether these are all tiles of the competition, not a part of them."""
+        return len(self.train) == TRAIN_TILES and len(self.test_ids) == TEST_TILES
+
+
+def read_table(path: Path, columns: list[str], problems: list[str]) -> pd.DataFrame | None:
+    """Read a CSV file as text and hold its columns against what is expected; what is wrong is added to `problems`."""
+    if not path.is_file():
+        problems.append(f"{path.name} is missing")
+        return None
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except pd.errors.EmptyDataError:
+        problems.append(f"{path.name} is empty")
+        return None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name} is not a CSV file: {error}")
+        return None
+    if list(table.columns) != columns:
+        problems.append(f"{path.name} has the columns {', '.join(table.columns)}; expected: {', '.join(columns)}")
+        return None
+    if table.empty:
+        problems.append(f"{path.name} has a header and no rows")
+        return None
+    duplicates = table["id"][table["id"].duplicated()].unique()
+    if len(duplicates):
+        problems.append(f"{path.name} names {len(duplicates):,} ids more than once: {_some(duplicates)}")
+    return table
+
+
+def _some(names: "np.ndarray | list[str]", *, at_most: int = 3) -> str:
+    shown = ", ".join(str(name) for name in list(names)[:at_most])
+    return shown + (f" and {len(names) - at_most:,} more" if len(names) > at_most else "")
+
+
+def _tiles_in(folder: Path, problems: list[str]) -> set[str] | None:
+    """The ids with a file in train/ or test/, from one listing of the folder."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        problems.append(f"the folder {folder.name}/ is missing or cannot be read")
+        return None
+    if not names:
+        problems.append(f"the folder {folder.name}/ is empty")
+        return None
+    foreign = sorted(name for name in names if not name.endswith(".tif"))
+    if foreign:
+        problems.append(f"{folder.name}/ holds {len(foreign):,} files that are not .tif: {_some(foreign)}")
+    return {name.removesuffix(".tif") for name in names if name.endswith(".tif")}
+
+
+def _compare(listed_ids: "pd.Series[str]", tiles: set[str], *, table: str, folder: str, problems: list[str]) -> None:
+    wanted = set(listed_ids)
+    missing, extra = sorted(wanted - tiles), sorted(tiles - wanted)
+    if missing:
+        problems.append(f"{len(missing):,} ids of {table} have no file in {folder}/: {_some(missing)}")
+    if extra:
+        problems.append(f"{len(extra):,} files in {folder}/ are not in {table}: {_some(extra)}")
+
+
+def read_competition(folder: Path, *, expect_full: bool) -> Competition:
+    """Read the tables and hold them against the folders. No tile is opened yet.
+
+    Args:
+        folder: the competition's folder.
+        expect_full: demand all 220,025 and 57,458 tiles, as on Kaggle.
+
+    Raises:
+        CompetitionError: with every finding.
+    """
+    problems: list[str] = []
+    labels = read_table(folder / "train_labels.csv", ["id", "label"], problems)
+    sample = read_table(folder / "sample_submission.csv", ["id", "label"], problems)
+    train_tiles = _tiles_in(folder / "train", problems)
+    test_tiles = _tiles_in(folder / "test", problems)
+    if labels is not None:
+        wrong = labels[~labels["label"].isin(["0", "1"])]
+        if len(wrong):
+            shown = _some([f"{row.id}: {row.label!r}" for row in wrong.itertuples()])
+            problems.append(f"train_labels.csv has {len(wrong):,} labels that are not 0 or 1: {shown}")
+        elif labels["label"].nunique() == 1:
+            problems.append(f"train_labels.csv labels every tile {labels['label'].iloc[0]}: there is nothing to learn")
+        if train_tiles is not None:
+            _compare(labels["id"], train_tiles, table="train_labels.csv", folder="train", problems=problems)
+        if expect_full and len(labels) != TRAIN_TILES:
+            problems.append(f"train_labels.csv has {len(labels):,} rows, the full data {TRAIN_TILES:,}")
+    if sample is not None:
+        if test_tiles is not None:
+            _compare(sample["id"], test_tiles, table="sample_submission.csv", folder="test", problems=problems)
+        if expect_full and len(sample) != TEST_TILES:
+            problems.append(f"sample_submission.csv has {len(sample):,} rows, the full data {TEST_TILES:,}")
+    if problems:
+        remedy = "Download the data again (build_kernel.py download), or attach the competition itself."
+        raise CompetitionError(listed(f"{folder} is not the competition's data:", problems, remedy=remedy))
+    assert labels is not None and sample is not None
+    train = labels.astype({"label": np.int64}).sort_values("id", ignore_index=True)
+    return Competition(
+        folder=folder,
+        train=train,
+        test_ids=sample["id"].tolist(),
+        sample=(folder / "sample_submission.csv").read_bytes(),
+    )
+
+
+def data_id(train: pd.DataFrame) -> str:
+    """SHA-256 of the sorted (id, label) pairs, one `id,label` a line: what members must share to be averaged."""
+    pairs = sorted(zip(train["id"], train["label"].astype(int), strict=True))
+    return hashlib.sha256("".join(f"{name},{label}\n" for name, label in pairs).encode()).hexdigest()

@@ -1,0 +1,173 @@
+"""Folds as a pure function of (index, split, number, seed), and the checks they are held to."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+
+from lib.errors import KernelError, listed
+
+SIZE_TOLERANCE = 0.20  # a fold's size against the mean size
+SHARE_TOLERANCE = 0.05  # a fold's share of tumour against that of all tiles
+_ATTEMPTS = 20  # random starts for grouped folds, of which the most even is taken
+
+
+class FoldError(KernelError):
+    """The tiles cannot be split as asked; the message says what is uneven or missing."""
+
+
+def make_folds(index: pd.DataFrame, *, split: str, number: int, seed: int) -> pd.DataFrame:
+    """Assign every training tile to a fold.
+
+    Args:
+        index: id, label, and for the grouped splits stain_group or slide; rows in any order.
+        split: stratified, stain or slide.
+        number: folds.
+        seed: of the shuffling.
+
+    Returns:
+        A table (id, fold), sorted by id. It does not depend on the order of the rows of `index`.
+
+    Raises:
+        FoldError: too few tiles or groups, no slide map where one is needed, or groups too uneven for the tolerances.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    table = index.sort_values("id", ignore_index=True)
+    labels = table["label"].to_numpy(dtype=np.int64)
+    fewest = int(np.bincount(labels, minlength=2).min())
+    if fewest < number:
+        raise FoldError(f"{number} folds need at least {number} tiles of each class, the rarer one has {fewest}: --set folds=2")
+    fold = np.empty(len(table), dtype=np.int64)
+    if split == "stratified":
+        parts = StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels)
+        for at, (_, outside) in enumerate(parts):
+            fold[outside] = at
+    else:
+        fold = _grouped_folds(labels, groups_of(table, split=split), number=number, seed=seed, split=split)
+    return pd.DataFrame({"id": table["id"], "fold": fold})
+
+
+def groups_of(table: pd.DataFrame, *, split: str) -> np.ndarray:
+    """The group of each row: its slide, or its stain group (also for the stratified split, which ignores it).
+
+    Raises:
+        FoldError: `split = "slide"` and no slide is known.
+    """
+    if split == "slide":
+        slides = table["slide"].fillna("").astype(str)
+        if (slides == "").any():
+            raise FoldError(
+                "split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset that holds one and name the "
+                "file with --set slide_map=FILE.csv, or use --set split=stain"
+            )
+        return slides.to_numpy()
+    return table["stain_group"].to_numpy()
+
+
+def _grouped_folds(labels: np.ndarray, groups: np.ndarray, *, number: int, seed: int, split: str) -> np.ndarray:
+    """Whole groups to folds, as even as the tolerances ask.
+
+    scikit-learn's StratifiedGroupKFold balances classes only: on 4,320 real tiles in 30 stain groups it left folds 45 %
+    off in size and 11 points off in class share (2026-11-23).
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    if len(names) < number:
+        raise FoldError(f"{number} folds need at least {number} groups, split = {split} has {len(names)}")
+    tiles = np.bincount(group).astype(np.float64)  # (G,)
+    positives = np.bincount(group, weights=labels)  # (G,)
+    best, best_cost = np.empty(0, dtype=np.int64), np.inf
+    for attempt in range(_ATTEMPTS):
+        generator = np.random.default_rng(np.random.SeedSequence([seed, attempt]))
+        assigned = _pack(tiles, positives, number=number, generator=generator)
+        cost = float(_cost(*_totals(tiles, positives, assigned, number), number))
+        if cost < best_cost:
+            best, best_cost = assigned, cost
+        if not unevenness(labels, best[group], number=number) and attempt >= 2:
+            break
+    if problems := unevenness(labels, best[group], number=number):
+        remedy = "Use more groups (--set stain_groups=...), fewer folds (--set folds=...) or another split."
+        raise FoldError(listed(f"split = {split} gives folds that are too uneven:", problems, remedy=remedy))
+    fold: np.ndarray = best[group]
+    return fold
+
+
+def _totals(
+    tiles: np.ndarray, positives: np.ndarray, assigned: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    return np.bincount(assigned, tiles, minlength=number), np.bincount(assigned, positives, minlength=number)
+
+
+def _cost(size: np.ndarray, positive: np.ndarray, number: int) -> np.ndarray:
+    """Squared deviations in units of the tolerances, summed over folds (the last axis)."""
+    total, share = size.sum(axis=-1, keepdims=True), positive.sum(axis=-1, keepdims=True) / size.sum(axis=-1, keepdims=True)
+    uneven_size = (size * number / total - 1.0) / SIZE_TOLERANCE
+    uneven_share = (positive / np.maximum(size, 1.0) - share) / SHARE_TOLERANCE
+    cost: np.ndarray = (uneven_size**2 + uneven_share**2).sum(axis=-1)
+    return cost
+
+
+def _pack(tiles: np.ndarray, positives: np.ndarray, *, number: int, generator: np.random.Generator) -> np.ndarray:
+    """Groups to folds: in random order to the smallest fold, then moves and swaps for as long as one of them helps."""
+    count = len(tiles)
+    assigned = np.zeros(count, dtype=np.int64)
+    filled = np.zeros(number)
+    for group in generator.permutation(count):
+        assigned[group] = int(np.argmin(filled))
+        filled[assigned[group]] += tiles[group]
+    eye = np.eye(number)
+    size, positive = _totals(tiles, positives, assigned, number)
+    cost = float(_cost(size, positive, number))
+    improved = True
+    while improved:
+        improved = False
+        for group in range(count):
+            # To every fold alone (rows 0 to F - 1), or in exchange for any other group (rows F to F + G - 1).
+            home = assigned[group]
+            targets = np.concatenate([np.arange(number), assigned])  # (F + G,)
+            back_tiles = np.concatenate([np.zeros(number), tiles])[:, None]
+            back_positives = np.concatenate([np.zeros(number), positives])[:, None]
+            way = eye[targets] - eye[home]  # (F + G, F): what leaves home arrives at the target
+            sizes = size + way * (tiles[group] - back_tiles)
+            costs = _cost(sizes, positive + way * (positives[group] - back_positives), number)
+            pick = int(np.argmin(costs))
+            if costs[pick] < cost - 1e-9:
+                if pick >= number:
+                    assigned[pick - number] = home
+                assigned[group] = targets[pick]
+                size, positive = _totals(tiles, positives, assigned, number)
+                cost, improved = float(_cost(size, positive, number)), True
+    return assigned
+
+
+def fold_report(labels: np.ndarray, fold: np.ndarray, *, number: int) -> pd.DataFrame:
+    """Per fold: tiles, positives, size relative to the mean (1 is even), tumour share minus that of all tiles."""
+    rows = []
+    for at in range(number):
+        inside = labels[fold == at]
+        share = float(inside.mean()) if len(inside) else float("nan")
+        size = len(inside) * number / len(labels)
+        rows.append((at, len(inside), int(inside.sum()), size, share - float(labels.mean())))
+    return pd.DataFrame(rows, columns=["fold", "tiles", "positives", "size", "share"])
+
+
+def unevenness(labels: np.ndarray, fold: np.ndarray, *, number: int) -> list[str]:
+    """What breaks the tolerances: sizes within 20 % of the mean, class shares within 5 points; empty when all is well."""
+    problems = []
+    for row in fold_report(labels, fold, number=number).itertuples():
+        if not abs(row.size - 1.0) <= SIZE_TOLERANCE:
+            problems.append(f"fold {row.fold} has {row.tiles:,} tiles, {row.size - 1.0:+.0%} against the mean")
+        if not abs(row.share) <= SHARE_TOLERANCE:
+            problems.append(f"fold {row.fold} has {100 * row.share:+.1f} points of tumour against all tiles")
+    return problems
+
+
+def fold_table_csv(folds: pd.DataFrame) -> str:
+    """The fold table as the text of a CSV file, sorted by id."""
+    text: str = folds.sort_values("id")[["id", "fold"]].to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def fold_table_id(folds: pd.DataFrame) -> str:
+    """SHA-256 of the fold table's CSV text: what members must share to be averaged."""
+    return hashlib.sha256(fold_table_csv(folds).encode()).hexdigest()

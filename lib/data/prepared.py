@@ -1,0 +1,203 @@
+"""What the prepare kernel leaves and every later kernel reads."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib.config import Config
+from lib.data.competition import Competition, data_id
+from lib.data.groups import FEATURES, group_auc, read_slide_map, stain_features, stain_groups
+from lib.data.store import BuiltStore, StoreBuilder, read_array
+from lib.errors import KernelError
+from lib.files import write_whole
+from lib.run_record import RunRecord, read_run_record
+
+TRAIN_TILES, TEST_TILES = "tiles-train.npy", "tiles-test.npy"
+TRAIN_INDEX, TEST_INDEX = "index-train.csv", "index-test.csv"
+SAMPLE, EDA = "sample_submission.csv", "eda.json"
+SHEET, BRIGHTNESS = "tiles.png", "brightness.png"
+_READERS = 8  # threads: the mounted network file system answers many questions at a time
+_BLOCK = 4096  # tiles a slice when statistics are taken: 108 MiB
+
+
+class PreparedError(KernelError):
+    """Prepared data that contradict themselves."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The prepared data, with the tiles still on disk.
+
+    Attributes:
+        folder: where they are mounted.
+        record: of the prepare kernel, verified but for the two arrays.
+        train: row, id, label, stain_group, slide; sorted by id, row r of the array is row r here.
+        test: row, id; in the order of the sample.
+        data_id: of the labelled tiles.
+    """
+
+    folder: Path
+    record: RunRecord
+    train: pd.DataFrame
+    test: pd.DataFrame
+    data_id: str
+
+    def bytes_of(self, name: str) -> int:
+        """What an array takes on disk, and in memory."""
+        return self.record.files[name].bytes
+
+    def read_tiles(self, name: str) -> np.ndarray:
+        """TRAIN_TILES or TEST_TILES as (N, 96, 96, 3) uint8, by one sequential read, hashed on the way."""
+        return read_array(self.folder / name, sha256=self.record.files[name].sha256)
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """Read and verify the prepared data; the arrays are verified when they are read.
+
+    Raises:
+        RunRecordError: the folder does not match its record.
+        PreparedError: index and data id disagree.
+    """
+    record = read_run_record(folder, kind="prepare", hashed_by_reader=(TRAIN_TILES, TEST_TILES))
+    train = pd.read_csv(folder / TRAIN_INDEX, dtype={"id": str, "slide": str}, keep_default_na=False)
+    test = pd.read_csv(folder / TEST_INDEX, dtype={"id": str})
+    if (found := data_id(train)) != record.data_id:
+        raise PreparedError(f"{folder}: the index has data id {found[:8]}..., run.json {record.data_id[:8]}...: prepare again")
+    return Prepared(folder, record, train, test, found)
+
+
+def build_stores(
+    competition: Competition, folder: Path, *, strict: bool, say: Callable[[str], None]
+) -> dict[str, tuple[StoreBuilder, BuiltStore]]:
+    """Read all tiles, from where an interrupted run stopped. Nothing of an earlier run is replaced yet."""
+    built = {}
+    parts = ((TRAIN_TILES, "train", competition.train["id"].tolist()), (TEST_TILES, "test", competition.test_ids))
+    for name, part, ids in parts:
+        builder = StoreBuilder(folder, name, ids=ids)
+        result = builder.build(
+            competition.folder / part, readers=_READERS, strict=strict, say=say, folder_name=f"{part}/"
+        )
+        built[name] = (builder, result)
+    return built
+
+
+def bytes_to_write(competition: Competition, folder: Path) -> int:
+    """What building the stores will still add to the disk, figures and tables included."""
+    total = 32 << 20
+    for name, ids in ((TRAIN_TILES, competition.train["id"].tolist()), (TEST_TILES, competition.test_ids)):
+        builder = StoreBuilder(folder, name, ids=ids)
+        total += max(builder.bytes - builder.bytes_on_disk, 0) + 200 * len(ids)
+    return total
+
+
+@dataclass(frozen=True)
+class Description:
+    """Statistics of the tiles: for eda.json, for the groups, for the figures."""
+
+    means: np.ndarray  # (N, 3) mean of each channel, 0 to 255
+    deviations: np.ndarray  # (N, 3) standard deviation of each channel
+    features: np.ndarray  # (N, 7) of lib.data.groups; empty for test tiles
+
+
+def describe_tiles(path: Path, *, with_stain: bool) -> Description:
+    """One pass over an array, a slice at a time."""
+    tiles = np.load(path, mmap_mode="r", allow_pickle=False)
+    means, deviations, features = [], [], [np.empty((0, len(FEATURES)))]
+    for at in range(0, len(tiles), _BLOCK):
+        block = np.asarray(tiles[at : at + _BLOCK])
+        flat = block.reshape(len(block), -1, 3)
+        mean = flat.mean(axis=1, dtype=np.float64)
+        square = np.einsum("npc,npc->nc", flat, flat, dtype=np.float64, casting="unsafe") / flat.shape[1]
+        means.append(mean)
+        deviations.append(np.sqrt(np.maximum(square - mean**2, 0)))
+        if with_stain:
+            features.append(stain_features(block))
+    return Description(np.concatenate(means), np.concatenate(deviations), np.concatenate(features))
+
+
+def index_table(competition: Competition, features: np.ndarray, config: Config, slide_map: Path | None) -> pd.DataFrame:
+    """row, id, label, stain_group, slide of the training tiles."""
+    train = competition.train
+    slides = np.full(len(train), "", dtype=object)
+    if slide_map is not None:
+        slides = read_slide_map(slide_map, train_ids=train["id"].tolist(), test_ids=competition.test_ids)
+    return pd.DataFrame(
+        {
+            "row": np.arange(len(train)),
+            "id": train["id"],
+            "label": train["label"],
+            "stain_group": stain_groups(features, number=config.stain_groups, seed=config.seed),
+            "slide": slides,
+        }
+    )
+
+
+def explore(
+    index: pd.DataFrame, train: Description, test: Description, stores: dict[str, BuiltStore], config: Config
+) -> dict[str, Any]:
+    """eda.json: counts, colours, outliers, mismatches, and what the group number alone is worth."""
+    labels, groups = index["label"].to_numpy(), index["stain_group"].to_numpy()
+
+    def colours(description: Description) -> dict[str, Any]:
+        dark, flat = description.means.max(axis=1) < 10, description.deviations.max(axis=1) < 2
+        mean = description.means.mean(axis=0)
+        spread = np.sqrt((description.deviations**2 + (description.means - mean) ** 2).mean(axis=0))
+        return {
+            "tiles": len(description.means),
+            "mean": [round(float(value) / 255, 6) for value in mean],
+            "std": [round(float(value) / 255, 6) for value in spread],
+            "black": int(dark.sum()),
+            "blank": int((flat & ~dark).sum()),
+        }
+
+    sizes = np.bincount(groups)
+    return {
+        "train": {**colours(train), "positives": int(labels.sum()), "positive_share": round(float(labels.mean()), 6)},
+        "test": colours(test),
+        "mismatches": {name: store.mismatches for name, store in stores.items()},
+        "stain_groups": {
+            "number": len(sizes),
+            "smallest": int(sizes.min()),
+            "largest": int(sizes.max()),
+            "auc_of_group_number": group_auc(labels, groups, seed=config.seed, number=config.folds),
+        },
+        "slides": {
+            "number": int(index.loc[index["slide"] != "", "slide"].nunique()),
+            "auc_of_slide_number": group_auc(labels, index["slide"].to_numpy(), seed=config.seed, number=config.folds)
+            if (index["slide"] != "").any()
+            else None,
+        },
+    }
+
+
+def publish(
+    folder: Path,
+    *,
+    competition: Competition,
+    index: pd.DataFrame,
+    eda: dict[str, Any],
+    builders: dict[str, StoreBuilder],
+) -> dict[str, bool]:
+    """Put everything in place; the names, with whether each is worth fetching."""
+    for builder in builders.values():
+        builder.publish()
+    test = pd.DataFrame({"row": np.arange(len(competition.test_ids)), "id": competition.test_ids})
+    write_whole(folder / TRAIN_INDEX, index.to_csv(index=False, lineterminator="\n"))
+    write_whole(folder / TEST_INDEX, test.to_csv(index=False, lineterminator="\n"))
+    write_whole(folder / SAMPLE, competition.sample)
+    write_whole(folder / EDA, json.dumps(eda, indent=1) + "\n")
+    return {
+        TRAIN_TILES: False,
+        TEST_TILES: False,
+        TRAIN_INDEX: True,
+        TEST_INDEX: True,
+        SAMPLE: True,
+        EDA: True,
+        SHEET: True,
+        BRIGHTNESS: True,
+    }

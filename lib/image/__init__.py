@@ -1,0 +1,1 @@
+"""What is done to pixels, a whole batch at once."""

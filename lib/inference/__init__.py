@@ -1,0 +1,1 @@
+"""From the members of all folds to a submission."""

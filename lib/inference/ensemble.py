@@ -1,0 +1,144 @@
+"""Which members may be averaged, and their average."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.errors import KernelError, listed
+from lib.metrics import probability
+from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
+from lib.run_record import RunRecord, RunRecordError, read_run_record
+
+
+class EnsembleError(KernelError):
+    """The members at hand may not be averaged; the message lists every reason and names what to run again."""
+
+
+@dataclass(frozen=True)
+class FoldOutput:
+    """The output of one fold's kernel, verified."""
+
+    folder: Path
+    record: RunRecord
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"fold {self.record.fold} of {self.record.experiment}"
+
+
+def read_fold_outputs(folders: Sequence[Path]) -> list[FoldOutput]:
+    """Read and verify all of them.
+
+    Raises:
+        EnsembleError: damaged or incomplete outputs, all of them listed.
+    """
+    outputs, problems = [], []
+    for folder in folders:
+        try:
+            outputs.append(FoldOutput(folder, read_run_record(folder, kind="train")))
+        except RunRecordError as error:
+            problems.append(str(error).replace("\n", "\n    "))
+    if problems:
+        raise EnsembleError(listed("outputs of folds cannot be used:", problems))
+    return outputs
+
+
+def admit(
+    outputs: Sequence[FoldOutput], *, wanted: dict[str, tuple[int, int]], data_id: str, strict_bundle: bool
+) -> tuple[list[FoldOutput], list[str]]:
+    """Hold the members against each other and against what the experiment asks for.
+
+    Args:
+        outputs: verified outputs of folds, in any order.
+        wanted: experiment name to (number of folds, members per fold).
+        data_id: of the prepared data that will be predicted.
+        strict_bundle: make differing code among the folds an error.
+
+    Returns:
+        The outputs in the order of experiment and fold, and warnings.
+
+    Raises:
+        EnsembleError: folds missing, twice or of other experiments; other data, fold tables, labels, formats.
+    """
+    problems: list[str] = []
+    chosen: list[FoldOutput] = []
+    for experiment, (folds, members) in wanted.items():
+        of_experiment = [output for output in outputs if output.record.experiment == experiment]
+        for fold in range(folds):
+            found = [output for output in of_experiment if output.record.fold == fold]
+            again = f"push it again (build_kernel.py push fold-{fold})"
+            if not found:
+                problems.append(f"fold {fold} of {experiment} is missing: run it to its end and attach its output")
+            elif len(found) > 1:
+                places = " and ".join(str(output.folder) for output in found)
+                problems.append(f"fold {fold} of {experiment} is mounted more than once, at {places}: detach all but one")
+            for output in found[:1]:
+                record = output.record
+                chosen.append(output)
+                if record.members != list(range(members)):
+                    problems.append(f"{output.name} has members {record.members}, {members} expected: {again}")
+                if record.data_id != data_id:
+                    problems.append(
+                        f"{output.name} was trained on data {record.data_id[:8]}..., prepared are {data_id[:8]}...: {again}"
+                    )
+                if record.checkpoint_format != CHECKPOINT_FORMAT:
+                    problems.append(
+                        f"{output.name} has checkpoint format {record.checkpoint_format}, "
+                        f"this code reads {CHECKPOINT_FORMAT}: {again}"
+                    )
+                if record.label_set != LABEL_SET:
+                    problems.append(f"{output.name} knows the labels {record.label_set}, not {LABEL_SET}: {again}")
+        tables = {output.record.fold_table_id for output in of_experiment}
+        if len(tables) > 1:
+            shown = ", ".join(f"fold {o.record.fold} {o.record.fold_table_id[:8]}..." for o in of_experiment)
+            problems.append(f"the folds of {experiment} come from different fold tables ({shown}): push them again with one config")
+    foreign = sorted({output.record.experiment for output in outputs} - set(wanted))
+    if foreign:
+        problems.append(f"outputs of other experiments are mounted: {', '.join(foreign)}: detach them, or build with them")
+    warnings = []
+    bundles = {output.record.bundle_id for output in chosen}
+    if len(bundles) > 1:
+        shown = ", ".join(f"{o.name} {o.record.bundle_id[:8]}..." for o in chosen)
+        text = f"the folds were trained by different code ({shown})"
+        (problems if strict_bundle else warnings).append(text)
+    if problems:
+        raise EnsembleError(listed("the members may not be averaged:", problems))
+    return chosen, warnings
+
+
+def mean_probability(logits: pd.DataFrame, ids: Sequence[str]) -> np.ndarray:
+    """The plain mean over members of their probabilities, aligned by id.
+
+    Args:
+        logits: an `id` column and one column of logits per member; rows and columns in any order.
+        ids: the order of the result.
+
+    Returns:
+        (N,) float64 in [0, 1]. The same whatever the order of members: they are added in the order of their values.
+
+    Raises:
+        EnsembleError: ids missing, unknown or twice, no member, or logits that are not finite.
+    """
+    members = [column for column in logits.columns if column != "id"]
+    problems = []
+    if not members:
+        problems.append("there is no member")
+    if twice := int(logits["id"].duplicated().sum()):
+        problems.append(f"{twice:,} ids come more than once")
+    missing, extra = set(ids) - set(logits["id"]), set(logits["id"]) - set(ids)
+    if missing:
+        problems.append(f"{len(missing):,} ids have no logits, such as {min(missing)}")
+    if extra:
+        problems.append(f"{len(extra):,} ids were not asked for, such as {min(extra)}")
+    values = logits.set_index("id")[members].to_numpy(dtype=np.float64)  # (N, M)
+    if bad := int((~np.isfinite(values)).sum()):
+        problems.append(f"{bad:,} logits are not finite")
+    if problems:
+        raise EnsembleError(listed("the members cannot be averaged:", problems))
+    aligned = logits.set_index("id")[members].loc[list(ids)].to_numpy(dtype=np.float64)
+    mean: np.ndarray = np.sort(probability(aligned), axis=1).mean(axis=1)
+    return mean

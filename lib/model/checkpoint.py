@@ -1,0 +1,74 @@
+"""One trained member as one safetensors file that says what it is. Never unpickled."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from lib.config import Config, ConfigError, config_from_dict
+from lib.errors import KernelError
+from lib.files import write_whole
+from lib.model.network import Classifier, build_network
+
+CHECKPOINT_FORMAT = 1
+LABEL_SET = [0, 1]
+
+
+class CheckpointError(KernelError):
+    """A checkpoint is damaged, of another format, or does not fit the network it names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a checkpoint was trained as and on; what must agree before members are averaged."""
+
+    experiment: str
+    fold: int
+    member: int
+    data_id: str
+    fold_table_id: str
+    config: dict[str, bool | int | float | str]
+    format: int = CHECKPOINT_FORMAT
+
+
+def save_checkpoint(path: Path, network: Classifier, identity: Identity) -> None:
+    """Write the weights and the identity, whole; the same network gives the same bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # One entry: safetensors writes several in the order of a randomly seeded hash table.
+    metadata = {"checkpoint": json.dumps(asdict(identity), sort_keys=True)}
+    write_whole(path, save(tensors, metadata=metadata))
+
+
+def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
+    """Rebuild the network a checkpoint names and load all of its weights.
+
+    Returns:
+        The network in evaluation mode, on the CPU, and the identity.
+
+    Raises:
+        CheckpointError: the file cannot be read, has another format, or does not fit.
+    """
+    again = "Train this member again."
+    try:
+        with safe_open(path, framework="pt") as content:
+            facts = json.loads((content.metadata() or {})["checkpoint"])
+            tensors: dict[str, torch.Tensor] = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {again}") from error
+    if facts.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {again}")
+    try:
+        identity = Identity(**facts)
+        network = build_network(config_from_dict(identity.config))
+        network.load_state_dict(tensors, strict=True)
+    except (TypeError, RuntimeError, ConfigError) as error:
+        raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {again}") from error
+    return network.eval(), identity
+
+
+def config_of(identity: Identity) -> Config:
+    """The config a member was trained with."""
+    return config_from_dict(identity.config)

@@ -1,0 +1,132 @@
+"""Any timm backbone with one logit, which owns its preprocessing; and the number formats it may compute in."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lib.config import Config
+from lib.errors import KernelError
+from lib.model.weights import check_weight_file
+
+_DEFAULT_MEAN = _DEFAULT_STD = (0.5, 0.5, 0.5)
+
+
+class NetworkError(KernelError):
+    """The network cannot be built; the message says why and what to do."""
+
+
+class Classifier(nn.Module):
+    """Resize, normalise, backbone, one logit.
+
+    The normalisation is stored with the weights, so nobody can forget it, or apply it twice.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, backbone: nn.Module, *, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.input_size = input_size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of tumour, (B,), from images (B, 3, H, W) in [0, 1], RGB."""
+        if images.shape[-1] != self.input_size:
+            size = (self.input_size, self.input_size)
+            images = functional.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        logits: torch.Tensor = self.backbone((images - self.mean) / self.std)
+        return logits.squeeze(-1)
+
+
+def build_network(config: Config, *, folder: Path | None = None, file: Path | None = None) -> Classifier:
+    """The network of an experiment.
+
+    Args:
+        config: backbone, input_size, drop_rate.
+        folder: a folder with config.json and model.safetensors, loaded through timm's `local-dir:`.
+        file: a safetensors file with the backbone's weights. With neither, the weights are random.
+
+    Raises:
+        NetworkError: timm does not know the backbone, or it does not take this input size.
+        WeightsError: the weights do not belong to the backbone.
+    """
+    wanted = {"num_classes": 1, "in_chans": 3, "drop_rate": config.drop_rate}
+    weights = file or (folder / "model.safetensors" if folder else None)
+    try:
+        random = _create(config.backbone, wanted, pretrained=False, input_size=config.input_size)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise NetworkError(f"timm cannot build the backbone {config.backbone!r} with one logit: {error}") from error
+    backbone = random
+    if weights is not None:
+        check_weight_file(weights, backbone=random, name=config.backbone)
+    if folder is not None:
+        backbone = _create(f"local-dir:{folder}", wanted, pretrained=True, input_size=config.input_size)
+    elif file is not None:
+        overlay = {"file": str(file)}
+        backbone = _create(config.backbone, wanted, pretrained=True, input_size=config.input_size, overlay=overlay)
+    settings = getattr(backbone, "pretrained_cfg", {})
+    network = Classifier(
+        backbone,
+        input_size=config.input_size,
+        mean=tuple(settings.get("mean") or _DEFAULT_MEAN),
+        std=tuple(settings.get("std") or _DEFAULT_STD),
+    )
+    _try(network, config)
+    return network
+
+
+def _create(
+    name: str, wanted: dict[str, object], *, pretrained: bool, input_size: int, overlay: dict[str, str] | None = None
+) -> nn.Module:
+    """timm.create_model, telling backbones with a fixed input size (vision transformers) which one to take."""
+    arguments = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, **wanted}
+    try:
+        return timm.create_model(name, img_size=input_size, **arguments)  # type: ignore[no-any-return]
+    except TypeError:  # convolutional networks take any size and know no img_size
+        return timm.create_model(name, **arguments)  # type: ignore[no-any-return]
+
+
+def _try(network: Classifier, config: Config) -> None:
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(2, 3, config.input_size, config.input_size))
+    except (RuntimeError, AssertionError) as error:
+        text = f"the backbone {config.backbone!r} does not take input_size = {config.input_size}: {error}"
+        raise NetworkError(text) from error
+    if logits.shape != (2,):
+        raise NetworkError(f"the backbone {config.backbone!r} returns {tuple(logits.shape)} for two tiles, not two logits")
+    network.train(was_training)
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of the forward pass: see Config.precision.
+
+    Raises:
+        NetworkError: float16 on a CPU.
+    """
+    named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if precision != "auto":
+        if precision == "float16" and device.type == "cpu":
+            raise NetworkError("precision = float16 needs a GPU: use --set precision=float32 on a CPU")
+        return named[precision]
+    if device.type != "cuda":
+        return torch.float32
+    # T4 (7.5) emulates bfloat16, so torch calls it supported; the hardware has it from 8.0 on.
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """The context of a forward pass in this number format; parameters stay float32."""
+    if precision == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=precision)

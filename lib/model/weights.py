@@ -1,0 +1,117 @@
+"""Where a backbone's weights come from: the weights kernel, a file the user attached, or nowhere."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from lib.config import Config
+from lib.errors import KernelError, listed
+from lib.run_record import read_run_record
+from lib.session import Session, find_file, find_outputs
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+class WeightsError(KernelError):
+    """Weights are absent or do not belong to the backbone; the message says what was looked for, and where."""
+
+
+def encoder_folder(encoder: str) -> str:
+    """The folder of an encoder in the weights kernel's output: its timm name, fit for every file system."""
+    return encoder.replace("/", "--").replace(":", "--")
+
+
+def find_weights(session: Session, config: Config) -> dict[str, Path]:
+    """What `build_network` is to load, as its arguments `folder` or `file`; empty for random weights.
+
+    Raises:
+        WeightsError: the weights kernel's output is not mounted, or holds no such encoder.
+        RunRecordError: its files are not what its run.json says.
+        PreflightError: the named file is not mounted, or more than once.
+    """
+    if config.weights == "none":
+        return {}
+    if config.weights != "timm":
+        remedy = "Attach the dataset that holds it (--attach), or use --set weights=timm or --set weights=none."
+        return {"file": find_file(session.input, config.weights, remedy=remedy)}
+    folders = find_outputs(session.input, "weights")
+    holding = [folder for folder in folders if (folder / encoder_folder(config.backbone)).is_dir()]
+    if not holding:
+        held = [f"{folder.name} holds {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}" for folder in folders]
+        raise WeightsError(
+            listed(
+                f"the weights of {config.backbone} are not among the inputs:",
+                held or ["no output of a weights kernel is mounted"],
+                remedy="Run the weights kernel (build_kernel.py weights), or train from random weights: --set weights=none.",
+            )
+        )
+    read_run_record(holding[0], kind="weights")
+    return {"folder": holding[0] / encoder_folder(config.backbone)}
+
+
+def check_weight_file(path: Path, *, backbone: nn.Module, name: str) -> None:
+    """Hold a weight file against the backbone: every tensor but those of the classifier must be there.
+
+    timm loads leniently once the number of classes differs, and would leave what it does not find at random.
+
+    Raises:
+        WeightsError: the file cannot be read, or misses tensors or has them in other shapes; with examples.
+    """
+    try:
+        with safe_open(path, framework="pt") as content:
+            found = {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path.name} is not a safetensors file, or is damaged: {error}") from error
+    classifier = tuple(f"{prefix}." for prefix in _classifier_names(backbone))
+    problems = []
+    for key, tensor in backbone.state_dict().items():
+        if key.startswith(classifier) or key.endswith("num_batches_tracked"):
+            continue
+        if key not in found:
+            problems.append(f"{key} is missing")
+        elif found[key] != tuple(tensor.shape) and "pos_embed" not in key:  # timm resamples positions to the input size
+            problems.append(f"{key} is {found[key]}, the backbone has {tuple(tensor.shape)}")
+    if problems:
+        lead = f"{path.name} does not hold the weights of {name} (its {len(found)} tensors differ in {len(problems)} places):"
+        raise WeightsError(listed(lead, problems[:5], remedy="Name the backbone it was saved from, with --set backbone=..."))
+
+
+def _classifier_names(backbone: nn.Module) -> tuple[str, ...]:
+    settings = getattr(backbone, "pretrained_cfg", None) or {}
+    names = settings.get("classifier") or ("fc", "head.fc", "head", "classifier")
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def fetch_encoder(encoder: str, folder: Path) -> dict[str, float | str]:
+    """Download a timm encoder from its hub and save it so that `local-dir:` loads it without a network.
+
+    Args:
+        encoder: a timm name with the tag of its weights, such as `resnet34.tv_in1k`, or `hf-hub:OWNER/NAME`.
+        folder: takes config.json and model.safetensors.
+
+    Returns:
+        Facts for run.json: parameters in millions, and the licence the weights declare.
+
+    Raises:
+        WeightsError: timm does not know it, it has no weights, or the hub cannot be reached.
+    """
+    import timm
+    from timm.models import save_for_hf
+
+    try:
+        network = timm.create_model(encoder, pretrained=True)
+    except Exception as error:  # hubs fail in too many ways to name: no network, not found, gated, out of date
+        raise WeightsError(
+            f"the weights of {encoder} could not be fetched: {type(error).__name__}: {error}\n"
+            "Check the name (with the tag of its weights), that the kernel has internet, and that a gated licence is "
+            "accepted; or train from random weights: --set weights=none."
+        ) from error
+    save_for_hf(network, str(folder), safe_serialization=True)
+    settings = getattr(network, "pretrained_cfg", {}) or {}
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    del network
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return {"parameters_millions": round(millions, 3), "license": str(settings.get("license") or "not stated")}

@@ -1,0 +1,124 @@
+"""run.json: what ran, on what, from what, and the files it left.
+
+A kernel writes it last. A reader accepts nothing whose record is missing, incomplete, or does not match the files.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lib.errors import KernelError, listed
+from lib.files import sha256_of, write_whole
+
+RECORD_NAME = "run.json"
+RECORD_FORMAT = 1
+
+
+class RunRecordError(KernelError):
+    """The output of an earlier kernel cannot be used; the message lists everything that is wrong with it."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of an output: its size, its SHA-256, and whether it is worth fetching to the user's machine."""
+
+    bytes: int
+    sha256: str
+    fetch: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a kernel says of its run. Ids are hexadecimal; `seconds` is per stage; `scores` is whatever was measured."""
+
+    kind: str
+    experiment: str
+    config: dict[str, Any]
+    push_id: str
+    bundle_id: str
+    git_commit: str
+    data_id: str
+    fold_table_id: str = ""
+    checkpoint_format: int = 0
+    fold: int = -1
+    members: list[int] = field(default_factory=list)
+    label_set: list[int] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    complete: bool = False
+    format: int = RECORD_FORMAT
+
+
+def describe_files(folder: Path, names: Mapping[str, bool]) -> dict[str, FileRecord]:
+    """Size and hash of the named files in `folder`; the mapping's values say which are worth fetching."""
+    return {
+        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name), fetch=fetch)
+        for name, fetch in sorted(names.items())
+    }
+
+
+def write_run_record(folder: Path, record: RunRecord) -> None:
+    """Write run.json whole. `complete` must be true: a run that is not complete leaves no record."""
+    assert record.complete, "a record is written once everything else is"
+    write_whole(folder / RECORD_NAME, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+
+
+def peek_kind(folder: Path) -> str:
+    """The kind that a folder's run.json names, or an empty text where there is none that can be read."""
+    try:
+        content = json.loads((folder / RECORD_NAME).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return str(content.get("kind", "")) if isinstance(content, dict) else ""
+
+
+def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str] = ()) -> RunRecord:
+    """Read a record and hold the folder's files against it.
+
+    Args:
+        folder: the output of a kernel, where it is mounted.
+        kind: the kind of kernel it must come from.
+        hashed_by_reader: large files of which only the size is checked here, because the caller hashes them while it
+            reads them anyway (`lib.data.store.read_array`).
+
+    Raises:
+        RunRecordError: no record, an incomplete one, one of another format or kind, or files that do not match.
+    """
+    path = folder / RECORD_NAME
+    remedy = "Run that kernel again, to its end, and attach its new output."
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunRecordError(f"{folder} holds no {RECORD_NAME}: the kernel that wrote it did not finish. {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise RunRecordError(f"{path} cannot be read ({error}). {remedy}") from error
+    names = {item.name for item in fields(RunRecord)}
+    if not isinstance(content, dict) or content.get("complete") is not True:
+        raise RunRecordError(f"{path} does not say complete: true. {remedy}")
+    if content.get("format") != RECORD_FORMAT or set(content) != names:
+        found = content.get("format")
+        raise RunRecordError(f"{path} has format {found}, this code reads format {RECORD_FORMAT}. {remedy}")
+    if content["kind"] != kind:
+        raise RunRecordError(f"{path} comes from a {content['kind']} kernel, not from {kind}. Attach the right output.")
+    try:
+        content["files"] = {name: FileRecord(**entry) for name, entry in content["files"].items()}
+    except (TypeError, AttributeError) as error:
+        raise RunRecordError(f"{path} lists its files in a way this code does not know ({error}). {remedy}") from error
+    record = RunRecord(**content)
+    problems = []
+    for name, entry in record.files.items():
+        file = folder / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size != entry.bytes:
+            problems.append(f"{name} has {file.stat().st_size:,} bytes, {entry.bytes:,} recorded")
+        elif name not in hashed_by_reader and sha256_of(file) != entry.sha256:
+            problems.append(f"{name} is damaged: its SHA-256 is not the recorded one")
+    if problems:
+        raise RunRecordError(listed(f"{folder} does not match its {RECORD_NAME}:", problems, remedy=remedy))
+    return record

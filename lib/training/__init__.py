@@ -1,0 +1,1 @@
+"""From prepared tiles to the members of a fold."""
