@@ -43,14 +43,16 @@ def recipe(session: Session) -> None:
         f"the group number alone reaches AUC {groups['auc_of_group_number']:.4f}"
     )
 
-    session.withdraw_record()
-    names = prepared.publish(working, competition=competition, index=index, eda=eda, builders=builders)
     with session.stage("draw the figures"):
         labels = index["label"].to_numpy()
-        tiles = np.load(working / prepared.TRAIN_TILES, mmap_mode="r", allow_pickle=False)
+        tiles = np.load(builders[prepared.TRAIN_TILES].part, mmap_mode="r", allow_pickle=False)
+        session.withdraw_record()
         contact_sheet(tiles, labels, working / prepared.SHEET, seed=config.seed)
         brightness_histogram(train.means, labels, working / prepared.BRIGHTNESS)
+    names = prepared.publish(working, competition=competition, index=index, eda=eda, builders=builders)
     session.leave(names, data_id=data_id(index), label_set=[0, 1], devices=["CPU"], scores={"eda": eda})
+    for builder in builders.values():
+        builder.forget()
 
 
 def main(parameters: Mapping[str, Any]) -> int:

@@ -109,9 +109,7 @@ def draw_slides(generator: np.random.Generator, *, count: int = SLIDES) -> list[
     ]
 
 
-def _turned(
-    vector: NDArray[np.float64], generator: np.random.Generator, *, spread: tuple[float, float, float]
-) -> FloatArray:
+def _turned(vector: NDArray[np.float64], generator: np.random.Generator, *, spread: tuple[float, float, float]) -> FloatArray:
     """A unit vector near `vector`; `spread` is the standard deviation of each component."""
     moved = np.clip(vector + generator.normal(0, spread), 0.02, None)
     unit: FloatArray = (moved / np.linalg.norm(moved)).astype(np.float32)
@@ -161,9 +159,7 @@ class _Tissue:
         self.darkness: float = generator.uniform(0.5, 1.0)
         self.marks: list[tuple[FloatArray, NucleusKind]] = []
 
-    def add_crowd(
-        self, region: Mask, *, kind: NucleusKind, keep_clear: bool = False, needs_centre: bool = False
-    ) -> None:
+    def add_crowd(self, region: Mask, *, kind: NucleusKind, keep_clear: bool = False, needs_centre: bool = False) -> None:
         """Fill a region with nuclei of one kind and the cytoplasm between them.
 
         Args:
@@ -177,7 +173,8 @@ class _Tissue:
         middles = middles[_at(region, middles)]
         from_middle = np.abs(middles - _MIDDLE).max(axis=1)  # (K,) half the side of the square that just reaches it
         if keep_clear:
-            away = from_middle > CENTRE_SIZE / 2 + 1.2 * look.radius[1]
+            reach = look.radius[1] * look.elongation[1] ** 0.5 * (1 + 2 * look.irregularity)  # of the longest nucleus
+            away = from_middle > CENTRE_SIZE / 2 + reach
             middles = middles[away]
             region = region & ~_square(CENTRE_SIZE / 2 + 2)
         if needs_centre and not (from_middle < CENTRE_SIZE / 2 - 3).any():
@@ -269,9 +266,7 @@ def _nuclei(
     return cover, np.clip(density, 0.1, 1.6)
 
 
-def _scan(
-    generator: np.random.Generator, haematoxylin: FloatArray, eosin: FloatArray, slide: Slide
-) -> NDArray[np.uint8]:
+def _scan(generator: np.random.Generator, haematoxylin: FloatArray, eosin: FloatArray, slide: Slide) -> NDArray[np.uint8]:
     """Turn densities into pixels: Beer-Lambert, the scanner's white, blur, sharpening and noise."""
     amounts = np.array(slide.strengths) * generator.uniform(0.85, 1.15, 2)  # section thickness and staining vary
     stains = (amounts[:, None] * np.stack([slide.haematoxylin, slide.eosin])).astype(np.float32)  # (2, 3)
@@ -299,9 +294,7 @@ def _fibres(generator: np.random.Generator, direction: float) -> FloatArray:
     across = 3 * _smooth(generator, 24)
     u = (_COLUMNS - _MIDDLE) * np.cos(direction) + (_ROWS - _MIDDLE) * np.sin(direction) + _CANVAS
     v = (_ROWS - _MIDDLE) * np.cos(direction) - (_COLUMNS - _MIDDLE) * np.sin(direction) + _CANVAS + across
-    return cv2.remap(
-        streaks, u.astype(np.float32), v.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
-    )
+    return cv2.remap(streaks, u.astype(np.float32), v.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
 def _gaps(generator: np.random.Generator, fibres: FloatArray) -> FloatArray:

@@ -164,11 +164,11 @@ def explore(
             "number": len(sizes),
             "smallest": int(sizes.min()),
             "largest": int(sizes.max()),
-            "auc_of_group_number": group_auc(labels, groups, seed=config.seed, number=config.folds),
+            "auc_of_group_number": group_auc(labels, groups, seed=config.seed),
         },
         "slides": {
             "number": int(index.loc[index["slide"] != "", "slide"].nunique()),
-            "auc_of_slide_number": group_auc(labels, index["slide"].to_numpy(), seed=config.seed, number=config.folds)
+            "auc_of_slide_number": group_auc(labels, index["slide"].to_numpy(), seed=config.seed)
             if (index["slide"] != "").any()
             else None,
         },

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -117,12 +118,14 @@ class StoreBuilder:
             raise StoreError(listed(lead, undecodable, remedy="Download them again: build_kernel.py download."))
         return result
 
-    def _open(self):  # type: ignore[no-untyped-def]
+    def _open(self) -> tuple[BinaryIO, list[dict[str, Any]]]:
         """The part file opened for writing, and the journal's entries that it still bears out."""
         header = _npy_header(len(self.ids))
         self._header_bytes = len(header)
-        done: list[dict[str, list[str]]] = []
+        done: list[dict[str, Any]] = []
         lines = self.journal.read_text().splitlines() if self.journal.is_file() else []
+        if lines and lines[0] == self.plan and self.target.is_file() and not self.part.is_file():
+            self.target.replace(self.part)  # put in place by a run that was interrupted before its record was written
         if lines and self.part.is_file() and lines[0] == self.plan:
             with self.part.open("rb") as stream:
                 intact = stream.read(len(header)) == header
@@ -145,8 +148,11 @@ class StoreBuilder:
         return self.part.open("r+b"), done
 
     def publish(self) -> None:
-        """Put the finished array in place of an earlier one."""
+        """Put the finished array in place of an earlier one. The journal stays until `forget`."""
         self.part.replace(self.target)
+
+    def forget(self) -> None:
+        """Drop the journal, once run.json stands for the array."""
         self.journal.unlink(missing_ok=True)
 
 

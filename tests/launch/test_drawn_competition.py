@@ -151,14 +151,14 @@ def test_the_centre_decides_the_label(seed: int) -> None:
     tissue.add_crowd(region, kind="tumour", keep_clear=True)
     tissue.add_crowd(region, kind="tumour", needs_centre=True)
     clear, reaching = (np.abs(middles - middle).max(axis=1) for middles, _ in tissue.marks)
-    assert clear.min(initial=np.inf) > CENTRE_SIZE / 2 + 7
+    assert clear.min(initial=np.inf) > CENTRE_SIZE / 2 + 10
     assert reaching.min() < CENTRE_SIZE / 2 - 3
 
 
 def test_colours_alone_do_not_tell_the_label(tmp_path: Path) -> None:
     """The rehearsal's network reaches about 0.96 out of fold; colour histograms of the tile must stay far below.
 
-    Gradient boosting on histograms, pooled out of fold, 1,000 tiles, 2026-11: 0.57 (whole tile), 0.71 (centre).
+    Gradient boosting on histograms, pooled out of fold, 1,000 tiles, 2026-11: 0.59 (whole tile), 0.71 (centre).
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
@@ -169,9 +169,7 @@ def test_colours_alone_do_not_tell_the_label(tmp_path: Path) -> None:
     tiles, labels = _read(tmp_path / "competition")
 
     def histograms(region: np.ndarray) -> np.ndarray:
-        counts = [
-            np.bincount(channel.ravel() // 8, minlength=32) for tile in region for channel in np.moveaxis(tile, -1, 0)
-        ]
+        counts = [np.bincount(channel.ravel() // 8, minlength=32) for tile in region for channel in np.moveaxis(tile, -1, 0)]
         return np.array(counts).reshape(len(region), -1)  # (N, 96)
 
     edge = (96 - CENTRE_SIZE) // 2

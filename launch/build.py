@@ -1,0 +1,187 @@
+"""`build` writes dist/, complete for the plain Kaggle client; `check` holds it against every rule at once."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.bundle import SOURCE_LIMIT, bundle_id, kernel_parameters, library_files, render_script
+from launch.errors import LaunchError
+from launch.metadata import (
+    DATASET_METADATA,
+    METADATA,
+    PLACEHOLDER_OWNER,
+    check_dataset_metadata,
+    check_kernel_metadata,
+    dataset_metadata,
+    kernel_metadata,
+    owner_of,
+    read_base,
+    render,
+)
+from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, git_commit, plan_kernels
+
+# What must never travel: tokens and keys of the services in use.
+_SECRETS = {
+    "a Kaggle token": re.compile(r"KGAT_[0-9A-Za-z]{16,}"),
+    "a Kaggle key": re.compile(r"""["']?key["']?\s*[:=]\s*["'][0-9a-f]{32}["']""", re.IGNORECASE),
+    "a Hugging Face token": re.compile(r"\bhf_[0-9A-Za-z]{30,}"),
+    "a GitHub token": re.compile(r"\bgh[pousr]_[0-9A-Za-z]{30,}"),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+}
+_HOMES = re.compile(r"""(?<![\w.<])(/home/|/Users/|/root/|[A-Za-z]:\\Users\\)[^\s"']+""")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build left.
+
+    Attributes:
+        out: the folder with dataset/ and kernels/.
+        owner: of every slug.
+        bundle: the hash of the embedded files.
+        kernels: in an order in which they can run.
+        sizes: bytes of each script, by slug.
+    """
+
+    out: Path
+    owner: str
+    bundle: str
+    kernels: tuple[Kernel, ...]
+    sizes: dict[str, int]
+
+    def script(self, kernel: Kernel) -> Path:
+        """The kernel's script."""
+        return self.out / "kernels" / kernel.slug / f"{kernel.slug}.py"
+
+
+def build(
+    experiments: Sequence[Experiment],
+    *,
+    out: Path,
+    owner: str | None = None,
+    datasets: Sequence[str] = (),
+    thin: bool = False,
+    strict_bundle: bool = False,
+    root: Path = ROOT,
+) -> Built:
+    """Write dataset/ and kernels/ under `out`, whole: a failed build leaves the earlier one.
+
+    Raises:
+        LaunchError: with everything that is wrong.
+    """
+    base = read_base(root)
+    owner = owner or owner_of(base)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", owner):
+        raise LaunchError(f"the owner {owner!r} is not a Kaggle user name")
+    files = library_files(root)
+    bundle, commit = bundle_id(files), git_commit(root)
+    kernels = plan_kernels(experiments, datasets=datasets)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        sizes = {}
+        for kernel in kernels:
+            parameters = kernel_parameters(kernel, owner=owner, bundle=bundle, commit=commit, strict_bundle=strict_bundle)
+            source = render_script(kernel, files, parameters, thin=thin)
+            folder = beside / "kernels" / kernel.slug
+            folder.mkdir(parents=True)
+            (folder / f"{kernel.slug}.py").write_bytes(source.encode())
+            metadata = kernel_metadata(kernel, base=base, owner=owner, thin=thin)
+            (folder / METADATA).write_text(render(metadata), encoding="utf-8")
+            sizes[kernel.slug] = len(source.encode())
+        _write_dataset(beside / "dataset", files, bundle=bundle, owner=owner, root=root)
+        beside.chmod(0o755)
+        for part in ("dataset", "kernels"):
+            out.mkdir(exist_ok=True)
+            shutil.rmtree(out / part, ignore_errors=True)
+            (beside / part).rename(out / part)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return Built(out, owner, bundle, tuple(kernels), sizes)
+
+
+def _write_dataset(folder: Path, files: dict[str, str], *, bundle: str, owner: str, root: Path) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(text.encode())
+    (folder / "BUNDLE_ID").write_text(bundle + "\n", encoding="utf-8")
+    (folder / DATASET_METADATA).write_text(render(dataset_metadata(root=root, owner=owner)), encoding="utf-8")
+
+
+def check(out: Path) -> tuple[list[str], list[str], list[str]]:
+    """Hold a build against the rules of client and service.
+
+    Returns:
+        What was looked at (one line a kernel), problems, and warnings.
+    """
+    import json
+
+    problems: list[str] = []
+    warnings: list[str] = []
+    looked: list[str] = []
+    folders = sorted(path for path in (out / "kernels").glob("*") if path.is_dir()) if out.is_dir() else []
+    if not folders:
+        return [], [f"{out} holds no build: run build_kernel.py build first"], []
+    metadata: dict[str, dict[str, object]] = {}
+    for folder in folders:
+        try:
+            metadata[folder.name] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            problems.append(f"{folder.name}: {METADATA} cannot be read: {error}")
+    for slug, entry in metadata.items():
+        folder = out / "kernels" / slug
+        problems += [f"{slug}: {problem}" for problem in check_kernel_metadata(entry, folder)]
+        if str(entry.get("id", "")).partition("/")[2] != slug:
+            problems.append(f"{slug}: its id is {entry.get('id')!r}")
+        sources = entry.get("kernel_sources")
+        for source in sources if isinstance(sources, list) else []:
+            if str(source).partition("/")[2] not in metadata:
+                problems.append(f"{slug}: reads {source}, which this build does not hold")
+        script = folder / str(entry.get("code_file"))
+        if not script.is_file():
+            continue
+        content = script.read_bytes()
+        found = _check_source(content, name=script.name)
+        problems += [f"{slug}: {problem}" for problem in found]
+        looked.append(f"{slug}: {len(content):,} bytes, {len(content) / SOURCE_LIMIT:.0%} of the limit")
+    owners = {str(entry.get("id", "")).partition("/")[0] for entry in metadata.values()}
+    if len(owners) > 1:
+        problems.append(f"the kernels belong to different owners: {', '.join(sorted(owners))}")
+    if PLACEHOLDER_OWNER in owners:
+        warnings.append(f"the owner is still {PLACEHOLDER_OWNER!r}: write yours into {METADATA} (or build with --owner) before you push")
+    try:
+        dataset = json.loads((out / "dataset" / DATASET_METADATA).read_text(encoding="utf-8"))
+        problems += [f"{LIBRARY_SLUG}: {problem}" for problem in check_dataset_metadata(dataset)]
+        if len(list((out / "dataset").iterdir())) > 50:
+            problems.append(f"{LIBRARY_SLUG}: more than 50 files at the top")
+        for path in sorted((out / "dataset").rglob("*")):
+            if path.is_file() and path.suffix == ".py":
+                problems += [f"{LIBRARY_SLUG}/{path.name}: {problem}" for problem in _leaks(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError) as error:
+        problems.append(f"{LIBRARY_SLUG}: {DATASET_METADATA} cannot be read: {error}")
+    return looked, problems, warnings
+
+
+def _check_source(content: bytes, *, name: str) -> list[str]:
+    problems = []
+    if len(content) >= SOURCE_LIMIT:
+        problems.append(f"{len(content):,} bytes, Kaggle takes less than {SOURCE_LIMIT:,}")
+    try:
+        text = content.decode("utf-8")
+        compile(text, name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        return [*problems, f"does not compile: {error}"]
+    return problems + _leaks(text)
+
+
+def _leaks(text: str) -> list[str]:
+    """Secrets, and paths of the machine it was built on."""
+    problems = [f"holds {what}" for what, pattern in _SECRETS.items() if pattern.search(text)]
+    here = {str(ROOT), str(Path.home())} - {"/", ""}
+    found = {match.group(0) for match in _HOMES.finditer(text)} | {path for path in here if path in text}
+    if found:
+        problems.append(f"holds a path of a machine: {', '.join(sorted(found)[:3])}")
+    return problems

@@ -1,0 +1,181 @@
+"""Which kernels there are, what each reads, and what it is called: the one place that knows."""
+
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch.errors import LaunchError
+from lib.config import Config, ConfigError, apply_overrides, parse_toml
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY_SLUG = "hcd-lib"
+WEIGHTS_SLUG = "hcd-weights"
+# Knobs that decide what the prepare kernel leaves; experiments of one build must agree on them.
+PREPARE_KNOBS = ("verify", "stain_groups", "slide_map", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One kernel of a campaign.
+
+    Attributes:
+        kind: weights, prepare, train or inference: the recipe under kernels/.
+        slug: its name on Kaggle.
+        experiments: names of the experiments it serves, with their configs.
+        configs: in the same order.
+        fold: for train kernels.
+        encoders: for the weights kernel.
+        needs_gpu: ask for two T4 cards.
+        internet: on only where something is downloaded.
+        competition: whether it reads the competition's own files.
+        sources: slugs of the kernels whose output it reads.
+        datasets: owner/slug of datasets the user attached.
+    """
+
+    kind: str
+    slug: str
+    experiments: tuple[str, ...]
+    configs: tuple[Config, ...]
+    fold: int = -1
+    encoders: tuple[str, ...] = ()
+    needs_gpu: bool = False
+    internet: bool = False
+    competition: bool = False
+    sources: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named config; the name carries a hash of the config when --set changed it."""
+
+    name: str
+    config: Config
+
+
+def experiment_names(root: Path = ROOT) -> list[str]:
+    """The experiments there are."""
+    return sorted(path.stem for path in (root / "experiments").glob("*.toml"))
+
+
+def load_experiment(name: str, overrides: Sequence[str] = (), *, root: Path = ROOT) -> Experiment:
+    """An experiment by its name, changed by `KEY=VALUE` texts.
+
+    Raises:
+        LaunchError: there is no such experiment, or the values cannot be used.
+    """
+    path = root / "experiments" / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(experiment_names(root))
+        raise LaunchError(f"there is no experiment {name!r} (experiments/{name}.toml); there are: {known}")
+    try:
+        config = parse_toml(path.read_text(encoding="utf-8"), name=name)
+        changed = apply_overrides(config, overrides)
+    except ConfigError as error:
+        raise LaunchError(str(error)) from error
+    return Experiment(name if changed == config else f"{name}-{changed.hash[:6]}", changed)
+
+
+def change(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
+    """The same experiment with more knobs changed, under a name that says so."""
+    config = apply_overrides(experiment.config, overrides)
+    if config == experiment.config:
+        return experiment
+    return Experiment(f"{experiment.name.split('-')[0]}-{config.hash[:6]}", config)
+
+
+def plan_kernels(experiments: Sequence[Experiment], *, datasets: Sequence[str] = ()) -> list[Kernel]:
+    """The kernels of a campaign in an order in which they can run.
+
+    Args:
+        experiments: one or more; more are averaged by one inference kernel.
+        datasets: owner/slug of datasets to attach to every kernel that may look for a file in them.
+
+    Raises:
+        LaunchError: the experiments differ in a knob that prepare depends on.
+    """
+    names = tuple(experiment.name for experiment in experiments)
+    configs = tuple(experiment.config for experiment in experiments)
+    attached = tuple(datasets)
+    kernels = []
+    encoders = tuple(dict.fromkeys(config.backbone for config in configs if config.weights == "timm"))
+    if encoders:
+        kernels.append(
+            Kernel(
+                kind="weights",
+                slug=WEIGHTS_SLUG,
+                experiments=names,
+                configs=configs,
+                encoders=encoders,
+                internet=True,
+            )
+        )
+    prepare = Kernel(
+        kind="prepare",
+        slug=_prepare_slug(configs),
+        experiments=names,
+        configs=(_prepare_config(configs),),
+        competition=True,
+        datasets=attached,
+    )
+    kernels.append(prepare)
+    folds = []
+    for experiment in experiments:
+        weights = (WEIGHTS_SLUG,) if experiment.config.weights == "timm" else ()
+        for fold in range(experiment.config.folds):
+            folds.append(
+                Kernel(
+                    kind="train",
+                    slug=f"hcd-{experiment.name}-fold-{fold}",
+                    experiments=(experiment.name,),
+                    configs=(experiment.config,),
+                    fold=fold,
+                    needs_gpu=True,
+                    sources=(prepare.slug, *weights),
+                    datasets=attached,
+                )
+            )
+    kernels += folds
+    kernels.append(
+        Kernel(
+            kind="inference",
+            slug=f"hcd-{names[0]}-inference" if len(names) == 1 else "hcd-ensemble-inference",
+            experiments=names,
+            configs=configs,
+            needs_gpu=True,
+            competition=True,
+            sources=(prepare.slug, *(fold.slug for fold in folds)),
+        )
+    )
+    return kernels
+
+
+def _prepare_config(configs: Sequence[Config]) -> Config:
+    """The defaults with the knobs that prepare depends on: the same prepared data serve every experiment."""
+    differing = [knob for knob in PREPARE_KNOBS if len({getattr(config, knob) for config in configs}) > 1]
+    if differing:
+        raise LaunchError(
+            f"the experiments differ in {', '.join(differing)}, which decides what prepare leaves: "
+            "give them the same value, or build them one at a time"
+        )
+    return replace(Config(), **{knob: getattr(configs[0], knob) for knob in PREPARE_KNOBS})
+
+
+def _prepare_slug(configs: Sequence[Config]) -> str:
+    config = _prepare_config(configs)
+    return "hcd-prepare" if config == Config() else f"hcd-prepare-{config.hash[:6]}"
+
+
+def git_commit(root: Path = ROOT) -> str:
+    """The commit of the checkout, with `+changes` when tracked files differ from it; empty outside a repository."""
+
+    def ask(*arguments: str) -> str:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20)
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        return done.stdout.strip()
+
+    commit = ask("rev-parse", "HEAD")
+    return commit + ("+changes" if commit and ask("status", "--porcelain", "--untracked-files=no") else "")

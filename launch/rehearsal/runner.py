@@ -1,0 +1,210 @@
+"""Run the kernels of a build on this machine, each when its inputs are there; take up what an interruption left."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.build import Built
+from launch.errors import LaunchError
+from launch.plan import Kernel
+from launch.rehearsal.session import Mount, Outcome, gpus, run_script
+from lib.files import write_whole
+from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
+from lib.session import COMPETITION
+
+_GPU_SESSIONS = 2  # what Kaggle runs at a time for one account
+_LOG_LINES = 25  # of a failed kernel, shown on the terminal
+# What Kaggle adds to the output of a kernel when it mounts it; readers must not stumble over it.
+_ADDED_BY_KAGGLE = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
+
+
+class KernelFailedError(LaunchError):
+    """A kernel ended with an error; the message holds the end of its log."""
+
+
+@dataclass
+class LocalRun:
+    """A folder with one sub-folder per kernel.
+
+    Attributes:
+        folder: runs/smoke or the like.
+        built: the build to run.
+        data: a folder in competition layout.
+        place: rehearsal or local.
+        attached: folders to mount as datasets, by name.
+        weights: the output of a weights kernel run earlier, or None.
+        limit: seconds a kernel may take, or None.
+        say: takes a line of progress.
+    """
+
+    folder: Path
+    built: Built
+    data: Path
+    place: str
+    attached: dict[str, Path]
+    weights: Path | None
+    limit: float | None
+    say: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+    taken_over: list[str] = field(default_factory=list)
+
+    def working(self, slug: str) -> Path:
+        """Where a kernel leaves its output."""
+        if self.weights is not None and slug in {k.slug for k in self.built.kernels if k.kind == "weights"}:
+            return self.weights
+        return self.folder / slug / "working"
+
+    def run(self) -> None:
+        """Run every kernel that is not finished yet, fold kernels side by side.
+
+        Raises:
+            KernelFailedError: a kernel failed; those already running are waited for, no other is started.
+        """
+        waiting = [kernel for kernel in self.built.kernels if kernel.kind != "weights" or self.weights is None]
+        done = {kernel.slug for kernel in self.built.kernels} - {kernel.slug for kernel in waiting}
+        cards = gpus()
+        slots: list[str | None] = list(cards) if cards else [None] * min(_GPU_SESSIONS, os.cpu_count() or 1)
+        free = list(slots)
+        running: dict[Future[Outcome], tuple[Kernel, str | None]] = {}
+        failure: KernelFailedError | None = None
+        with ThreadPoolExecutor(max_workers=len(slots)) as pool:
+            while waiting or running:
+                ready = [kernel for kernel in waiting if set(kernel.sources) <= done] if failure is None else []
+                for kernel in ready:
+                    if self._is_finished(kernel):
+                        self.say(f"{kernel.slug}: finished before, not run again")
+                        self.taken_over.append(kernel.slug)
+                        waiting.remove(kernel)
+                        done.add(kernel.slug)
+                    elif free and (kernel.kind == "train" or not running):
+                        slot = free.pop(0)
+                        waiting.remove(kernel)
+                        shared = len(slots) if kernel.kind == "train" else 1
+                        running[pool.submit(self._run_one, kernel, slot, shared)] = (kernel, slot)
+                        if kernel.kind != "train":
+                            break
+                if not running:
+                    if failure is not None:
+                        raise failure
+                    if not any(set(kernel.sources) <= done for kernel in waiting) and waiting:
+                        missing = sorted({source for kernel in waiting for source in kernel.sources} - done)
+                        raise LaunchError(f"nothing can run: {', '.join(missing)} will never be there")
+                    continue
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    kernel, slot = running.pop(future)
+                    free.append(slot)
+                    outcome = future.result()
+                    try:
+                        self._judge(kernel, outcome)
+                    except KernelFailedError as error:
+                        failure = failure or error
+                        self.say(f"{kernel.slug}: failed after {outcome.seconds:.0f} s")
+                    else:
+                        done.add(kernel.slug)
+        if failure is not None:
+            raise failure
+
+    def _run_one(self, kernel: Kernel, slot: str | None, shared: int) -> Outcome:
+        self.say(f"{kernel.slug}: started")
+        folder = self.folder / kernel.slug
+        folder.mkdir(parents=True, exist_ok=True)
+        # Which script and inputs a working folder belongs to: another plan starts from an empty folder, the same plan
+        # goes on with what an interrupted run left.
+        note, identity = folder / "identity.json", self._identity(kernel)
+        if not note.is_file() or note.read_text() != identity:
+            shutil.rmtree(folder / "working", ignore_errors=True)
+        write_whole(note, identity)
+        return run_script(
+            self.built.script(kernel),
+            folder=folder,
+            mounts=self._mounts(kernel),
+            place=self.place,
+            threads=max(1, (os.cpu_count() or 1) // shared),
+            network=kernel.internet,
+            limit=self.limit,
+            gpu=slot,
+        )
+
+    def _mounts(self, kernel: Kernel) -> list[Mount]:
+        owner = self.built.owner
+        mounts = [Mount(self.data, f"competitions/{COMPETITION}")] if kernel.competition else []
+        for slug in kernel.sources:
+            mounts.append(Mount(self.working(slug), f"notebooks/{owner}/{slug}"))
+        if kernel.datasets:
+            mounts += [Mount(source, f"datasets/{name}") for name, source in self.attached.items()]
+        return mounts
+
+    def _judge(self, kernel: Kernel, outcome: Outcome) -> None:
+        lines = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if outcome.timed_out:
+            raise KernelFailedError(f"{kernel.slug} was ended after its time limit of {self.limit:.0f} s; log: {outcome.log}")
+        if outcome.code != 0:
+            shown = "\n".join(f"    {line}" for line in lines[-_LOG_LINES:])
+            how = f"was killed by signal {-outcome.code}" if outcome.code < 0 else f"ended with exit code {outcome.code}"
+            raise KernelFailedError(f"{kernel.slug} {how}; the end of its log ({outcome.log}):\n{shown}")
+        try:
+            read_run_record(self.working(kernel.slug), kind=kernel.kind)
+        except RunRecordError as error:
+            raise KernelFailedError(f"{kernel.slug} ended with exit code 0 but: {error}") from error
+        self._decorate(self.working(kernel.slug))
+        self.seconds[kernel.slug] = outcome.seconds
+        self.say(f"{kernel.slug}: done in {outcome.seconds:.1f} s")
+
+    @staticmethod
+    def _decorate(working: Path) -> None:
+        for name in _ADDED_BY_KAGGLE:
+            (working / name).touch()
+
+    def _identity(self, kernel: Kernel) -> str:
+        """What decides a kernel's output: its script, less the commit it was built from, and its inputs' records."""
+        script = self.built.script(kernel).read_text(encoding="utf-8")
+        kept = "\n".join(line for line in script.splitlines() if not line.strip().startswith("'git_commit':"))
+        facts: dict[str, object] = {"script": hashlib.sha256(kept.encode()).hexdigest()}
+        if kernel.competition:
+            facts["data"] = _fingerprint(self.data)
+        for slug in kernel.sources:
+            facts[slug] = _record_of(self.working(slug))
+        for name, source in self.attached.items() if kernel.datasets else ():
+            facts[name] = sorted((path.name, path.stat().st_size) for path in source.iterdir() if path.is_file())
+        return json.dumps(facts, sort_keys=True)
+
+    def _is_finished(self, kernel: Kernel) -> bool:
+        note = self.folder / kernel.slug / "identity.json"
+        if not note.is_file() or note.read_text() != self._identity(kernel):
+            return False
+        try:
+            record = read_run_record(self.working(kernel.slug), kind=kernel.kind)
+        except RunRecordError:
+            return False
+        self.seconds[kernel.slug] = float(record.seconds.get("total", 0.0))
+        return True
+
+
+def _fingerprint(data: Path) -> str:
+    """The competition's tables and where the tiles lie; the tiles themselves are proved by prepare."""
+    digest = hashlib.sha256(str(data.resolve()).encode())
+    for name in ("train_labels.csv", "sample_submission.csv"):
+        path = data / name
+        digest.update(path.read_bytes() if path.is_file() else b"absent")
+    return digest.hexdigest()
+
+
+def _record_of(working: Path) -> str:
+    """The files an input's run.json lists: the same files mean the same input, whenever they were made."""
+    try:
+        files = json.loads((working / RECORD_NAME).read_bytes())["files"]
+    except (OSError, ValueError, KeyError):
+        return "absent"
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def clear_run(folder: Path, kernels: Sequence[Kernel]) -> None:
+    """Forget the kernels' folders of an earlier run, and only those."""
+    for kernel in kernels:
+        shutil.rmtree(folder / kernel.slug, ignore_errors=True)
