@@ -133,9 +133,7 @@ def smoke(
 @click.option("--out", default="runs/local", show_default=True, type=_FOLDER)
 @_ATTACH
 @_SET
-def local(
-    experiments: tuple[str, ...], data: Path, out: Path, attach: tuple[Path, ...], overrides: tuple[str, ...]
-) -> None:
+def local(experiments: tuple[str, ...], data: Path, out: Path, attach: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
     """The whole training on this machine's GPU or CPU, by the kernels that would run on Kaggle.
 
     What is finished is not done again, so the same command continues an interrupted training.

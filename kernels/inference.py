@@ -35,10 +35,7 @@ def recipe(session: Session) -> None:
         data = prepared.read_prepared(find_output(session.input, "prepare"))
         if data.test["id"].tolist() != competition.test_ids:
             raise EnsembleError("the prepared test tiles are not those of sample_submission.csv: run prepare again")
-        wanted = {
-            name: (each.folds, each.members)
-            for name, each in zip(parameters.experiments, parameters.configs, strict=True)
-        }
+        wanted = {name: (each.folds, each.members) for name, each in zip(parameters.experiments, parameters.configs, strict=True)}
         outputs, warnings = admit(
             read_fold_outputs(find_outputs(session.input, "train")),
             wanted=wanted,
@@ -59,7 +56,9 @@ def recipe(session: Session) -> None:
             named = (identity.experiment, identity.fold, identity.member, identity.data_id, identity.fold_table_id)
             record = output.record
             if named != (record.experiment, record.fold, member, record.data_id, record.fold_table_id):
-                raise EnsembleError(f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again")
+                raise EnsembleError(
+                    f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again"
+                )
             each = config_of(identity)
             with session.stage(f"predict with {output.name}, member {member}"):
                 logits[f"{identity.experiment}-fold-{identity.fold}-member-{member}"] = predict_logits(

@@ -44,9 +44,7 @@ def recipe(session: Session) -> None:
         weights=weights,
     )
     with session.stage("train"):
-        names, scores = train_fold(
-            task, folder=session.working, device=device, say=session.say, replace=session.withdraw_record
-        )
+        names, scores = train_fold(task, folder=session.working, device=device, say=session.say, replace=session.withdraw_record)
     fold = scores["fold"]
     session.say(
         f"fold {parameters.fold}: AUC {fold['auc']:.4f}, F1 {fold['f1_at_half']:.4f} at 0.5, {fold['f1_at_thresholds']:.4f} "

@@ -151,7 +151,9 @@ def check(out: Path) -> tuple[list[str], list[str], list[str]]:
     if len(owners) > 1:
         problems.append(f"the kernels belong to different owners: {', '.join(sorted(owners))}")
     if PLACEHOLDER_OWNER in owners:
-        warnings.append(f"the owner is still {PLACEHOLDER_OWNER!r}: write yours into {METADATA} (or build with --owner) before you push")
+        warnings.append(
+            f"the owner is still {PLACEHOLDER_OWNER!r}: write yours into {METADATA} (or build with --owner) before you push"
+        )
     try:
         dataset = json.loads((out / "dataset" / DATASET_METADATA).read_text(encoding="utf-8"))
         problems += [f"{LIBRARY_SLUG}: {problem}" for problem in check_dataset_metadata(dataset)]

@@ -148,7 +148,8 @@ def find_library():
     places = ["datasets/" + owner + "/" + slug, "datasets/organizations/" + owner + "/" + slug, slug]
     found = [root / place for place in places if (root / place / "lib").is_dir()]
     if not found:
-        sys.exit("error: the dataset " + owner + "/" + slug + " is not mounted under " + str(root) + ": attach it, or build without --thin")
+        where = owner + "/" + slug + " is not mounted under " + str(root)
+        sys.exit("error: the dataset " + where + ": attach it, or build without --thin")
     wrong = []
     for name, digest in DIGESTS.items():
         path = found[0] / name

@@ -1,5 +1,6 @@
 """Where a kernel finds itself: its inputs, its working folder, its device, and whether that is enough for the run."""
 
+import errno
 import os
 import platform
 import shutil
@@ -349,8 +350,6 @@ def preflight(session: Session, *, disk: int, memory: int) -> None:
     gib = 1 << 30
     free_disk, available = shutil.disk_usage(session.working).free, free_memory()
     problems = []
-    if sys.version_info < (3, 11):
-        problems.append(f"Python {platform.python_version()}: 3.11 or newer is needed")
     if free_disk < disk:
         problems.append(f"{session.working} has {free_disk / gib:.2f} GiB free, the run writes {disk / gib:.2f} GiB")
     if available is not None and available < memory:
@@ -375,11 +374,11 @@ def run_kernel(recipe: Any, values: Mapping[str, Any]) -> int:
     try:
         recipe(open_session(read_parameters(values)))
     except (KernelError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != 28:  # ENOSPC: everything else keeps its traceback
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the rest keeps its traceback
             raise
-        text = f"the disk is full: {error}. Free some space and run the same command again." if isinstance(error, OSError) else error
+        text = str(error)
+        if isinstance(error, OSError):
+            text = f"the disk is full ({error}). Free some space and run the same command again."
         print(f"error: {text}", file=sys.stderr, flush=True)
         return 1
     return 0
-
-

@@ -4,6 +4,7 @@ Where the system allows it, network and write protection come from namespaces of
 Python's sockets are guarded and inputs are links. The log says which.
 """
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -192,9 +193,7 @@ def _describe(*, network: bool) -> str:
     return f"no namespaces here: inputs are links, {'network on, as the kernel asks' if network else 'sockets guarded'}"
 
 
-def _environment(
-    folder: Path, *, place: str, threads: int, network: bool, guarded: bool, gpu: str | None
-) -> dict[str, str]:
+def _environment(folder: Path, *, place: str, threads: int, network: bool, guarded: bool, gpu: str | None) -> dict[str, str]:
     names = (*_PASSED, *_PASSED_WITH_NETWORK) if network else _PASSED
     environment = {name: os.environ[name] for name in names if name in os.environ}
     environment |= {
@@ -226,10 +225,8 @@ def _die_with_parent() -> None:
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
 
 

@@ -185,9 +185,7 @@ def _kernels_in(out: Path, built: Built) -> list[Kernel]:
     return [kernel for kernel in built.kernels if (out / kernel.slug).is_dir()]
 
 
-def _competition_folder(
-    out: Path, *, data: Path | None, tiles: int | None, seed: int, say: Callable[[str], None]
-) -> Path:
+def _competition_folder(out: Path, *, data: Path | None, tiles: int | None, seed: int, say: Callable[[str], None]) -> Path:
     """The folder the kernels see as the competition: drawn, given, or a stratified part of what was given."""
     if data is not None and not (data / "train_labels.csv").is_file():
         raise LaunchError(f"--data {data}: no folder in competition layout (it holds no train_labels.csv)")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def read_table(path: Path, columns: list[str], problems: list[str]) -> pd.DataFr
     return table
 
 
-def _some(names: "np.ndarray | list[str]", *, at_most: int = 3) -> str:
-    shown = ", ".join(str(name) for name in list(names)[:at_most])
+def _some(names: Iterable[str], *, at_most: int = 3) -> str:
+    names = [str(name) for name in names]
+    shown = ", ".join(names[:at_most])
     return shown + (f" and {len(names) - at_most:,} more" if len(names) > at_most else "")
 
 

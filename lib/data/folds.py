@@ -61,8 +61,8 @@ def groups_of(table: pd.DataFrame, *, split: str) -> np.ndarray:
                 "split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset that holds one and name the "
                 "file with --set slide_map=FILE.csv, or use --set split=stain"
             )
-        return slides.to_numpy()
-    return table["stain_group"].to_numpy()
+        return np.asarray(slides)
+    return np.asarray(table["stain_group"])
 
 
 def _grouped_folds(labels: np.ndarray, groups: np.ndarray, *, number: int, seed: int, split: str) -> np.ndarray:
@@ -92,9 +92,7 @@ def _grouped_folds(labels: np.ndarray, groups: np.ndarray, *, number: int, seed:
     return fold
 
 
-def _totals(
-    tiles: np.ndarray, positives: np.ndarray, assigned: np.ndarray, number: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _totals(tiles: np.ndarray, positives: np.ndarray, assigned: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
     return np.bincount(assigned, tiles, minlength=number), np.bincount(assigned, positives, minlength=number)
 
 

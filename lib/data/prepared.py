@@ -79,9 +79,7 @@ def build_stores(
     parts = ((TRAIN_TILES, "train", competition.train["id"].tolist()), (TEST_TILES, "test", competition.test_ids))
     for name, part, ids in parts:
         builder = StoreBuilder(folder, name, ids=ids)
-        result = builder.build(
-            competition.folder / part, readers=_READERS, strict=strict, say=say, folder_name=f"{part}/"
-        )
+        result = builder.build(competition.folder / part, readers=_READERS, strict=strict, say=say, folder_name=f"{part}/")
         built[name] = (builder, result)
     return built
 

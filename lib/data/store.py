@@ -59,9 +59,7 @@ class StoreBuilder:
         """What an interrupted run has already taken."""
         return self.part.stat().st_size if self.part.is_file() else 0
 
-    def build(
-        self, tiles: Path, *, readers: int, strict: bool, say: Callable[[str], None], folder_name: str = ""
-    ) -> BuiltStore:
+    def build(self, tiles: Path, *, readers: int, strict: bool, say: Callable[[str], None], folder_name: str = "") -> BuiltStore:
         """Read every tile and prove it.
 
         Args:
@@ -168,7 +166,7 @@ def _npy_header(tiles: int) -> bytes:
 
     stream = io.BytesIO()
     description = {"descr": "|u1", "fortran_order": False, "shape": (tiles, *TILE_SHAPE)}
-    np.lib.format.write_array_header_1_0(stream, description)
+    np.lib.format.write_array_header_1_0(stream, description)  # type: ignore[no-untyped-call]
     return stream.getvalue()
 
 
@@ -199,8 +197,8 @@ def read_array(path: Path, *, sha256: str = "") -> np.ndarray:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         try:
-            version = np.lib.format.read_magic(stream)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise StoreError(f"{path} is not a numpy array: {error}. Run the prepare kernel again.") from error
         if version != (1, 0) or fortran or dtype != np.uint8 or shape[1:] != TILE_SHAPE:
@@ -209,7 +207,7 @@ def read_array(path: Path, *, sha256: str = "") -> np.ndarray:
         stream.seek(0)
         digest.update(stream.read(start))
         array = np.empty(shape, dtype=np.uint8)
-        view = memoryview(array.reshape(-1)) if array.size else memoryview(b"")
+        view = array.reshape(-1).data if array.size else memoryview(b"")
         at = 0
         while at < len(view):
             count = stream.readinto(view[at : at + _READ_AT_ONCE])

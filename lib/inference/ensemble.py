@@ -95,11 +95,13 @@ def admit(
         tables = {output.record.fold_table_id for output in of_experiment}
         if len(tables) > 1:
             shown = ", ".join(f"fold {o.record.fold} {o.record.fold_table_id[:8]}..." for o in of_experiment)
-            problems.append(f"the folds of {experiment} come from different fold tables ({shown}): push them again with one config")
+            problems.append(
+                f"the folds of {experiment} come from different fold tables ({shown}): push them again with one config"
+            )
     foreign = sorted({output.record.experiment for output in outputs} - set(wanted))
     if foreign:
         problems.append(f"outputs of other experiments are mounted: {', '.join(foreign)}: detach them, or build with them")
-    warnings = []
+    warnings: list[str] = []
     bundles = {output.record.bundle_id for output in chosen}
     if len(bundles) > 1:
         shown = ", ".join(f"{o.name} {o.record.bundle_id[:8]}..." for o in chosen)

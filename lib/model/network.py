@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -28,9 +29,7 @@ class Classifier(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(
-        self, backbone: nn.Module, *, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, backbone: nn.Module, *, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.backbone = backbone
         self.input_size = input_size
@@ -58,7 +57,7 @@ def build_network(config: Config, *, folder: Path | None = None, file: Path | No
         NetworkError: timm does not know the backbone, or it does not take this input size.
         WeightsError: the weights do not belong to the backbone.
     """
-    wanted = {"num_classes": 1, "in_chans": 3, "drop_rate": config.drop_rate}
+    wanted: dict[str, Any] = {"num_classes": 1, "in_chans": 3, "drop_rate": config.drop_rate}
     weights = file or (folder / "model.safetensors" if folder else None)
     try:
         random = _create(config.backbone, wanted, pretrained=False, input_size=config.input_size)
@@ -84,14 +83,14 @@ def build_network(config: Config, *, folder: Path | None = None, file: Path | No
 
 
 def _create(
-    name: str, wanted: dict[str, object], *, pretrained: bool, input_size: int, overlay: dict[str, str] | None = None
+    name: str, wanted: dict[str, Any], *, pretrained: bool, input_size: int, overlay: dict[str, str] | None = None
 ) -> nn.Module:
     """timm.create_model, telling backbones with a fixed input size (vision transformers) which one to take."""
-    arguments = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, **wanted}
+    arguments: dict[str, Any] = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, **wanted}
     try:
-        return timm.create_model(name, img_size=input_size, **arguments)  # type: ignore[no-any-return]
+        return timm.create_model(name, img_size=input_size, **arguments)
     except TypeError:  # convolutional networks take any size and know no img_size
-        return timm.create_model(name, **arguments)  # type: ignore[no-any-return]
+        return timm.create_model(name, **arguments)
 
 
 def _try(network: Classifier, config: Config) -> None:

@@ -70,7 +70,12 @@ class FoldTask:
     def plan(self, member: int) -> str:
         """The hash of all that decides a member's result; unfinished work under another plan is thrown away."""
         sources = {name: sha256_of(path / "model.safetensors" if path.is_dir() else path) for name, path in self.weights.items()}
-        facts = {**asdict(self.identity(member)), "bundle": self.bundle_id, "weights": sources, "threads": torch.get_num_threads()}
+        facts = {
+            **asdict(self.identity(member)),
+            "bundle": self.bundle_id,
+            "weights": sources,
+            "threads": torch.get_num_threads(),
+        }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -163,8 +168,7 @@ def _is_finished(folder: Path, files: MemberFiles, plan: str) -> bool:
     try:
         note = json.loads((folder / files.finished).read_bytes())
         return bool(note["plan"] == plan) and all(
-            sha256_of(folder / name) == note["sha256"][name]
-            for name in (files.checkpoint, files.out_of_fold, files.history)
+            sha256_of(folder / name) == note["sha256"][name] for name in (files.checkpoint, files.out_of_fold, files.history)
         )
     except (OSError, ValueError, KeyError):
         return False
@@ -244,9 +248,7 @@ def _train_member(
     say(f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.views} views, last weights)")
 
 
-def _save_unfinished(
-    path: Path, *, plan: str, network: Classifier, step: OptimizerStep, history: list[dict[str, Any]]
-) -> None:
+def _save_unfinished(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, history: list[dict[str, Any]]) -> None:
     """The state after a whole epoch: weights, moments, scaler, schedule. Draws need none: they are keyed by the epoch."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for number, moments in step.optimizer.state_dict()["state"].items():
@@ -262,9 +264,7 @@ def _save_unfinished(
     write_whole(path, save(tensors, metadata={"state": json.dumps(facts)}))
 
 
-def _resume(
-    path: Path, *, plan: str, network: Classifier, step: OptimizerStep, device: torch.device
-) -> list[dict[str, Any]]:
+def _resume(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, device: torch.device) -> list[dict[str, Any]]:
     """Load the state an interrupted run left, if it is whole and of the same plan; the history so far."""
     from safetensors import safe_open
 

@@ -36,9 +36,7 @@ def learning_rate_at(step: int, *, total: int, warmup: int, peak: float) -> floa
 class OptimizerStep:
     """Scale, backward, unscale, clip, step, update, zero: in that order, here and nowhere else."""
 
-    def __init__(
-        self, optimizer: torch.optim.AdamW, *, peak: float, total: int, warmup: int, clip: float, scaled: bool
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.AdamW, *, peak: float, total: int, warmup: int, clip: float, scaled: bool) -> None:
         self.optimizer = optimizer
         self.peak, self.total, self.warmup, self.clip = peak, total, warmup, clip
         self.scaler = torch.amp.GradScaler(enabled=scaled)
