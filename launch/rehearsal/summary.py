@@ -128,12 +128,14 @@ def print_summary(run: LocalRun, summaries: Sequence[Summary], *, seconds: float
         low, high = summary.interval
         console.print(
             f"pooled out-of-fold AUC {summary.pooled:.4f} on n = {len(summary.table):,} tiles "
-            f"(95 % interval {low:.4f} to {high:.4f}, resampling {summary.groups} groups)"
+            f"(95 % interval {low:.4f} to {high:.4f}, resampling {summary.groups} groups)",
+            soft_wrap=True,
         )
         decisions = summary.decisions
         console.print(
             f"pooled F1 {decisions['f1_at_half']:.4f} at 0.5, {decisions['f1_at_thresholds']:.4f} at the thresholds; "
-            f"confusion [[TN, FP], [FN, TP]] {decisions['confusion_at_half']} and {decisions['confusion_at_thresholds']}"
+            f"confusion [[TN, FP], [FN, TP]] {decisions['confusion_at_half']} and {decisions['confusion_at_thresholds']}",
+            soft_wrap=True,
         )
     inference = next(kernel for kernel in run.built.kernels if kernel.kind == "inference")
     path = run.working(inference.slug) / "submission.csv"
