@@ -1,0 +1,142 @@
+"""Data, a build, and outputs of kernels, each made once: a kernel's start costs seconds."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import workbench
+
+from launch.build import Built, build
+
+_TILES = workbench.ROOT.parent / "shared" / "tiles" / "unpack.py"
+
+
+@pytest.fixture(scope="session")
+def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 labelled and 15 test tiles: real ones where there are some, drawn ones elsewhere. Not to be changed."""
+    folder = tmp_path_factory.mktemp("competition") / "competition"
+    if _TILES.is_file():
+        command = [sys.executable, str(_TILES), str(folder), "--pack", "exact", "--limit", "60"]
+        subprocess.run(command, check=True, capture_output=True)
+    else:
+        from launch.rehearsal.competition import write_competition
+
+        write_competition(folder, labelled=60, unlabelled=15, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build([workbench.experiment()], out=tmp_path_factory.mktemp("build") / "dist", owner="someone")
+
+
+def _run_once(folder: Path, script: Path, mounts: dict[str, Path]) -> Path:
+    for place, source in mounts.items():
+        workbench.mount(folder / "input", source, place)
+    done = workbench.run(script, working=folder / "working", inputs=folder / "input")
+    assert done.returncode == 0, done.stderr
+    return folder / "working"
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, built: Built, competition: Path) -> Path:
+    """What the prepare script left. Not to be changed."""
+    mounts = {workbench.COMPETITION: competition}
+    return _run_once(tmp_path_factory.mktemp("prepare"), workbench.script_of(built, "prepare"), mounts)
+
+
+@pytest.fixture(scope="session")
+def folds(tmp_path_factory: pytest.TempPathFactory, built: Built, prepared: Path) -> list[Path]:
+    """What the scripts of both folds left. Not to be changed."""
+    mounts = {"notebooks/someone/hcd-prepare": prepared}
+    scripts = [workbench.script_of(built, "train", fold) for fold in range(2)]
+    return [_run_once(tmp_path_factory.mktemp(f"fold-{n}"), script, mounts) for n, script in enumerate(scripts)]
+
+
+@dataclass
+class Bench:
+    """A place for one run: inputs, and a working folder that may hold an earlier, complete output."""
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str]
+    working: Path
+
+    @property
+    def inputs(self) -> Path:
+        return self.folder / "input"
+
+    def mount(self, source: Path, place: str) -> Path:
+        """Mount a folder as it is."""
+        workbench.mount(self.inputs, source, place)
+        return source
+
+    def mount_copy(self, source: Path, place: str) -> Path:
+        """Mount a copy that may be changed."""
+        at = self.inputs / place
+        shutil.copytree(source, at)
+        return at
+
+    def earlier(self, output: Path) -> None:
+        """Put a complete earlier output into the working folder."""
+        shutil.copytree(output, self.working, dirs_exist_ok=True)
+
+    def run(self, kind: str, **knobs: Any) -> tuple[int, str, str]:
+        """Run a recipe in this process: its exit code, what it said, and its errors."""
+        parameters = knobs.pop("parameters", None) or workbench.parameters_of(kind, **knobs)
+        self.monkeypatch.chdir(self.working)
+        self.monkeypatch.setenv("HCD_INPUT", str(self.inputs))
+        self.monkeypatch.setenv("HCD_PLACE", "rehearsal")
+        self.capfd.readouterr()
+        code = import_module(f"kernels.{kind}").main(parameters)
+        said = self.capfd.readouterr()
+        return code, said.out, said.err
+
+    def refused(self, kind: str, **knobs: Any) -> str:
+        """Run a recipe that must refuse; its message. An earlier output must be as it was."""
+        before = workbench.outputs(self.working) if (self.working / "run.json").is_file() else {}
+        code, _, errors = self.run(kind, **knobs)
+        message = workbench.one_error(errors)
+        assert code == 1
+        after = workbench.outputs(self.working) if before else {}
+        assert after == before, "the earlier output was touched"
+        return message
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Bench:
+    bench = Bench(tmp_path, monkeypatch, capfd, tmp_path / "working")
+    bench.inputs.mkdir()
+    bench.working.mkdir()
+    return bench
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """Make a disk of a given size; skips where that is not allowed."""
+    made: list[Path] = []
+
+    def make(size: str) -> Path:
+        folder = tmp_path / f"disk-{len(made)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"a small tmpfs cannot be mounted here (it needs root): {error}")
+        made.append(folder)
+        return folder
+
+    try:
+        yield make
+    finally:
+        os.chdir("/")  # monkeypatch goes back to where it was later
+        for folder in made:
+            subprocess.run(["umount", "-l", str(folder)], check=True)

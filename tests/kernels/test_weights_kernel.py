@@ -1,0 +1,142 @@
+"""The weights kernel against a hub on loopback, and what the train kernel does with its output."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load, save
+
+from launch.build import build
+from launch.plan import Experiment, plan_kernels
+from launch.rehearsal.session import Mount, run_script
+from lib.config import Config
+from lib.model.network import build_network
+from lib.run_record import read_run_record
+
+ENCODER = "test_resnet.r160_in1k"
+
+
+@pytest.fixture(scope="module")
+def weights_content():
+    torch.manual_seed(7)
+    network = timm.create_model(ENCODER, pretrained=False)
+    return save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+
+
+@pytest.fixture
+def hub(weights_content, monkeypatch):
+    """What huggingface_hub asks of a hub: HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE."""
+    asked = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def _answer(self, *, body: bool):
+            asked.append((self.command, self.path))
+            if not self.path.endswith(f"timm/{ENCODER}/resolve/main/model.safetensors"):
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", f'"{hashlib.sha256(weights_content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(weights_content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(weights_content)
+
+        def do_HEAD(self):  # noqa: N802
+            self._answer(body=False)
+
+        def do_GET(self):  # noqa: N802
+            self._answer(body=True)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    yield asked
+    server.shutdown()
+    thread.join(timeout=10)
+    server.server_close()
+
+
+def experiment(**knobs) -> Experiment:
+    return Experiment("tiny", Config(backbone=ENCODER, weights="timm", input_size=32, epochs=1, folds=2, **knobs))
+
+
+def run_weights(tmp_path: Path, chosen: Experiment, *, network: bool = True):
+    built = build([chosen], out=tmp_path / "build", owner="someone")
+    kernel = next(kernel for kernel in built.kernels if kernel.kind == "weights")
+    folder = tmp_path / kernel.slug
+    script = built.script(kernel)
+    return run_script(script, folder=folder, mounts=[], place="local", threads=1, network=network, limit=120), folder / "working"
+
+
+def test_fetched_weights_are_what_the_train_kernel_starts_from(hub, tmp_path, weights_content):
+    outcome, working = run_weights(tmp_path, experiment())
+    assert outcome.code == 0, outcome.log.read_text()
+    assert any(path.endswith("model.safetensors") for _, path in hub)
+    record = read_run_record(working, kind="weights")
+    assert set(record.files) == {f"{ENCODER}/config.json", f"{ENCODER}/model.safetensors"}
+    assert not any(entry.fetch for entry in record.files.values())  # they stay on Kaggle
+    assert record.scores["encoders"][ENCODER]["parameters_millions"] > 0.1
+    config = json.loads((working / ENCODER / "config.json").read_text())
+    assert config["architecture"] == "test_resnet"
+
+    served = load(weights_content)
+    loaded = build_network(experiment().config, folder=working / ENCODER).backbone.state_dict()
+    compared = [name for name in loaded if not name.startswith("fc.")]
+    assert len(compared) > 20
+    assert all(torch.equal(loaded[name], served[name]) for name in compared)
+
+
+def test_a_hub_that_does_not_know_the_encoder_ends_in_one_message(hub, tmp_path):
+    chosen = Experiment("tiny", Config(backbone="resnet18.tv_in1k", weights="timm", folds=2))
+    outcome, working = run_weights(tmp_path, chosen)
+    text = outcome.log.read_text()
+    assert outcome.code == 1
+    assert "error: the weights of resnet18.tv_in1k could not be fetched" in text
+    assert "--set weights=none" in text
+    assert not (working / "run.json").exists()
+
+
+def test_only_the_weights_kernel_has_internet_and_the_folds_wait_for_it():
+    kernels = plan_kernels([experiment()])
+    assert [kernel.kind for kernel in kernels if kernel.internet] == ["weights"]
+    assert all("hcd-weights" in kernel.sources for kernel in kernels if kernel.kind == "train")
+
+
+def test_the_train_kernel_loads_the_mounted_weights(hub, tmp_path):
+    from launch.rehearsal.competition import write_competition
+
+    chosen = experiment(stain_groups=4, batch_size=16, views=1)
+    outcome, weights = run_weights(tmp_path, chosen)
+    assert outcome.code == 0, outcome.log.read_text()
+    write_competition(tmp_path / "data", labelled=40, unlabelled=8, seed=3)
+    built = build([chosen], out=tmp_path / "build", owner="someone")
+    by_kind = {kernel.kind: kernel for kernel in reversed(built.kernels)}
+    competition = Mount(tmp_path / "data", "competitions/histopathologic-cancer-detection")
+    prepare, train = by_kind["prepare"], by_kind["train"]
+    options = {"place": "rehearsal", "threads": 1, "network": False, "limit": 120}
+    prepared = tmp_path / prepare.slug
+    assert run_script(built.script(prepare), folder=prepared, mounts=[competition], **options).code == 0
+    mounts = [
+        Mount(prepared / "working", "notebooks/someone/hcd-prepare"),
+        Mount(weights, "notebooks/someone/hcd-weights"),
+    ]
+    done = run_script(built.script(train), folder=tmp_path / "with", mounts=mounts, **options)
+    assert done.code == 0, done.log.read_text()
+    without = run_script(built.script(train), folder=tmp_path / "without", mounts=mounts[:1], **options)
+    assert without.code == 1
+    assert "the weights of test_resnet.r160_in1k are not among the inputs" in without.log.read_text()
