@@ -93,7 +93,7 @@ def check(out: Path) -> None:
 @main.command()
 @click.argument("experiment", default="smoke")
 @click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
-@click.option("--tiles", type=click.IntRange(min=20), help="Labelled tiles to take (stratified) or to draw.")
+@click.option("--tiles", type=click.IntRange(min=50), help="Labelled tiles to take (stratified) or to draw.")
 @click.option("--folds", type=click.IntRange(min=2, max=20), help="The same as --set folds=K.")
 @click.option("--thin", is_flag=True, help="Rehearse thin kernels, with the dataset mounted.")
 @click.option("--out", default="runs/smoke", show_default=True, type=_FOLDER)

@@ -180,7 +180,8 @@ def render_script(kernel: Kernel, files: dict[str, str], parameters: dict[str, A
     Raises:
         LaunchError: it is over the limit, or does not read back as what went in.
     """
-    title = f"{kernel.slug}: the {kernel.kind} kernel of {' + '.join(kernel.experiments)}."
+    of = f" of {' + '.join(kernel.experiments)}" if kernel.experiments else ""
+    title = f"{kernel.slug}: the {kernel.kind} kernel{of}."
     head = _HEAD.format(title=title, parameters=pprint.pformat(parameters, sort_dicts=False, width=118))
     if thin:
         digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}

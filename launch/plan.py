@@ -22,8 +22,8 @@ class Kernel:
     Attributes:
         kind: weights, prepare, train or inference: the recipe under kernels/.
         slug: its name on Kaggle.
-        experiments: names of the experiments it serves, with their configs.
-        configs: in the same order.
+        experiments: names of the experiments it serves; none for weights and prepare, which serve all alike.
+        configs: of the experiments, in the same order; for prepare the defaults with the knobs that matter to it.
         fold: for train kernels.
         encoders: for the weights kernel.
         needs_gpu: ask for two T4 cards.
@@ -105,8 +105,8 @@ def plan_kernels(experiments: Sequence[Experiment], *, datasets: Sequence[str] =
             Kernel(
                 kind="weights",
                 slug=WEIGHTS_SLUG,
-                experiments=names,
-                configs=configs,
+                experiments=(),
+                configs=(Config(),),
                 encoders=encoders,
                 internet=True,
             )
@@ -114,7 +114,7 @@ def plan_kernels(experiments: Sequence[Experiment], *, datasets: Sequence[str] =
     prepare = Kernel(
         kind="prepare",
         slug=_prepare_slug(configs),
-        experiments=names,
+        experiments=(),
         configs=(_prepare_config(configs),),
         competition=True,
         datasets=attached,

@@ -61,7 +61,7 @@ class Parameters:
 
     @property
     def experiment(self) -> str:
-        """The experiment's name, or the names of several with a plus between them."""
+        """The experiment's name, or the names of several with a plus between them; empty for weights and prepare."""
         return "+".join(self.experiments)
 
 
@@ -143,7 +143,7 @@ def open_session(parameters: Parameters) -> Session:
         place=place,
     )
     session.say(
-        f"{parameters.slug}: {parameters.kind} of {parameters.experiment}, bundle {parameters.bundle_id[:12]}, "
+        f"{parameters.slug}: bundle {parameters.bundle_id[:12]}, "
         f"push {parameters.push_id or 'none'}, Python {platform.python_version()}, on {place}"
     )
     return session

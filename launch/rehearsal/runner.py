@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class LocalRun:
     limit: float | None
     say: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
-    taken_over: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def working(self, slug: str) -> Path:
         """Where a kernel leaves its output."""
@@ -78,7 +79,6 @@ class LocalRun:
                 for kernel in ready:
                     if self._is_finished(kernel):
                         self.say(f"{kernel.slug}: finished before, not run again")
-                        self.taken_over.append(kernel.slug)
                         waiting.remove(kernel)
                         done.add(kernel.slug)
                     elif free and (kernel.kind == "train" or not running):
@@ -95,7 +95,11 @@ class LocalRun:
                         missing = sorted({source for kernel in waiting for source in kernel.sources} - done)
                         raise LaunchError(f"nothing can run: {', '.join(missing)} will never be there")
                     continue
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                try:
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                except KeyboardInterrupt:
+                    self.stop.set()  # the kernels live in sessions of their own and did not hear Ctrl-C
+                    raise
                 for future in finished:
                     kernel, slot = running.pop(future)
                     free.append(slot)
@@ -129,6 +133,7 @@ class LocalRun:
             network=kernel.internet,
             limit=self.limit,
             gpu=slot,
+            stop=self.stop,
         )
 
     def _mounts(self, kernel: Kernel) -> list[Mount]:

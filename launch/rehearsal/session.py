@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _PASSED_WITH_NETWORK = (
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HF_ENDPOINT", "HF_TOKEN",
 )  # fmt: skip
 _LOCK_WAIT = 5.0  # seconds
+_LOOK_EVERY = 0.5  # seconds between looks at the wish to stop
 _GUARD = '''\
 """No network for this kernel: connections are refused, except to this machine."""
 import socket as _socket
@@ -107,6 +109,7 @@ def run_script(
     network: bool,
     limit: float | None,
     gpu: str | None = None,
+    stop: threading.Event | None = None,
 ) -> Outcome:
     """Run a built script and wait for it.
 
@@ -119,6 +122,7 @@ def run_script(
         network: whether it may use the network.
         limit: seconds until it is killed, or None.
         gpu: the GPU it may see, or None for all there are.
+        stop: when it is set the script is killed, as by the time limit.
 
     Raises:
         LaunchError: another run is at work in this folder.
@@ -162,15 +166,22 @@ def run_script(
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )
             try:
-                code = process.wait(timeout=limit)
-                timed_out = False
-            except subprocess.TimeoutExpired:
-                code, timed_out = -signal.SIGKILL, True
+                code = _wait(process, until=None if limit is None else started + limit, stop=stop)
             finally:
                 _kill_group(process)
         for part in (source, folder / "home", folder / "tmp", folder / "guard"):
             shutil.rmtree(part, ignore_errors=True)
-    return Outcome(code, time.monotonic() - started, log, timed_out)
+    timed_out = code is None
+    return Outcome(-signal.SIGKILL if code is None else code, time.monotonic() - started, log, timed_out)
+
+
+def _wait(process: "subprocess.Popen[bytes]", *, until: float | None, stop: threading.Event | None) -> int | None:
+    """The exit code, or None when the time was up or somebody asked to stop."""
+    while not (stop is not None and stop.is_set()) and (until is None or time.monotonic() < until):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            left = _LOOK_EVERY if until is None else min(_LOOK_EVERY, max(until - time.monotonic(), 0.01))
+            return process.wait(timeout=left)
+    return None
 
 
 def _acquire(lock: IO[str], folder: Path) -> None:

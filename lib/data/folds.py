@@ -36,8 +36,11 @@ def make_folds(index: pd.DataFrame, *, split: str, number: int, seed: int) -> pd
     table = index.sort_values("id", ignore_index=True)
     labels = table["label"].to_numpy(dtype=np.int64)
     fewest = int(np.bincount(labels, minlength=2).min())
-    if fewest < number:
-        raise FoldError(f"{number} folds need at least {number} tiles of each class, the rarer one has {fewest}: --set folds=2")
+    if fewest < 2 * number:  # two a fold, so that a threshold can be chosen on one and tried on the other
+        raise FoldError(
+            f"{number} folds need at least {2 * number} tiles of each class, the rarer one has {fewest}: "
+            "use more tiles, or fewer folds (--set folds=2)"
+        )
     fold = np.empty(len(table), dtype=np.int64)
     if split == "stratified":
         parts = StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels)
