@@ -44,6 +44,7 @@ class Built:
         bundle: the hash of the embedded files.
         kernels: in an order in which they can run.
         sizes: bytes of each script, by slug.
+        thin: whether the scripts import the library from the dataset.
     """
 
     out: Path
@@ -51,6 +52,7 @@ class Built:
     bundle: str
     kernels: tuple[Kernel, ...]
     sizes: dict[str, int]
+    thin: bool = False
 
     def script(self, kernel: Kernel) -> Path:
         """The kernel's script."""
@@ -100,7 +102,7 @@ def build(
             (beside / part).rename(out / part)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Built(out, owner, bundle, tuple(kernels), sizes)
+    return Built(out, owner, bundle, tuple(kernels), sizes, thin)
 
 
 def _write_dataset(folder: Path, files: dict[str, str], *, bundle: str, owner: str, root: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launch.build import Built
 from launch.errors import LaunchError
-from launch.plan import Kernel
+from launch.plan import LIBRARY_SLUG, Kernel
 from launch.rehearsal.session import Mount, Outcome, gpus, run_script
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
@@ -139,6 +139,8 @@ class LocalRun:
     def _mounts(self, kernel: Kernel) -> list[Mount]:
         owner = self.built.owner
         mounts = [Mount(self.data, f"competitions/{COMPETITION}")] if kernel.competition else []
+        if self.built.thin:
+            mounts.append(Mount(self.built.out / "dataset", f"datasets/{owner}/{LIBRARY_SLUG}"))
         for slug in kernel.sources:
             mounts.append(Mount(self.working(slug), f"notebooks/{owner}/{slug}"))
         if kernel.datasets:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.build import Built, build
 from launch.errors import LaunchError
-from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, change, plan_kernels
+from launch.plan import ROOT, Experiment, Kernel, change, plan_kernels
 from launch.rehearsal.runner import LocalRun, clear_run
 from launch.rehearsal.session import isolation
 from launch.rehearsal.summary import Summary, print_summary, summarise
@@ -74,8 +74,6 @@ def smoke(
     folder = _competition_folder(out, data=data, tiles=tiles, seed=config.seed, say=say)
     attached = _datasets(attach, owner)
     built = build([experiment], out=out / "build", owner=owner, datasets=tuple(attached), thin=thin)
-    if thin:
-        attached |= {f"{owner}/{LIBRARY_SLUG}": built.out / "dataset"}
     return _run(
         built,
         [experiment],

@@ -740,7 +740,8 @@ def test_data_that_are_no_competition(subcommand: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["biuld"], ["build", "--otu", "x"], ["smoke", "--tiles", "many"], ["smoke", "a", "b"], ["smoke", "--folds", "1"]]
+    "arguments",
+    [["biuld"], ["build", "--otu", "x"], ["smoke", "--tiles", "many"], ["smoke", "a", "b"], ["smoke", "--folds", "1"]],
 )
 def test_wrong_use_is_exit_code_2(arguments: list[str]) -> None:
     done = command(*arguments)

@@ -47,7 +47,9 @@ def script_of(built: Built, kind: str, fold: int = 0) -> Path:
     return built.script(kernel_of(built.kernels, kind, fold))
 
 
-def parameters_of(kind: str, *, fold: int = 0, strict_bundle: bool = False, experiments: list[Experiment] | None = None, **knobs: str) -> dict[str, Any]:
+def parameters_of(
+    kind: str, *, fold: int = 0, strict_bundle: bool = False, experiments: list[Experiment] | None = None, **knobs: str
+) -> dict[str, Any]:
     """What the builder would write into a kernel, for recipes that run in this process."""
     kernel = kernel_of(plan_kernels(experiments or [experiment(**knobs)]), kind, fold)
     return kernel_parameters(kernel, owner="someone", bundle=BUNDLE, commit="", strict_bundle=strict_bundle)

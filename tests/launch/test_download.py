@@ -137,9 +137,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(serve, tmp_path):
     assert sum("signed" in path for path in kaggle.asked) >= 2
 
 
-@pytest.mark.parametrize(
-    ("status", "remedy"), [(403, "Accept the rules"), (401, "API token"), (500, "goes on where it stopped")]
-)
+@pytest.mark.parametrize(("status", "remedy"), [(403, "Accept the rules"), (401, "API token"), (500, "goes on where it stopped")])
 def test_a_refusal_says_what_kaggle_said_and_what_to_do(serve, tmp_path, status, remedy):
     done = serve(b"", status=status, message="the service says no").download(tmp_path)
     assert done.returncode == 1
