@@ -20,7 +20,7 @@ smoke: env
 	$(RUN) build_kernel.py smoke
 
 test: env
-	$(RUN) -m pytest -n auto
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 lint: env
 	$(VENV)/bin/ruff check .

@@ -2,7 +2,7 @@
 
 A competition tile is an uncompressed little-endian TIFF of 27,935 bytes whose single strip of 27,648 bytes starts at
 byte 287. `decode_tile` reads such a file by its header; anything else a TIFF may be (another byte order, compression,
-several strips) goes through OpenCV. The decoder in OpenCV costs about ten times as much per tile.
+several strips) goes through OpenCV, which takes tens of times as long (benchmarks/tiff_decoding.py).
 """
 
 import struct

@@ -1,0 +1,164 @@
+"""Every knob can be set, nothing else can, and whatever is wrong is said at once."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lib.config import Config, ConfigError, apply_overrides, config_from_dict, parse_toml
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+ROOMY = Config(epochs=1000)  # leaves room for every warm-up
+_TEXTS = {
+    "backbone": ["resnet18.tv_in1k", "hf-hub:someone/thing", "test_vit"],
+    "weights": ["none", "encoder.safetensors"],
+    "slide_map": ["slides.csv", "a file.csv"],
+}
+by_name = pytest.mark.parametrize("name", FIELDS)
+
+
+def _changed(name: str) -> st.SearchStrategy[Any]:
+    """Valid values of a field that are not its default."""
+    field = FIELDS[name]
+    low, high = field.metadata["low"], field.metadata["high"]
+    now = getattr(ROOMY, name)
+    if field.metadata["choices"]:
+        return st.sampled_from([choice for choice in field.metadata["choices"] if choice != now])
+    if field.type is bool:
+        return st.just(not now)
+    if field.type is str:
+        return st.sampled_from(_TEXTS[name])
+    numbers = st.integers(low, high) if field.type is int else st.floats(low, high)
+    return numbers.filter(lambda value: value != now)
+
+
+def _wrong(name: str) -> list[tuple[Any, str]]:
+    """Values a field must refuse, and a piece of what the message must say about them."""
+    field = FIELDS[name]
+    wrong_types: dict[Any, list[Any]] = {
+        bool: [1, 0.5, "true", None],
+        int: [True, 5.0, "5", None, [5]],
+        float: [True, "0.5", None, math.nan, math.inf],
+        str: [True, 5, 0.5, None, ["none"]],
+    }
+    found = [(value, "expected") for value in wrong_types[field.type]]
+    low, high = field.metadata["low"], field.metadata["high"]
+    if low is not None:
+        found += [(field.type(low - 1), "from"), (field.type(high * 2 + 1), "from")]
+    if field.metadata["choices"]:
+        found.append((3 if field.type is int else "nonsense", "one of"))
+    return found
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+@by_name
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_every_knob_can_be_overridden_and_changes_only_itself(name: str, data: st.DataObject) -> None:
+    value = data.draw(_changed(name))
+    changed = apply_overrides(ROOMY, [f"{name}={_written(value)}"])
+    assert changed.to_dict() == {**ROOMY.to_dict(), name: value}
+    assert type(getattr(changed, name)) is FIELDS[name].type
+    assert changed.hash != ROOMY.hash
+    assert config_from_dict(json.loads(json.dumps(changed.to_dict()))) == changed  # as it travels in run.json
+
+
+@by_name
+def test_every_knob_refuses_wrong_types_and_ranges(name: str) -> None:
+    for value, said in _wrong(name):
+        with pytest.raises(ConfigError) as refused:
+            config_from_dict({name: value})
+        assert f"{name} = {value!r}" in str(refused.value) and said in str(refused.value)
+        with pytest.raises(ConfigError):
+            dataclasses.replace(ROOMY, **{name: value})
+
+
+@by_name
+def test_both_ends_of_a_range_are_allowed(name: str) -> None:
+    low, high = FIELDS[name].metadata["low"], FIELDS[name].metadata["high"]
+    for end in (low, high):
+        if end is not None:
+            assert getattr(apply_overrides(ROOMY, [f"{name}={end}"]), name) == end
+
+
+@settings(max_examples=60, deadline=None)
+@given(key=st.text(max_size=20), text=st.text(max_size=20))
+@example(key="folds", text="2020-01-01")
+@example(key="folds", text="[2")
+@example(key="", text="1")
+@example(key="hash", text="1")
+@example(key="__class__", text="1")
+def test_nothing_else_can_be_set(key: str, text: str) -> None:
+    try:
+        config = apply_overrides(Config(), [f"{key}={text}"])
+    except ConfigError:
+        return
+    assert key.partition("=")[0].strip() in FIELDS
+    assert set(vars(config)) == set(FIELDS)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "9" * 400, "0x" + "f" * 300], ids=["5000 digits", "400 digits", "hexadecimal"])
+@pytest.mark.parametrize("name", ["learning_rate", "folds"])
+def test_a_number_too_long_for_the_machine_is_refused_like_any_other(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        apply_overrides(Config(), [f"{name}={text}"])
+    with pytest.raises(ConfigError, match="long"):
+        parse_toml(f"{name} = {text}", name="long")
+
+
+def test_an_override_cannot_smuggle_a_second_line() -> None:
+    with pytest.raises(ConfigError, match="folds"):
+        apply_overrides(Config(), ["folds=3\nseed = 1"])
+
+
+def test_all_problems_are_listed_together() -> None:
+    overrides = ["fold=3", "epochs", "seed=x", "views=3", "hue=0.7", "flip=1", "folds=3", "folds=4"]
+    with pytest.raises(ConfigError) as refused:
+        apply_overrides(Config(), overrides)
+    message = str(refused.value)
+    assert "did you mean folds?" in message
+    for piece in ("'epochs': KEY=VALUE", "seed = 'x'", "views = 3", "hue = 0.7", "flip = 1", "folds is set twice"):
+        assert piece in message
+    assert message.startswith("7 things")
+
+
+def test_a_file_names_itself_and_all_its_problems() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_toml('epochs = 0\nsplit = "random"\nbatchsize = 3', name="mine")
+    for piece in ("'mine'", "epochs = 0", "split = 'random'", "did you mean batch_size?"):
+        assert piece in str(refused.value)
+    with pytest.raises(ConfigError, match="'mine' is not valid TOML"):
+        parse_toml("epochs = ", name="mine")
+
+
+def test_a_file_holds_only_differences() -> None:
+    assert parse_toml("weight_decay = 0\nepochs = 2", name="mine") == Config(weight_decay=0.0, epochs=2)
+    assert parse_toml("", name="mine") == Config()
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"weights": "imagenet"}, {"weights": ""}, {"backbone": " "}, {"warmup_epochs": 5.0, "epochs": 5}],
+    ids=["weights", "no weights", "backbone", "warm-up"],
+)
+def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="|".join(knobs)):
+        Config(**knobs)
+
+
+def test_text_needs_no_quotes_and_loses_those_it_has() -> None:
+    for written in ("none", '"none"', "'none'"):
+        assert apply_overrides(Config(), [f"weights = {written}"]).weights == "none"
+    assert apply_overrides(Config(slide_map="a.csv"), ["slide_map="]).slide_map == ""
+
+
+def test_equal_configs_share_their_hash() -> None:
+    assert Config(hue=-0.0) == Config(hue=0.0)
+    assert Config(hue=-0.0).hash == Config(hue=0.0).hash

@@ -1,0 +1,121 @@
+"""Who may import whom, and that importing has no effect."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The layers of lib, the lowest first: a module imports from its own layer and those below.
+_LAYERS = (
+    ("lib.errors", "lib.files", "lib.config", "lib.session", "lib.run_record"),
+    ("lib.data", "lib.model", "lib.image", "lib.metrics"),
+    ("lib.training", "lib.inference", "lib.report"),
+)
+
+
+def _modules(package: str) -> list[str]:
+    files = sorted((ROOT / package).rglob("*.py"))
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+
+
+def _source(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _imports(module: str) -> Iterator[str]:
+    """Every module this one names in an import, wherever in the file."""
+    for node in ast.walk(ast.parse(_source(module).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def _layer(module: str) -> int:
+    return next(number for number, packages in enumerate(_LAYERS) if _within(module, packages))
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("package", ["lib", "kernels"])
+def test_what_runs_in_a_kernel_never_imports_what_runs_on_the_users_machine(package: str) -> None:
+    found = [(module, name) for module in _modules(package) for name in _imports(module) if _within(name, ("launch", "tests"))]
+    assert not found
+
+
+def test_imports_in_lib_go_downwards() -> None:
+    modules = [module for module in _modules("lib") if module != "lib"]
+    wrong = [
+        (module, name)
+        for module in modules
+        for name in _imports(module)
+        if name in modules and _layer(name) > _layer(module)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(("one", "other"), [("lib.training", "lib.inference"), ("lib.inference", "lib.training")])
+def test_training_and_inference_do_not_import_each_other(one: str, other: str) -> None:
+    modules = [module for module in _modules("lib") if _within(module, (one,))]
+    assert modules
+    assert not [(module, name) for module in modules for name in _imports(module) if _within(name, (other,))]
+
+
+def test_nothing_is_unpickled() -> None:
+    found = [(module, name) for module in _modules("lib") for name in _imports(module) if _within(name, ("pickle", "joblib"))]
+    assert not found
+
+
+def test_the_launcher_imports_no_torch() -> None:
+    modules = [module for module in _modules("launch") if not module.endswith("__main__")]
+    code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
+    code += "print(sorted({'torch', 'timm', 'torchvision', 'kaggle'} & set(sys.modules)))"
+    assert _run(code).strip() == "[]"
+
+
+def test_importing_lib_has_no_effect() -> None:
+    modules = _modules("lib") + _modules("kernels")
+    code = f"""
+import importlib, logging, os, random, sys, threading, warnings
+import cv2, matplotlib, numpy, pandas, safetensors.torch, scipy.special, sklearn.cluster, sklearn.metrics, timm, torch
+
+def state():
+    return {{
+        "random": hash(random.getstate()),
+        "numpy": numpy.random.get_state()[1].tobytes(),
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "path": list(sys.path),
+        "logging": (list(logging.getLogger().handlers), logging.getLogger().level),
+        "warnings": list(warnings.filters),
+        "threads": (torch.get_num_threads(), threading.active_count()),
+        "types": (torch.get_default_dtype(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()),
+        "cuda": torch.cuda.is_initialized(),
+        "figures": dict(matplotlib.rcParams),
+        "files": sorted(os.listdir()),
+    }}
+
+before = state()
+for name in {modules!r}:
+    importlib.import_module(name)
+after = state()
+print([name for name in before if before[name] != after[name]])
+"""
+    assert _run(code).strip() == "[]"

@@ -1,0 +1,143 @@
+"""Scores against brute force, thresholds that never see their own part, intervals by groups."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lib.metrics import (
+    MetricError,
+    auc,
+    best_threshold,
+    confusion,
+    decide_out_of_fold,
+    f1,
+    fold_scores,
+    group_interval,
+    probability,
+)
+
+# Few distinct values, so that ties are common.
+pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12)), min_size=2, max_size=40)
+
+
+def _arrays(drawn: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    labels, scores = (np.array(column) for column in zip(*drawn, strict=True))
+    assume(0 < labels.sum() < len(labels))
+    return labels, scores / 12
+
+
+def _f1(labels: np.ndarray, positive: np.ndarray) -> float:
+    hits = int((labels & positive).sum())
+    return 2 * hits / (int(labels.sum()) + int(positive.sum()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs)
+def test_auc_is_the_share_of_pairs_in_order(drawn: list[tuple[int, int]]) -> None:
+    labels, scores = _arrays(drawn)
+    positive, negative = scores[labels == 1][:, None], scores[labels == 0][None]
+    by_hand = ((positive > negative) + 0.5 * (positive == negative)).mean()
+    assert auc(labels, scores) == pytest.approx(by_hand, abs=1e-12)
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, 0]])
+def test_auc_of_one_class_is_an_error(labels: list[int]) -> None:
+    with pytest.raises(MetricError, match="undefined"):
+        auc(np.array(labels), np.array([0.1, 0.2, 0.3]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_auc_of_scores_that_are_not_finite_is_an_error(bad: float) -> None:
+    with pytest.raises(MetricError, match="1 scores are not finite"):
+        auc(np.array([0, 1, 1]), np.array([0.1, bad, 0.3]))
+
+
+def test_confident_tiles_do_not_tie() -> None:
+    # In float32 the logistic function is 1 from about 17 on.
+    assert (np.diff(probability(np.arange(-30, 31, dtype=np.float32))) > 0).all()
+    assert np.isfinite(probability(np.array([-1e4, 1e4]))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs)
+def test_no_threshold_is_better_than_the_best(drawn: list[tuple[int, int]]) -> None:
+    labels, scores = _arrays(drawn)
+    best = best_threshold(labels, scores)
+    reached = f1(labels, scores >= best)
+    assert reached == pytest.approx(max(_f1(labels, scores >= at) for at in np.unique(scores)), abs=1e-12)
+    assert reached == pytest.approx(_f1(labels, scores >= best), abs=1e-12)
+
+
+def test_of_equal_thresholds_the_highest_is_taken() -> None:
+    # 0.8: 1 hit of 2, precision 1, F1 2/3.  0.2: 2 hits, precision 1/2, F1 2/3.  The others are worse.
+    labels, scores = np.array([1, 0, 0, 1]), np.array([0.8, 0.6, 0.4, 0.2])
+    assert best_threshold(labels, scores) == 0.8
+
+
+def test_a_part_is_decided_by_the_others_alone() -> None:
+    labels = np.array([0, 1, 0, 1])
+    first, second = np.array([0.1, 0.9]), np.array([0.2, 0.4])
+    parts = np.array(["a", "a", "b", "b"])
+    decided, thresholds = decide_out_of_fold(labels, np.concatenate([first, second]), parts)
+    assert thresholds == [0.4, 0.9]  # each the best of the other part
+    assert decided.tolist() == [False, True, False, False]  # 0.4 would have been found by the threshold of its own part
+    # What happens inside a part moves the thresholds of the others only.
+    _, moved = decide_out_of_fold(labels, np.concatenate([first, [0.2, 0.3]]), parts)
+    assert moved == [0.3, 0.9]
+    with pytest.raises(MetricError, match="two parts"):
+        decide_out_of_fold(labels, np.ones(4), np.zeros(4))
+
+
+def test_scores_of_a_fold_count_every_tile_once() -> None:
+    generator = np.random.default_rng(0)
+    labels = (np.arange(200) % 5 == 0).astype(np.int64)
+    scores = fold_scores(labels, np.clip(0.4 * labels + 0.6 * generator.random(200), 0, 1), seed=2018)
+    assert (scores["tiles"], scores["positives"]) == (200, 40)
+    for table in ("confusion_at_half", "confusion_at_thresholds"):
+        assert [sum(row) for row in scores[table]] == [160, 40]
+    assert 0 < scores["f1_at_half"] < 1 and 0.5 < scores["auc"] < 1 and len(scores["thresholds"]) == 2
+
+
+def test_nothing_found_is_zero_not_undefined() -> None:
+    labels, nothing = np.array([0, 1, 1]), np.zeros(3, dtype=bool)
+    assert f1(labels, nothing) == 0.0
+    assert confusion(labels, nothing) == [[1, 0], [2, 0]]
+
+
+def _clustered(groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """600 tiles whose scores err together within a group."""
+    generator = np.random.default_rng(5)
+    group = np.arange(600) % groups
+    labels = generator.integers(0, 2, 600)
+    return labels, labels + generator.normal(0, 1.5, groups)[group] + generator.normal(0, 0.5, 600), group
+
+
+def test_an_interval_holds_the_estimate_and_is_wider_for_few_groups() -> None:
+    widths = []
+    for groups in (6, 600):
+        labels, scores, group = _clustered(groups)
+        low, high = group_interval(lambda rows, y=labels, s=scores: auc(y[rows], s[rows]), group, seed=1, rounds=200)
+        assert low < auc(labels, scores) < high
+        widths.append(high - low)
+    assert widths[0] > 1.5 * widths[1]
+
+
+def test_an_interval_leaves_out_resamples_without_a_value_and_fails_when_all_are() -> None:
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4])
+    low, high = group_interval(lambda rows: auc(labels[rows], scores[rows]), np.array([0, 0, 1, 1]), seed=1, rounds=50)
+    assert (low, high) == (1.0, 1.0)
+    with pytest.raises(MetricError, match="every resample"):
+        group_interval(lambda rows: auc(np.ones(len(rows)), scores[rows]), np.arange(4), seed=1, rounds=5)
+
+
+def test_an_interval_resamples_whole_groups() -> None:
+    groups = np.array(["b", "a", "b", "c", "a", "b"])
+
+    def statistic(rows: np.ndarray) -> float:
+        counts = np.bincount(rows, minlength=6)
+        assert counts[1] == counts[4] and counts[0] == counts[2] == counts[5]
+        assert counts[1] + counts[0] + counts[3] == 3
+        return float(len(rows))
+
+    group_interval(statistic, groups, seed=0, rounds=30)
