@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Histopathologic Cancer Detection on Kaggle: build the kernels, check them, rehearse them, train on this machine."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,6 +193,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the rest keeps its traceback
+            raise
+        click.echo(f"error: the disk is full ({error}). Free some space: the same command goes on from here", err=True)
+        return 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: the same command goes on from here", err=True)
         return 1

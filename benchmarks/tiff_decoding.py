@@ -49,7 +49,8 @@ def main() -> None:
     assert all((opencv(content) == ours(content)).all() for content in contents), "they must agree before they are timed"
     rounds = np.array([[seconds(work, contents) for work in (opencv, ours, sha1)] for _ in range(ROUNDS)])  # (R, 3)
     for name, ratio in (("OpenCV / ours", rounds[:, 0] / rounds[:, 1]), ("SHA-1 / ours", rounds[:, 2] / rounds[:, 1])):
-        print(f"{name}: {np.median(ratio):.1f} ({ratio.min():.1f} to {ratio.max():.1f}), n = {len(contents):,} tiles, {ROUNDS} rounds")
+        print(f"{name}: {np.median(ratio):.1f} ({ratio.min():.1f} to {ratio.max():.1f})")
+    print(f"n = {len(contents):,} tiles, {ROUNDS} rounds")
 
 
 if __name__ == "__main__":

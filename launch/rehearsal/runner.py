@@ -72,7 +72,7 @@ class LocalRun:
         slots: list[str | None] = list(cards) if cards else [None] * min(_GPU_SESSIONS, os.cpu_count() or 1)
         free = list(slots)
         running: dict[Future[Outcome], tuple[Kernel, str | None]] = {}
-        failure: KernelFailedError | None = None
+        failure: LaunchError | None = None
         with ThreadPoolExecutor(max_workers=len(slots)) as pool:
             while waiting or running:
                 ready = [kernel for kernel in waiting if set(kernel.sources) <= done] if failure is None else []
@@ -103,12 +103,11 @@ class LocalRun:
                 for future in finished:
                     kernel, slot = running.pop(future)
                     free.append(slot)
-                    outcome = future.result()
                     try:
-                        self._judge(kernel, outcome)
-                    except KernelFailedError as error:
+                        self._judge(kernel, future.result())
+                    except LaunchError as error:
                         failure = failure or error
-                        self.say(f"{kernel.slug}: failed after {outcome.seconds:.0f} s")
+                        self.say(f"{kernel.slug}: failed")
                     else:
                         done.add(kernel.slug)
         if failure is not None:

@@ -31,6 +31,7 @@ class Identity:
     data_id: str
     fold_table_id: str
     config: dict[str, bool | int | float | str]
+    encoder: str = ""  # see Classifier.encoder
     format: int = CHECKPOINT_FORMAT
 
 
@@ -38,7 +39,7 @@ def save_checkpoint(path: Path, network: Classifier, identity: Identity) -> None
     """Write the weights and the identity, whole; the same network gives the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     # One entry: safetensors writes several in the order of a randomly seeded hash table.
-    metadata = {"checkpoint": json.dumps(asdict(identity), sort_keys=True)}
+    metadata = {"checkpoint": json.dumps({**asdict(identity), "encoder": network.encoder}, sort_keys=True)}
     write_whole(path, save(tensors, metadata=metadata))
 
 
@@ -62,7 +63,7 @@ def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
         raise CheckpointError(f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {again}")
     try:
         identity = Identity(**facts)
-        network = build_network(config_from_dict(identity.config))
+        network = build_network(config_from_dict(identity.config), encoder=identity.encoder)
         network.load_state_dict(tensors, strict=True)
     except (TypeError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {again}") from error

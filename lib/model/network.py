@@ -1,5 +1,6 @@
 """Any timm backbone with one logit, which owns its preprocessing; and the number formats it may compute in."""
 
+import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from torch.nn import functional
 
 from lib.config import Config
 from lib.errors import KernelError
-from lib.model.weights import check_weight_file
+from lib.model.weights import WEIGHTS_NAME, check_weight_file
 
+_ENCODER_CONFIG = "config.json"
 _DEFAULT_MEAN = _DEFAULT_STD = (0.5, 0.5, 0.5)
 
 
@@ -24,10 +26,15 @@ class Classifier(nn.Module):
     """Resize, normalise, backbone, one logit.
 
     The normalisation is stored with the weights, so nobody can forget it, or apply it twice.
+
+    Attributes:
+        encoder: the text of the config.json the backbone was built from, empty when timm knows it by its name alone. A
+            checkpoint carries it, because an encoder from a hub cannot be looked up where there is no network.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    encoder: str = ""
 
     def __init__(self, backbone: nn.Module, *, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -45,32 +52,36 @@ class Classifier(nn.Module):
         return logits.squeeze(-1)
 
 
-def build_network(config: Config, *, folder: Path | None = None, file: Path | None = None) -> Classifier:
+def build_network(config: Config, *, folder: Path | None = None, file: Path | None = None, encoder: str = "") -> Classifier:
     """The network of an experiment.
 
     Args:
         config: backbone, input_size, drop_rate.
         folder: a folder with config.json and model.safetensors, loaded through timm's `local-dir:`.
         file: a safetensors file with the backbone's weights. With neither, the weights are random.
+        encoder: the text of a config.json to build the backbone from, without weights (see Classifier.encoder).
 
     Raises:
         NetworkError: timm does not know the backbone, or it does not take this input size.
         WeightsError: the weights do not belong to the backbone.
     """
     wanted: dict[str, Any] = {"num_classes": 1, "in_chans": 3, "drop_rate": config.drop_rate}
-    weights = file or (folder / "model.safetensors" if folder else None)
-    try:
-        random = _create(config.backbone, wanted, pretrained=False, input_size=config.input_size)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise NetworkError(f"timm cannot build the backbone {config.backbone!r} with one logit: {error}") from error
-    backbone = random
-    if weights is not None:
-        check_weight_file(weights, backbone=random, name=config.backbone)
+    size = config.input_size
+    with tempfile.TemporaryDirectory() as temporary:
+        if encoder:
+            (Path(temporary) / _ENCODER_CONFIG).write_text(encoder, encoding="utf-8")
+        name = f"local-dir:{folder or temporary}" if folder or encoder else config.backbone
+        try:
+            backbone = _create(name, wanted, pretrained=False, input_size=size)
+        except (RuntimeError, ValueError, AssertionError, OSError) as error:
+            raise NetworkError(f"timm cannot build the backbone {config.backbone!r} with one logit: {error}") from error
     if folder is not None:
-        backbone = _create(f"local-dir:{folder}", wanted, pretrained=True, input_size=config.input_size)
+        check_weight_file(folder / WEIGHTS_NAME, backbone=backbone, name=config.backbone)
+        encoder = (folder / _ENCODER_CONFIG).read_text(encoding="utf-8")
+        backbone = _create(name, wanted, pretrained=True, input_size=size)
     elif file is not None:
-        overlay = {"file": str(file)}
-        backbone = _create(config.backbone, wanted, pretrained=True, input_size=config.input_size, overlay=overlay)
+        check_weight_file(file, backbone=backbone, name=config.backbone)
+        backbone = _create(name, wanted, pretrained=True, input_size=size, overlay={"file": str(file)})
     settings = getattr(backbone, "pretrained_cfg", {})
     network = Classifier(
         backbone,
@@ -78,6 +89,7 @@ def build_network(config: Config, *, folder: Path | None = None, file: Path | No
         mean=tuple(settings.get("mean") or _DEFAULT_MEAN),
         std=tuple(settings.get("std") or _DEFAULT_STD),
     )
+    network.encoder = encoder
     _try(network, config)
     return network
 

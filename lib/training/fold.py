@@ -196,7 +196,7 @@ def _train_member(
         entropy=(config.seed, task.fold, member),
     )
     torch.manual_seed(int(np.random.SeedSequence([*part.entropy, 0]).generate_state(1)[0]))  # the first weights
-    network = build_network(config, **task.weights).to(device)
+    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(device)
     steps = -(-len(outside) // config.batch_size)
     step = OptimizerStep(
         build_optimizer(network, config),

@@ -10,11 +10,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load, save
+from timm.models import save_for_hf
 
 from launch.build import build
 from launch.plan import Experiment, plan_kernels
 from launch.rehearsal.session import Mount, run_script
 from lib.config import Config
+from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint
 from lib.model.network import build_network
 from lib.run_record import read_run_record
 
@@ -140,3 +142,17 @@ def test_the_train_kernel_loads_the_mounted_weights(hub, tmp_path):
     without = run_script(built.script(train), folder=tmp_path / "without", mounts=mounts[:1], **options)
     assert without.code == 1
     assert "the weights of test_resnet.r160_in1k are not among the inputs" in without.log.read_text()
+
+
+def test_an_encoder_from_a_hub_is_rebuilt_from_its_checkpoint_without_the_hub(tmp_path):
+    """The name leads to a hub; the mounted folder, and later the checkpoint alone, must be enough."""
+    torch.manual_seed(1)
+    save_for_hf(timm.create_model("test_vit", img_size=96), str(tmp_path / "encoder"), safe_serialization=True)
+    config = Config(backbone="hf-hub:someone/encoder", input_size=48, folds=2)
+    network = build_network(config, folder=tmp_path / "encoder").eval()
+    identity = Identity(experiment="tiny", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
+    save_checkpoint(tmp_path / "member.safetensors", network, identity)
+    loaded, _ = load_checkpoint(tmp_path / "member.safetensors")
+    images = torch.rand(3, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), network(images))

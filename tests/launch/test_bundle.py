@@ -62,7 +62,13 @@ def run(script: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
     for name in ("working", "input", "tmp"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     return subprocess.run(
-        [sys.executable, str(script)], cwd=folder / "working", env=environment(folder), capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(script)],
+        cwd=folder / "working",
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -203,7 +209,9 @@ def test_several_processes_unpack_at_once(built: Built, tmp_path: Path) -> None:
     for name in ("working", "input", "tmp"):
         (tmp_path / name).mkdir()
     processes = [
-        subprocess.Popen([sys.executable, str(script)], cwd=tmp_path / "working", env=environment(tmp_path), stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, str(script)], cwd=tmp_path / "working", env=environment(tmp_path), stderr=subprocess.PIPE, text=True
+        )
         for _ in range(4)
     ]
     for process in processes:
@@ -266,7 +274,9 @@ def test_importing_a_script_does_nothing(built: Built, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     script = built.script(kernel_of(built, "prepare"))
     command = [sys.executable, "-c", "import runpy, sys; runpy.run_path(sys.argv[1]); print(sys.modules.get('lib'))", str(script)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
     assert not list((tmp_path / "tmp").iterdir())
 

@@ -181,7 +181,9 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch:
     running.start()
     wait_for(tmp_path / "run" / "working" / "here")
     with pytest.raises(LaunchError, match="another run is at work in"):
-        run_script(tmp_path / "written.py", folder=tmp_path / "run", mounts=[], place="rehearsal", threads=1, network=False, limit=5)
+        run_script(
+            tmp_path / "written.py", folder=tmp_path / "run", mounts=[], place="rehearsal", threads=1, network=False, limit=5
+        )
     running.join()
 
 
@@ -211,7 +213,9 @@ def gone(process: int, *, seconds: float = 5) -> bool:
 def test_a_command_killed_takes_its_kernel_with_it(way: str, tmp_path: Path) -> None:
     if way == "namespaces" and isolation() != "namespaces":
         pytest.skip("no namespaces on this system")
-    (tmp_path / "long.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'id'); time.sleep(60)")
+    (tmp_path / "long.py").write_text(
+        "import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'id'); time.sleep(60)"
+    )
     command = f"""
 from pathlib import Path
 from launch.rehearsal import session

@@ -62,10 +62,7 @@ def test_what_runs_in_a_kernel_never_imports_what_runs_on_the_users_machine(pack
 def test_imports_in_lib_go_downwards() -> None:
     modules = [module for module in _modules("lib") if module != "lib"]
     wrong = [
-        (module, name)
-        for module in modules
-        for name in _imports(module)
-        if name in modules and _layer(name) > _layer(module)
+        (module, name) for module in modules for name in _imports(module) if name in modules and _layer(name) > _layer(module)
     ]
     assert not wrong
 

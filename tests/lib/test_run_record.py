@@ -71,9 +71,7 @@ def test_what_was_written_is_read(output: Path) -> None:
         (lambda content: content["files"]["a.csv"].update(bytes=3), "a.csv has 16 bytes, 3 recorded"),
     ],
 )
-def test_a_record_that_says_something_else_is_refused(
-    output: Path, change: Callable[[dict[str, Any]], Any], said: str
-) -> None:
+def test_a_record_that_says_something_else_is_refused(output: Path, change: Callable[[dict[str, Any]], Any], said: str) -> None:
     _edit(output, change)
     with pytest.raises(RunRecordError, match=said):
         read_run_record(output, kind="train")
