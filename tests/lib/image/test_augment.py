@@ -1,0 +1,190 @@
+"""A sample's draw depends on its row alone, and what is done to colours keeps what it must."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.config import Config
+from lib.image.augment import DRAWS, Draws, augment, jitter_colours
+from lib.image.dihedral import ORDER, transform
+
+STILL: dict[str, Any] = {"flip": False, "rotate": "none", "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+STRONG = Config(brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5, rotate="any")
+
+
+def _images(number: int, *, side: int = 12, seed: int = 0) -> torch.Tensor:
+    return torch.rand(number, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def _draws(number: int, *, seed: int = 1) -> torch.Tensor:
+    return torch.rand(number, DRAWS, generator=torch.Generator().manual_seed(seed))
+
+
+def _first(rows: np.ndarray) -> np.ndarray:
+    return np.zeros(len(rows), dtype=np.int64)
+
+
+# --- draws -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_a_row_draws_the_same_in_whatever_batch_it_comes(data: st.DataObject) -> None:
+    size = data.draw(st.integers(2, 30))
+    order = np.array(data.draw(st.permutations(range(size))))
+    cuts = sorted(data.draw(st.lists(st.integers(1, size - 1), max_size=4)))
+    whole = Draws(entropy=[7, 3], rows=size).take(np.arange(size), np.zeros(size, dtype=np.int64))
+    pieces = Draws(entropy=[7, 3], rows=size)
+    for batch in np.split(order, cuts):
+        if len(batch):
+            assert torch.equal(pieces.take(batch, _first(batch)), whole[torch.from_numpy(batch)])
+
+
+def test_seed_epoch_and_row_each_change_the_draw() -> None:
+    rows = np.arange(50)
+    taken = [Draws(entropy=entropy, rows=50).take(rows, _first(rows)) for entropy in ([1, 3, 0], [1, 3, 1], [2, 3, 0])]
+    distinct = {tuple(row.tolist()) for table in taken for row in table}
+    assert len(distinct) == 150
+    every = torch.cat(taken)
+    assert every.dtype == torch.float32 and 0 <= every.min() and every.max() < 1
+    assert (abs(every.mean(dim=0) - 0.5) < 0.1).all()
+
+
+def test_a_row_that_comes_again_draws_anew_and_keeps_its_draw() -> None:
+    together = Draws(entropy=[5], rows=4).take(np.array([2, 2, 1, 2]), np.array([0, 1, 0, 2]))
+    assert len({tuple(row.tolist()) for row in together}) == 4
+    apart = Draws(entropy=[5], rows=4)
+    last = apart.take(np.array([2]), np.array([2]))  # asked for first, across batches
+    first = apart.take(np.array([1, 2]), np.array([0, 0]))
+    assert torch.equal(last[0], together[3])
+    assert torch.equal(first, together[[2, 0]])
+
+
+def test_the_same_row_is_augmented_the_same_way_in_any_batch() -> None:
+    images, draws = _images(9), _draws(9)
+    whole = augment(images, draws, STRONG)
+    for rows in ([0, 1, 2], [8, 3], [4]):
+        torch.testing.assert_close(augment(images[rows], draws[rows], STRONG), whole[rows], rtol=0, atol=1e-6)
+
+
+# --- geometry --------------------------------------------------------------------------------------------------------
+
+
+def _reached(**knobs: Any) -> set[int]:
+    """The symmetries that 200 draws reach; every result must be one of the eight."""
+    image = _images(1)
+    results = augment(image.expand(200, -1, -1, -1), _draws(200), Config(**{**STILL, **knobs}))
+    every = [transform(image[0], element) for element in range(ORDER)]
+    found = [[number for number, other in enumerate(every) if torch.equal(result, other)] for result in results]
+    assert all(len(numbers) == 1 for numbers in found)
+    return {numbers[0] for numbers in found}
+
+
+@pytest.mark.parametrize(
+    ("flip", "rotate", "wanted"),
+    [
+        (False, "none", {0}),
+        (False, "quarter", {0, 1, 2, 3}),
+        (True, "quarter", set(range(8))),
+        (True, "none", {0, 2, 4, 6}),  # mirrors across and down, and both: half a turn
+    ],
+)
+def test_mirrors_and_quarter_turns_are_exact_and_all_reached(flip: bool, rotate: str, wanted: set[int]) -> None:
+    assert _reached(flip=flip, rotate=rotate) == wanted
+
+
+def test_any_angle_meets_the_quarter_turns_and_keeps_the_middle() -> None:
+    config = Config(**{**STILL, "rotate": "any"})
+    image = _images(1, side=16)
+    draws = _draws(4)
+    draws[:, 2] = torch.tensor([0.0, 0.25, 0.5, 0.75])
+    turned = augment(image.expand(4, -1, -1, -1), draws, config)
+    quarters = [torch.rot90(image[0], number, (-2, -1)) for number in range(4)]
+    for result, number in zip(turned, (0, 1, 2, 3), strict=True):
+        assert min((result - quarters[way % 4]).abs().max() for way in (number, -number)) < 1e-4
+    # A ring about the centre stays where it is at any angle: nothing is shifted.
+    axis = torch.linspace(-1, 1, 33)
+    ring = torch.exp(-4 * (axis[:, None] ** 2 + axis[None] ** 2)).expand(20, 3, 33, 33)
+    assert (augment(ring, _draws(20), config) - ring).abs().mean() < 0.01
+
+
+def test_what_turns_in_from_outside_is_tissue_not_black() -> None:
+    draws = _draws(16)
+    draws[:, 2] = torch.linspace(0, 1, 17)[:16]
+    grey = torch.full((16, 3, 32, 32), 0.7)
+    torch.testing.assert_close(augment(grey, draws, Config(**{**STILL, "rotate": "any"})), grey)
+
+
+# --- colours ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_strength_colours_come_back_bit_for_bit() -> None:
+    images = _images(5)
+    assert torch.equal(jitter_colours(images, _draws(5), Config(**STILL)), images)
+    assert torch.equal(augment(images, _draws(5), Config(**STILL)), images)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    brightness=st.floats(0, 0.9),
+    contrast=st.floats(0, 0.9),
+    saturation=st.floats(0, 0.9),
+    hue=st.floats(0, 0.5),
+    rotate=st.sampled_from(["none", "quarter", "any"]),
+)
+def test_whatever_the_strengths_the_result_is_an_image(
+    seed: int, brightness: float, contrast: float, saturation: float, hue: float, rotate: str
+) -> None:
+    config = Config(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, rotate=rotate)
+    images = _images(4, seed=seed)
+    before = images.clone()
+    result = augment(images, _draws(4, seed=seed), config)
+    assert result.shape == images.shape and result.dtype == torch.float32
+    assert result.min() >= 0 and result.max() <= 1
+    assert torch.equal(images, before)  # the batch that came in is not written to
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), saturation=st.floats(0, 0.9), hue=st.floats(0, 0.5))
+def test_grey_stays_the_same_grey_under_saturation_and_hue(seed: int, saturation: float, hue: float) -> None:
+    grey = _images(6, seed=seed)[:, :1].expand(-1, 3, -1, -1).contiguous()
+    config = Config(**{**STILL, "saturation": saturation, "hue": hue})
+    torch.testing.assert_close(jitter_colours(grey, _draws(6, seed=seed), config), grey, rtol=0, atol=1e-5)
+
+
+def _by(column: int, value: float, **knobs: Any) -> torch.Tensor:
+    """The colours of a mild image with one number drawn at `value` and the others in the middle, where nothing changes."""
+    draws = torch.full((1, DRAWS), 0.5)
+    draws[0, column] = value
+    return jitter_colours(0.4 + 0.2 * _images(1), draws, Config(**{**STILL, **knobs}))
+
+
+def test_each_strength_does_what_its_name_says() -> None:
+    images = 0.4 + 0.2 * _images(1)
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    near: dict[str, float] = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(_by(3, 1.0, brightness=0.2), images * 1.2, **near)
+    torch.testing.assert_close(_by(3, 0.0, brightness=0.2), images * 0.8, **near)
+    mean = (images * luma).sum(dim=1).mean()
+    torch.testing.assert_close(_by(4, 1.0, contrast=0.3), mean + 1.3 * (images - mean), **near)
+    grey = (images * luma).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(_by(5, 0.0, saturation=0.5), grey + 0.5 * (images - grey), **near)
+    turned = _by(6, 1.0, hue=1 / 3)
+    torch.testing.assert_close(turned, images.roll(1, dims=1), **near)  # a third of the circle: red becomes green
+    torch.testing.assert_close(turned.sum(dim=1), images.sum(dim=1), **near)
+
+
+def test_a_turn_of_hue_keeps_the_distance_from_grey() -> None:
+    images, turned = 0.4 + 0.2 * _images(1), _by(6, 0.83, hue=0.4)
+
+    def chroma(pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels - pixels.mean(dim=1, keepdim=True)).norm(dim=1)
+
+    torch.testing.assert_close(chroma(turned), chroma(images), rtol=0, atol=1e-5)
+    assert (turned - images).abs().max() > 0.02 and math.isfinite(float(turned.sum()))

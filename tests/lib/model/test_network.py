@@ -1,0 +1,93 @@
+"""One logit from any backbone, with its own preprocessing; what cannot be built says why."""
+
+import pytest
+import torch
+
+from lib.config import Config
+from lib.model.network import NetworkError, autocast, build_network, choose_precision
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_every_kind_of_backbone_gives_one_logit_a_tile(backbone: str) -> None:
+    network = build_network(Config(backbone=backbone, input_size=64)).eval()
+    with torch.no_grad():
+        assert network(torch.rand(3, 3, 96, 96)).shape == (3,)
+        assert network(torch.rand(1, 3, 96, 96)).shape == (1,)
+
+
+def test_the_network_normalises_with_its_own_figures_and_keeps_them_with_the_weights(tiny: Config) -> None:
+    network = build_network(tiny).eval()
+    settings = network.backbone.pretrained_cfg
+    assert network.mean.flatten().tolist() == pytest.approx(list(settings["mean"]))
+    assert network.std.flatten().tolist() == pytest.approx(list(settings["std"]))
+    assert {"mean", "std"} <= set(network.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        by_hand = network.backbone((images - network.mean) / network.std).squeeze(-1)
+        assert torch.equal(network(images), by_hand)
+
+
+def test_tiles_are_resized_to_the_input_size(tiny: Config) -> None:
+    network = build_network(tiny).eval()
+    seen: list[torch.Size] = []
+    network.backbone.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].shape))
+    with torch.no_grad():
+        network(torch.rand(2, 3, 96, 96))
+        grey = torch.full((1, 3, 96, 96), 0.3)
+        torch.testing.assert_close(network(grey), network(grey[..., :32, :32]))
+    assert seen[0] == (2, 3, 32, 32)
+
+
+def test_the_seed_decides_the_first_weights(tiny: Config) -> None:
+    def built(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return torch.cat([parameter.flatten() for parameter in build_network(tiny).parameters()])
+
+    assert torch.equal(built(1), built(1)) and not torch.equal(built(1), built(2))
+
+
+def test_dropout_acts_in_training_only() -> None:
+    network = build_network(Config(backbone="test_resnet", input_size=32, drop_rate=0.9))
+    assert network.training
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        network.eval()
+        assert torch.equal(network(images), network(images))
+        network.train()
+        assert not torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize("backbone", ["resnet_of_dreams", "resnet18.no_such_tag", "hf hub"])
+def test_an_unknown_backbone_is_named(backbone: str) -> None:
+    with pytest.raises(NetworkError, match=backbone):
+        build_network(Config(backbone=backbone, input_size=32))
+
+
+def test_an_input_size_the_backbone_does_not_take_is_named() -> None:
+    with pytest.raises(NetworkError, match=r"test_vit"):
+        build_network(Config(backbone="test_vit", input_size=50))
+
+
+def test_precision_on_a_cpu() -> None:
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) == torch.float32
+    assert choose_precision("bfloat16", cpu) == torch.bfloat16
+    with pytest.raises(NetworkError, match="precision=float32"):
+        choose_precision("float16", cpu)
+
+
+@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
+def test_auto_trusts_the_hardware_not_the_emulation(
+    capability: tuple[int, int], wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *arguments: True)
+    assert choose_precision("auto", torch.device("cuda")) == wanted
+
+
+def test_lower_precision_leaves_the_parameters_alone(tiny: Config) -> None:
+    network = build_network(tiny).eval()
+    with torch.no_grad(), autocast(torch.device("cpu"), torch.bfloat16):
+        low = network(torch.rand(2, 3, 32, 32))
+    assert low.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}

@@ -1,0 +1,84 @@
+"""Logits averaged over views, the same in any batch, in the order asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lib.config import Config
+from lib.image.dihedral import transform
+from lib.model.network import Classifier, build_network
+from lib.model.predict import PredictionError, predict_logits
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network() -> Classifier:
+    torch.manual_seed(0)
+    return build_network(Config(backbone="test_resnet", input_size=32, weights="none")).eval()
+
+
+def _predict(network: Classifier, tiles: np.ndarray, rows: Any, *, views: int = 1, batch_size: int = 4) -> np.ndarray:
+    rows = np.asarray(rows, dtype=np.int64)
+    return predict_logits(
+        network, tiles, rows, views=views, batch_size=batch_size, device=CPU, precision=torch.float32
+    )
+
+
+@pytest.mark.parametrize("views", [1, 4, 8])
+def test_the_mean_over_views_is_that_of_the_network(
+    network: Classifier, random_tiles: Callable[..., np.ndarray], views: int
+) -> None:
+    tiles = random_tiles(5)
+    images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        by_hand = torch.stack([network(transform(images, view)) for view in range(views)]).mean(dim=0)
+    found = _predict(network, tiles, range(5), views=views)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, by_hand.numpy(), rtol=0, atol=1e-5)
+
+
+def test_with_all_views_a_turned_tile_gets_the_same_logit(
+    network: Classifier, random_tiles: Callable[..., np.ndarray]
+) -> None:
+    tile = random_tiles(1)[0]
+    tiles = np.stack([np.rot90(each, turns) for each in (tile, tile[:, ::-1]) for turns in range(4)])
+    eight, four, one = (_predict(network, tiles, range(8), views=views) for views in (8, 4, 1))
+    assert np.ptp(eight) < 1e-5
+    assert np.ptp(four[:4]) < 1e-5 and np.ptp(four[4:]) < 1e-5
+    assert np.ptp(one) > 1e-4
+
+
+def test_neither_batch_nor_order_changes_a_logit(network: Classifier, random_tiles: Callable[..., np.ndarray]) -> None:
+    tiles = random_tiles(7)
+    whole = _predict(network, tiles, range(7), batch_size=7)
+    for batch_size in (1, 3, 100):
+        np.testing.assert_allclose(_predict(network, tiles, range(7), batch_size=batch_size), whole, rtol=0, atol=1e-5)
+    rows = [5, 0, 5, 2]
+    np.testing.assert_allclose(_predict(network, tiles, rows), whole[rows], rtol=0, atol=1e-5)
+    assert len(_predict(network, tiles, [])) == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_restored_and_the_weights_are_untouched(
+    network: Classifier, random_tiles: Callable[..., np.ndarray], training: bool
+) -> None:
+    network.train(training)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    _predict(network, random_tiles(4), range(4), views=4)
+    assert network.training is training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    network.eval()
+
+
+def test_logits_that_are_no_numbers_are_counted(network: Classifier, random_tiles: Callable[..., np.ndarray]) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([float("nan"), 1.0, float("inf"), -1.0][: len(images)]).unsqueeze(-1)
+
+    broken = Classifier(Broken(), input_size=96, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(PredictionError, match=r"2 of 4 logits(.|\n)*precision=float32"):
+        _predict(broken, random_tiles(4), range(4))

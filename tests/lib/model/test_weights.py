@@ -1,0 +1,197 @@
+"""Weights are those of the backbone, all of them, or the run stops."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
+
+from lib.config import Config
+from lib.files import sha256_of
+from lib.model.network import build_network
+from lib.model.weights import WeightsError, check_weight_file, encoder_folder, find_weights
+from lib.run_record import RunRecord, RunRecordError, describe_files, write_run_record
+from lib.session import Parameters, PreflightError, Session
+
+
+@pytest.fixture(scope="module")
+def source() -> torch.nn.Module:
+    """A network as timm's hub holds it: a thousand classes, weights nobody would draw by chance."""
+    torch.manual_seed(5)
+    network = timm.create_model("test_resnet")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01)
+        network(torch.rand(4, 3, 64, 64))
+    return network
+
+
+@pytest.fixture
+def file(tmp_path: Path, source: torch.nn.Module) -> Path:
+    path = tmp_path / "encoder.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in source.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, source: torch.nn.Module) -> Path:
+    path = tmp_path_factory.mktemp("weights") / encoder_folder("test_resnet")
+    save_for_hf(source, str(path), safe_serialization=True)
+    return path
+
+
+def _same_but_for_the_classifier(network: torch.nn.Module, source: torch.nn.Module) -> bool:
+    wanted = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith("fc.")}
+    found = network.backbone.state_dict()
+    assert len(wanted) > 20
+    return all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_a_file_really_is_loaded(file: Path, source: torch.nn.Module, tiny: Config) -> None:
+    assert _same_but_for_the_classifier(build_network(tiny, file=file), source)
+    assert not _same_but_for_the_classifier(build_network(tiny), source)
+
+
+def test_a_folder_of_the_weights_kernel_really_is_loaded(
+    folder: Path, file: Path, source: torch.nn.Module, tiny: Config
+) -> None:
+    from_folder, from_file = build_network(tiny, folder=folder).eval(), build_network(tiny, file=file).eval()
+    assert _same_but_for_the_classifier(from_folder, source)
+    from_folder.backbone.fc.load_state_dict(from_file.backbone.fc.state_dict())  # its own is drawn anew
+    images = torch.rand(3, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(from_folder(images), from_file(images))
+
+
+def test_a_folder_brings_its_own_preprocessing(folder: Path, tmp_path: Path, tiny: Config) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    settings = json.loads((folder / "config.json").read_text())
+    settings["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    (moved / "config.json").write_text(json.dumps(settings))
+    assert build_network(tiny, folder=moved).mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_file_without_a_classifier_is_good_enough(file: Path, source: torch.nn.Module, tiny: Config) -> None:
+    tensors = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("fc.")}
+    save_file(tensors, file)
+    check_weight_file(file, backbone=source, name="test_resnet")
+    assert _same_but_for_the_classifier(build_network(tiny, file=file), source)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet", "resnet18"])
+def test_the_file_of_another_backbone_is_refused(file: Path, backbone: str) -> None:
+    with pytest.raises(WeightsError, match=rf"(?s)encoder.safetensors does not hold the weights of {backbone}.*is missing"):
+        build_network(Config(backbone=backbone, input_size=64), file=file)
+
+
+def test_one_tensor_missing_or_of_another_shape_is_named(file: Path, source: torch.nn.Module) -> None:
+    tensors = load_file(file)
+    missing, reshaped = "conv1.0.weight", "layer1.0.conv1.weight"
+    missing = missing if missing in tensors else next(name for name in tensors if name.startswith("conv1"))
+    shape = tuple(tensors[reshaped].shape)
+    tensors[reshaped] = torch.zeros(3, 3)
+    del tensors[missing]
+    save_file(tensors, file)
+    with pytest.raises(WeightsError) as refused:
+        check_weight_file(file, backbone=source, name="test_resnet")
+    assert f"{missing} is missing" in str(refused.value)
+    assert f"{reshaped} is (3, 3), the backbone has {shape}" in str(refused.value)
+    assert "differ in 2 places" in str(refused.value)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, 400_000])
+def test_a_cut_file_is_refused(file: Path, tiny: Config, length: int) -> None:
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(WeightsError, match="encoder.safetensors"):
+        build_network(tiny, file=file)
+
+
+def test_a_folder_of_another_backbone_or_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="efficientnet"):
+        build_network(Config(backbone="test_efficientnet", input_size=32), folder=folder)
+    with pytest.raises(WeightsError, match="model.safetensors"):
+        build_network(Config(backbone="test_resnet", input_size=32), folder=tmp_path)
+
+
+# --- where they come from --------------------------------------------------------------------------------------------
+
+
+def _session(root: Path, config: Config) -> Session:
+    parameters = Parameters(kind="train", slug="s", experiments=("x",), configs=(config,), owner="someone")
+    return Session(parameters=parameters, input=root, working=root, place="local")
+
+
+def _record(output: Path, **changes: Any) -> None:
+    names = {str(path.relative_to(output)): False for path in output.rglob("*") if path.is_file()}
+    record = RunRecord(
+        kind="weights",
+        experiment="",
+        config=Config().to_dict(),
+        push_id="",
+        bundle_id="",
+        git_commit="",
+        data_id="",
+        files=describe_files(output, names),
+        complete=True,
+    )
+    write_run_record(output, dataclasses.replace(record, **changes))
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, folder: Path) -> Path:
+    output = tmp_path / "input" / "notebooks" / "someone" / "hcd-weights"
+    (output / folder.name).mkdir(parents=True)
+    for each in folder.iterdir():
+        (output / folder.name / each.name).write_bytes(each.read_bytes())
+    _record(output)
+    return output
+
+
+def test_weights_are_found_in_the_kernels_output_and_proved(mounted: Path, tmp_path: Path, tiny: Config) -> None:
+    config = dataclasses.replace(tiny, weights="timm")
+    session = _session(tmp_path / "input", config)
+    assert find_weights(session, config) == {"folder": mounted / "test_resnet"}
+    assert build_network(config, **find_weights(session, config)) is not None
+    damaged = bytearray((mounted / "test_resnet" / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (mounted / "test_resnet" / "model.safetensors").write_bytes(bytes(damaged))
+    with pytest.raises(RunRecordError, match="damaged"):
+        find_weights(session, config)
+
+
+def test_an_encoder_that_is_not_there_is_named_with_those_that_are(mounted: Path, tmp_path: Path) -> None:
+    config = Config(backbone="resnet34.tv_in1k")
+    with pytest.raises(WeightsError) as refused:
+        find_weights(_session(tmp_path / "input", config), config)
+    for piece in ("resnet34.tv_in1k", "hcd-weights holds test_resnet", "weights=none"):
+        assert piece in str(refused.value)
+    with pytest.raises(WeightsError, match="no output of a weights kernel is mounted"):
+        find_weights(_session(tmp_path / "nowhere", config), config)
+
+
+def test_a_file_the_user_attached_is_found_by_its_name(tmp_path: Path, tiny: Config) -> None:
+    config = dataclasses.replace(tiny, weights="mine.safetensors")
+    place = tmp_path / "input" / "datasets" / "someone" / "encoders" / "mine.safetensors"
+    with pytest.raises(PreflightError, match="mine.safetensors"):
+        find_weights(_session(tmp_path / "input", config), config)
+    place.parent.mkdir(parents=True)
+    place.touch()
+    assert find_weights(_session(tmp_path / "input", config), config) == {"file": place}
+
+
+def test_random_weights_need_nothing(tmp_path: Path, tiny: Config) -> None:
+    assert find_weights(_session(tmp_path / "nowhere", tiny), tiny) == {}
+
+
+def test_folders_of_encoders_fit_every_file_system_and_do_not_meet() -> None:
+    names = ["resnet34.tv_in1k", "hf-hub:owner/name", "hf-hub:owner/other"]
+    folders = [encoder_folder(name) for name in names]
+    assert len(set(folders)) == 3 and not any(set(name) & set('/\\:*?"<>|') for name in folders)
+    assert sha256_of.__module__ == "lib.files"
