@@ -36,11 +36,13 @@ def recipe(session: Session) -> None:
         if data.test["id"].tolist() != competition.test_ids:
             raise EnsembleError("the prepared test tiles are not those of sample_submission.csv: run prepare again")
         wanted = {name: (each.folds, each.members) for name, each in zip(parameters.experiments, parameters.configs, strict=True)}
+        found, damaged = read_fold_outputs(find_outputs(session.input, "train"))
         outputs, warnings = admit(
-            read_fold_outputs(find_outputs(session.input, "train")),
+            found,
             wanted=wanted,
             data_id=data.data_id,
             strict_bundle=parameters.strict_bundle,
+            damaged=damaged,
         )
     for warning in warnings:
         session.say(f"warning: {warning}")

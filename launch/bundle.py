@@ -111,6 +111,9 @@ def unpack():
 
     def intact(folder):
         try:
+            status = folder.lstat()
+            if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o22):
+                return False  # somebody else's: beside the right sources may lie compiled code that is not theirs
             found = {{path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}}
             return found == set(FILES) and all((folder / n).read_bytes() == t.encode() for n, t in FILES.items())
         except OSError:

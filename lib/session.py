@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.config import Config, config_from_dict
+from lib.config import Config, ConfigError, config_from_dict
 from lib.errors import KernelError, listed
 from lib.run_record import RECORD_NAME, RunRecord, describe_files, peek_kind, write_run_record
 
@@ -29,7 +29,7 @@ _ENTRIES_LOOKED_AT = 1000  # per folder: a folder of 220,000 tiles must not cost
 
 # What the code was run with. Older packages are reported, not refused.
 TRIED_WITH = {"torch": "2.10", "timm": "1.0.26", "numpy": "2.0", "pandas": "2.2", "scikit-learn": "1.6"}
-_RECORDED = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "opencv-python-headless", "safetensors")
+_RECORDED = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "pillow", "safetensors")
 
 
 class PreflightError(KernelError):
@@ -142,6 +142,9 @@ def open_session(parameters: Parameters) -> Session:
         working=Path.cwd(),
         place=place,
     )
+    for rest in session.working.glob(".*.part"):  # lib.files.write_whole, killed
+        if rest.is_file():
+            rest.unlink()
     session.say(
         f"{parameters.slug}: bundle {parameters.bundle_id[:12]}, "
         f"push {parameters.push_id or 'none'}, Python {platform.python_version()}, on {place}"
@@ -252,7 +255,7 @@ def find_file(root: Path, name: str, *, remedy: str) -> Path:
 def installed_versions() -> dict[str, str]:
     """Versions of Python and of the packages a run depends on; a package that is absent is left out."""
     versions = {"python": platform.python_version()}
-    for name in (*_RECORDED, "opencv-python"):
+    for name in _RECORDED:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -373,7 +376,7 @@ def run_kernel(recipe: Any, values: Mapping[str, Any]) -> int:
     """
     try:
         recipe(open_session(read_parameters(values)))
-    except (KernelError, OSError) as error:
+    except (KernelError, ConfigError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the rest keeps its traceback
             raise
         text = str(error)

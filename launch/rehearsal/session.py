@@ -35,19 +35,21 @@ _GUARD = '''\
 """No network for this kernel: connections are refused, except to this machine."""
 import socket as _socket
 
-_connect = _socket.socket.connect
 
 
-def _guarded(self, address):
+def _guarded(self, *arguments, way):
+    address = arguments[-1]
     local = self.family == getattr(_socket, "AF_UNIX", None) or (
         isinstance(address, tuple) and str(address[0]) in ("127.0.0.1", "::1", "localhost")
     )
     if not local:
         raise OSError(f"no network in this kernel (enable_internet is false): {address!r}")
-    return _connect(self, address)
+    return way(self, *arguments)
 
 
-_socket.socket.connect = _guarded
+for _name in ("connect", "connect_ex", "sendto"):
+    _way = getattr(_socket.socket, _name)
+    setattr(_socket.socket, _name, lambda self, *arguments, way=_way: _guarded(self, *arguments, way=way))
 '''
 
 

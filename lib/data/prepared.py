@@ -12,7 +12,7 @@ import pandas as pd
 from lib.config import Config
 from lib.data.competition import Competition, data_id
 from lib.data.groups import FEATURES, group_auc, read_slide_map, stain_features, stain_groups
-from lib.data.store import BuiltStore, StoreBuilder, read_array
+from lib.data.store import BuiltStore, StoreBuilder, StoreError, read_array
 from lib.errors import KernelError
 from lib.files import write_whole
 from lib.run_record import RunRecord, read_run_record
@@ -75,12 +75,18 @@ def build_stores(
     competition: Competition, folder: Path, *, strict: bool, say: Callable[[str], None]
 ) -> dict[str, tuple[StoreBuilder, BuiltStore]]:
     """Read all tiles, from where an interrupted run stopped. Nothing of an earlier run is replaced yet."""
-    built = {}
+    built, problems = {}, []
     parts = ((TRAIN_TILES, "train", competition.train["id"].tolist()), (TEST_TILES, "test", competition.test_ids))
     for name, part, ids in parts:
         builder = StoreBuilder(folder, name, ids=ids)
-        result = builder.build(competition.folder / part, readers=_READERS, strict=strict, say=say, folder_name=f"{part}/")
-        built[name] = (builder, result)
+        try:
+            result = builder.build(competition.folder / part, readers=_READERS, strict=strict, say=say, folder_name=f"{part}/")
+        except StoreError as error:
+            problems.append(str(error))
+        else:
+            built[name] = (builder, result)
+    if problems:
+        raise StoreError("\n".join(problems))
     return built
 
 

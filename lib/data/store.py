@@ -7,6 +7,7 @@ it says which blocks are on disk and what they hash to, and the next run goes on
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -79,14 +80,17 @@ class StoreBuilder:
         """
         array, done = self._open()
         result = BuiltStore(tiles=len(self.ids))
-        for entry in done:
-            result.mismatches += entry["mismatches"]
         result.resumed = min(len(done) * BLOCK, len(self.ids))
         undecodable: list[str] = []
         said = result.resumed * 10 // max(len(self.ids), 1)
         if result.resumed:
             say(f"{result.resumed:,} of {len(self.ids):,} tiles of {folder_name} were read before the interruption")
-        with ThreadPoolExecutor(max_workers=readers) as pool, self.journal.open("a") as journal:
+        with (
+            warnings.catch_warnings(),  # here, not in the threads, which share the filters
+            ThreadPoolExecutor(max_workers=readers) as pool,
+            self.journal.open("a") as journal,
+        ):
+            warnings.filterwarnings("ignore", module="PIL")  # of damaged files it says the same once more
             for start in range(result.resumed, len(self.ids), BLOCK):
                 names = self.ids[start : start + BLOCK]
                 block = np.zeros((len(names), *TILE_SHAPE), dtype=np.uint8)  # (<=2048, 96, 96, 3), 54 MiB
@@ -94,10 +98,10 @@ class StoreBuilder:
                 undecodable += [text for kind, text in verdicts if kind == "error"]
                 mismatches = [text for kind, text in verdicts if kind == "mismatch"]
                 result.mismatches += mismatches
-                if strict and mismatches:
-                    raise StoreError(_mismatch_message(result.mismatches, start + len(names), folder_name, strict=True))
-                if len(result.mismatches) > MISMATCHES_ALLOWED * len(self.ids) and len(result.mismatches) > 1:
-                    raise StoreError(_mismatch_message(result.mismatches, start + len(names), folder_name, strict=False))
+                if (strict and mismatches) or len(result.mismatches) > max(MISMATCHES_ALLOWED * len(self.ids), 1):
+                    refusals = [_mismatch_message(result.mismatches, start + len(names), folder_name, strict=strict)]
+                    refusals += [_undecodable_message(undecodable, len(self.ids), folder_name)] if undecodable else []
+                    raise StoreError("\n".join(refusals))
                 if undecodable:
                     continue  # read on, to list every bad tile at once; nothing more is journaled
                 array.seek(self._header_bytes + start * TILE_BYTES)
@@ -112,8 +116,7 @@ class StoreBuilder:
                     say(f"{start + len(names):,} of {len(self.ids):,} tiles of {folder_name}")
         array.close()
         if undecodable:
-            lead = f"{len(undecodable):,} of {len(self.ids):,} tiles of {folder_name} cannot be used:"
-            raise StoreError(listed(lead, undecodable, remedy="Download them again: build_kernel.py download."))
+            raise StoreError(_undecodable_message(undecodable, len(self.ids), folder_name))
         return result
 
     def _open(self) -> tuple[BinaryIO, list[dict[str, Any]]]:
@@ -123,7 +126,12 @@ class StoreBuilder:
         done: list[dict[str, Any]] = []
         lines = self.journal.read_text().splitlines() if self.journal.is_file() else []
         if lines and lines[0] == self.plan and self.target.is_file() and not self.part.is_file():
-            self.target.replace(self.part)  # put in place by a run that was interrupted before its record was written
+            # Put in place by a run that was killed before it forgot its journal. A second name, so that the record
+            # that may stand for it keeps its array until this run has another.
+            try:
+                os.link(self.target, self.part)
+            except OSError:  # a file system without links
+                self.target.replace(self.part)
         if lines and self.part.is_file() and lines[0] == self.plan:
             with self.part.open("rb") as stream:
                 intact = stream.read(len(header)) == header
@@ -135,6 +143,8 @@ class StoreBuilder:
                     rows = min(BLOCK, len(self.ids) - len(done) * BLOCK)
                     block = stream.read(rows * TILE_BYTES)
                     if not intact or hashlib.sha256(block).hexdigest() != entry["sha256"]:
+                        break
+                    if entry["mismatches"]:  # judged anew: the tiles may have been downloaded again, or verify changed
                         break
                     done.append(entry)
         else:
@@ -148,10 +158,16 @@ class StoreBuilder:
     def publish(self) -> None:
         """Put the finished array in place of an earlier one. The journal stays until `forget`."""
         self.part.replace(self.target)
+        self.part.unlink(missing_ok=True)  # a rename leaves both names where they are names of one file
 
     def forget(self) -> None:
         """Drop the journal, once run.json stands for the array."""
         self.journal.unlink(missing_ok=True)
+
+
+def _undecodable_message(undecodable: list[str], tiles: int, folder_name: str) -> str:
+    lead = f"{len(undecodable):,} of {tiles:,} tiles of {folder_name} cannot be used:"
+    return listed(lead, undecodable, remedy="Download them again: build_kernel.py download.")
 
 
 def _mismatch_message(mismatches: list[str], read: int, folder_name: str, *, strict: bool) -> str:

@@ -2,9 +2,10 @@
 
 A competition tile is an uncompressed little-endian TIFF of 27,935 bytes whose single strip of 27,648 bytes starts at
 byte 287. `decode_tile` reads such a file by its header; anything else a TIFF may be (another byte order, compression,
-several strips) goes through OpenCV, which takes tens of times as long (benchmarks/tiff_decoding.py).
+several strips) goes through Pillow, which takes tens of times as long (benchmarks/tiff_decoding.py).
 """
 
+import io
 import struct
 
 import numpy as np
@@ -92,7 +93,7 @@ def _strip_offset(content: bytes) -> int | None:
         return None
     (count,) = struct.unpack_from("<H", content, directory)
     end = directory + 2 + 12 * count
-    if end + 4 > len(content) or struct.unpack_from("<I", content, end) != (0,):  # a second page: leave it to OpenCV
+    if end + 4 > len(content) or struct.unpack_from("<I", content, end) != (0,):  # a second page: leave it to Pillow
         return None
     tags: dict[int, int] = {}
     for at in range(directory + 2, end, 12):
@@ -141,19 +142,39 @@ def decode_tile(content: bytes) -> np.ndarray:
         if offset + TILE_BYTES > len(content):
             raise TileError(f"cut short: {len(content):,} bytes, {offset + TILE_BYTES:,} expected")
         return np.frombuffer(content, dtype=np.uint8, count=TILE_BYTES, offset=offset).reshape(TILE_SHAPE)
-    return _decode_with_opencv(content)
+    return _decode_with_pillow(content)
 
 
-def _decode_with_opencv(content: bytes) -> np.ndarray:
-    import cv2
+def _decode_with_pillow(content: bytes) -> np.ndarray:
+    """Not OpenCV: its 5.0 returns a black tile for a compression it does not know, and garbage for damaged LZW (2026-11-23)."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise TileError(f"OpenCV cannot decode it: {error.err}") from error
-    if image is None:
-        raise TileError("OpenCV cannot decode it: cut short, damaged, or a compression it does not know")
-    if image.shape != TILE_SHAPE or image.dtype != np.uint8:
-        shape = " x ".join(str(side) for side in image.shape)
-        raise TileError(f"an image of {shape} {image.dtype}, not 96 x 96 x 3 uint8")
-    return np.ascontiguousarray(image[:, :, ::-1])  # OpenCV hands out BGR
+        with Image.open(io.BytesIO(content), formats=("TIFF",)) as image:
+            bits = image.tag_v2.get(258, (1,))  # type: ignore[attr-defined]
+            mode = "RGB" if image.mode == "YCbCr" else image.mode  # as JPEG inside a TIFF is stored
+            if image.size != (TILE_SIZE, TILE_SIZE):  # before anything of a wrong, perhaps huge, size is decoded
+                raise TileError(f"an image of {image.height} x {image.width} x {len(image.getbands())}, not 96 x 96 x 3 uint8")
+            pixels = np.array(image if mode == image.mode else image.convert("RGB"))
+    except TileError:
+        raise
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        ValueError,
+        TypeError,
+        SyntaxError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        MemoryError,
+        ZeroDivisionError,
+        struct.error,
+    ) as error:  # Pillow lets through what its parsers stumble over
+        text = "Pillow cannot decode it: cut short, damaged, or a compression it does not know"
+        raise TileError(f"{text} ({type(error).__name__})") from error
+    if mode != "RGB" or pixels.shape != TILE_SHAPE or set(bits) != {8}:
+        shape = " x ".join(str(side) for side in pixels.shape)
+        raise TileError(f"an image of {shape}, mode {mode}, {max(bits)} bits, not 96 x 96 x 3 uint8")
+    return pixels

@@ -30,25 +30,24 @@ class FoldOutput:
         return f"fold {self.record.fold} of {self.record.experiment}"
 
 
-def read_fold_outputs(folders: Sequence[Path]) -> list[FoldOutput]:
-    """Read and verify all of them.
-
-    Raises:
-        EnsembleError: damaged or incomplete outputs, all of them listed.
-    """
+def read_fold_outputs(folders: Sequence[Path]) -> tuple[list[FoldOutput], list[str]]:
+    """Read and verify all of them: the good ones, and what is wrong with the others, for `admit` to report."""
     outputs, problems = [], []
     for folder in folders:
         try:
             outputs.append(FoldOutput(folder, read_run_record(folder, kind="train")))
         except RunRecordError as error:
             problems.append(str(error).replace("\n", "\n    "))
-    if problems:
-        raise EnsembleError(listed("outputs of folds cannot be used:", problems))
-    return outputs
+    return outputs, problems
 
 
 def admit(
-    outputs: Sequence[FoldOutput], *, wanted: dict[str, tuple[int, int]], data_id: str, strict_bundle: bool
+    outputs: Sequence[FoldOutput],
+    *,
+    wanted: dict[str, tuple[int, int]],
+    data_id: str,
+    strict_bundle: bool,
+    damaged: Sequence[str] = (),
 ) -> tuple[list[FoldOutput], list[str]]:
     """Hold the members against each other and against what the experiment asks for.
 
@@ -57,6 +56,7 @@ def admit(
         wanted: experiment name to (number of folds, members per fold).
         data_id: of the prepared data that will be predicted.
         strict_bundle: make differing code among the folds an error.
+        damaged: what is wrong with outputs that could not be read at all.
 
     Returns:
         The outputs in the order of experiment and fold, and warnings.
@@ -64,7 +64,7 @@ def admit(
     Raises:
         EnsembleError: folds missing, twice or of other experiments; other data, fold tables, labels, formats.
     """
-    problems: list[str] = []
+    problems = list(damaged)
     chosen: list[FoldOutput] = []
     for experiment, (folds, members) in wanted.items():
         of_experiment = [output for output in outputs if output.record.experiment == experiment]

@@ -89,14 +89,9 @@ TILE_CASES: dict[str, tuple[Edit, list[str]]] = {
 }
 
 
-_OPENCV = pytest.mark.xfail(
-    strict=True, reason="OpenCV writes to stderr, and returns black pixels for a compression it does not know"
-)
-
-
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, marks=_OPENCV) if c in ("cut short in its header", "unknown compression") else c for c in TILE_CASES],
+    list(TILE_CASES),
 )
 def test_a_tile_that_cannot_be_used_stops_prepare(case: str, bench: Any, competition: Path, prepared: Path) -> None:
     edit, expected = TILE_CASES[case]
@@ -126,7 +121,6 @@ def test_bad_tiles_are_listed_all_and_the_next_run_is_well(bench: Any, competiti
     assert (code, errors) == (0, "")
 
 
-@pytest.mark.xfail(strict=True, reason="lib.data.prepared.build_stores stops at the first folder")
 def test_bad_tiles_of_both_folders_come_in_one_message(bench: Any, competition: Path) -> None:
     folder = bench.mount_copy(competition, workbench.COMPETITION)
     bad = [tiles_of(folder, part)[0] for part in ("train", "test")]
@@ -136,7 +130,6 @@ def test_bad_tiles_of_both_folders_come_in_one_message(bench: Any, competition: 
     assert all(path.name in message for path in bad)
 
 
-@pytest.mark.xfail(strict=True, reason="lib.data.store lists mismatches alone")
 def test_mismatches_do_not_hide_tiles_that_cannot_be_read(bench: Any, competition: Path) -> None:
     folder = bench.mount_copy(competition, workbench.COMPETITION)
     first, *others = tiles_of(folder)[:4]
@@ -266,7 +259,6 @@ def test_several_findings_come_in_one_message(bench: Any, competition: Path) -> 
     assert [text for text in expected if text not in message] == []
 
 
-@pytest.mark.xfail(strict=True, reason="OpenCV writes to stderr, and returns black pixels for a compression it does not know")
 def test_the_script_itself_refuses_all_of_it(tmp_path: Path, built: Built, competition: Path, prepared: Path) -> None:
     folder = tmp_path / "input" / workbench.COMPETITION
     shutil.copytree(competition, folder)
@@ -571,7 +563,6 @@ def test_a_loss_that_is_no_number(bench: Any, prepared: Path, folds: list[Path])
     assert "--set learning_rate=" in message
 
 
-@pytest.mark.xfail(strict=True, reason="lib.session.run_kernel does not know ConfigError")
 def test_parameters_edited_by_hand(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, PREPARE)
     parameters = workbench.parameters_of("train")
@@ -662,7 +653,6 @@ def test_folds_that_may_not_be_averaged(case: str, bench: Any, mounted: list[Pat
     assert bench.working.joinpath("submission.csv").read_text() == "an earlier one"
 
 
-@pytest.mark.xfail(strict=True, reason="lib.inference.ensemble checks the records before it counts the folds")
 def test_a_damaged_fold_does_not_hide_a_missing_one(bench: Any, mounted: list[Path]) -> None:
     workbench.flip_byte(mounted[0] / "fold-0-member-0.safetensors")
     shutil.rmtree(mounted[1])

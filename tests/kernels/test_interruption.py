@@ -234,7 +234,6 @@ def test_the_store_takes_over_only_what_is_whole(damage: str, tmp_path: Path, sm
     assert part.read_bytes()[128:] == pixels_of(tmp_path / "tiles", ids)
 
 
-@pytest.mark.xfail(strict=True, reason="lib.data.store takes over blocks with mismatches")
 def test_tiles_downloaded_again_replace_the_mismatches_of_an_interrupted_run(
     tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +251,6 @@ def test_tiles_downloaded_again_replace_the_mismatches_of_an_interrupted_run(
     assert (tmp_path / "tiles.npy.part").read_bytes()[128:] == pixels_of(tiles, ids)
 
 
-@pytest.mark.xfail(strict=True, reason="lib.data.store takes over blocks with mismatches")
 def test_strict_holds_for_what_an_interrupted_run_left(tmp_path: Path, small_blocks: None) -> None:
     tiles, ids = tmp_path / "tiles", write_tiles(tmp_path / "tiles", 60)
     (tiles / f"{ids[3]}.tif").write_bytes(encode_tile(np.zeros((96, 96, 3), np.uint8)))
@@ -261,7 +259,6 @@ def test_strict_holds_for_what_an_interrupted_run_left(tmp_path: Path, small_blo
         build_store(tmp_path, tiles, ids, strict=True)
 
 
-@pytest.mark.xfail(strict=True, reason="lib.data.store takes the array away from a record that stands")
 def test_prepare_killed_after_its_record_keeps_its_output_when_the_next_run_fails(
     bench: Any, competition: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,7 +277,6 @@ def test_prepare_killed_after_its_record_keeps_its_output_when_the_next_run_fail
     bench.refused("prepare")
 
 
-@pytest.mark.xfail(strict=True, reason="nothing clears away what lib.files.write_whole left when it was killed")
 def test_what_a_killed_write_left_beside_is_cleared_away(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, "notebooks/someone/hcd-prepare")
     left = bench.working / "..unfinished-0-member-0.safetensors.12345.part"

@@ -242,7 +242,6 @@ def test_another_folder_in_its_place_is_not_used(planted: str, built: Built, tmp
     prepare_refuses(run(script, tmp_path))
 
 
-@pytest.mark.xfail(strict=True, reason="launch.bundle trusts compiled code beside the right sources")
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can make a folder another user's")
 def test_a_folder_of_another_user_is_not_used(built: Built, tmp_path: Path) -> None:
     """The right sources, and compiled code beside them that Python would take instead."""

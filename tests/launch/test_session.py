@@ -127,7 +127,6 @@ def test_guarded_sockets_refuse_what_is_not_this_machine(tmp_path: Path, monkeyp
     assert "isolation: no namespaces here: inputs are links, sockets guarded" in outcome.log.read_text()
 
 
-@pytest.mark.xfail(strict=True, reason="launch.rehearsal.session guards connect only")
 def test_guarded_sockets_refuse_the_other_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "isolation", lambda: "guard")
     source = f"""

@@ -264,7 +264,9 @@ def test_an_earlier_array_is_untouched_until_the_new_one_is_published(
     assert first.target.read_bytes() == before
 
 
-def test_progress_is_said_about_ten_times(tmp_path: Path, source: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_said_about_ten_times(
+    tmp_path: Path, source: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "BLOCK", 1)
     said: list[str] = []
     StoreBuilder(tmp_path, NAME, ids=source[1]).build(source[0], readers=2, strict=True, say=said.append, folder_name="train/")

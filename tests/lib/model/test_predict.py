@@ -23,9 +23,7 @@ def network() -> Classifier:
 
 def _predict(network: Classifier, tiles: np.ndarray, rows: Any, *, views: int = 1, batch_size: int = 4) -> np.ndarray:
     rows = np.asarray(rows, dtype=np.int64)
-    return predict_logits(
-        network, tiles, rows, views=views, batch_size=batch_size, device=CPU, precision=torch.float32
-    )
+    return predict_logits(network, tiles, rows, views=views, batch_size=batch_size, device=CPU, precision=torch.float32)
 
 
 @pytest.mark.parametrize("views", [1, 4, 8])
@@ -41,9 +39,7 @@ def test_the_mean_over_views_is_that_of_the_network(
     np.testing.assert_allclose(found, by_hand.numpy(), rtol=0, atol=1e-5)
 
 
-def test_with_all_views_a_turned_tile_gets_the_same_logit(
-    network: Classifier, random_tiles: Callable[..., np.ndarray]
-) -> None:
+def test_with_all_views_a_turned_tile_gets_the_same_logit(network: Classifier, random_tiles: Callable[..., np.ndarray]) -> None:
     tile = random_tiles(1)[0]
     tiles = np.stack([np.rot90(each, turns) for each in (tile, tile[:, ::-1]) for turns in range(4)])
     eight, four, one = (_predict(network, tiles, range(8), views=views) for views in (8, 4, 1))

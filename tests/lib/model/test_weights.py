@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from lib.config import Config
-from lib.files import sha256_of
-from lib.model.network import build_network
+from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint
+from lib.model.network import NetworkError, build_network
 from lib.model.weights import WeightsError, check_weight_file, encoder_folder, find_weights
 from lib.run_record import RunRecord, RunRecordError, describe_files, write_run_record
 from lib.session import Parameters, PreflightError, Session
@@ -57,9 +57,7 @@ def test_a_file_really_is_loaded(file: Path, source: torch.nn.Module, tiny: Conf
     assert not _same_but_for_the_classifier(build_network(tiny), source)
 
 
-def test_a_folder_of_the_weights_kernel_really_is_loaded(
-    folder: Path, file: Path, source: torch.nn.Module, tiny: Config
-) -> None:
+def test_a_folder_of_the_weights_kernel_really_is_loaded(folder: Path, file: Path, source: torch.nn.Module, tiny: Config) -> None:
     from_folder, from_file = build_network(tiny, folder=folder).eval(), build_network(tiny, file=file).eval()
     assert _same_but_for_the_classifier(from_folder, source)
     from_folder.backbone.fc.load_state_dict(from_file.backbone.fc.state_dict())  # its own is drawn anew
@@ -113,11 +111,33 @@ def test_a_cut_file_is_refused(file: Path, tiny: Config, length: int) -> None:
         build_network(tiny, file=file)
 
 
-def test_a_folder_of_another_backbone_or_without_weights_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="efficientnet"):
-        build_network(Config(backbone="test_efficientnet", input_size=32), folder=folder)
+def test_a_folder_that_contradicts_itself_or_is_empty_is_refused(folder: Path, tmp_path: Path, tiny: Config) -> None:
+    mixed, empty = tmp_path / "mixed", tmp_path / "empty"
+    for each in (mixed, empty):
+        each.mkdir()
+    (mixed / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    settings = (folder / "config.json").read_text().replace("test_resnet", "test_efficientnet")
+    (mixed / "config.json").write_text(settings)
+    with pytest.raises(WeightsError, match="model.safetensors does not hold"):
+        build_network(tiny, folder=mixed)
+    with pytest.raises(NetworkError, match="config.json"):
+        build_network(tiny, folder=empty)
+    (empty / "config.json").write_text(settings)
     with pytest.raises(WeightsError, match="model.safetensors"):
-        build_network(Config(backbone="test_resnet", input_size=32), folder=tmp_path)
+        build_network(tiny, folder=empty)
+
+
+def test_an_encoder_from_a_hub_needs_the_hub_never_again(folder: Path, tmp_path: Path, tiny: Config) -> None:
+    config = dataclasses.replace(tiny, backbone="hf-hub:nobody/such-an-encoder", weights="timm")
+    network = build_network(config, folder=folder).eval()
+    identity = Identity(
+        experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
+    )
+    save_checkpoint(tmp_path / "member.safetensors", network, identity)
+    loaded, _ = load_checkpoint(tmp_path / "member.safetensors")
+    images = torch.rand(3, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), network(images))
 
 
 # --- where they come from --------------------------------------------------------------------------------------------
@@ -194,4 +214,3 @@ def test_folders_of_encoders_fit_every_file_system_and_do_not_meet() -> None:
     names = ["resnet34.tv_in1k", "hf-hub:owner/name", "hf-hub:owner/other"]
     folders = [encoder_folder(name) for name in names]
     assert len(set(folders)) == 3 and not any(set(name) & set('/\\:*?"<>|') for name in folders)
-    assert sha256_of.__module__ == "lib.files"

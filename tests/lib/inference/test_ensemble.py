@@ -1,0 +1,178 @@
+"""Members are averaged only when they belong together, by id, and whatever their order."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.config import Config
+from lib.inference.ensemble import EnsembleError, FoldOutput, admit, mean_probability, read_fold_outputs
+from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
+from lib.run_record import RunRecord, describe_files, write_run_record
+
+DATA, TABLE, CODE = "d" * 64, "f" * 64, "b" * 64
+
+
+def _record(fold: int, experiment: str = "x", **changes: Any) -> RunRecord:
+    record = RunRecord(
+        kind="train",
+        experiment=experiment,
+        config=Config().to_dict(),
+        push_id="",
+        bundle_id=CODE,
+        git_commit="",
+        data_id=DATA,
+        fold_table_id=TABLE,
+        checkpoint_format=CHECKPOINT_FORMAT,
+        fold=fold,
+        members=[0, 1],
+        label_set=LABEL_SET,
+        complete=True,
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def _output(fold: int, experiment: str = "x", **changes: Any) -> FoldOutput:
+    return FoldOutput(Path(f"/input/{experiment}-{fold}"), _record(fold, experiment, **changes))
+
+
+def _admit(
+    outputs: list[FoldOutput], *, strict: bool = False, wanted: dict[str, tuple[int, int]] | None = None
+) -> tuple[list[FoldOutput], list[str]]:
+    return admit(outputs, wanted=wanted or {"x": (3, 2)}, data_id=DATA, strict_bundle=strict)
+
+
+def test_all_folds_are_admitted_in_their_order() -> None:
+    outputs = [_output(fold) for fold in (2, 0, 1)]
+    assert _admit(outputs) == ([outputs[1], outputs[2], outputs[0]], [])
+
+
+def test_several_experiments_come_one_after_the_other_and_may_have_fold_tables_of_their_own() -> None:
+    outputs = [_output(fold, name, fold_table_id=name * 64) for fold in (1, 0) for name in ("y", "x")]
+    chosen, _ = _admit(outputs, wanted={"x": (2, 2), "y": (2, 2)})
+    assert [output.name for output in chosen] == ["fold 0 of x", "fold 1 of x", "fold 0 of y", "fold 1 of y"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ([_output(0), _output(2)], "fold 1 of x is missing"),
+        ([_output(0), _output(1), _output(2), _output(1)], "fold 1 of x is mounted more than once, at /input/x-1 and /input/x-1"),
+        ([_output(0), _output(1), _output(2, members=[0])], "fold 2 of x has members [0], 2 expected"),
+        ([_output(0), _output(1), _output(2, data_id="e" * 64)], "trained on data eeeeeeee..., prepared are dddddddd..."),
+        ([_output(0), _output(1), _output(2, checkpoint_format=99)], "checkpoint format 99"),
+        ([_output(0), _output(1), _output(2, label_set=[0, 1, 2])], "knows the labels [0, 1, 2]"),
+        ([_output(0), _output(1), _output(2, fold_table_id="0" * 64)], "different fold tables"),
+        ([_output(0), _output(1), _output(2), _output(0, "y")], "outputs of other experiments are mounted: y"),
+        ([], "fold 0 of x is missing"),
+    ],
+)
+def test_each_reason_against_averaging_is_named(outputs: list[FoldOutput], said: str) -> None:
+    with pytest.raises(EnsembleError) as refused:
+        _admit(outputs)
+    assert said in str(refused.value)
+
+
+def test_all_reasons_are_listed_with_what_to_run_again() -> None:
+    outputs = [_output(0, data_id="e" * 64), _output(2, members=[0], checkpoint_format=99), _output(0, "y")]
+    with pytest.raises(EnsembleError) as refused:
+        _admit(outputs)
+    for piece in ("fold 1 of x is missing", "trained on data", "members [0]", "format 99", "experiments are mounted: y"):
+        assert piece in str(refused.value)
+    assert "push fold-0" in str(refused.value) and "push fold-2" in str(refused.value)
+
+
+def test_other_code_is_a_warning_unless_it_is_made_an_error() -> None:
+    outputs = [_output(0), _output(1), _output(2, bundle_id="c" * 64)]
+    chosen, warnings = _admit(outputs)
+    assert len(chosen) == 3 and len(warnings) == 1 and "cccccccc" in warnings[0] and "bbbbbbbb" in warnings[0]
+    with pytest.raises(EnsembleError, match="different code"):
+        _admit(outputs, strict=True)
+
+
+def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
+    folders = [tmp_path / f"fold-{fold}" for fold in range(4)]
+    for fold, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"whole")
+        write_run_record(folder, _record(fold, files=describe_files(folder, {"weights": True})))
+    assert [output.record.fold for output in read_fold_outputs(folders)] == [0, 1, 2, 3]
+    (folders[1] / "weights").write_bytes(b"other")
+    (folders[2] / "run.json").unlink()
+    with pytest.raises(EnsembleError) as refused:
+        read_fold_outputs(folders)
+    assert "weights is damaged" in str(refused.value) and f"{folders[2]} holds no run.json" in str(refused.value)
+    assert str(folders[0]) not in str(refused.value)
+
+
+# --- the mean --------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def members(draw: st.DrawFn) -> pd.DataFrame:
+    count, number = draw(st.integers(1, 12)), draw(st.integers(1, 6))
+    values = draw(
+        st.lists(
+            st.lists(st.floats(-60, 60, width=32), min_size=number, max_size=number), min_size=count, max_size=count
+        )
+    )
+    table = pd.DataFrame(values, columns=[f"x fold {at}" for at in range(number)])
+    return table.assign(id=[f"{at:04x}" for at in range(count)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(table=members(), seed=st.integers(0, 2**32 - 1))
+def test_neither_the_order_of_members_nor_of_rows_changes_a_bit(table: pd.DataFrame, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    ids = table["id"].tolist()
+    plain = mean_probability(table, ids)
+    shuffled = table.iloc[generator.permutation(len(table))][list(generator.permutation(table.columns))]
+    assert np.array_equal(mean_probability(shuffled, ids), plain)
+    order = generator.permutation(len(ids))
+    assert np.array_equal(mean_probability(table, [ids[at] for at in order]), plain[order])
+    assert plain.dtype == np.float64 and (plain >= 0).all() and (plain <= 1).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(table=members())
+def test_it_is_the_mean_of_probabilities_not_of_logits(table: pd.DataFrame) -> None:
+    logits = table.drop(columns="id").to_numpy(dtype=np.float64)
+    by_hand = (1 / (1 + np.exp(-logits))).mean(axis=1)
+    np.testing.assert_allclose(mean_probability(table, table["id"].tolist()), by_hand, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(  # a member counted twice with all others counted twice changes nothing
+        mean_probability(pd.concat([table, table.drop(columns="id").add_suffix(" again")], axis=1), table["id"].tolist()),
+        by_hand,
+        rtol=1e-9,
+        atol=1e-12,
+    )
+
+
+TABLE_OF_TWO = pd.DataFrame({"id": ["a", "b", "c"], "one": [0.0, 1.0, -1.0], "two": [2.0, 0.5, 0.0]})
+
+
+@pytest.mark.parametrize(
+    ("logits", "ids", "said"),
+    [
+        (TABLE_OF_TWO.iloc[:2], "abc", "1 ids have no logits, such as c"),
+        (TABLE_OF_TWO, "ab", "1 ids were not asked for, such as c"),
+        (TABLE_OF_TWO.assign(id=["a", "b", "b"]), "ab", "1 ids come more than once"),
+        (TABLE_OF_TWO.assign(two=[2.0, np.nan, np.inf]), "abc", "2 logits are not finite"),
+        (TABLE_OF_TWO[["id"]], "abc", "there is no member"),
+    ],
+)
+def test_holes_and_doubles_are_refused(logits: pd.DataFrame, ids: str, said: str) -> None:
+    with pytest.raises(EnsembleError) as refused:
+        mean_probability(logits, list(ids))
+    assert said in str(refused.value)
+
+
+def test_everything_that_is_wrong_with_the_logits_is_listed() -> None:
+    with pytest.raises(EnsembleError) as refused:
+        mean_probability(TABLE_OF_TWO.assign(id=["a", "a", "z"], one=[np.nan, 1, 1]), ["a", "b"])
+    for piece in ("more than once", "such as b", "such as z", "1 logits are not finite"):
+        assert piece in str(refused.value)

@@ -1,0 +1,190 @@
+"""What an epoch shows to the network, in which order, and what it does when the loss is lost."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.config import Config
+from lib.model.network import Classifier, build_network
+from lib.training import engine
+from lib.training.engine import Part, TrainingError, epoch_order, positive_weight, train_one_epoch
+from lib.training.optimizer import OptimizerStep, build_optimizer
+
+CPU = torch.device("cpu")
+NO_TILES = np.empty((0, 96, 96, 3), np.uint8)
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> Part:
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(6, 200))
+    labels = (generator.random(count) < draw(st.floats(0.1, 0.9))).astype(np.float32)
+    rows = np.flatnonzero(generator.random(count) < 0.8)
+    labels[rows[:2]] = [0, 1] if len(rows) > 1 else labels[rows[:2]]
+    return Part(tiles=NO_TILES, labels=labels, rows=rows, entropy=(draw(st.integers(0, 99)), 0, 0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(part=parts(), epoch=st.integers(0, 50), balance=st.sampled_from(["none", "loss"]))
+def test_without_a_sampler_every_training_row_comes_once(part: Part, epoch: int, balance: str) -> None:
+    order, occurrence = epoch_order(part, epoch=epoch, balance=balance)
+    assert sorted(order) == part.rows.tolist()
+    assert occurrence.tolist() == [0] * len(order)
+
+
+@settings(max_examples=40, deadline=None)
+@given(part=parts(), epoch=st.integers(0, 50))
+def test_the_sampler_counts_repeats_and_never_shows_a_validation_row(part: Part, epoch: int) -> None:
+    if len(part.rows) < 2:
+        return
+    order, occurrence = epoch_order(part, epoch=epoch, balance="sampler")
+    assert len(order) == len(part.rows) and set(order) <= set(part.rows)
+    seen: Counter[int] = Counter()
+    for row, number in zip(order.tolist(), occurrence.tolist(), strict=True):
+        assert number == seen[row]
+        seen[row] += 1
+
+
+def _part(rows: int = 4000, share: float = 0.2, entropy: tuple[int, ...] = (1, 2, 3)) -> Part:
+    labels = (np.arange(rows) < share * rows).astype(np.float32)
+    return Part(tiles=NO_TILES, labels=labels, rows=np.arange(rows), entropy=entropy)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.8])
+def test_the_sampler_draws_both_classes_equally_often_and_all_tiles_of_a_class_alike(share: float) -> None:
+    part = _part(share=share)
+    order = np.concatenate([epoch_order(part, epoch=epoch, balance="sampler")[0] for epoch in range(5)])
+    assert part.labels[order].mean() == pytest.approx(0.5, abs=0.02)
+    counts = np.bincount(order, minlength=4000)
+    for label in (0, 1):
+        halves = np.array_split(counts[part.labels == label], 2)
+        assert halves[0].sum() == pytest.approx(halves[1].sum(), rel=0.1)
+
+
+@pytest.mark.parametrize("balance", ["none", "sampler"])
+def test_the_order_is_that_of_the_epoch_and_the_member(balance: str) -> None:
+    def order(epoch: int, entropy: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(epoch_order(_part(100, entropy=entropy), epoch=epoch, balance=balance)[0].tolist())
+
+    drawn = [order(epoch, entropy) for epoch in (0, 1) for entropy in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0))]
+    assert len(set(drawn)) == len(drawn)
+    assert order(1, (1, 0, 1)) == drawn[5]
+
+
+def test_the_loss_weighs_positives_only_when_it_is_asked_to() -> None:
+    part = Part(tiles=NO_TILES, labels=np.array([0, 1, 0, 0, 1, 1, 1], np.float32), rows=np.arange(5), entropy=(1,))
+    assert positive_weight(part, "loss") == 1.5  # of the training rows: 3 to 2
+    assert positive_weight(part, "none") == positive_weight(part, "sampler") == 1.0
+
+
+# --- a whole epoch ---------------------------------------------------------------------------------------------------
+
+
+def _epoch(
+    learnable: tuple[np.ndarray, pd.DataFrame], *, rows: np.ndarray | None = None, **knobs: Any
+) -> tuple[float, Classifier, OptimizerStep]:
+    tiles, index = learnable
+    config = Config(backbone="test_resnet", input_size=32, **{"batch_size": 8, **knobs})
+    part = Part(
+        tiles=tiles,
+        labels=index["label"].to_numpy(np.float32),
+        rows=np.arange(len(tiles)) if rows is None else rows,
+        entropy=(1, 0, 0),
+    )
+    torch.manual_seed(0)
+    network = build_network(config)
+    step = OptimizerStep(
+        build_optimizer(network, config), peak=config.learning_rate, total=20, warmup=0, clip=0.0, scaled=False
+    )
+    loss = train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32)
+    return loss, network, step
+
+
+def _weights(network: Classifier) -> torch.Tensor:
+    return torch.cat([tensor.flatten().double() for tensor in network.state_dict().values()])
+
+
+def test_an_epoch_is_the_same_whatever_the_generator_held_before(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
+    one = _epoch(learnable, drop_rate=0.5, balance="sampler")
+    other = _epoch(learnable, drop_rate=0.5, balance="sampler")
+    assert one[0] == other[0] and torch.equal(_weights(one[1]), _weights(other[1]))
+
+
+def test_only_training_rows_reach_the_network(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
+    tiles, index = learnable
+    rows = np.arange(0, 36, 2)
+    spoiled = tiles.copy()
+    spoiled[1::2] = 255 - spoiled[1::2]
+    relabelled = index.assign(label=np.where(np.arange(36) % 2 == 1, 1 - index["label"], index["label"]))
+    one, other = _epoch((tiles, index), rows=rows), _epoch((spoiled, relabelled), rows=rows)
+    assert one[0] == other[0] and torch.equal(_weights(one[1]), _weights(other[1]))
+
+
+def test_a_lone_last_tile_is_left_for_another_epoch(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
+    _, _, step = _epoch(learnable, rows=np.arange(33))
+    assert step.applied == 4  # of 8, 8, 8, 8 and 1
+    _, _, step = _epoch(learnable, rows=np.arange(34))
+    assert step.applied == 5
+
+
+def test_batches_of_one_train_on_every_tile(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
+    tiles, index = learnable
+    # A vision transformer has no BatchNorm: it can learn from one tile at a time.
+    config = Config(backbone="test_vit", input_size=32, batch_size=1)
+    part = Part(tiles=tiles, labels=index["label"].to_numpy(np.float32), rows=np.arange(12), entropy=(1, 0, 0))
+    network = build_network(config)
+    step = OptimizerStep(build_optimizer(network, config), peak=1e-3, total=12, warmup=0, clip=0.0, scaled=False)
+    train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32)
+    assert step.applied == 12
+
+
+def test_the_loss_is_the_mean_over_tiles_not_over_batches(
+    learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[tuple[float, int]] = []
+    real = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def noted(logits: torch.Tensor, labels: torch.Tensor, **rest: Any) -> torch.Tensor:
+        value = real(logits, labels, **rest)
+        losses.append((float(value.detach()), len(labels)))
+        return value
+
+    monkeypatch.setattr(engine.functional, "binary_cross_entropy_with_logits", noted)
+    loss, _, _ = _epoch(learnable, rows=np.arange(34))  # 8, 8, 8, 8 and 2
+    assert [count for _, count in losses] == [8, 8, 8, 8, 2]
+    assert loss == pytest.approx(sum(value * count for value, count in losses) / 34, rel=1e-6)
+
+
+def test_a_lost_loss_stops_with_what_to_try(learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.nn.functional.binary_cross_entropy_with_logits
+    monkeypatch.setattr(
+        engine.functional, "binary_cross_entropy_with_logits", lambda *args, **rest: real(*args, **rest) * float("nan")
+    )
+    with pytest.raises(TrainingError) as refused:
+        _epoch(learnable)
+    for piece in ("epoch 1", "learning_rate", "warmup_epochs", "clip_gradient", "precision=float32"):
+        assert piece in str(refused.value)
+
+
+def test_repeated_rows_are_augmented_differently(
+    learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[np.ndarray, torch.Tensor]] = []
+    real = engine.Draws.take
+
+    def noted(self: engine.Draws, rows: np.ndarray, occurrence: np.ndarray) -> torch.Tensor:
+        drawn = real(self, rows, occurrence)
+        taken.append((rows, drawn))
+        return drawn
+
+    monkeypatch.setattr(engine.Draws, "take", noted)
+    _epoch(learnable, balance="sampler")
+    rows, drawn = np.concatenate([rows for rows, _ in taken]), torch.cat([drawn for _, drawn in taken])
+    assert len(set(rows)) < len(rows)  # some came again
+    assert len({tuple(draw.tolist()) for draw in drawn}) == len(rows)

@@ -1,0 +1,358 @@
+"""A fold trains to the same bytes, however often it was stopped."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lib.config import Config
+from lib.metrics import auc
+from lib.model.checkpoint import load_checkpoint
+from lib.model.network import build_network
+from lib.model.predict import predict_logits
+from lib.training import fold as module
+from lib.training.engine import TrainingError
+from lib.training.fold import FoldInputError, FoldTask, clear_progress, train_fold
+
+CPU = torch.device("cpu")
+CONFIG = Config(
+    backbone="test_resnet",
+    weights="none",
+    input_size=32,
+    folds=3,
+    epochs=3,
+    batch_size=8,
+    warmup_epochs=1.0,
+    clip_gradient=1.0,
+    drop_rate=0.3,
+    balance="sampler",
+    rotate="any",
+    learning_rate=3e-3,
+    views=4,
+)
+FILES = ("fold-1-member-0.safetensors", "oof-1-member-0.csv", "history-1-member-0.jsonl")
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+@pytest.fixture(scope="module")
+def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
+    tiles, index = learnable
+    return FoldTask(
+        experiment="x",
+        config=CONFIG,
+        fold=1,
+        tiles=tiles,
+        index=index,
+        folds=np.arange(len(index)) // 3 % 3,
+        data_id="d" * 64,
+        fold_table_id="f" * 64,
+        bundle_id="b" * 64,
+        weights={},
+    )
+
+
+def _silent(text: str) -> None:
+    return
+
+
+def _train(
+    task: FoldTask, folder: Path, *, say: Callable[[str], None] = _silent, replace: Callable[[], None] = lambda: None
+) -> tuple[dict[str, bool], dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    return train_fold(task, folder=folder, device=CPU, say=say, replace=replace)
+
+
+def _with(task: FoldTask, **knobs: Any) -> FoldTask:
+    return dataclasses.replace(task, config=dataclasses.replace(task.config, **knobs))
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def _kill_at(text: str) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if text in line:
+            raise Killed
+
+    return say
+
+
+@pytest.fixture
+def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs that were trained, as they come."""
+    trained: list[int] = []
+    real = module.train_one_epoch
+
+    def counted(*arguments: Any, **rest: Any) -> float:
+        trained.append(rest["epoch"])
+        return real(*arguments, **rest)
+
+    monkeypatch.setattr(module, "train_one_epoch", counted)
+    return trained
+
+
+@pytest.fixture(scope="module")
+def whole(task: FoldTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fold, trained without an interruption. Not to be changed."""
+    folder = tmp_path_factory.mktemp("fold") / "whole"
+    _train(task, folder)
+    return folder
+
+
+def test_a_fold_leaves_what_it_promises(task: FoldTask, tmp_path: Path) -> None:
+    replaced: list[bool] = []
+    names, scores = _train(task, tmp_path, replace=lambda: replaced.append(any(tmp_path.glob("oof-*"))))
+    assert names == dict.fromkeys(FILES, True)
+    assert replaced == [False]  # called once, before the first file that readers trust
+    table = pd.read_csv(tmp_path / FILES[1], dtype={"id": str})
+    inside = task.index[task.folds == 1]
+    assert list(table.columns) == ["id", "label", "logit"]
+    assert table["id"].tolist() == inside["id"].tolist() and table["label"].tolist() == inside["label"].tolist()
+    assert scores["fold"]["auc"] == scores["members"][0]["auc"] == pytest.approx(auc(table["label"], table["logit"]))
+    lines = [json.loads(line) for line in (tmp_path / FILES[2]).read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert all(0 <= line["validation_auc"] <= 1 and line["loss"] > 0 for line in lines)
+    assert lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)  # of the step after the last
+    clear_progress(tmp_path, task)
+    assert set(_bytes(tmp_path)) == set(FILES) and not list(tmp_path.glob(".*"))
+
+
+def test_the_logits_are_those_of_the_checkpoint(task: FoldTask, whole: Path) -> None:
+    network, identity = load_checkpoint(whole / FILES[0])
+    assert identity == task.identity(0)
+    rows = np.flatnonzero(task.folds == 1)
+    logits = predict_logits(network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32)
+    written = pd.read_csv(whole / FILES[1])["logit"].to_numpy(dtype=np.float32)
+    assert np.array_equal(written, logits)  # nine digits give back every float32
+
+
+def test_the_tiles_of_the_fold_are_not_learned_from(task: FoldTask, whole: Path, tmp_path: Path) -> None:
+    tiles = task.tiles.copy()
+    tiles[task.folds == 1] = 0
+    spoiled = dataclasses.replace(task, tiles=tiles)
+    _train(spoiled, tmp_path / "spoiled")
+    assert (tmp_path / "spoiled" / FILES[0]).read_bytes() == (whole / FILES[0]).read_bytes()
+
+
+def test_the_same_seed_gives_the_same_bytes(task: FoldTask, whole: Path, tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    np.random.seed(99)
+    _train(task, tmp_path / "again")
+    assert _bytes(tmp_path / "again") == _bytes(whole)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_fold_stopped_after_an_epoch_ends_in_the_same_bytes(
+    task: FoldTask, whole: Path, tmp_path: Path, epochs: list[int], after: int
+) -> None:
+    folder = tmp_path / "stopped"
+    with pytest.raises(Killed):
+        _train(task, folder, say=_kill_at(f"epoch {after} of 3"))
+    assert not _bytes(folder)  # nothing a reader could trust
+    with pytest.raises(Killed):  # and once more, at once
+        _train(task, folder, say=_kill_at("tiles to learn from"))
+    said: list[str] = []
+    epochs.clear()
+    _train(task, folder, say=said.append)
+    # The state of an epoch is saved after it was said, so the epoch that was cut off is trained again.
+    assert epochs == list(range(after - 1, 3))
+    assert any(f"going on after epoch {after - 1}" in line for line in said) == (after > 1)
+    assert _bytes(folder) == _bytes(whole)
+    clear_progress(folder, task)
+    assert not list(folder.glob(".*"))
+
+
+def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_same_bytes(
+    task: FoldTask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.OptimizerStep.__call__
+    calls = 0
+
+    def dying(self: module.OptimizerStep, loss: torch.Tensor) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 8:  # an epoch has three steps
+            raise Killed
+        return real(self, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.OptimizerStep, "__call__", dying)
+        with pytest.raises(Killed):
+            _train(task, tmp_path / "stopped")
+    _train(task, tmp_path / "stopped")
+    assert _bytes(tmp_path / "stopped") == _bytes(whole)
+
+
+@pytest.mark.parametrize("file", range(4))
+def test_a_fold_stopped_while_writing_its_files_ends_in_the_same_bytes(
+    task: FoldTask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: int
+) -> None:
+    real = module._save_unfinished
+    write = module.write_whole
+    writes = 0
+
+    def dying(path: Path, content: str | bytes) -> None:
+        nonlocal writes
+        if not path.name.startswith(".unfinished"):
+            writes += 1
+            if writes > file:
+                raise Killed
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_whole", dying)
+        patch.setattr("lib.model.checkpoint.write_whole", dying)
+        with pytest.raises(Killed):
+            _train(task, tmp_path / "stopped")
+    assert module._save_unfinished is real
+    _train(task, tmp_path / "stopped")
+    assert _bytes(tmp_path / "stopped") == _bytes(whole)
+
+
+@pytest.mark.parametrize("length", [0, 7, 5000, -1])
+def test_a_damaged_state_is_thrown_away(task: FoldTask, whole: Path, tmp_path: Path, epochs: list[int], length: int) -> None:
+    folder = tmp_path / "stopped"
+    with pytest.raises(Killed):
+        _train(task, folder, say=_kill_at("epoch 3 of 3"))
+    state = next(folder.glob(".unfinished-*"))
+    state.write_bytes(state.read_bytes()[:length])
+    epochs.clear()
+    _train(task, folder)
+    assert epochs == [0, 1, 2] and _bytes(folder) == _bytes(whole)
+
+
+def _another_seed(task: FoldTask) -> FoldTask:
+    return _with(task, seed=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _another_seed,
+        lambda task: _with(task, learning_rate=1e-3),
+        lambda task: dataclasses.replace(task, bundle_id="c" * 64),
+        lambda task: dataclasses.replace(task, data_id="e" * 64),
+        lambda task: dataclasses.replace(task, fold_table_id="e" * 64),
+        lambda task: dataclasses.replace(task, experiment="y"),
+    ],
+    ids=["seed", "config", "code", "data", "folds", "experiment"],
+)
+def test_what_was_begun_otherwise_is_begun_anew(
+    task: FoldTask, tmp_path: Path, epochs: list[int], change: Callable[[FoldTask], FoldTask]
+) -> None:
+    folder = tmp_path / "stopped"
+    with pytest.raises(Killed):
+        _train(task, folder, say=_kill_at("epoch 2 of 3"))
+    other = change(task)
+    epochs.clear()
+    _train(other, folder)
+    assert epochs == [0, 1, 2]
+    _train(other, tmp_path / "straight")
+    assert _bytes(folder) == _bytes(tmp_path / "straight")
+
+
+def test_a_finished_member_is_not_trained_again(task: FoldTask, tmp_path: Path, epochs: list[int]) -> None:
+    two = _with(task, members=2, epochs=2)
+    folder = tmp_path / "stopped"
+    with pytest.raises(Killed):
+        _train(two, folder, say=_kill_at("member 1: epoch 1"))
+    first = _bytes(folder)
+    assert set(first) == set(FILES)
+    epochs.clear()
+    said: list[str] = []
+    names, scores = _train(two, folder, say=said.append)
+    assert epochs == [0, 1] and "member 0: finished before" in said[0]  # those of the second member
+    assert {name: _bytes(folder)[name] for name in first} == first
+    assert len(names) == 6 and len(scores["members"]) == 2
+    assert _bytes(folder)["fold-1-member-1.safetensors"] != first[FILES[0]]
+    # All finished: nothing is trained, and the scores are the same.
+    epochs.clear()
+    assert _train(two, folder) == (names, scores) and epochs == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_finished_member_whose_files_changed_is_trained_again(
+    task: FoldTask, whole: Path, tmp_path: Path, epochs: list[int], name: str
+) -> None:
+    folder = tmp_path / "again"
+    _train(task, folder)
+    content = bytearray((folder / name).read_bytes())
+    content[-2] ^= 1
+    (folder / name).write_bytes(bytes(content))
+    epochs.clear()
+    _train(task, folder)
+    assert epochs == [0, 1, 2] and _bytes(folder) == _bytes(whole)
+
+
+def test_other_weights_are_another_plan(task: FoldTask, tmp_path: Path) -> None:
+    plans = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        path = tmp_path / "encoder.safetensors"
+        save_file({n: t.contiguous() for n, t in build_network(CONFIG).backbone.state_dict().items()}, path)
+        plans.append(dataclasses.replace(task, weights={"file": path}).plan(0))
+    assert len({*plans, task.plan(0), task.plan(1)}) == 4
+
+
+def test_a_folder_with_another_preprocessing_is_another_plan(task: FoldTask, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    plans = []
+    for mean in (0.4, 0.5):
+        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [mean] * 3}}))
+        plans.append(dataclasses.replace(task, weights={"folder": tmp_path}).plan(0))
+    assert plans[0] != plans[1]
+
+
+def test_a_lost_loss_leaves_what_was_there(task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "fold"
+    _train(task, folder)
+    clear_progress(folder, task)
+    before = _bytes(folder)
+    backbone = build_network(CONFIG).backbone
+    tensors = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    tensors["conv1.0.weight" if "conv1.0.weight" in tensors else "conv1.weight"].fill_(float("nan"))
+    save_file(tensors, tmp_path / "poisoned.safetensors")
+    poisoned = dataclasses.replace(task, weights={"file": tmp_path / "poisoned.safetensors"})
+
+    def never() -> None:
+        pytest.fail("the record was withdrawn")
+
+    with pytest.raises(TrainingError, match="not a number"):
+        _train(poisoned, folder, replace=never)
+    assert _bytes(folder) == before
+
+
+def test_members_and_folds_differ(task: FoldTask, whole: Path, tmp_path: Path) -> None:
+    other = dataclasses.replace(task, fold=2)
+    _train(other, tmp_path / "other")
+    assert (tmp_path / "other" / "fold-2-member-0.safetensors").read_bytes() != (whole / FILES[0]).read_bytes()
+
+
+@pytest.mark.parametrize("fold", [-1, 3])
+def test_a_fold_that_does_not_exist_is_refused(task: FoldTask, tmp_path: Path, fold: int) -> None:
+    with pytest.raises(FoldInputError, match="folds 0 to 2"):
+        _train(dataclasses.replace(task, fold=fold), tmp_path)
+
+
+def test_without_validation_only_the_log_is_shorter(task: FoldTask, whole: Path, tmp_path: Path) -> None:
+    _train(_with(task, validate_every=0), tmp_path)
+    lines = (tmp_path / FILES[2]).read_text()
+    assert "validation_auc" not in lines
+    assert (tmp_path / FILES[1]).read_bytes() == (whole / FILES[1]).read_bytes()  # looking does not change training
+
+
+def test_training_learns(task: FoldTask, tmp_path: Path) -> None:
+    plain = _with(task, epochs=12, balance="none", rotate="quarter", drop_rate=0.0, hue=0.0, learning_rate=1e-2)
+    _, scores = _train(plain, tmp_path)
+    assert scores["fold"]["auc"] > 0.9
