@@ -229,8 +229,12 @@ def test_mismatches_of_the_interrupted_part_are_not_forgotten(
 ) -> None:
     _swap(source, tiles, [2])
     _kill_after(tmp_path / "working", source, blocks=2)
-    built = _build(tmp_path / "working", source)
-    assert (built.resumed, built.mismatches) == (16, [source[1][2]])
+    assert _build(tmp_path / "working", source).mismatches == [source[1][2]]
+    # Downloaded again in the meantime, the tile is no mismatch any more.
+    _kill_after(tmp_path / "again", source, blocks=2)
+    (source[0] / f"{source[1][2]}.tif").write_bytes(encode_tile(tiles[2]))
+    assert _build(tmp_path / "again", source).mismatches == []
+    assert np.array_equal(np.load(tmp_path / "again" / f"{NAME}.part"), tiles)
 
 
 def test_other_ids_are_begun_anew(tmp_path: Path, source: tuple[Path, list[str]], tiles: np.ndarray) -> None:
@@ -262,6 +266,20 @@ def test_an_earlier_array_is_untouched_until_the_new_one_is_published(
     before = first.target.read_bytes()
     _kill_after(folder, (source[0], source[1][::-1]), blocks=1)
     assert first.target.read_bytes() == before
+
+
+def test_a_published_array_keeps_its_bytes_while_a_block_of_it_is_read_again(
+    tmp_path: Path, source: tuple[Path, list[str]], tiles: np.ndarray
+) -> None:
+    folder = tmp_path / "working"
+    _swap(source, tiles, [2])
+    _build(folder, source)
+    builder = StoreBuilder(folder, NAME, ids=source[1])
+    builder.publish()  # the record is written, and then the kill before `forget`
+    before = builder.target.read_bytes()
+    (source[0] / f"{source[1][2]}.tif").write_bytes(encode_tile(tiles[2]))
+    _kill_after(folder, source, blocks=1)
+    assert not builder.target.exists() or builder.target.read_bytes() == before
 
 
 def test_progress_is_said_about_ten_times(

@@ -51,7 +51,7 @@ def test_seed_epoch_and_row_each_change_the_draw() -> None:
     distinct = {tuple(row.tolist()) for table in taken for row in table}
     assert len(distinct) == 150
     every = torch.cat(taken)
-    assert every.dtype == torch.float32 and 0 <= every.min() and every.max() < 1
+    assert every.dtype == torch.float32 and every.min() >= 0 and every.max() < 1
     assert (abs(every.mean(dim=0) - 0.5) < 0.1).all()
 
 

@@ -101,13 +101,16 @@ def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "weights").write_bytes(b"whole")
         write_run_record(folder, _record(fold, files=describe_files(folder, {"weights": True})))
-    assert [output.record.fold for output in read_fold_outputs(folders)] == [0, 1, 2, 3]
+    outputs, problems = read_fold_outputs(folders)
+    assert [output.record.fold for output in outputs] == [0, 1, 2, 3] and not problems
     (folders[1] / "weights").write_bytes(b"other")
     (folders[2] / "run.json").unlink()
+    outputs, problems = read_fold_outputs(folders)
+    assert [output.record.fold for output in outputs] == [0, 3]
     with pytest.raises(EnsembleError) as refused:
-        read_fold_outputs(folders)
-    assert "weights is damaged" in str(refused.value) and f"{folders[2]} holds no run.json" in str(refused.value)
-    assert str(folders[0]) not in str(refused.value)
+        admit(outputs, wanted={"x": (4, 2)}, data_id="e" * 64, strict_bundle=False, damaged=problems)
+    for piece in ("weights is damaged", f"{folders[2]} holds no run.json", "fold 1 of x is missing", "trained on data"):
+        assert piece in str(refused.value)
 
 
 # --- the mean --------------------------------------------------------------------------------------------------------
@@ -117,9 +120,7 @@ def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
 def members(draw: st.DrawFn) -> pd.DataFrame:
     count, number = draw(st.integers(1, 12)), draw(st.integers(1, 6))
     values = draw(
-        st.lists(
-            st.lists(st.floats(-60, 60, width=32), min_size=number, max_size=number), min_size=count, max_size=count
-        )
+        st.lists(st.lists(st.floats(-60, 60, width=32), min_size=number, max_size=number), min_size=count, max_size=count)
     )
     table = pd.DataFrame(values, columns=[f"x fold {at}" for at in range(number)])
     return table.assign(id=[f"{at:04x}" for at in range(count)])

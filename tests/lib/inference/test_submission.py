@@ -87,6 +87,8 @@ def test_defects_are_reported_together() -> None:
         assert piece in found
 
 
-@pytest.mark.parametrize("change", [lambda text: text.replace("\n", "\r\n"), lambda text: text.rstrip("\n")], ids=["crlf", "no end"])
+@pytest.mark.parametrize(
+    "change", [lambda text: text.replace("\n", "\r\n"), lambda text: text.rstrip("\n")], ids=["crlf", "no end"]
+)
 def test_what_kaggle_takes_is_not_refused(change: Callable[[str], str]) -> None:
     check_submission(change(submission_csv(IDS, GOOD)), SAMPLE)

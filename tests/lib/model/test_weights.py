@@ -130,9 +130,7 @@ def test_a_folder_that_contradicts_itself_or_is_empty_is_refused(folder: Path, t
 def test_an_encoder_from_a_hub_needs_the_hub_never_again(folder: Path, tmp_path: Path, tiny: Config) -> None:
     config = dataclasses.replace(tiny, backbone="hf-hub:nobody/such-an-encoder", weights="timm")
     network = build_network(config, folder=folder).eval()
-    identity = Identity(
-        experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
-    )
+    identity = Identity(experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
     save_checkpoint(tmp_path / "member.safetensors", network, identity)
     loaded, _ = load_checkpoint(tmp_path / "member.safetensors")
     images = torch.rand(3, 3, 96, 96)

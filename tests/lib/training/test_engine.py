@@ -99,9 +99,7 @@ def _epoch(
     )
     torch.manual_seed(0)
     network = build_network(config)
-    step = OptimizerStep(
-        build_optimizer(network, config), peak=config.learning_rate, total=20, warmup=0, clip=0.0, scaled=False
-    )
+    step = OptimizerStep(build_optimizer(network, config), peak=config.learning_rate, total=20, warmup=0, clip=0.0, scaled=False)
     loss = train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32)
     return loss, network, step
 
