@@ -188,6 +188,7 @@ class LocalRun:
             record = read_run_record(self.working(kernel.slug), kind=kernel.kind)
         except RunRecordError:
             return False
+        self._decorate(self.working(kernel.slug))  # the command may have been killed right before it did
         self.seconds[kernel.slug] = float(record.seconds.get("total", 0.0))
         return True
 

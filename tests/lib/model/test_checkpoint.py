@@ -138,7 +138,7 @@ def test_an_identity_that_does_not_fit_is_refused(path: Path, tiny: Config, chan
 
 
 def test_a_backbone_that_this_timm_does_not_know_names_the_file(path: Path, tiny: Config) -> None:
-    _rewrite(path, dataclasses.asdict(_identity(tiny, config={**tiny.to_dict(), "backbone": "test_resnet_of_tomorrow"})))
+    _rewrite(path, dataclasses.asdict(_identity(dataclasses.replace(tiny, backbone="test_resnet_of_tomorrow"))))
     assert "test_resnet_of_tomorrow" in _refused(path)
 
 

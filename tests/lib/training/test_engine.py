@@ -142,8 +142,9 @@ def test_batches_of_one_train_on_every_tile(learnable: tuple[np.ndarray, pd.Data
     assert step.applied == 12
 
 
+@pytest.mark.parametrize(("rows", "batches"), [(34, [8, 8, 8, 8, 2]), (33, [8, 8, 8, 8])], ids=["two left", "one left"])
 def test_the_loss_is_the_mean_over_tiles_not_over_batches(
-    learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+    learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch, rows: int, batches: list[int]
 ) -> None:
     losses: list[tuple[float, int]] = []
     real = torch.nn.functional.binary_cross_entropy_with_logits
@@ -154,9 +155,9 @@ def test_the_loss_is_the_mean_over_tiles_not_over_batches(
         return value
 
     monkeypatch.setattr(engine.functional, "binary_cross_entropy_with_logits", noted)
-    loss, _, _ = _epoch(learnable, rows=np.arange(34))  # 8, 8, 8, 8 and 2
-    assert [count for _, count in losses] == [8, 8, 8, 8, 2]
-    assert loss == pytest.approx(sum(value * count for value, count in losses) / 34, rel=1e-6)
+    loss, _, _ = _epoch(learnable, rows=np.arange(rows))
+    assert [count for _, count in losses] == batches
+    assert loss == pytest.approx(sum(value * count for value, count in losses) / sum(batches), rel=1e-6)
 
 
 def test_a_lost_loss_stops_with_what_to_try(learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,6 +333,13 @@ def test_a_lost_loss_leaves_what_was_there(task: FoldTask, tmp_path: Path, monke
     assert _bytes(folder) == before
 
 
+def test_the_rate_ends_at_nothing_also_with_a_lone_last_tile(task: FoldTask, tmp_path: Path) -> None:
+    lone = dataclasses.replace(task, folds=np.where(np.arange(36) < 11, 1, 0))  # 25 to learn from, in batches of 8
+    _train(lone, tmp_path)
+    last = json.loads((tmp_path / FILES[2]).read_text().splitlines()[-1])
+    assert last["learning_rate"] == pytest.approx(0, abs=1e-9)
+
+
 def test_members_and_folds_differ(task: FoldTask, whole: Path, tmp_path: Path) -> None:
     other = dataclasses.replace(task, fold=2)
     _train(other, tmp_path / "other")
