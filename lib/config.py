@@ -122,7 +122,8 @@ class Config:
     @property
     def hash(self) -> str:
         """The first 8 hexadecimal digits of the SHA-256 of all fields: two configs share it when they are equal."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        plain = {name: value + 0.0 if isinstance(value, float) else value for name, value in self.to_dict().items()}
+        text = json.dumps(plain, sort_keys=True)  # -0.0 + 0.0 is 0.0: they are equal, so they share the hash
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -176,8 +177,7 @@ def config_from_dict(values: Mapping[str, object], *, base: Config | None = None
     for key, value in values.items():
         if key not in fields:
             continue
-        if fields[key].type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)  # TOML's `weight_decay = 0`
+        value = _as_float(value) if fields[key].type is float else value  # TOML's `weight_decay = 0`
         problems += _problems_of(fields[key], value)
         accepted[key] = value
     if problems:
@@ -193,7 +193,7 @@ def parse_toml(text: str, *, name: str) -> Config:
     """
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not TOMLDecodeError alone: a number of 5,000 digits is a ValueError
         raise ConfigError(f"experiment {name!r} is not valid TOML: {error}") from error
     try:
         return config_from_dict(values)
@@ -232,12 +232,22 @@ def _parse_value(text: str, *, wanted: object) -> object:
         quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'"
         return text[1:-1] if quoted else text
     try:
-        value: object = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        values = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text  # refused by its type, with the text shown
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if set(values) != {"value"}:  # a second line
+        return text
+    return _as_float(values["value"]) if wanted is float else values["value"]
+
+
+def _as_float(value: object) -> object:
+    """A whole number as the float it stands for, infinity when it is too large for one; all else as it is."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    try:
         return float(value)
-    return value
+    except OverflowError:
+        return math.inf
 
 
 def describe() -> list[tuple[str, str, str]]:

@@ -165,7 +165,8 @@ class LocalRun:
     @staticmethod
     def _decorate(working: Path) -> None:
         for name in _ADDED_BY_KAGGLE:
-            (working / name).touch()
+            if not (working / name).exists():
+                (working / name).touch()
 
     def _identity(self, kernel: Kernel) -> str:
         """What decides a kernel's output: its script, less the commit it was built from, and its inputs' records."""

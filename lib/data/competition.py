@@ -54,6 +54,9 @@ def read_table(path: Path, columns: list[str], problems: list[str]) -> pd.DataFr
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         problems.append(f"{path.name} is not a CSV file: {error}")
         return None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first of too many values for the row's name
+        problems.append(f"{path.name} has rows with more values than its header has columns")
+        return None
     if list(table.columns) != columns:
         problems.append(f"{path.name} has the columns {', '.join(table.columns)}; expected: {', '.join(columns)}")
         return None

@@ -158,6 +158,8 @@ def unevenness(labels: np.ndarray, fold: np.ndarray, *, number: int) -> list[str
     for row in fold_report(labels, fold, number=number).itertuples():
         if not abs(row.size - 1.0) <= SIZE_TOLERANCE:
             problems.append(f"fold {row.fold} has {row.tiles:,} tiles, {row.size - 1.0:+.0%} against the mean")
+        if min(row.positives, row.tiles - row.positives) < 2:  # a threshold is chosen on one and tried on the other
+            problems.append(f"fold {row.fold} has {row.positives:,} tiles of tumour and {row.tiles - row.positives:,} others")
         if not abs(row.share) <= SHARE_TOLERANCE:
             problems.append(f"fold {row.fold} has {100 * row.share:+.1f} points of tumour against all tiles")
     return problems

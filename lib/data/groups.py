@@ -18,6 +18,7 @@ _PIXEL_STRIDE = 3  # every third row and column: 1,024 of 9,216 pixels tell the 
 _TISSUE_DENSITY = 0.15  # optical density below which a pixel is background (Macenko et al. 2009, beta)
 _ANGLE_PERCENTILES = (1.0, 99.0)  # robust extremes of the stain angle (Macenko et al. 2009, alpha = 1)
 _WHITE_PERCENTILE = 99.0
+_LEAST_SPREAD = 0.02  # five grey levels: most tiles have the same white, and noise below this must not rule the clusters
 _BATCH = 512  # tiles at a time: about 60 MiB of float64 optical densities
 
 
@@ -99,7 +100,7 @@ def stain_groups(features: np.ndarray, *, number: int, seed: int) -> np.ndarray:
     from threadpoolctl import threadpool_limits
 
     middle = np.median(features, axis=0)
-    spread = np.maximum(np.percentile(features, 75, axis=0) - np.percentile(features, 25, axis=0), 1e-6)
+    spread = np.maximum(np.percentile(features, 75, axis=0) - np.percentile(features, 25, axis=0), _LEAST_SPREAD)
     scaled = np.clip((features - middle) / spread, -5.0, 5.0)  # a blank tile must not own a cluster
     clusters = max(2, min(number, len(features) // 4))
     with threadpool_limits(limits=1):

@@ -159,6 +159,10 @@ def explore(
             "blank": int((flat & ~dark).sum()),
         }
 
+    def worth(names: np.ndarray) -> float | None:
+        value = group_auc(labels, names, seed=config.seed)
+        return None if np.isnan(value) else value
+
     sizes = np.bincount(groups)
     return {
         "train": {**colours(train), "positives": int(labels.sum()), "positive_share": round(float(labels.mean()), 6)},
@@ -168,13 +172,11 @@ def explore(
             "number": len(sizes),
             "smallest": int(sizes.min()),
             "largest": int(sizes.max()),
-            "auc_of_group_number": group_auc(labels, groups, seed=config.seed),
+            "auc_of_group_number": worth(groups),
         },
         "slides": {
             "number": int(index.loc[index["slide"] != "", "slide"].nunique()),
-            "auc_of_slide_number": group_auc(labels, index["slide"].to_numpy(), seed=config.seed)
-            if (index["slide"] != "").any()
-            else None,
+            "auc_of_slide_number": worth(index["slide"].to_numpy()) if (index["slide"] != "").any() else None,
         },
     }
 

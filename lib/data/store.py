@@ -7,6 +7,7 @@ it says which blocks are on disk and what they hash to, and the next run goes on
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,8 +148,15 @@ class StoreBuilder:
                     if entry["mismatches"]:  # judged anew: the tiles may have been downloaded again, or verify changed
                         break
                     done.append(entry)
+            if not intact:
+                _begin(self.part, header)
+            elif self.part.stat().st_nlink > 1 and len(done) * BLOCK < len(self.ids):
+                # Blocks will be written, and the published array keeps its own.
+                copy = self.part.with_suffix(".part.new")
+                shutil.copyfile(self.part, copy)
+                copy.replace(self.part)
         else:
-            self.part.write_bytes(header)
+            _begin(self.part, header)
         text = "".join(f"{line}\n" for line in [self.plan, *(json.dumps(entry) for entry in done)])
         beside = self.journal.with_suffix(".journal.new")
         beside.write_text(text)
@@ -163,6 +171,11 @@ class StoreBuilder:
     def forget(self) -> None:
         """Drop the journal, once run.json stands for the array."""
         self.journal.unlink(missing_ok=True)
+
+
+def _begin(part: Path, header: bytes) -> None:
+    part.unlink(missing_ok=True)  # it may be a second name of the published array
+    part.write_bytes(header)
 
 
 def _undecodable_message(undecodable: list[str], tiles: int, folder_name: str) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from lib.config import Config, ConfigError, config_from_dict
 from lib.errors import KernelError
 from lib.files import write_whole
-from lib.model.network import Classifier, build_network
+from lib.model.network import Classifier, NetworkError, build_network
 
 CHECKPOINT_FORMAT = 1
 LABEL_SET = [0, 1]
@@ -59,13 +59,15 @@ def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
             tensors: dict[str, torch.Tensor] = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {again}") from error
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project. {again}")
     if facts.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {again}")
     try:
         identity = Identity(**facts)
         network = build_network(config_from_dict(identity.config), encoder=identity.encoder)
         network.load_state_dict(tensors, strict=True)
-    except (TypeError, RuntimeError, ConfigError) as error:
+    except (TypeError, AttributeError, RuntimeError, ConfigError, NetworkError) as error:
         raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {again}") from error
     return network.eval(), identity
 

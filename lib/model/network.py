@@ -43,12 +43,17 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
+    def resize(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) at the side the backbone takes; as they are when they have it already."""
+        if images.shape[-1] == self.input_size:
+            return images
+        size = (self.input_size, self.input_size)
+        return functional.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of tumour, (B,), from images (B, 3, H, W) in [0, 1], RGB."""
-        if images.shape[-1] != self.input_size:
-            size = (self.input_size, self.input_size)
-            images = functional.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
-        logits: torch.Tensor = self.backbone((images - self.mean) / self.std)
+        normalised = (self.resize(images) - self.mean) / self.std
+        logits: torch.Tensor = self.backbone(normalised.contiguous(memory_format=torch.channels_last))
         return logits.squeeze(-1)
 
 
@@ -91,7 +96,8 @@ def build_network(config: Config, *, folder: Path | None = None, file: Path | No
     )
     network.encoder = encoder
     _try(network, config)
-    return network
+    # Channels last: half the time for a forward pass of the smoke network on one core (2026-11-23); tensor cores want it too.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _create(

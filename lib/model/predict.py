@@ -45,6 +45,7 @@ def predict_logits(
     parts = []
     with torch.inference_mode():
         for images, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
+            images = network.resize(images)  # once, not for every view: symmetries of the square commute with it
             total = torch.zeros(len(images), dtype=torch.float32, device=device)  # (B,)
             for view in range(views):
                 with autocast(device, precision):

@@ -92,24 +92,28 @@ def train_one_epoch(
     draws = Draws(entropy=[*part.entropy, 3, epoch], rows=len(part.tiles))
     weight = torch.tensor(positive_weight(part, config.balance), device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    at = 0
+    at = trained = 0
     for number, (images, rows) in enumerate(load_batches(part.tiles, order, batch_size=config.batch_size, device=device)):
         drawn = draws.take(rows, occurrence[at : at + len(rows)]).to(device, non_blocking=True)
         at += len(rows)
         labels = torch.from_numpy(part.labels[rows]).to(device, non_blocking=True)  # (B,)
-        if len(rows) == 1 and number:  # BatchNorm cannot learn from one value: a lone last tile waits for the next epoch
+        # BatchNorm cannot learn from one value: a lone last tile waits for the next epoch.
+        if len(rows) == 1 < config.batch_size and number:
             continue
         with torch.no_grad():
+            if network.input_size < images.shape[-1]:
+                images = network.resize(images)  # first, because fewer pixels are cheaper to augment
             images = augment(images, drawn, config)
         with autocast(device, precision):
             logits = network(images)
         loss = functional.binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=weight)
         step(loss)
         total += loss.detach() * len(rows)
+        trained += len(rows)
         if number % _LOOK_EVERY == 0:
             _demand_finite(total, epoch=epoch, number=number, step=step)
     _demand_finite(total, epoch=epoch, number=number, step=step)
-    return float(total) / len(order)
+    return float(total) / trained
 
 
 def _demand_finite(total: torch.Tensor, *, epoch: int, number: int, step: OptimizerStep) -> None:

@@ -69,7 +69,11 @@ class FoldTask:
 
     def plan(self, member: int) -> str:
         """The hash of all that decides a member's result; unfinished work under another plan is thrown away."""
-        sources = {name: sha256_of(path / "model.safetensors" if path.is_dir() else path) for name, path in self.weights.items()}
+        sources = {
+            str(file.relative_to(path.parent)): sha256_of(file)
+            for path in self.weights.values()
+            for file in (sorted(path.glob("*.*")) if path.is_dir() else [path])
+        }
         facts = {
             **asdict(self.identity(member)),
             "bundle": self.bundle_id,
@@ -170,7 +174,7 @@ def _is_finished(folder: Path, files: MemberFiles, plan: str) -> bool:
         return bool(note["plan"] == plan) and all(
             sha256_of(folder / name) == note["sha256"][name] for name in (files.checkpoint, files.out_of_fold, files.history)
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -197,7 +201,8 @@ def _train_member(
     )
     torch.manual_seed(int(np.random.SeedSequence([*part.entropy, 0]).generate_state(1)[0]))  # the first weights
     network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(device)
-    steps = -(-len(outside) // config.batch_size)
+    steps, rest = divmod(len(outside), config.batch_size)
+    steps += rest > (1 if steps else 0)  # train_one_epoch leaves a lone last tile out
     step = OptimizerStep(
         build_optimizer(network, config),
         peak=config.learning_rate,

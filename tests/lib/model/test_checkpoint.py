@@ -94,7 +94,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_without_an_identity_are_no_checkpoint(path: Path, network: Classifier) -> None:
-    path.write_bytes(save(network.state_dict()))
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
     assert "no checkpoint of this project" in _refused(path)
 
 

@@ -320,7 +320,7 @@ def test_a_lost_loss_leaves_what_was_there(task: FoldTask, tmp_path: Path, monke
     clear_progress(folder, task)
     before = _bytes(folder)
     backbone = build_network(CONFIG).backbone
-    tensors = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    tensors = {name: tensor.clone().contiguous() for name, tensor in backbone.state_dict().items()}
     tensors["conv1.0.weight" if "conv1.0.weight" in tensors else "conv1.weight"].fill_(float("nan"))
     save_file(tensors, tmp_path / "poisoned.safetensors")
     poisoned = dataclasses.replace(task, weights={"file": tmp_path / "poisoned.safetensors"})
