@@ -55,5 +55,8 @@ def predict_logits(
     network.train(was_training)
     logits = torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.float32)
     if bad := int((~np.isfinite(logits)).sum()):
-        raise PredictionError(f"{bad:,} of {len(logits):,} logits are not finite: try --set precision=float32")
+        raise PredictionError(
+            f"{bad:,} of {len(logits):,} logits are not finite: the training diverged (lower the learning rate: "
+            "--set learning_rate=..., or clip: --set clip_gradient=1), or float16 overflowed (--set precision=float32)"
+        )
     return logits
