@@ -31,7 +31,7 @@ _SECRETS = {
     "a GitHub token": re.compile(r"\bgh[pousr]_[0-9A-Za-z]{30,}"),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
-_HOMES = re.compile(r"""(?<![\w.<])(/home/|/Users/|/root/|[A-Za-z]:\\Users\\)[^\s"']+""")
+_HOMES = re.compile(r"""(?<![\w.<])(/(?:home|Users|root)/|[A-Za-z]:\\Users\\)[^\s"']+""")
 
 
 @dataclass(frozen=True)

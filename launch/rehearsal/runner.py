@@ -121,7 +121,7 @@ class LocalRun:
         # goes on with what an interrupted run left.
         note, identity = folder / "identity.json", self._identity(kernel)
         if not note.is_file() or note.read_text() != identity:
-            shutil.rmtree(folder / "working", ignore_errors=True)
+            self._set_aside(kernel, folder)
         write_whole(note, identity)
         return run_script(
             self.built.script(kernel),
@@ -134,6 +134,15 @@ class LocalRun:
             gpu=slot,
             stop=self.stop,
         )
+
+    def _set_aside(self, kernel: Kernel, folder: Path) -> None:
+        """Make room for another plan. A finished training is kept, once: it may have taken hours."""
+        working, earlier = folder / "working", folder / "earlier"
+        if kernel.kind == "train" and (working / RECORD_NAME).is_file():
+            shutil.rmtree(earlier, ignore_errors=True)
+            working.rename(earlier)
+            self.say(f"{kernel.slug}: code, config or data changed since it was trained; that output is kept in {earlier}")
+        shutil.rmtree(working, ignore_errors=True)
 
     def _mounts(self, kernel: Kernel) -> list[Mount]:
         owner = self.built.owner

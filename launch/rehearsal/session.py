@@ -36,7 +36,6 @@ _GUARD = '''\
 import socket as _socket
 
 
-
 def _guarded(self, *arguments, way):
     address = arguments[-1]
     local = self.family == getattr(_socket, "AF_UNIX", None) or (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.build import Built, build
 from launch.errors import LaunchError
-from launch.plan import ROOT, Experiment, Kernel, change, plan_kernels
+from launch.plan import ROOT, Experiment, change, plan_kernels
 from launch.rehearsal.runner import LocalRun, clear_run
 from launch.rehearsal.session import isolation
 from launch.rehearsal.summary import Summary, print_summary, summarise
@@ -166,21 +166,17 @@ def _run(
 ) -> list[Summary]:
     finished = out / _FINISHED
     if anew and finished.is_file():
-        clear_run(out, _kernels_in(out, built))
+        clear_run(out, built.kernels)
     finished.unlink(missing_ok=True)
     encoders = [e.config.backbone for e in experiments if e.config.weights == "timm"]
     weights = WEIGHTS_FOLDER if encoders else None
-    with_weights = LocalRun(out, built, data, place, attached, weights, limit, say)
+    run = LocalRun(out, built, data, place, attached, weights, limit, say)
     say(f"{len(built.kernels)} kernels, bundle {built.bundle[:12]}, isolation by {isolation()}")
-    with_weights.run()
-    summaries = [summarise(with_weights, experiment.name) for experiment in experiments]
-    print_summary(with_weights, summaries, seconds=time.monotonic() - started)
+    run.run()
+    summaries = [summarise(run, experiment.name) for experiment in experiments]
+    print_summary(run, summaries, seconds=time.monotonic() - started)
     write_whole(finished, built.bundle + "\n")
     return summaries
-
-
-def _kernels_in(out: Path, built: Built) -> list[Kernel]:
-    return [kernel for kernel in built.kernels if (out / kernel.slug).is_dir()]
 
 
 def _competition_folder(out: Path, *, data: Path | None, tiles: int | None, seed: int, say: Callable[[str], None]) -> Path:

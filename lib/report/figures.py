@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito 2008: told apart under every common form of colour blindness.
-NEGATIVE, POSITIVE, NEUTRAL = "#0072B2", "#D55E00", "#555555"
+NEGATIVE, POSITIVE = "#0072B2", "#D55E00"
 
 
 def _save(figure: "Figure", path: Path) -> None:

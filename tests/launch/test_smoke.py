@@ -1,6 +1,7 @@
 """Whole campaigns on this machine: smoke, smoke --data --tiles, thin kernels, local; and that they agree to the last digit."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -57,6 +58,26 @@ def test_local_equals_smoke_to_the_last_digit_and_is_not_done_twice(data, tmp_pa
     assert [line for line in said if "finished before" in line] == [
         "hcd-prepare-" + _hash(said) + ": finished before, not run again"
     ]
+
+
+def test_a_finished_training_is_kept_when_the_data_change(data, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    said: list[str] = []
+    chosen = [load_experiment("smoke", KNOBS)]
+    rehearsal.local(chosen, data=folder, out=tmp_path / "out", owner="someone", say=said.append)
+    trained = {
+        path.name: path.read_bytes() for path in next((tmp_path / "out").glob("hcd-*-fold-0")).glob("working/*.safetensors")
+    }
+    labels = folder / "train_labels.csv"
+    lines = labels.read_text().splitlines()
+    lines[1] = lines[1][:-1] + ("1" if lines[1].endswith("0") else "0")
+    labels.write_text("\n".join(lines) + "\n")
+    rehearsal.local(chosen, data=folder, out=tmp_path / "out", owner="someone", say=said.append)
+    kept = next((tmp_path / "out").glob("hcd-*-fold-0")) / "earlier"
+    assert trained
+    assert {path.name: path.read_bytes() for path in kept.glob("*.safetensors")} == trained
+    assert any("that output is kept in" in line for line in said)
 
 
 def _hash(said: list[str]) -> str:
