@@ -169,7 +169,7 @@ def weights(experiments: tuple[str, ...], overrides: tuple[str, ...]) -> None:
 @click.option("--to", default="input/histopathologic-cancer-detection", show_default=True, type=_FOLDER)
 def download(to: Path) -> None:
     """The competition's data through the Kaggle client, for `local` and `smoke --data`; about 14 GB while unpacking."""
-    from launch.client import download_competition
+    from launch.download import download_competition
 
     download_competition(to, say=_say)
 
