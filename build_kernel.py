@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Histopathologic Cancer Detection on Kaggle: build the kernels, check them, rehearse them, train on this machine."""
+"""Histopathologic Cancer Detection on Kaggle: from a checkout to a leaderboard score, rehearsed first."""
 
 import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from launch.errors import LaunchError
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
 _SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one knob of the experiment; see `knobs`."
 )
@@ -25,7 +27,9 @@ _ATTACH = click.option(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
-    """Histopathologic Cancer Detection on Kaggle: build the kernels, check them, rehearse them, train on this machine.
+    """Histopathologic Cancer Detection on Kaggle: from a checkout to a leaderboard score, rehearsed first.
+
+    Start with `smoke` (no account needed), then `doctor`, then `run`.
 
     Exit codes: 0 done; 1 failed, with a sentence that says what and what to do; 2 wrong use.
     """
@@ -97,6 +101,7 @@ def check(out: Path) -> None:
 @click.option("--tiles", type=click.IntRange(min=50), help="Labelled tiles to take (stratified) or to draw.")
 @click.option("--folds", type=click.IntRange(min=2, max=20), help="The same as --set folds=K.")
 @click.option("--thin", is_flag=True, help="Rehearse thin kernels, with the dataset mounted.")
+@click.option("--faults", type=_FILE, help="What the loopback Kaggle shall do wrong and when: a JSON list, see the README.")
 @click.option("--out", default="runs/smoke", show_default=True, type=_FOLDER)
 @_ATTACH
 @_SET
@@ -106,21 +111,34 @@ def smoke(
     tiles: int | None,
     folds: int | None,
     thin: bool,
+    faults: Path | None,
     out: Path,
     attach: tuple[Path, ...],
     overrides: tuple[str, ...],
 ) -> None:
-    """Rehearse: build, then run every kernel as Kaggle would, to a checked submission.
+    """Rehearse `run` against a Kaggle on loopback: dataset, weights, prepare, folds, inference, submission, score.
 
     An interrupted rehearsal goes on where it stopped; one that came to its end starts anew.
     """
+    from launch.rehearsal.faults import load_faults
+
     from launch.metadata import owner_of, read_base
     from launch.plan import load_experiment
     from launch.rehearsal.smoke import smoke as rehearse
 
     knobs = [*overrides, *([f"folds={folds}"] if folds else [])]
     loaded = load_experiment(experiment, knobs)
-    rehearse(loaded, data=data, tiles=tiles, out=out, attach=attach, thin=thin, owner=owner_of(read_base()), say=_say)
+    rehearse(
+        loaded,
+        data=data,
+        tiles=tiles,
+        out=out,
+        attach=attach,
+        thin=thin,
+        faults=load_faults(faults) if faults is not None else (),
+        owner=owner_of(read_base()),
+        say=_say,
+    )
 
 
 @main.command()
@@ -139,9 +157,9 @@ def local(experiments: tuple[str, ...], data: Path, out: Path, attach: tuple[Pat
 
     What is finished is not done again, so the same command continues an interrupted training.
     """
+    from launch.local import local as train
     from launch.metadata import default_experiment, owner_of, read_base
     from launch.plan import load_experiment
-    from launch.rehearsal.smoke import local as train
 
     base = read_base()
     loaded = [load_experiment(name, overrides) for name in experiments or (default_experiment(base),)]
@@ -156,9 +174,9 @@ def weights(experiments: tuple[str, ...], overrides: tuple[str, ...]) -> None:
 
     Which licence a set of weights has, and whether it is gated, is yours to check and accept.
     """
+    from launch.local import fetch_weights
     from launch.metadata import default_experiment, owner_of, read_base
     from launch.plan import load_experiment
-    from launch.rehearsal.smoke import fetch_weights
 
     base = read_base()
     loaded = [load_experiment(name, overrides) for name in experiments or (default_experiment(base),)]
@@ -174,6 +192,217 @@ def download(to: Path) -> None:
     download_competition(to, say=_say)
 
 
+_CAMPAIGN = click.option("--campaign", metavar="NAME", help="Which campaign. [default: the one that was at work last]")
+_DATASET = click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="A dataset to attach to the kernels.")
+
+
+def _order(
+    experiments: tuple[str, ...],
+    overrides: tuple[str, ...],
+    *,
+    campaign: str | None,
+    owner: str | None,
+    folds: Sequence[int] | None = None,
+    datasets: tuple[str, ...] = (),
+    **rest: Any,
+) -> Any:
+    """The order for a campaign that is named by its experiments, or by --campaign."""
+    from launch.metadata import default_experiment, read_base
+    from launch.plan import load_experiment
+    from launch.run import Order, campaign_folder, campaign_name
+
+    loaded = [load_experiment(name, overrides) for name in experiments or (default_experiment(read_base()),)]
+    folder = campaign_folder(campaign or campaign_name(loaded))
+    return Order(experiments=loaded, folder=folder, owner=owner or "", folds=folds, datasets=datasets, **rest)
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter("numbers with commas between them, such as 0,1") from None
+
+
+@main.command()
+@click.argument("experiments", nargs=-1)
+@click.option("--folds", callback=_numbers, metavar="0,1,...", help="Only these folds; `--folds 0` gives a first score early.")
+@click.option("--no-submit", is_flag=True, help="Stop before the submission.")
+@click.option("--message", default="", help="What the submission says of itself. [default: the out-of-fold AUC]")
+@click.option("--campaign", metavar="NAME", help="A name of its own. [default: the experiments' names]")
+@click.option("--reuse", is_flag=True, help="Take over finished outputs of earlier campaigns even if other code made them.")
+@click.option("--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code.")
+@click.option("--no-probe", is_flag=True, help="Do not offer the canaries before the first fold.")
+@_OWNER
+@_DATASET
+@_SET
+def run(
+    experiments: tuple[str, ...],
+    folds: tuple[int, ...] | None,
+    no_submit: bool,
+    message: str,
+    campaign: str | None,
+    reuse: bool,
+    strict_bundle: bool,
+    no_probe: bool,
+    owner: str | None,
+    datasets: tuple[str, ...],
+    overrides: tuple[str, ...],
+) -> None:
+    """From this checkout to a leaderboard score; safe to repeat, and to interrupt.
+
+    Dataset, weights, prepare, the folds of every experiment (two at a time), one inference over all of them, submission,
+    score. What is done is not done again; what runs on Kaggle goes on without this command.
+    """
+    from launch.client import connect
+    from launch.run import run as campaign_run
+
+    order = _order(
+        experiments,
+        overrides,
+        campaign=campaign,
+        owner=owner,
+        folds=folds,
+        datasets=datasets,
+        submit=not no_submit,
+        message=message,
+        reuse=reuse,
+        strict_bundle=strict_bundle,
+    )
+    if not no_probe:
+        _offer_probe(order)
+    campaign_run(order, connect=connect)
+
+
+def _offer_probe(order: Any) -> None:
+    """Before the first fold of the first campaign: a few minutes of canaries may save hours of quota."""
+    from launch.doctor import PROBE_FOLDER
+    from launch.doctor import doctor as examine
+    from launch.probe import RESULTS
+
+    if (PROBE_FOLDER / RESULTS).is_file() or (order.folder / "ledger.json").is_file() or not sys.stdin.isatty():
+        return
+    text = "No canary has looked at your Kaggle yet: three kernels of a few minutes, about 0.1 h of GPU quota. Push them first?"
+    if click.confirm(text, default=True):
+        examine(order.experiments, probe=True, folder=PROBE_FOLDER, say=_say)
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--experiment", "experiments", multiple=True, help="Which experiments the campaign is about.")
+@click.option("--campaign", metavar="NAME", help="A name of its own. [default: the experiments' names]")
+@_OWNER
+@_DATASET
+@_SET
+def push(
+    names: tuple[str, ...],
+    experiments: tuple[str, ...],
+    campaign: str | None,
+    owner: str | None,
+    datasets: tuple[str, ...],
+    overrides: tuple[str, ...],
+) -> None:
+    """Push single kernels by hand, under the same rules as `run`: dataset, weights, prepare, fold-0 ..., inference.
+
+    It returns when Kaggle has them; `run` fetches their outputs and goes on from there.
+    """
+    from launch.client import connect
+    from launch.run import push as push_names
+
+    order = _order(experiments, overrides, campaign=campaign, owner=owner, datasets=datasets)
+    push_names(order, names, connect=connect)
+
+
+@main.command()
+@_CAMPAIGN
+def status(campaign: str | None) -> None:
+    """How a campaign stands: kernels, versions, states, AUC, quota."""
+    from launch.client import connect
+    from launch.run import find_campaign, show_status
+
+    show_status(find_campaign(campaign), connect=connect)
+
+
+@main.command()
+@_CAMPAIGN
+@click.option("--every", default=60.0, show_default=True, type=click.FloatRange(min=1), help="Seconds between looks.")
+def watch(campaign: str | None, every: float) -> None:
+    """`status` again and again, until nothing is at work on Kaggle. Changes nothing."""
+    from launch.client import connect
+    from launch.run import find_campaign
+    from launch.run import watch as look
+
+    look(find_campaign(campaign), connect=connect, every=every)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--follow", "-f", is_flag=True, help="Line by line, while it runs.")
+@_CAMPAIGN
+def logs(name: str, follow: bool, campaign: str | None) -> None:
+    """The log of a kernel: weights, prepare, fold-0 ..., inference."""
+    from launch.client import connect
+    from launch.run import find_campaign, show_log
+
+    show_log(find_campaign(campaign), name, follow=follow, connect=connect)
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--to", type=_FOLDER, help="Where to. [default: pulled/ in the campaign's folder]")
+@_CAMPAIGN
+def pull(names: tuple[str, ...], to: Path | None, campaign: str | None) -> None:
+    """Fetch the outputs of kernels, held against their run.json; arrays and weights stay on Kaggle."""
+    from launch.client import connect
+    from launch.run import find_campaign, pull_outputs
+
+    pull_outputs(find_campaign(campaign), names, to=to, connect=connect)
+
+
+@main.command()
+@click.option("--message", default="", help="What the submission says of itself. [default: the out-of-fold AUC]")
+@_CAMPAIGN
+def submit(message: str, campaign: str | None) -> None:
+    """Submit what a finished campaign left, once, and wait for the score."""
+    from launch.client import connect
+    from launch.run import find_campaign, submit_only
+
+    submit_only(find_campaign(campaign), message=message, connect=connect)
+
+
+@main.command()
+@click.argument("experiments", nargs=-1)
+@click.option("--probe", is_flag=True, help="Push three canaries of a few minutes and compare what they see; 0.1 h of quota.")
+@_SET
+def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]) -> None:
+    """Everything that can be wrong before it costs anything: credentials, rules, quota, slugs, versions, sizes, clock."""
+    from launch.doctor import PROBE_FOLDER
+    from launch.doctor import doctor as examine
+
+    from launch.metadata import default_experiment, read_base
+    from launch.plan import load_experiment
+
+    loaded = [load_experiment(name, overrides) for name in experiments or (default_experiment(read_base()),)]
+    examine(loaded, probe=probe, folder=PROBE_FOLDER, say=_say)
+
+
+@main.command()
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="[default: a free one]")
+@click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
+@click.option("--faults", type=_FILE, help="What it shall do wrong and when: a JSON list, see the README.")
+@click.option("--out", default="runs/loopback", show_default=True, type=_FOLDER)
+def loopback(port: int, data: Path | None, faults: Path | None, out: Path) -> None:
+    """Serve the loopback Kaggle until Ctrl-C, and print the environment that points a client at it."""
+    from launch.rehearsal.faults import load_faults
+
+    from launch.metadata import owner_of, read_base
+    from launch.rehearsal.smoke import serve
+
+    wrong = load_faults(faults) if faults is not None else ()
+    serve(port=port, data=data, faults=wrong, out=out, owner=owner_of(read_base()), say=_say)
+
+
 @main.command()
 def knobs() -> None:
     """Every knob of an experiment, with its default and its meaning."""
@@ -183,7 +412,7 @@ def knobs() -> None:
         click.echo(f"{name} = {default or 'empty'}\n    {meaning}")
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
         main(args=arguments, standalone_mode=False)
@@ -205,4 +434,4 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(command_line())

@@ -35,7 +35,8 @@ def recipe(session: Session) -> None:
         data = prepared.read_prepared(find_output(session.input, "prepare"))
         if data.test["id"].tolist() != competition.test_ids:
             raise EnsembleError("the prepared test tiles are not those of sample_submission.csv: run prepare again")
-        wanted = {name: (each.folds, each.members) for name, each in zip(parameters.experiments, parameters.configs, strict=True)}
+        each_of = zip(parameters.experiments, parameters.folds, parameters.configs, strict=True)
+        wanted = {name: (folds, each.members) for name, folds, each in each_of}
         found, damaged = read_fold_outputs(find_outputs(session.input, "train"))
         outputs, warnings = admit(
             found,

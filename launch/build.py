@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.bundle import SOURCE_LIMIT, bundle_id, kernel_parameters, library_files, render_script
 from launch.errors import LaunchError
@@ -22,6 +23,7 @@ from launch.metadata import (
     render,
 )
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, git_commit, plan_kernels
+from lib.files import write_whole
 
 # What must never travel: tokens and keys of the services in use.
 _SECRETS = {
@@ -35,24 +37,97 @@ _HOMES = re.compile(r"""(?<![\w.<])(/(?:home|Users|root)/|[A-Za-z]:\\Users\\)[^\
 
 
 @dataclass(frozen=True)
+class Source:
+    """What every kernel of a build is rendered from.
+
+    Attributes:
+        base: the root's kernel-metadata.json.
+        owner: of every slug.
+        files: what is embedded, by relative path.
+        bundle: the hash of these files.
+        commit: of the checkout.
+        thin: whether scripts import the library from the dataset.
+        strict_bundle: whether inference refuses folds trained by different code.
+    """
+
+    base: dict[str, Any]
+    owner: str
+    files: dict[str, str]
+    bundle: str
+    commit: str
+    thin: bool = False
+    strict_bundle: bool = False
+
+    def write_kernel(self, kernel: Kernel, folder: Path, *, push_id: str = "", limit: float = 0.0) -> int:
+        """Write script and metadata of a kernel, complete for the plain client; returns the script's bytes.
+
+        Args:
+            kernel: what to write.
+            folder: made if it is not there.
+            push_id: proves which push an output came from.
+            limit: seconds after which the service will end the session; 0 says nothing.
+        """
+        parameters = kernel_parameters(
+            kernel,
+            owner=self.owner,
+            bundle=self.bundle,
+            commit=self.commit,
+            strict_bundle=self.strict_bundle,
+            push_id=push_id,
+            limit=limit,
+        )
+        script = render_script(kernel, self.files, parameters, thin=self.thin).encode()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"{kernel.slug}.py", script)
+        metadata = kernel_metadata(kernel, base=self.base, owner=self.owner, thin=self.thin)
+        write_whole(folder / METADATA, render(metadata))
+        return len(script)
+
+
+def read_source(*, owner: str | None = None, thin: bool = False, strict_bundle: bool = False, root: Path = ROOT) -> Source:
+    """The checkout as it is now.
+
+    Raises:
+        LaunchError: the root's metadata or the library cannot be used, or the owner is no user name.
+    """
+    base = read_base(root)
+    owner = owner or owner_of(base)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", owner):
+        raise LaunchError(f"the owner {owner!r} is not a Kaggle user name")
+    files = library_files(root)
+    return Source(base, owner, files, bundle_id(files), git_commit(root), thin, strict_bundle)
+
+
+@dataclass(frozen=True)
 class Built:
     """What a build left.
 
     Attributes:
         out: the folder with dataset/ and kernels/.
-        owner: of every slug.
-        bundle: the hash of the embedded files.
+        source: what it was rendered from.
         kernels: in an order in which they can run.
         sizes: bytes of each script, by slug.
-        thin: whether the scripts import the library from the dataset.
     """
 
     out: Path
-    owner: str
-    bundle: str
+    source: Source
     kernels: tuple[Kernel, ...]
     sizes: dict[str, int]
-    thin: bool = False
+
+    @property
+    def owner(self) -> str:
+        """Of every slug."""
+        return self.source.owner
+
+    @property
+    def bundle(self) -> str:
+        """The hash of the embedded files."""
+        return self.source.bundle
+
+    @property
+    def thin(self) -> bool:
+        """Whether the scripts import the library from the dataset."""
+        return self.source.thin
 
     def script(self, kernel: Kernel) -> Path:
         """The kernel's script."""
@@ -65,6 +140,7 @@ def build(
     out: Path,
     owner: str | None = None,
     datasets: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
     thin: bool = False,
     strict_bundle: bool = False,
     root: Path = ROOT,
@@ -74,27 +150,13 @@ def build(
     Raises:
         LaunchError: with everything that is wrong.
     """
-    base = read_base(root)
-    owner = owner or owner_of(base)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", owner):
-        raise LaunchError(f"the owner {owner!r} is not a Kaggle user name")
-    files = library_files(root)
-    bundle, commit = bundle_id(files), git_commit(root)
-    kernels = plan_kernels(experiments, datasets=datasets)
+    source = read_source(owner=owner, thin=thin, strict_bundle=strict_bundle, root=root)
+    kernels = plan_kernels(experiments, datasets=datasets, folds=folds)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        sizes = {}
-        for kernel in kernels:
-            parameters = kernel_parameters(kernel, owner=owner, bundle=bundle, commit=commit, strict_bundle=strict_bundle)
-            source = render_script(kernel, files, parameters, thin=thin)
-            folder = beside / "kernels" / kernel.slug
-            folder.mkdir(parents=True)
-            (folder / f"{kernel.slug}.py").write_bytes(source.encode())
-            metadata = kernel_metadata(kernel, base=base, owner=owner, thin=thin)
-            (folder / METADATA).write_text(render(metadata), encoding="utf-8")
-            sizes[kernel.slug] = len(source.encode())
-        _write_dataset(beside / "dataset", files, bundle=bundle, owner=owner, root=root)
+        sizes = {kernel.slug: source.write_kernel(kernel, beside / "kernels" / kernel.slug) for kernel in kernels}
+        _write_dataset(beside / "dataset", source.files, bundle=source.bundle, owner=source.owner, root=root)
         beside.chmod(0o755)
         for part in ("dataset", "kernels"):
             out.mkdir(exist_ok=True)
@@ -102,7 +164,7 @@ def build(
             (beside / part).rename(out / part)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Built(out, owner, bundle, tuple(kernels), sizes, thin)
+    return Built(out, source, tuple(kernels), sizes)
 
 
 def _write_dataset(folder: Path, files: dict[str, str], *, bundle: str, owner: str, root: Path) -> None:

@@ -53,7 +53,16 @@ def bundle_id(files: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def kernel_parameters(kernel: Kernel, *, owner: str, bundle: str, commit: str, strict_bundle: bool) -> dict[str, Any]:
+def kernel_parameters(
+    kernel: Kernel,
+    *,
+    owner: str,
+    bundle: str,
+    commit: str,
+    strict_bundle: bool,
+    push_id: str = "",
+    limit: float = 0.0,
+) -> dict[str, Any]:
     """What the script tells `lib.session.read_parameters`."""
     return {
         "kind": kernel.kind,
@@ -61,11 +70,13 @@ def kernel_parameters(kernel: Kernel, *, owner: str, bundle: str, commit: str, s
         "experiments": list(kernel.experiments),
         "owner": owner,
         "fold": kernel.fold,
+        "folds": [list(folds) for folds in kernel.folds],
         "encoders": list(kernel.encoders),
         "needs_gpu": kernel.needs_gpu,
         "internet": kernel.internet,
         "strict_bundle": strict_bundle,
-        "push_id": "",
+        "push_id": push_id,
+        "limit": limit,
         "bundle_id": bundle,
         "git_commit": commit,
         "configs": [asdict(config) for config in kernel.configs],

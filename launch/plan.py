@@ -25,6 +25,7 @@ class Kernel:
         experiments: names of the experiments it serves; none for weights and prepare, which serve all alike.
         configs: of the experiments, in the same order; for prepare the defaults with the knobs that matter to it.
         fold: for train kernels.
+        folds: for the inference kernel: which folds of each experiment it averages.
         encoders: for the weights kernel.
         needs_gpu: ask for two T4 cards.
         internet: on only where something is downloaded.
@@ -38,6 +39,7 @@ class Kernel:
     experiments: tuple[str, ...]
     configs: tuple[Config, ...]
     fold: int = -1
+    folds: tuple[tuple[int, ...], ...] = ()
     encoders: tuple[str, ...] = ()
     needs_gpu: bool = False
     internet: bool = False
@@ -85,15 +87,18 @@ def change(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
     return Experiment(f"{experiment.name.split('-')[0]}-{config.hash[:6]}", config)
 
 
-def plan_kernels(experiments: Sequence[Experiment], *, datasets: Sequence[str] = ()) -> list[Kernel]:
+def plan_kernels(
+    experiments: Sequence[Experiment], *, datasets: Sequence[str] = (), folds: Sequence[int] | None = None
+) -> list[Kernel]:
     """The kernels of a campaign in an order in which they can run.
 
     Args:
         experiments: one or more; more are averaged by one inference kernel.
         datasets: owner/slug of datasets to attach to every kernel that may look for a file in them.
+        folds: which folds to train and average; all of them when None.
 
     Raises:
-        LaunchError: the experiments differ in a knob that prepare depends on.
+        LaunchError: the experiments differ in a knob that prepare depends on, or a fold does not exist.
     """
     names = tuple(experiment.name for experiment in experiments)
     configs = tuple(experiment.config for experiment in experiments)
@@ -120,11 +125,12 @@ def plan_kernels(experiments: Sequence[Experiment], *, datasets: Sequence[str] =
         datasets=attached,
     )
     kernels.append(prepare)
-    folds = []
-    for experiment in experiments:
+    chosen = [_chosen_folds(experiment, folds) for experiment in experiments]
+    trained = []
+    for experiment, numbers in zip(experiments, chosen, strict=True):
         weights = (WEIGHTS_SLUG,) if experiment.config.weights == "timm" else ()
-        for fold in range(experiment.config.folds):
-            folds.append(
+        for fold in numbers:
+            trained.append(
                 Kernel(
                     kind="train",
                     slug=f"hcd-{experiment.name}-fold-{fold}",
@@ -136,19 +142,32 @@ def plan_kernels(experiments: Sequence[Experiment], *, datasets: Sequence[str] =
                     datasets=attached,
                 )
             )
-    kernels += folds
+    kernels += trained
     kernels.append(
         Kernel(
             kind="inference",
             slug=f"hcd-{names[0]}-inference" if len(names) == 1 else "hcd-ensemble-inference",
             experiments=names,
             configs=configs,
+            folds=tuple(chosen),
             needs_gpu=True,
             competition=True,
-            sources=(prepare.slug, *(fold.slug for fold in folds)),
+            sources=(prepare.slug, *(fold.slug for fold in trained)),
         )
     )
     return kernels
+
+
+def _chosen_folds(experiment: Experiment, folds: Sequence[int] | None) -> tuple[int, ...]:
+    there = range(experiment.config.folds)
+    if folds is None:
+        return tuple(there)
+    if absent := sorted(set(folds) - set(there)):
+        known = f"{experiment.name} has folds 0 to {there[-1]}"
+        raise LaunchError(f"there is no fold {', '.join(map(str, absent))}: {known}")
+    if not folds:
+        raise LaunchError("name at least one fold")
+    return tuple(sorted(set(folds)))
 
 
 def _prepare_config(configs: Sequence[Config]) -> Config:

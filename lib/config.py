@@ -88,6 +88,14 @@ class Config:
         1, "epochs between validations that are logged (never used to choose weights); 0: only at the end", low=0, high=1000
     )
 
+    hours: float = _knob(
+        2.0,
+        "hours one fold is expected to take on 2 x T4: what a campaign counts against the quota before a fold has run; three "
+        "times this (1 to 12) is the time limit of the push",
+        low=0.01,
+        high=12.0,
+    )
+
     # The augmentation, each sample with its own draw
     flip: bool = _knob(True, "mirror at random")
     rotate: str = _knob(

@@ -77,7 +77,7 @@ def peek_kind(folder: Path) -> str:
     return str(content.get("kind", "")) if isinstance(content, dict) else ""
 
 
-def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str] = ()) -> RunRecord:
+def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str] = (), fetched_only: bool = False) -> RunRecord:
     """Read a record and hold the folder's files against it.
 
     Args:
@@ -85,6 +85,7 @@ def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str
         kind: the kind of kernel it must come from.
         hashed_by_reader: large files of which only the size is checked here, because the caller hashes them while it
             reads them anyway (`lib.data.store.read_array`).
+        fetched_only: hold only the files marked `fetch` against the record: the others stayed where they were made.
 
     Raises:
         RunRecordError: no record, an incomplete one, one of another format or kind, or files that do not match.
@@ -113,6 +114,8 @@ def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str
     problems = []
     for name, entry in record.files.items():
         file = folder / name
+        if fetched_only and not entry.fetch:
+            continue
         if not file.is_file():
             problems.append(f"{name} is missing")
         elif file.stat().st_size != entry.bytes:

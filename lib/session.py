@@ -46,11 +46,13 @@ class Parameters:
     configs: tuple[Config, ...]
     owner: str
     fold: int = -1
+    folds: tuple[tuple[int, ...], ...] = ()  # inference: which folds of each experiment are averaged
     encoders: tuple[str, ...] = ()
     needs_gpu: bool = False
     internet: bool = False
     strict_bundle: bool = False
     push_id: str = ""
+    limit: float = 0.0  # seconds after which the service ends the session; 0: not told
     bundle_id: str = ""
     git_commit: str = ""
 
@@ -74,6 +76,7 @@ def read_parameters(values: Mapping[str, Any]) -> Parameters:
     plain = dict(values)
     plain["configs"] = tuple(config_from_dict(config) for config in plain["configs"])
     plain["experiments"] = tuple(plain["experiments"])
+    plain["folds"] = tuple(tuple(folds) for folds in plain.get("folds", ()))
     plain["encoders"] = tuple(plain.get("encoders", ()))
     return Parameters(**plain)
 

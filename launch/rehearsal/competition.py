@@ -348,7 +348,9 @@ def _square(half: float) -> Mask:
     return square
 
 
-def write_competition(folder: Path, *, labelled: int = 1000, unlabelled: int = 250, seed: int = 2018) -> None:
+def write_competition(
+    folder: Path, *, labelled: int = 1000, unlabelled: int = 250, seed: int = 2018, held_back: Path | None = None
+) -> None:
     """Draw a whole competition and write it as Kaggle lays it out.
 
     `train/<id>.tif`, `train_labels.csv`, `test/<id>.tif` and `sample_submission.csv`; an id is the SHA-1 of the 27,648
@@ -359,6 +361,7 @@ def write_competition(folder: Path, *, labelled: int = 1000, unlabelled: int = 2
         labelled: tiles in `train`, at least 1.
         unlabelled: tiles in `test`, at least 1.
         seed: what everything is drawn from.
+        held_back: where to write the labels of the test tiles (id,label), outside `folder`; None writes them nowhere.
 
     Raises:
         ValueError: a part would be empty.
@@ -375,6 +378,8 @@ def write_competition(folder: Path, *, labelled: int = 1000, unlabelled: int = 2
         _write_table(beside / "train_labels.csv", labels)
         hidden = _write_tiles(beside / "test", count=unlabelled, seed=seed, part=1)
         _write_table(beside / "sample_submission.csv", dict.fromkeys(hidden, 0))
+        if held_back is not None:
+            _write_table(held_back, hidden)
         beside.chmod(0o755)  # mkdtemp makes it private; a kernel may run as another user
         beside.rename(folder)
     except BaseException:

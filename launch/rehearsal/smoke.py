@@ -1,48 +1,39 @@
-"""`smoke` and `local`: the built kernels on this machine, from the competition's folder to a submission."""
+"""`smoke`: the campaign of `run`, by the same code and the real client, against a Kaggle on loopback."""
 
+import contextlib
+import json
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from launch.build import Built, build
+import numpy as np
+import pandas as pd
+
+from launch.build import read_source
+from launch.campaign import REHEARSAL
+from launch.client import Patience, connect
 from launch.errors import LaunchError
-from launch.plan import ROOT, Experiment, change, plan_kernels
-from launch.rehearsal.runner import LocalRun, clear_run
+from launch.local import WEIGHTS_FOLDER, attached_datasets, has_weights, link_or_copy
+from launch.plan import Experiment
+from launch.rehearsal.faults import Fault
+from launch.rehearsal.hub import Hub
+from launch.rehearsal.server import Server
+from launch.rehearsal.service import LoopbackKaggle, Settings
 from launch.rehearsal.session import isolation
-from launch.rehearsal.summary import Summary, print_summary, summarise
+from launch.run import Order, Result, run
+from launch.submission import ScorePace
 from lib.files import write_whole
-from lib.run_record import RunRecordError, read_run_record
 
-WEIGHTS_FOLDER = ROOT / "input" / "weights"
-_REHEARSAL_LIMIT = 12 * 3600.0  # seconds: what Kaggle gives a session
-_FINISHED = "finished"  # the note that a run came to its end, so that the next one starts anew
-
-
-def has_weights(folder: Path, encoders: Sequence[str]) -> bool:
-    """Whether a weights kernel left these encoders here."""
-    from lib.session import peek_kind
-
-    if peek_kind(folder) != "weights":
-        return False
-    try:
-        record = read_run_record(folder, kind="weights")
-    except RunRecordError:
-        return False
-    return set(encoders) <= set(record.scores.get("encoders", {}))
-
-
-def _datasets(attach: Sequence[Path], owner: str) -> dict[str, Path]:
-    attached: dict[str, Path] = {}
-    for folder in attach:
-        if not folder.is_dir():
-            raise LaunchError(f"--attach {folder}: there is no such folder")
-        name = f"{owner}/{folder.resolve().name}"
-        if name in attached:
-            raise LaunchError(f"--attach {folder}: another attached folder has the same name")
-        attached[name] = folder
-    return attached
+JUDGE = "the loopback Kaggle"
+_FINISHED = "finished"  # the note that a rehearsal came to its end, so that the next one starts anew
+_IDENTITY = "identity.json"  # what the rehearsal is of; another one starts anew
+_PATIENCE = Patience(answer=60.0, upload=300.0, tries=5, delay=0.2, longest_delay=2.0)
+# A new version of a dataset is mounted some seconds after its upload returned; a score takes a moment.
+_SETTINGS = Settings(dataset_delay=2.0, score_delay=0.5)
 
 
 def smoke(
@@ -53,134 +44,140 @@ def smoke(
     out: Path,
     attach: Sequence[Path] = (),
     thin: bool = False,
+    faults: Sequence[Fault] = (),
     owner: str,
     say: Callable[[str], None],
-) -> list[Summary]:
+) -> Result:
     """Rehearse a campaign: drawn tiles, or a part of a folder in competition layout.
 
     A run that was interrupted goes on; one that came to its end is followed by a fresh one.
 
+    Args:
+        experiment: to rehearse.
+        data: a folder in competition layout; None draws tiles.
+        tiles: labelled tiles to take or to draw.
+        out: where everything is left.
+        attach: folders the kernels see as datasets.
+        thin: kernels that import the library from the dataset.
+        faults: what the loopback Kaggle shall do wrong, and when.
+        owner: the account's name.
+        say: takes a line.
+
     Raises:
         LaunchError: something failed; the message says what and what to do.
     """
     started = time.monotonic()
-    config = experiment.config
-    if config.weights == "timm" and not has_weights(WEIGHTS_FOLDER, [config.backbone]):
-        say(
-            f"the weights of {config.backbone} are not on this machine (build_kernel.py weights fetches them): "
-            "rehearsing from random weights, so the scores say nothing about the experiment"
+    folder, labels = _competition_folder(out, data=data, tiles=tiles, seed=experiment.config.seed, say=say)
+    attached = attached_datasets(attach, owner)
+    identity = {
+        "bundle": read_source(owner=owner).bundle,
+        "experiment": {experiment.name: experiment.config.to_dict()},
+        "data": str(folder.resolve()),
+        "attached": {name: str(path.resolve()) for name, path in attached.items()},
+        "thin": thin,
+    }
+    _start_anew_if_needed(out, json.dumps(identity, sort_keys=True))
+    say(f"rehearsal in {out}: the kernels are isolated by {isolation()}")
+    with ExitStack() as stack:
+        environment = dict(os.environ)
+        if experiment.config.weights == "timm":
+            encoders = [experiment.config.backbone]
+            fetched = WEIGHTS_FOLDER if has_weights(WEIGHTS_FOLDER, encoders) else None
+            hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=fetched, say=say))
+            environment |= hub.environment()
+        kaggle = LoopbackKaggle(
+            out / "kaggle",
+            data=folder,
+            labels=labels,
+            owner=owner,
+            token=f"KGAT_{secrets.token_hex(16)}",
+            settings=_SETTINGS,
+            faults=faults,
+            environ=environment,
         )
-        experiment = change(experiment, ["weights=none"])
-    folder = _competition_folder(out, data=data, tiles=tiles, seed=config.seed, say=say)
-    attached = _datasets(attach, owner)
-    built = build([experiment], out=out / "build", owner=owner, datasets=tuple(attached), thin=thin)
-    return _run(
-        built,
-        [experiment],
-        out=out,
+        for name, path in attached.items():
+            kaggle.attach(name.split("/")[1], path)
+        server = stack.enter_context(Server(kaggle))
+        stack.enter_context(_environment(server.environment()))
+        order = Order(
+            experiments=[experiment],
+            folder=out / "campaign",
+            owner=owner,
+            datasets=tuple(attached),
+            thin=thin,
+            judge=JUDGE,
+            pace=REHEARSAL,
+            score_pace=ScorePace(poll=0.2, settle=3.0, patience=60.0),
+        )
+        try:
+            result = run(order, connect=lambda: connect(_PATIENCE), started=started)
+        finally:
+            requests = out / "kaggle" / "requests.jsonl"
+            if requests.is_file() and order.folder.is_dir():
+                shutil.copyfile(requests, order.folder / requests.name)
+    write_whole(out / _FINISHED, "the next rehearsal starts anew\n")
+    return result
+
+
+def serve(*, port: int, data: Path | None, faults: Sequence[Fault], out: Path, owner: str, say: Callable[[str], None]) -> None:
+    """Serve the loopback Kaggle until it is interrupted; what it holds is kept in `out` and served again next time."""
+    folder, labels = _competition_folder(out, data=data, tiles=None, seed=2018, say=say)
+    note = out / "token"
+    if not note.is_file():
+        write_whole(note, f"KGAT_{secrets.token_hex(16)}")
+    kaggle = LoopbackKaggle(
+        out / "kaggle",
         data=folder,
-        place="rehearsal",
-        attached=attached,
-        limit=_REHEARSAL_LIMIT,
-        anew=True,
-        started=started,
-        say=say,
+        labels=labels,
+        owner=owner,
+        token=note.read_text(encoding="utf-8").strip(),
+        settings=_SETTINGS,
+        faults=faults,
     )
+    with Server(kaggle, port=port) as server:
+        say(f"a loopback Kaggle on port {server.port}, account {owner}. In another terminal:")
+        for name, value in server.environment().items():
+            say(f"export {name}='{value}'")
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
+    say("stopped; the same command goes on with what it holds")
 
 
-def local(
-    experiments: Sequence[Experiment],
-    *,
-    data: Path,
-    out: Path,
-    attach: Sequence[Path] = (),
-    owner: str,
-    say: Callable[[str], None],
-) -> list[Summary]:
-    """The whole training on this machine; what is finished is never done again.
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Point the client, which reads the environment, at the loopback; everything as before afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
-    Raises:
-        LaunchError: something failed; the message says what and what to do.
+
+def _start_anew_if_needed(out: Path, identity: str) -> None:
+    note = out / _IDENTITY
+    same = note.is_file() and note.read_text(encoding="utf-8") == identity
+    if not same or (out / _FINISHED).is_file():
+        for part in ("kaggle", "campaign"):
+            shutil.rmtree(out / part, ignore_errors=True)
+        (out / _FINISHED).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(note, identity)
+
+
+def _competition_folder(
+    out: Path, *, data: Path | None, tiles: int | None, seed: int, say: Callable[[str], None]
+) -> tuple[Path, Path | None]:
+    """The folder the kernels see as the competition: drawn, given, or a stratified part of what was given.
+
+    Returns:
+        The folder, and a table of the labels that were held back (id,label), or None where nobody holds them.
     """
-    started = time.monotonic()
-    if not (data / "train_labels.csv").is_file():
-        raise LaunchError(
-            f"{data} does not hold the competition's data (no train_labels.csv): "
-            "fetch it with build_kernel.py download, or name another folder with --data"
-        )
-    attached = _datasets(attach, owner)
-    encoders = [e.config.backbone for e in experiments if e.config.weights == "timm"]
-    if encoders and not has_weights(WEIGHTS_FOLDER, encoders):
-        fetch_weights(experiments, owner=owner, say=say)
-    built = build(experiments, out=out / "build", owner=owner, datasets=tuple(attached))
-    return _run(
-        built,
-        experiments,
-        out=out,
-        data=data,
-        place="local",
-        attached=attached,
-        limit=None,
-        anew=False,
-        started=started,
-        say=say,
-    )
-
-
-def fetch_weights(experiments: Sequence[Experiment], *, owner: str, say: Callable[[str], None]) -> Path:
-    """Run the weights kernel on this machine, with network, into input/weights.
-
-    Raises:
-        LaunchError: no experiment starts from timm's weights, or they cannot be fetched.
-    """
-    kernels = [kernel for kernel in plan_kernels(experiments) if kernel.kind == "weights"]
-    if not kernels:
-        raise LaunchError("none of these experiments starts from timm's weights: there is nothing to fetch")
-    out = ROOT / "runs" / "weights"
-    built = build(experiments, out=out / "build", owner=owner)
-    only = Built(built.out, built.owner, built.bundle, tuple(kernels), built.sizes)
-    run = LocalRun(out, only, ROOT, "local", {}, None, None, say)
-    run.run()
-    source = run.working(kernels[0].slug)
-    WEIGHTS_FOLDER.parent.mkdir(parents=True, exist_ok=True)
-    beside = WEIGHTS_FOLDER.with_name(".weights.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(source, beside, copy_function=_link_or_copy)
-    shutil.rmtree(WEIGHTS_FOLDER, ignore_errors=True)
-    beside.rename(WEIGHTS_FOLDER)
-    return WEIGHTS_FOLDER
-
-
-def _run(
-    built: Built,
-    experiments: Sequence[Experiment],
-    *,
-    out: Path,
-    data: Path,
-    place: str,
-    attached: dict[str, Path],
-    limit: float | None,
-    anew: bool,
-    started: float,
-    say: Callable[[str], None],
-) -> list[Summary]:
-    finished = out / _FINISHED
-    if anew and finished.is_file():
-        clear_run(out, built.kernels)
-    finished.unlink(missing_ok=True)
-    encoders = [e.config.backbone for e in experiments if e.config.weights == "timm"]
-    weights = WEIGHTS_FOLDER if encoders else None
-    run = LocalRun(out, built, data, place, attached, weights, limit, say)
-    say(f"{len(built.kernels)} kernels, bundle {built.bundle[:12]}, isolation by {isolation()}")
-    run.run()
-    summaries = [summarise(run, experiment.name) for experiment in experiments]
-    print_summary(run, summaries, seconds=time.monotonic() - started)
-    write_whole(finished, built.bundle + "\n")
-    return summaries
-
-
-def _competition_folder(out: Path, *, data: Path | None, tiles: int | None, seed: int, say: Callable[[str], None]) -> Path:
-    """The folder the kernels see as the competition: drawn, given, or a stratified part of what was given."""
     if data is not None and not (data / "train_labels.csv").is_file():
         raise LaunchError(f"--data {data}: no folder in competition layout (it holds no train_labels.csv)")
     if data is None:
@@ -188,21 +185,23 @@ def _competition_folder(out: Path, *, data: Path | None, tiles: int | None, seed
 
         labelled = tiles or 1000
         folder = out / f"drawn-{labelled}-{seed}"
+        labels = folder.with_suffix(".held-back.csv")
         if not folder.is_dir():
             say(f"drawing {labelled:,} labelled and {labelled // 4:,} test tiles (synthetic, H&E-like)")
             out.mkdir(parents=True, exist_ok=True)
-            write_competition(folder, labelled=labelled, unlabelled=max(2, labelled // 4), seed=seed)
-        return folder
+            write_competition(folder, labelled=labelled, unlabelled=max(2, labelled // 4), seed=seed, held_back=labels)
+        return folder, labels
     if tiles is None:
-        return data
+        return data, None
     return _take_part(data, out / f"part-{tiles}-{seed}", tiles=tiles, seed=seed, say=say)
 
 
-def _take_part(data: Path, folder: Path, *, tiles: int, seed: int, say: Callable[[str], None]) -> Path:
-    """A stratified part of the labelled tiles, and a quarter as many test tiles, in competition layout."""
-    import numpy as np
-    import pandas as pd
+def _take_part(data: Path, folder: Path, *, tiles: int, seed: int, say: Callable[[str], None]) -> tuple[Path, Path | None]:
+    """A stratified part of the labelled tiles, and a quarter as many others as test tiles, in competition layout.
 
+    The test tiles are labelled ones, too, as long as there are enough: their labels are held back, so that the rehearsal
+    can score a submission. Where there are not, tiles of the test folder are taken, which nobody can score.
+    """
     from lib.data.competition import CompetitionError, read_competition
 
     try:
@@ -211,7 +210,7 @@ def _take_part(data: Path, folder: Path, *, tiles: int, seed: int, say: Callable
         raise LaunchError(str(error)) from error
     train = competition.train
     if tiles >= len(train):
-        return data
+        return data, None
     say(f"taking {tiles:,} of {len(train):,} labelled tiles of {data}, stratified")
     generator = np.random.default_rng(seed)
     share = tiles / len(train)
@@ -220,25 +219,31 @@ def _take_part(data: Path, folder: Path, *, tiles: int, seed: int, say: Callable
         count = max(1, round(share * len(group))) if label else max(1, tiles - round(share * int(train["label"].sum())))
         parts.append(group.iloc[np.sort(generator.permutation(len(group))[:count])])
     chosen = pd.concat(parts).sort_values("id")
-    wanted = min(len(competition.test_ids), max(2, tiles // 4))
-    picked = sorted(generator.permutation(len(competition.test_ids))[:wanted])
-    test = [competition.test_ids[at] for at in picked]
-    beside = folder.with_name(f".{folder.name}.part")
+    held_back = _held_back(train[~train["id"].isin(chosen["id"])], count=max(2, tiles // 4), generator=generator)
+    if held_back is not None:
+        test, part_of_test = held_back["id"].tolist(), "train"
+    else:
+        wanted = min(len(competition.test_ids), max(2, tiles // 4))
+        test = [competition.test_ids[at] for at in sorted(generator.permutation(len(competition.test_ids))[:wanted])]
+        part_of_test = "test"
+    beside, labels = folder.with_name(f".{folder.name}.part"), folder.with_suffix(".held-back.csv")
     shutil.rmtree(beside, ignore_errors=True)
-    for name, ids in (("train", chosen["id"]), ("test", test)):
+    for name, source, ids in (("train", "train", chosen["id"]), ("test", part_of_test, test)):
         (beside / name).mkdir(parents=True)
         for tile in ids:
-            _link_or_copy(str(data / name / f"{tile}.tif"), str(beside / name / f"{tile}.tif"))
+            link_or_copy(str(data / source / f"{tile}.tif"), str(beside / name / f"{tile}.tif"))
     chosen.to_csv(beside / "train_labels.csv", index=False, lineterminator="\n")
     pd.DataFrame({"id": test, "label": 0}).to_csv(beside / "sample_submission.csv", index=False, lineterminator="\n")
+    if held_back is not None:
+        write_whole(labels, held_back[["id", "label"]].to_csv(index=False, lineterminator="\n"))
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
-    return folder
+    return folder, labels if held_back is not None else None
 
 
-def _link_or_copy(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
-    return target
+def _held_back(rest: pd.DataFrame, *, count: int, generator: np.random.Generator) -> pd.DataFrame | None:
+    """Labelled tiles that are not trained on, of both labels; None where there are too few."""
+    if len(rest) < count:
+        return None
+    chosen = rest.iloc[sorted(generator.permutation(len(rest))[:count])].sort_values("id")
+    return chosen if chosen["label"].nunique() == 2 else None

@@ -1,6 +1,6 @@
 """Which members may be averaged, and their average."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def read_fold_outputs(folders: Sequence[Path]) -> tuple[list[FoldOutput], list[s
 def admit(
     outputs: Sequence[FoldOutput],
     *,
-    wanted: dict[str, tuple[int, int]],
+    wanted: Mapping[str, tuple[Sequence[int], int]],
     data_id: str,
     strict_bundle: bool,
     damaged: Sequence[str] = (),
@@ -53,7 +53,7 @@ def admit(
 
     Args:
         outputs: verified outputs of folds, in any order.
-        wanted: experiment name to (number of folds, members per fold).
+        wanted: experiment name to (numbers of the folds, members per fold).
         data_id: of the prepared data that will be predicted.
         strict_bundle: make differing code among the folds an error.
         damaged: what is wrong with outputs that could not be read at all.
@@ -68,7 +68,7 @@ def admit(
     chosen: list[FoldOutput] = []
     for experiment, (folds, members) in wanted.items():
         of_experiment = [output for output in outputs if output.record.experiment == experiment]
-        for fold in range(folds):
+        for fold in folds:
             found = [output for output in of_experiment if output.record.fold == fold]
             again = f"push it again (build_kernel.py push fold-{fold})"
             if not found:
@@ -92,6 +92,9 @@ def admit(
                     )
                 if record.label_set != LABEL_SET:
                     problems.append(f"{output.name} knows the labels {record.label_set}, not {LABEL_SET}: {again}")
+        if surplus := sorted({output.record.fold for output in of_experiment} - set(folds)):
+            shown = ", ".join(map(str, surplus))
+            problems.append(f"fold {shown} of {experiment} is mounted, but not among those to average: detach it")
         tables = {output.record.fold_table_id for output in of_experiment}
         if len(tables) > 1:
             shown = ", ".join(f"fold {o.record.fold} {o.record.fold_table_id[:8]}..." for o in of_experiment)

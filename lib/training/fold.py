@@ -151,7 +151,7 @@ def train_fold(
             say(f"fold {task.fold}, member {member}: finished before, not done again")
         else:
             _train_member(task, member, files=files, plan=plan, folder=folder, device=device, say=say, replace=replace)
-        names |= {files.checkpoint: True, files.out_of_fold: True, files.history: True}
+        names |= {files.checkpoint: False, files.out_of_fold: True, files.history: True}  # weights stay on Kaggle
         logits.append(pd.read_csv(folder / files.out_of_fold)["logit"].to_numpy())
     labels = task.index["label"].to_numpy()[task.folds == task.fold]
     members = [fold_scores(labels, probability(each), seed=task.config.seed) for each in logits]

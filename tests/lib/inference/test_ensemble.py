@@ -44,7 +44,7 @@ def _output(fold: int, experiment: str = "x", **changes: Any) -> FoldOutput:
 def _admit(
     outputs: list[FoldOutput], *, strict: bool = False, wanted: dict[str, tuple[int, int]] | None = None
 ) -> tuple[list[FoldOutput], list[str]]:
-    return admit(outputs, wanted=wanted or {"x": (3, 2)}, data_id=DATA, strict_bundle=strict)
+    return admit(outputs, wanted=wanted or {"x": (range(3), 2)}, data_id=DATA, strict_bundle=strict)
 
 
 def test_all_folds_are_admitted_in_their_order() -> None:
@@ -54,7 +54,7 @@ def test_all_folds_are_admitted_in_their_order() -> None:
 
 def test_several_experiments_come_one_after_the_other_and_may_have_fold_tables_of_their_own() -> None:
     outputs = [_output(fold, name, fold_table_id=name * 64) for fold in (1, 0) for name in ("y", "x")]
-    chosen, _ = _admit(outputs, wanted={"x": (2, 2), "y": (2, 2)})
+    chosen, _ = _admit(outputs, wanted={"x": (range(2), 2), "y": (range(2), 2)})
     assert [output.name for output in chosen] == ["fold 0 of x", "fold 1 of x", "fold 0 of y", "fold 1 of y"]
 
 
@@ -108,7 +108,7 @@ def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
     outputs, problems = read_fold_outputs(folders)
     assert [output.record.fold for output in outputs] == [0, 3]
     with pytest.raises(EnsembleError) as refused:
-        admit(outputs, wanted={"x": (4, 2)}, data_id="e" * 64, strict_bundle=False, damaged=problems)
+        admit(outputs, wanted={"x": (range(4), 2)}, data_id="e" * 64, strict_bundle=False, damaged=problems)
     for piece in ("weights is damaged", f"{folders[2]} holds no run.json", "fold 1 of x is missing", "trained on data"):
         assert piece in str(refused.value)
 

@@ -1,23 +1,26 @@
-"""Run the kernels of a build on this machine, each when its inputs are there; take up what an interruption left."""
+"""The whole training on this machine, without Kaggle: each kernel when its inputs are there, resumed where it stopped."""
 
 import hashlib
 import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launch.build import Built
+from launch.build import Built, build
 from launch.errors import LaunchError
-from launch.plan import LIBRARY_SLUG, Kernel
-from launch.rehearsal.session import Mount, Outcome, gpus, run_script
+from launch.plan import ROOT, Experiment, Kernel, plan_kernels
+from launch.rehearsal.session import Mount, Outcome, gpus, isolation, run_script
+from launch.summary import Summary, print_summary, summarise
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
 from lib.session import COMPETITION
 
+WEIGHTS_FOLDER = ROOT / "input" / "weights"
 _GPU_SESSIONS = 2  # what Kaggle runs at a time for one account
 _LOG_LINES = 25  # of a failed kernel, shown on the terminal
 # What Kaggle adds to the output of a kernel when it mounts it; readers must not stumble over it.
@@ -36,20 +39,16 @@ class LocalRun:
         folder: runs/smoke or the like.
         built: the build to run.
         data: a folder in competition layout.
-        place: rehearsal or local.
         attached: folders to mount as datasets, by name.
         weights: the output of a weights kernel run earlier, or None.
-        limit: seconds a kernel may take, or None.
         say: takes a line of progress.
     """
 
     folder: Path
     built: Built
     data: Path
-    place: str
     attached: dict[str, Path]
     weights: Path | None
-    limit: float | None
     say: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -127,10 +126,10 @@ class LocalRun:
             self.built.script(kernel),
             folder=folder,
             mounts=self._mounts(kernel),
-            place=self.place,
+            place="local",
             threads=max(1, (os.cpu_count() or 1) // shared),
             network=kernel.internet,
-            limit=self.limit,
+            limit=None,
             gpu=slot,
             stop=self.stop,
         )
@@ -147,8 +146,6 @@ class LocalRun:
     def _mounts(self, kernel: Kernel) -> list[Mount]:
         owner = self.built.owner
         mounts = [Mount(self.data, f"competitions/{COMPETITION}")] if kernel.competition else []
-        if self.built.thin:
-            mounts.append(Mount(self.built.out / "dataset", f"datasets/{owner}/{LIBRARY_SLUG}"))
         for slug in kernel.sources:
             mounts.append(Mount(self.working(slug), f"notebooks/{owner}/{slug}"))
         if kernel.datasets:
@@ -157,8 +154,6 @@ class LocalRun:
 
     def _judge(self, kernel: Kernel, outcome: Outcome) -> None:
         lines = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        if outcome.timed_out:
-            raise KernelFailedError(f"{kernel.slug} was ended after its time limit of {self.limit:.0f} s; log: {outcome.log}")
         if outcome.code != 0:
             shown = "\n".join(f"    {line}" for line in lines[-_LOG_LINES:])
             how = f"was killed by signal {-outcome.code}" if outcome.code < 0 else f"ended with exit code {outcome.code}"
@@ -221,7 +216,100 @@ def _record_of(working: Path) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def clear_run(folder: Path, kernels: Sequence[Kernel]) -> None:
-    """Forget the kernels' folders of an earlier run, and only those."""
-    for kernel in kernels:
-        shutil.rmtree(folder / kernel.slug, ignore_errors=True)
+def attached_datasets(attach: Sequence[Path], owner: str) -> dict[str, Path]:
+    """The folders a user attached, by the owner/slug the kernels see them under.
+
+    Raises:
+        LaunchError: a folder is missing, or two have the same name.
+    """
+    attached: dict[str, Path] = {}
+    for folder in attach:
+        if not folder.is_dir():
+            raise LaunchError(f"--attach {folder}: there is no such folder")
+        name = f"{owner}/{folder.resolve().name}"
+        if name in attached:
+            raise LaunchError(f"--attach {folder}: another attached folder has the same name")
+        attached[name] = folder
+    return attached
+
+
+def local(
+    experiments: Sequence[Experiment],
+    *,
+    data: Path,
+    out: Path,
+    attach: Sequence[Path] = (),
+    owner: str,
+    say: Callable[[str], None],
+) -> list[Summary]:
+    """The whole training on this machine; what is finished is never done again.
+
+    Raises:
+        LaunchError: something failed; the message says what and what to do.
+    """
+    started = time.monotonic()
+    if not (data / "train_labels.csv").is_file():
+        raise LaunchError(
+            f"{data} does not hold the competition's data (no train_labels.csv): "
+            "fetch it with build_kernel.py download, or name another folder with --data"
+        )
+    attached = attached_datasets(attach, owner)
+    encoders = [e.config.backbone for e in experiments if e.config.weights == "timm"]
+    if encoders and not has_weights(WEIGHTS_FOLDER, encoders):
+        fetch_weights(experiments, owner=owner, say=say)
+    built = build(experiments, out=out / "build", owner=owner, datasets=tuple(attached))
+    weights = WEIGHTS_FOLDER if encoders else None
+    run = LocalRun(out, built, data, attached, weights, say)
+    say(f"{len(built.kernels)} kernels, bundle {built.bundle[:12]}, isolation by {isolation()}")
+    run.run()
+    summaries = [summarise(experiment.name, built.kernels, run.working) for experiment in experiments]
+    inference = next(kernel for kernel in built.kernels if kernel.kind == "inference")
+    submission = run.working(inference.slug) / "submission.csv"
+    print_summary(summaries, submission, data / "sample_submission.csv", seconds=time.monotonic() - started)
+    return summaries
+
+
+def fetch_weights(experiments: Sequence[Experiment], *, owner: str, say: Callable[[str], None]) -> Path:
+    """Run the weights kernel on this machine, with network, into input/weights.
+
+    Raises:
+        LaunchError: no experiment starts from timm's weights, or they cannot be fetched.
+    """
+    kernels = [kernel for kernel in plan_kernels(experiments) if kernel.kind == "weights"]
+    if not kernels:
+        raise LaunchError("none of these experiments starts from timm's weights: there is nothing to fetch")
+    out = ROOT / "runs" / "weights"
+    built = build(experiments, out=out / "build", owner=owner)
+    only = replace(built, kernels=tuple(kernels))
+    run = LocalRun(out, only, ROOT, {}, None, say)
+    run.run()
+    source = run.working(kernels[0].slug)
+    WEIGHTS_FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    beside = WEIGHTS_FOLDER.with_name(".weights.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source, beside, copy_function=link_or_copy)
+    shutil.rmtree(WEIGHTS_FOLDER, ignore_errors=True)
+    beside.rename(WEIGHTS_FOLDER)
+    return WEIGHTS_FOLDER
+
+
+def has_weights(folder: Path, encoders: Sequence[str]) -> bool:
+    """Whether a weights kernel left these encoders here."""
+    from lib.session import peek_kind
+
+    if peek_kind(folder) != "weights":
+        return False
+    try:
+        record = read_run_record(folder, kind="weights")
+    except RunRecordError:
+        return False
+    return set(encoders) <= set(record.scores.get("encoders", {}))
+
+
+def link_or_copy(source: str, target: str) -> str:
+    """Link a file where that can be done, else copy it; takes the place of `shutil.copy2`."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+    return target

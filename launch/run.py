@@ -1,0 +1,409 @@
+"""`run` and its companions: a campaign from a checkout to a score, and single steps of it by hand."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.board import Board, ledger_standings, quota_line, standings_table
+from launch.build import build
+from launch.campaign import LOGS, OUTPUTS, Campaign, Pace
+from launch.client import ACTIVE, ClientError, Kaggle
+from launch.errors import LaunchError
+from launch.ledger import LEDGER_NAME, Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, seconds_since
+from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
+from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
+from launch.submission import LEADERBOARD, PICTURE, ScorePace, submit_file, write_leaderboard
+from launch.summary import Summary, print_summary, summarise
+from lib.config import config_from_dict
+from lib.files import write_whole
+from lib.run_record import RECORD_NAME, read_run_record
+
+CAMPAIGNS = ROOT / "runs" / "campaigns"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
+
+
+@dataclass(kw_only=True)
+class Order:
+    """What a campaign is to do, however it is started.
+
+    Attributes:
+        experiments: one or more; more are averaged by one inference kernel.
+        folder: of the campaign; its parent holds the lock.
+        owner: the account; empty: the one kernel-metadata.json names, or the one whose credentials are used.
+        folds: which; None for all.
+        datasets: owner/slug to attach.
+        submit: send the submission and wait for the score.
+        message: what the submission says besides campaign and hash.
+        thin: kernels that import the library from the dataset.
+        strict_bundle: refuse to average folds that different code trained.
+        reuse: take over outputs of other campaigns even if other code made them.
+        judge: who scores.
+        pace, score_pace: waits.
+    """
+
+    experiments: Sequence[Experiment]
+    folder: Path
+    owner: str = ""
+    folds: Sequence[int] | None = None
+    datasets: Sequence[str] = ()
+    submit: bool = True
+    message: str = ""
+    thin: bool = False
+    strict_bundle: bool = False
+    reuse: bool = False
+    judge: str = "Kaggle"
+    pace: Pace = field(default_factory=Pace)
+    score_pace: ScorePace = field(default_factory=ScorePace)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a campaign came to."""
+
+    summaries: list[Summary]
+    submission: SubmissionEntry | None
+    ledger: Ledger
+
+
+def campaign_name(experiments: Sequence[Experiment]) -> str:
+    """The name of a campaign that was given none."""
+    return "+".join(experiment.name for experiment in experiments)
+
+
+def campaign_folder(name: str) -> Path:
+    """Where a campaign of this name lives.
+
+    Raises:
+        LaunchError: it cannot be the name of a folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise LaunchError(f"{name!r} cannot name a campaign: letters, digits and . _ + - please, 80 at most")
+    return CAMPAIGNS / name
+
+
+def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = None) -> Result:
+    """A campaign from where it stands to its end; safe to repeat.
+
+    Raises:
+        LaunchError: it stopped; the message says why and what to do. Nothing that was done is lost.
+    """
+    started = time.monotonic() if started is None else started
+    with campaign_lock(order.folder.parent), Board(f"campaign {order.folder.name}") as board:
+        kaggle = connect()
+        campaign = open_campaign(order, kaggle, board)
+        campaign.run()
+        done = _read_outputs(order, campaign)
+        entry = _submit(order, campaign, done, say=board.say) if order.submit else None
+    print_summary(done.summaries, done.submission, done.sample, seconds=time.monotonic() - started)
+    if entry is not None:
+        print_score(entry, order)
+    return Result(done.summaries, entry, campaign.ledger)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What lies in outputs/ once every kernel is done."""
+
+    summaries: list[Summary]
+    submission: Path
+    sample: Path
+
+
+def _read_outputs(order: Order, campaign: Campaign) -> _Done:
+    def folder_of(slug: str) -> Path:
+        return order.folder / OUTPUTS / slug
+
+    def one(kind: str) -> Path:
+        return folder_of(next(kernel.slug for kernel in campaign.kernels if kernel.kind == kind))
+
+    summaries = [summarise(experiment.name, campaign.kernels, folder_of) for experiment in order.experiments]
+    return _Done(summaries, one("inference") / "submission.csv", one("prepare") / "sample_submission.csv")
+
+
+def _submit(order: Order, campaign: Campaign, done: _Done, *, say: Callable[[str], None]) -> SubmissionEntry:
+    pooled = ", ".join(f"{summary.experiment} OOF {summary.pooled:.4f}" for summary in done.summaries)
+    entry = submit_file(
+        campaign.kaggle,
+        campaign.ledger,
+        done.submission,
+        sample=done.sample,
+        text=order.message or pooled,
+        pace=order.score_pace,
+        say=say,
+    )
+    records = {
+        kernel.slug: read_run_record(order.folder / OUTPUTS / kernel.slug, kind=kernel.kind, fetched_only=True)
+        for kernel in campaign.kernels
+    }
+    write_leaderboard(
+        order.folder, ledger=campaign.ledger, entry=entry, summaries=done.summaries, records=records, judge=order.judge
+    )
+    return entry
+
+
+def print_score(entry: SubmissionEntry, order: Order) -> None:
+    """What the submission scored, and where that is written down."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if entry.public is None and entry.private is None:
+        console.print(f"accepted by {order.judge}, submission {entry.ref}; it gave no score")
+    else:
+        shown = [f"{n} {s:.4f}" for n, s in (("public", entry.public), ("private", entry.private)) if s is not None]
+        console.print(f"scored by {order.judge}: AUC {', '.join(shown)} (submission {entry.ref})")
+    console.print(f"record: {order.folder / LEADERBOARD}, picture: {order.folder / PICTURE}")
+
+
+def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
+    """The campaign's ledger, checked against the order, and its kernels, built.
+
+    Raises:
+        LaunchError: the account is not the owner, or the ledger belongs to another plan.
+    """
+    owner = order.owner or owner_of(read_base())
+    if owner == PLACEHOLDER_OWNER and kaggle.user != owner:
+        board.say(f"kernel-metadata.json names no owner yet: using {kaggle.user}, whose credentials these are")
+        owner = kaggle.user
+    if owner.lower() != kaggle.user.lower():
+        raise LaunchError(
+            f"the owner is {owner} (kernel-metadata.json, or --owner), the credentials are those of {kaggle.user}: "
+            "use the credentials of that account, or write your own name"
+        )
+    built = build(
+        order.experiments,
+        out=order.folder / "build",
+        owner=owner,
+        datasets=order.datasets,
+        folds=order.folds,
+        thin=order.thin,
+        strict_bundle=order.strict_bundle,
+    )
+    ledger = _ledger_for(order, owner)
+    board.say(f"campaign {ledger.campaign} ({ledger.id}): {len(built.kernels)} kernels, bundle {built.bundle[:12]}, as {owner}")
+    return Campaign(
+        kaggle=kaggle,
+        source=built.source,
+        kernels=built.kernels,
+        ledger=ledger,
+        folder=order.folder,
+        dataset=built.out / "dataset",
+        pace=order.pace,
+        say=board.say,
+        show=board.show,
+        reuse=order.reuse,
+    )
+
+
+def _ledger_for(order: Order, owner: str) -> Ledger:
+    wanted = {experiment.name: dict(experiment.config.to_dict()) for experiment in order.experiments}
+    ledger = read_ledger(order.folder)
+    if ledger is None:
+        return new_ledger(
+            order.folder, campaign=order.folder.name, owner=owner, experiments=wanted, datasets=list(order.datasets)
+        )
+    problems = []
+    if ledger.owner != owner:
+        problems.append(f"it belongs to {ledger.owner}, not to {owner}")
+    if set(ledger.experiments) != set(wanted):
+        problems.append(f"it is about {', '.join(ledger.experiments)}, not about {', '.join(wanted)}")
+    if ledger.datasets != list(order.datasets):
+        problems.append(f"its attached datasets are {ledger.datasets or 'none'}, not {list(order.datasets) or 'none'}")
+    for name, config in wanted.items():
+        before = ledger.experiments.get(name, config)
+        changed = [knob for knob in sorted({*config, *before}) if config.get(knob) != before.get(knob) and knob != "hours"]
+        problems += [f"{name}: {knob} was {before.get(knob)!r}, is {config.get(knob)!r}" for knob in changed]
+    if problems:
+        raise LaunchError(
+            f"the campaign in {order.folder} was started differently:\n  - "
+            + "\n  - ".join(problems)
+            + "\nName another with --campaign, or give it what it was started with."
+        )
+    for name, config in wanted.items():
+        ledger.experiments[name] = config  # `hours` may have been corrected
+    return ledger
+
+
+# --- single steps ----------------------------------------------------------------------------------------------------
+
+
+def find_campaign(name: str | None) -> Path:
+    """The folder of a campaign: of the one named, else of the one that was at work last.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    if name is not None:
+        folder = campaign_folder(name)
+        if not (folder / LEDGER_NAME).is_file():
+            there = sorted(path.parent.name for path in CAMPAIGNS.glob(f"*/{LEDGER_NAME}"))
+            raise LaunchError(f"there is no campaign {name}; there are: {', '.join(there) or 'none'}")
+        return folder
+    ledgers = sorted(CAMPAIGNS.glob(f"*/{LEDGER_NAME}"), key=lambda path: path.stat().st_mtime)
+    if not ledgers:
+        raise LaunchError("there is no campaign yet: start one with build_kernel.py run")
+    return ledgers[-1].parent
+
+
+def order_of(folder: Path) -> Order:
+    """The order a campaign was started with, as its ledger tells.
+
+    Raises:
+        LaunchError: there is no ledger, or its configs are not of this code.
+    """
+    ledger = read_ledger(folder)
+    if ledger is None:
+        raise LaunchError(f"{folder} holds no campaign")
+    try:
+        experiments = [Experiment(name, config_from_dict(config)) for name, config in ledger.experiments.items()]
+    except ValueError as error:
+        raise LaunchError(f"the campaign in {folder} was made by other code: {error}") from error
+    return Order(experiments=experiments, folder=folder, owner=ledger.owner, datasets=ledger.datasets)
+
+
+def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
+    """The kernel a person means: its slug, its kind, or fold-K (EXPERIMENT-fold-K where there are several).
+
+    Raises:
+        LaunchError: there is none, or more than one.
+    """
+    found = [
+        kernel
+        for kernel in kernels
+        if name in (kernel.slug, kernel.slug.removeprefix("hcd-"), kernel.kind)
+        or (kernel.kind == "train" and name == f"fold-{kernel.fold}")
+    ]
+    if len(found) != 1:
+        what = "no kernel is called" if not found else "more than one kernel is called"
+        raise LaunchError(f"{what} {name!r}; there are: {', '.join(k.slug.removeprefix('hcd-') for k in kernels)}")
+    return found[0]
+
+
+def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -> None:
+    """Push single kernels, or the dataset, under the rules of a campaign; what they read must be done.
+
+    Raises:
+        LaunchError: a name nobody knows, inputs that are missing, or a push that was refused.
+    """
+    with campaign_lock(order.folder.parent), Board(f"campaign {order.folder.name}") as board:
+        campaign = open_campaign(order, connect(), board)
+        chosen = [resolve(name, campaign.kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
+        if len(chosen) < len(names):
+            _publish(campaign)
+        campaign.push_only(chosen)
+
+
+def _publish(campaign: Campaign) -> None:
+    publisher = campaign.publisher
+    while not publisher.rests:
+        publisher.step()
+        time.sleep(campaign.pace.poll)
+    if publisher.failed:
+        raise LaunchError("; ".join(publisher.problems))
+
+
+def show_status(folder: Path, *, connect: Callable[[], Kaggle]) -> bool:
+    """Print how a campaign stands, as the ledger and Kaggle tell; whether anything is still at work."""
+    from rich.console import Console
+
+    ledger = read_ledger(folder)
+    assert ledger is not None
+    kaggle = connect()
+    standings = ledger_standings(ledger)
+    for standing in standings:
+        if ledger.kernels[standing.slug].open is not None:
+            try:
+                standing.turn(kaggle.status(standing.slug).name.lower().replace("_", " "))
+            except ClientError as error:
+                standing.turn(str(error))
+    try:
+        quota = kaggle.quota()
+    except ClientError:
+        quota = None
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(standings_table(f"campaign {ledger.campaign} ({ledger.id})", standings, quota))
+    else:
+        for standing in standings:
+            auc = "" if standing.auc is None else f", AUC {standing.auc:.4f}"
+            version = "" if standing.version is None else f", version {standing.version}"
+            console.print(f"{standing.slug}: {standing.state}{version}{auc}", soft_wrap=True)
+        console.print(quota_line(quota))
+    for entry in ledger.submissions:
+        scores = ", ".join(f"{n} {s:.4f}" for n, s in (("public", entry.public), ("private", entry.private)) if s is not None)
+        console.print(f"submission {entry.ref or '?'}: {entry.state}{', ' + scores if scores else ''} {entry.note}".rstrip())
+    return any(entry.open is not None for entry in ledger.kernels.values())
+
+
+def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> None:
+    """Show the status again and again until nothing is at work on Kaggle any more. Changes nothing."""
+    kaggle = connect()
+    while show_status(folder, connect=lambda: kaggle):
+        ledger = read_ledger(folder)
+        assert ledger is not None
+        running = [slug for slug, entry in ledger.kernels.items() if entry.open is not None]
+        if not any(kaggle.status(slug).name in ACTIVE for slug in running):
+            break
+        longest = max(seconds_since(entry.open.pushed_at) for entry in ledger.kernels.values() if entry.open is not None)
+        print(f"looking again in {every:.0f} s; at work for {longest / 60:.0f} min so far", flush=True)
+        time.sleep(every)
+    print("nothing is at work on Kaggle; build_kernel.py run fetches what has ended and goes on", flush=True)
+
+
+def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kaggle]) -> None:
+    """Print the log of a kernel: as Kaggle holds it, line by line while it runs with `follow`."""
+    order = order_of(folder)
+    kernel = resolve(name, _kernels(order))
+    kaggle = connect()
+    if follow:
+        for line in kaggle.follow(kernel.slug):
+            print(line, flush=True)
+        return
+    log = kaggle.output(kernel.slug).log
+    if not log:
+        kept = folder / LOGS / f"{kernel.slug}.log"
+        raise LaunchError(
+            f"Kaggle holds no log of {kernel.slug} (yet)" + (f"; an earlier one is in {kept}" if kept.is_file() else "")
+        )
+    print(log, end="" if log.endswith("\n") else "\n")
+
+
+def pull_outputs(folder: Path, names: Sequence[str], *, to: Path | None, connect: Callable[[], Kaggle]) -> None:
+    """Fetch the outputs of kernels, whoever pushed them, held against their run.json."""
+    from launch.outputs import fetch_output, peek_record
+
+    order = order_of(folder)
+    kaggle = connect()
+    target = to or folder / "pulled"
+    for kernel in [resolve(name, _kernels(order)) for name in names]:
+        listing = kaggle.output(kernel.slug)
+        content = peek_record(kaggle, kernel.slug, listing, folder=target)
+        record = fetch_output(kaggle, kernel.slug, listing, content, kind=kernel.kind, folder=target)
+        write_whole(target / kernel.slug / f"{kernel.slug}.log", listing.log)
+        fetched = sum(entry.fetch for entry in record.files.values())
+        print(
+            f"{target / kernel.slug}: {fetched} of {len(record.files)} files and {RECORD_NAME}, push {record.push_id}", flush=True
+        )
+
+
+def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) -> SubmissionEntry:
+    """Submit what the campaign's inference left, and wait for the score.
+
+    Raises:
+        LaunchError: there is nothing to submit yet, or the submission failed.
+    """
+    order = order_of(folder)
+    order.message = message
+    with campaign_lock(folder.parent), Board(f"campaign {folder.name}") as board:
+        campaign = open_campaign(order, connect(), board)
+        open_ = [kernel.slug for kernel in campaign.kernels if not campaign.is_done(kernel)]
+        if open_:
+            raise LaunchError(f"nothing to submit yet: {', '.join(open_)} are not done. build_kernel.py run does it all")
+        entry = _submit(order, campaign, _read_outputs(order, campaign), say=board.say)
+    print_score(entry, order)
+    return entry
+
+
+def _kernels(order: Order) -> Sequence[Kernel]:
+    return plan_kernels(order.experiments, datasets=order.datasets)
