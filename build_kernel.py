@@ -168,11 +168,15 @@ def local(experiments: tuple[str, ...], data: Path, out: Path, attach: tuple[Pat
 
 @main.command()
 @click.argument("experiments", nargs=-1)
+@click.option(
+    "--upload", is_flag=True, help="Make them a private dataset, hcd-encoders; attach it with --dataset OWNER/hcd-encoders."
+)
 @_SET
-def weights(experiments: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ...]) -> None:
     """Fetch the encoders' weights into input/weights, where `smoke` and `local` find them.
 
-    Which licence a set of weights has, and whether it is gated, is yours to check and accept.
+    With --upload they become a private dataset of yours: the way for weights behind a licence gate. Which licence a set
+    of weights has, and whether it is gated, is yours to check and accept.
     """
     from launch.local import fetch_weights
     from launch.metadata import default_experiment, owner_of, read_base
@@ -181,6 +185,11 @@ def weights(experiments: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     base = read_base()
     loaded = [load_experiment(name, overrides) for name in experiments or (default_experiment(base),)]
     click.echo(f"weights in {fetch_weights(loaded, owner=owner_of(base), say=_say)}")
+    if upload:
+        from launch.client import connect
+        from launch.encoders import upload_weights
+
+        click.echo(f"dataset {upload_weights(connect(), say=_say)}: attach it with --dataset")
 
 
 @main.command()

@@ -1,5 +1,6 @@
 """What a campaign looks like while it runs: a live table on a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,8 @@ class Board:
         from rich.console import Console
 
         self.title = title
-        self.console = Console(highlight=False, soft_wrap=True)
+        # The stream as it is now: while a call of the client is under way, sys.stdout is hidden from what it prints.
+        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._live: Any = None
 
     def __enter__(self) -> "Board":

@@ -175,8 +175,11 @@ class Campaign:
         )
         for kernel in self.kernels:
             entry = self.ledger.entry(kernel.slug, kernel.kind)
-            if entry.last is not None and entry.last.state == FAILED:
+            spent = entry.last is not None and entry.last.state == UNFINISHED and entry.attempts >= self.pace.pushes
+            if spent or (entry.last is not None and entry.last.state == FAILED):
                 entry.series = len(entry.pushes)  # a person has looked, and runs the command again
+            if entry.open is not None:
+                self._stands(kernel, entry.open.state, version=entry.open.version, url=entry.open.url)
             if entry.output is not None:
                 self._stands(kernel, "done", auc=entry.output.auc, version=entry.output.version)
 
@@ -220,6 +223,7 @@ class Campaign:
         for kernel in kernels:
             entry = self.ledger.entry(kernel.slug, kernel.kind)
             entry.series, entry.output = len(entry.pushes), None
+            self._looked_for.add(kernel.slug)  # asked for by name: nothing is taken over
             while kernel.slug not in self.failures:
                 if entry.open is None:
                     self._start(kernel, entry)
@@ -238,26 +242,26 @@ class Campaign:
             CampaignStoppedError: the service has not answered for too long.
             CredentialsError: it does not know us any more.
         """
-        try:
+        trouble: ClientError | None = None
+        for follow in (True, False):
             for kernel in self.kernels:
                 entry = self.ledger.entry(kernel.slug, kernel.kind)
-                if entry.open is not None and kernel.slug not in self.failures:
-                    self._follow(kernel, entry, entry.open)
-            for kernel in self.kernels:
-                if self._is_ready(kernel):
-                    self._start(kernel, self.ledger.entry(kernel.slug, kernel.kind))
-        except CredentialsError:
-            raise
-        except (NoAnswerError, RefusedError) as error:
-            waited = self._waited("", "outage")
-            self._once("", "outage", f"{error}; trying again for up to {_words(self.pace.outage)}")
-            if waited > self.pace.outage:
-                text = (
-                    f"Kaggle has not answered for {_words(waited)}: {error}\nWhat runs there goes on; so does the same command."
-                )
-                raise CampaignStoppedError(text) from error
-        else:
+                try:
+                    if follow and entry.open is not None and kernel.slug not in self.failures:
+                        self._follow(kernel, entry, entry.open)
+                    elif not follow and self._is_ready(kernel):
+                        self._start(kernel, entry)
+                except (NoAnswerError, RefusedError) as error:
+                    trouble = error  # the other kernels are looked at all the same
+        if trouble is None:
             self._forget("", "outage")
+            return
+        self._once("", "outage", f"{trouble}; trying again for up to {_words(self.pace.outage)}")
+        if (waited := self._waited("", "outage")) > self.pace.outage:
+            raise CampaignStoppedError(
+                f"Kaggle has not answered for {_words(waited)}: {trouble}\n"
+                "What runs there goes on, and the same command goes on from here."
+            ) from trouble
 
     def _open(self) -> None:
         self.quota = self._read_quota()
@@ -417,8 +421,9 @@ class Campaign:
         push.state, push.version, push.pushed_at = PUSHED, version, stamp()
         push.url = url or f"https://www.kaggle.com/code/{self.source.owner}/{kernel.slug}"
         self.ledger.save()
-        for what in ("proof", "hold", "capacity", "spent"):
-            self._forget(kernel.slug if what == "proof" else _machine(kernel), what)
+        for slug, what in list(self._clocks):
+            if slug == kernel.slug or (slug == _machine(kernel) and what.removeprefix("said ") in ("hold", "capacity", "spent")):
+                self._clocks.pop((slug, what))
         self.say(f"{kernel.slug}: pushed, version {version or 'unknown'}, at most {_words(push.limit)}")
         self._stands(kernel, "pushed", version=version, url=push.url, expected=expected_hours(kernel, self.ledger) * 3600)
 
@@ -546,6 +551,9 @@ class Campaign:
         if not push.active:
             push.active = True
             self.ledger.save()
+            with contextlib.suppress(NoAnswerError, RefusedError):  # a warning is not worth a stop
+                if wrong := self._wrong_machine(kernel):
+                    self.say(f"warning: {wrong}")
         if self._stands(kernel, status.name.lower().replace("_", " ")):
             self._forget(kernel.slug, "overrun")
         patience = self.pace.queue_patience if status.name != "RUNNING" else push.limit + self.pace.overrun
@@ -726,10 +734,10 @@ class Campaign:
 
     # --- small things ------------------------------------------------------------------------------------------------
 
-    def check_machine(self, kernel: Kernel) -> str:
+    def _wrong_machine(self, kernel: Kernel) -> str:
         """What is wrong with the machine a kernel was given, as the service shows it; empty when nothing is."""
-        pulled = self.kaggle.pull(kernel.slug)
-        if pulled is None or not kernel.needs_gpu or pulled.machine_shape == MACHINE_SHAPE:
+        pulled = self.kaggle.pull(kernel.slug) if kernel.needs_gpu else None
+        if pulled is None or pulled.machine_shape == MACHINE_SHAPE:
             return ""
         return f"{kernel.slug} was given the machine {pulled.machine_shape or 'None'!r}, not {MACHINE_SHAPE}"
 

@@ -102,8 +102,11 @@ class KernelEntry:
 
     @property
     def attempts(self) -> int:
-        """Pushes of this series that cost something."""
-        return sum(push.state != REFUSED for push in self.pushes[self.series :])
+        """Pushes of this series, since the last that was done, which cost something."""
+        count = 0
+        for push in self.pushes[self.series :]:
+            count = 0 if push.state == DONE else count + (push.state != REFUSED)
+        return count
 
     @property
     def ever_had_a_version(self) -> bool:

@@ -11,6 +11,7 @@ from lib.config import Config, ConfigError, apply_overrides, parse_toml
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY_SLUG = "hcd-lib"
 WEIGHTS_SLUG = "hcd-weights"
+ENCODERS_SLUG = "hcd-encoders"  # a dataset with the output of a weights kernel that ran on the user's machine
 # Knobs that decide what the prepare kernel leaves; experiments of one build must agree on them.
 PREPARE_KNOBS = ("verify", "stain_groups", "slide_map", "seed")
 
@@ -88,13 +89,17 @@ def change(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
 
 
 def plan_kernels(
-    experiments: Sequence[Experiment], *, datasets: Sequence[str] = (), folds: Sequence[int] | None = None
+    experiments: Sequence[Experiment],
+    *,
+    datasets: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
 ) -> list[Kernel]:
     """The kernels of a campaign in an order in which they can run.
 
     Args:
         experiments: one or more; more are averaged by one inference kernel.
-        datasets: owner/slug of datasets to attach to every kernel that may look for a file in them.
+        datasets: owner/slug of datasets to attach to every kernel that may look for a file in them. With hcd-encoders
+            among them, the encoders' weights come from there, and no kernel fetches any.
         folds: which folds to train and average; all of them when None.
 
     Raises:
@@ -105,7 +110,8 @@ def plan_kernels(
     attached = tuple(datasets)
     kernels = []
     encoders = tuple(dict.fromkeys(config.backbone for config in configs if config.weights == "timm"))
-    if encoders:
+    uploaded = any(dataset.split("/")[-1] == ENCODERS_SLUG for dataset in datasets)
+    if encoders and not uploaded:
         kernels.append(
             Kernel(
                 kind="weights",
@@ -128,7 +134,7 @@ def plan_kernels(
     chosen = [_chosen_folds(experiment, folds) for experiment in experiments]
     trained = []
     for experiment, numbers in zip(experiments, chosen, strict=True):
-        weights = (WEIGHTS_SLUG,) if experiment.config.weights == "timm" else ()
+        weights = (WEIGHTS_SLUG,) if experiment.config.weights == "timm" and not uploaded else ()
         for fold in numbers:
             trained.append(
                 Kernel(

@@ -4,6 +4,7 @@ The service calls a dataset ready while it still serves the version before, and 
 So a version counts as published when its number is higher than before, it is ready, and it lists every file.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -101,12 +102,10 @@ class Publisher:
             self._clocks.pop("answer", None)
 
     def _upload(self, entry: DatasetEntry) -> None:
-        self.kaggle.upload_dataset(
-            self.folder,
-            notes=f"bundle {self.bundle[:12]}, campaign {self.ledger.id}",
-            new=entry.before == 0,
-            temporary=self.ledger.folder / "uploads" / f"{self.bundle[:12]}-{entry.attempts}",
-        )
+        temporary = self.ledger.folder / "uploads" / f"{self.bundle[:12]}-{entry.attempts}"
+        notes = f"bundle {self.bundle[:12]}, campaign {self.ledger.id}"
+        self.kaggle.upload_dataset(self.folder, notes=notes, new=entry.before == 0, temporary=temporary)
+        shutil.rmtree(temporary.parent, ignore_errors=True)
         entry.state, entry.at = _UPLOADED, stamp()
         self.ledger.save()
         self.say(f"{self.slug}: uploaded, bundle {self.bundle[:12]}")

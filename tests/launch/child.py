@@ -1,0 +1,95 @@
+"""A campaign in a process of its own, which a test may kill: `python -m tests.launch.child ORDER.json`.
+
+The order: folder, knobs, folds, submit, and `die_after_saves`: after which write of the ledger the process kills
+itself, `full_disk_at`: files of which names cannot be written.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from launch.campaign import Pace
+from launch.client import Patience, connect
+from launch.errors import LaunchError
+from launch.ledger import Ledger
+from launch.plan import load_experiment
+from launch.run import Order, run
+from launch.submission import ScorePace
+
+PACE = Pace(
+    poll=0.03,
+    settle=0.4,
+    capacity=0.2,
+    capacity_patience=6.0,
+    queue_patience=4.0,
+    overrun=1.5,
+    stale_patience=2.5,
+    unknown_patience=2.0,
+    outage=4.0,
+    quota_every=0.3,
+)
+SCORE_PACE = ScorePace(poll=0.05, settle=0.5, patience=3.0)
+PATIENCE = Patience(answer=3.0, upload=10.0, tries=3, delay=0.05, longest_delay=0.2)
+
+
+def order_from(values: dict) -> Order:
+    """An order for `run`, fast."""
+    return Order(
+        experiments=[load_experiment("smoke", values.get("knobs", []))],
+        folder=Path(values["folder"]),
+        owner=values.get("owner", "alice"),
+        folds=values.get("folds"),
+        submit=values.get("submit", True),
+        thin=values.get("thin", False),
+        reuse=values.get("reuse", False),
+        judge="the test",
+        pace=PACE,
+        score_pace=SCORE_PACE,
+    )
+
+
+def _fill_the_disk(name: str) -> None:
+    """Every file whose name holds this text cannot be written any more."""
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if name in self.name and "w" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(self, mode, *arguments, **options)
+
+    Path.open = full  # type: ignore[method-assign]
+
+
+def main() -> int:
+    values = json.loads(Path(sys.argv[1]).read_text())
+    after = values.get("die_after_saves", 0)
+    saves, save = [0], Ledger.save
+
+    def counted(self: Ledger) -> None:
+        save(self)
+        saves[0] += 1
+        if saves[0] == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Ledger.save = counted  # type: ignore[method-assign]
+    if name := values.get("full_disk_at"):
+        _fill_the_disk(name)
+    try:
+        run(order_from(values), connect=lambda: connect(PATIENCE))
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # as build_kernel.py does
+        print(f"error: the disk is full ({error})", file=sys.stderr)
+        return 1
+    finally:
+        print(f"saves: {saves[0]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

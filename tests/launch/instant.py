@@ -1,0 +1,138 @@
+"""Kernels that take no time: they leave what the real ones leave, of a size that fits a test, under the push id they carry.
+
+What is tested with them is the campaign; that real kernels leave such outputs is tested with real kernels.
+"""
+
+import ast
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from launch.rehearsal.session import Outcome
+from lib.metrics import auc
+from lib.run_record import RunRecord, describe_files, write_run_record
+
+TILES, TEST_TILES, GROUPS = 40, 12, 8
+
+
+def parameters_in(script: Path) -> dict[str, Any]:
+    """What the builder wrote into a script."""
+    for node in ast.parse(script.read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PARAMETERS":
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{script} holds no PARAMETERS")
+
+
+def write_data(folder: Path) -> tuple[Path, Path]:
+    """A folder in competition layout without tiles, and the labels that were held back."""
+    folder.mkdir(parents=True)
+    ids = [f"{number:040x}" for number in range(TILES + TEST_TILES)]
+    train = pd.DataFrame({"id": ids[:TILES], "label": [number % 3 == 0 for number in range(TILES)]}).astype({"label": int})
+    train.to_csv(folder / "train_labels.csv", index=False)
+    test = ids[TILES:]
+    pd.DataFrame({"id": test, "label": 0}).to_csv(folder / "sample_submission.csv", index=False)
+    for part in ("train", "test"):
+        (folder / part).mkdir()
+    labels = folder.with_name("held-back.csv")
+    pd.DataFrame({"id": test, "label": [number % 2 for number in range(TEST_TILES)]}).to_csv(labels, index=False)
+    return folder, labels
+
+
+class InstantKernels:
+    """An executor for the loopback Kaggle.
+
+    `began` and `ended` tell when each session ran; `most` is how many ran at once, by machine.
+    """
+
+    def __init__(self, data: Path, *, seconds: float = 0.0) -> None:
+        self.data = data
+        self.seconds = seconds
+        self.ran: list[tuple[str, int]] = []
+        self.now = {True: 0, False: 0}
+        self.most = {True: 0, False: 0}
+
+    def run(self, job: Any) -> Outcome:
+        started = time.monotonic()
+        self.ran.append((job.slug, job.version))
+        self.now[job.gpu] += 1
+        self.most[job.gpu] = max(self.most[job.gpu], self.now[job.gpu])
+        working, log = job.folder / "working", job.folder / "log.txt"
+        working.mkdir(parents=True, exist_ok=True)
+        try:
+            parameters = parameters_in(job.script)
+            log.write_text(f"[    0.0 s] {parameters['slug']}: push {parameters['push_id']}\n")
+            while time.monotonic() < started + self.seconds:
+                if job.stop.wait(0.01):
+                    return Outcome(-9, time.monotonic() - started, log, True)
+            leave(working, parameters, self.data)
+        finally:
+            self.now[job.gpu] -= 1
+        return Outcome(0, time.monotonic() - started, log)
+
+
+def leave(working: Path, parameters: dict[str, Any], data: Path) -> None:
+    """Write the output of a kernel."""
+    train = pd.read_csv(data / "train_labels.csv", dtype={"id": str})
+    sample = pd.read_csv(data / "sample_submission.csv", dtype={"id": str})
+    config, kind = parameters["configs"][0], parameters["kind"]
+    facts: dict[str, Any] = {"data_id": "d" * 64, "devices": ["none"]}
+    names: dict[str, bool] = {}
+
+    def table(name: str, content: pd.DataFrame) -> None:
+        content.to_csv(working / name, index=False)
+        names[name] = True
+
+    if kind == "prepare":
+        rows = np.arange(len(train))
+        table("index-train.csv", train.assign(row=rows, stain_group=rows % GROUPS, slide="")[[*_INDEX]])
+        table("index-test.csv", sample.assign(row=np.arange(len(sample)))[["row", "id"]])
+        table("sample_submission.csv", sample)
+        (working / "eda.json").write_text("{}")
+        (working / "tiles-train.npy").write_bytes(bytes(1000))
+        names |= {"eda.json": True, "tiles-train.npy": False}
+    elif kind == "train":
+        fold, number = parameters["fold"], config["folds"]
+        inside = train[np.arange(len(train)) % number == fold]
+        noise = np.random.default_rng(fold).normal(size=len(inside))
+        logits = inside["label"].to_numpy() * 2.0 + noise
+        for member in range(config["members"]):
+            table(f"oof-{fold}-member-{member}.csv", inside.assign(logit=logits)[["id", "label", "logit"]])
+            (working / f"fold-{fold}-member-{member}.safetensors").write_bytes(bytes(500))
+            names[f"fold-{fold}-member-{member}.safetensors"] = False
+        facts |= {"members": list(range(config["members"])), "fold_table_id": "f" * 64, "label_set": [0, 1]}
+        facts["checkpoint_format"] = 1
+        facts["scores"] = {"fold": {"auc": auc(inside["label"].to_numpy(), logits)}}
+    elif kind == "inference":
+        generator = np.random.default_rng(len(parameters["folds"][0]))
+        table("submission.csv", sample.assign(label=generator.uniform(0.05, 0.95, len(sample)).round(6)))
+        facts["fold_table_id"] = "f" * 64
+    elif kind == "weights":
+        for encoder in parameters["encoders"]:
+            (working / encoder).mkdir(exist_ok=True)
+            (working / encoder / "model.safetensors").write_bytes(bytes(300))
+            names[f"{encoder}/model.safetensors"] = False
+        facts["scores"] = {"encoders": dict.fromkeys(parameters["encoders"], {})}
+    write_run_record(
+        working,
+        RunRecord(
+            kind=kind,
+            experiment="+".join(parameters["experiments"]),
+            config=config,
+            push_id=parameters["push_id"],
+            bundle_id=parameters["bundle_id"],
+            git_commit=parameters["git_commit"],
+            fold=parameters["fold"],
+            seconds={"total": 1.5},
+            files=describe_files(working, names),
+            complete=True,
+            **facts,
+        ),
+    )
+    json.loads((working / "run.json").read_text())
+
+
+_INDEX = ("row", "id", "label", "stain_group", "slide")

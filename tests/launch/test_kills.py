@@ -1,0 +1,67 @@
+"""kill -9 at every instant that matters: after every write of the ledger, and around every request that changes something.
+
+After each, the same command finishes, and the service has seen each push, upload and submission once.
+"""
+
+import os
+import re
+import signal
+import threading
+
+import pytest
+
+# Writes of the ledger in an undisturbed campaign of five kernels; `test_the_count` holds it against the truth.
+SAVES = 29
+CHANGES = ("StartBlobUpload", "upload", "CreateDataset", "SaveKernel", "StartSubmissionUpload", "CreateSubmission")
+
+
+def test_the_count_of_writes_is_covered(world):
+    ended = world().run()
+    assert ended.code == 0, ended
+    assert int(re.search(r"saves: (\d+)", ended.out)[1]) <= SAVES
+
+
+@pytest.mark.parametrize("after", range(1, SAVES + 1))
+def test_killed_after_a_write_of_the_ledger(world, after):
+    kaggle = world()
+    ended = kaggle.run(die_after_saves=after)
+    if ended.code == 0:
+        pytest.skip(f"an undisturbed campaign wrote its ledger fewer than {after} times")
+    assert ended.code == -signal.SIGKILL, ended
+    again = kaggle.run()
+    assert again.code == 0, again
+    kaggle.assert_finished_once()
+
+
+def _nth_change(nth):
+    """Requests that change something, in the order in which a campaign makes them."""
+    return [("StartBlobUpload", 1), ("upload", 1), ("CreateDataset", 1), *(("SaveKernel", n) for n in range(1, 6)),
+            ("StartSubmissionUpload", 1), ("CreateSubmission", 1)][nth]  # fmt: skip
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("nth", range(10))
+def test_killed_at_a_request_that_changes_something(world, when, nth):
+    wanted, occurrence = _nth_change(nth)
+    kaggle = world()
+    seen, process, killed = [0], [], threading.Event()
+    ready = threading.Event()
+
+    def hook(method, slug):
+        if method == wanted and not killed.is_set():
+            seen[0] += 1
+            if seen[0] == occurrence:
+                ready.wait(10)
+                os.kill(process[0].pid, signal.SIGKILL)
+                process[0].wait()
+                killed.set()
+
+    setattr(kaggle.kaggle, f"{when}_change", hook)
+    process.append(kaggle.start())
+    ready.set()
+    process[0].communicate(timeout=60)
+    assert killed.is_set(), f"{wanted} was asked {seen[0]} times only"
+    assert process[0].returncode == -signal.SIGKILL
+    again = kaggle.run()
+    assert again.code == 0, again
+    kaggle.assert_finished_once()
