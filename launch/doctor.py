@@ -23,7 +23,7 @@ from launch.client import ABSENT, ACTIVE, RULES, ClientError, CredentialsError, 
 from launch.errors import LaunchError
 from launch.metadata import METADATA, PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
-from launch.probe import CPU, GPU, Finding, ProbePace, kept_results, plan_probes, run_probes
+from launch.probe import CPU, GPU, LOOPBACK, Finding, ProbePace, kept_results, plan_probes, run_probes
 from launch.schedule import expected_hours, next_reset, plan_over_weeks
 from lib.session import COMPETITION
 
@@ -625,6 +625,7 @@ def doctor(
     """
     if os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST":
         folder = folder / "loopback"  # what a rehearsal saw says nothing about Kaggle
+        pace = pace or LOOPBACK
     kaggle: Kaggle | None = None
     refusal: LaunchError | None = None
     if find_credentials(os.environ, Path.home()):

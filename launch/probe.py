@@ -112,6 +112,18 @@ class ProbePace:
     outage: float = 900.0
 
 
+LOOPBACK = ProbePace(
+    poll=0.5,
+    settle=5.0,
+    capacity=1.0,
+    capacity_patience=120.0,
+    queue_patience=120.0,
+    overrun=30.0,
+    stale_patience=60.0,
+    outage=60.0,
+)
+
+
 def plan_probes() -> list[Kernel]:
     """The canaries, in an order in which they can run."""
     plain: dict[str, Any] = {"kind": KIND, "experiments": (), "configs": (Config(),)}
@@ -357,6 +369,7 @@ class _Probes:
             return
         fresh = not canary.active and seconds_since(canary.pushed_at) < self.pace.settle
         if status.name in ACTIVE or status.name == ABSENT:
+            self._forget(kernel.slug, "stale")
             if status.name in ACTIVE and not canary.active:
                 canary.active = True
                 self._save()

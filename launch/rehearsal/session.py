@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -111,6 +111,7 @@ def run_script(
     limit: float | None,
     gpu: str | None = None,
     stop: threading.Event | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a built script and wait for it.
 
@@ -124,6 +125,7 @@ def run_script(
         limit: seconds until it is killed, or None.
         gpu: the GPU it may see, or None for all there are.
         stop: when it is set the script is killed, as by the time limit.
+        environ: what the few variables that reach a kernel are taken from; this process's environment by default.
 
     Raises:
         LaunchError: another run is at work in this folder.
@@ -150,7 +152,15 @@ def run_script(
         command = [sys.executable, str(source / "script.py")]
         if real:
             command = _namespace_command(command, bound, network=network)
-        environment = _environment(folder, place=place, threads=threads, network=network, guarded=not real, gpu=gpu)
+        environment = _environment(
+            folder,
+            place=place,
+            threads=threads,
+            network=network,
+            guarded=not real,
+            gpu=gpu,
+            environ=os.environ if environ is None else environ,
+        )
         started, log = time.monotonic(), folder / "log.txt"
         with log.open("wb") as stream:
             stream.write(f"isolation: {_describe(network=network)}\n".encode())
@@ -205,9 +215,18 @@ def _describe(*, network: bool) -> str:
     return f"no namespaces here: inputs are links, {'network on, as the kernel asks' if network else 'sockets guarded'}"
 
 
-def _environment(folder: Path, *, place: str, threads: int, network: bool, guarded: bool, gpu: str | None) -> dict[str, str]:
+def _environment(
+    folder: Path,
+    *,
+    place: str,
+    threads: int,
+    network: bool,
+    guarded: bool,
+    gpu: str | None,
+    environ: Mapping[str, str],
+) -> dict[str, str]:
     names = (*_PASSED, *_PASSED_WITH_NETWORK) if network else _PASSED
-    environment = {name: os.environ[name] for name in names if name in os.environ}
+    environment = {name: environ[name] for name in names if name in environ}
     environment |= {
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),

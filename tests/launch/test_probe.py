@@ -32,7 +32,7 @@ from launch.client import (
 )
 from launch.errors import LaunchError
 from launch.metadata import check_kernel_metadata
-from launch.probe import CPU, GPU, MOUNT, RESULTS, STATE, ProbePace, expectations, kept_results, plan_probes, run_probes
+from launch.probe import CPU, GPU, MOUNT, STATE, ProbePace, expectations, kept_results, plan_probes, run_probes
 from launch.rehearsal.competition import write_competition
 from launch.rehearsal.session import Mount, isolation, run_script
 from lib import probe

@@ -1,0 +1,900 @@
+"""What the loopback Kaggle holds and how it answers: datasets, kernels, runs, outputs, submissions, quota.
+
+Behaviour follows the record of the platform (what the client's source and users' reports say). Everything is on disk before
+it is answered, so a server that was killed goes on where it stood; sessions that ran then are run again.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from launch.errors import LaunchError
+from launch.rehearsal.faults import Fault, Faults
+from launch.rehearsal.scheduler import Executor, Job, KernelExecutor, Scheduler
+from launch.rehearsal.session import Mount, Outcome
+from lib.files import write_whole
+from lib.session import COMPETITION
+
+SOURCE_LIMIT = 1_000_000
+_ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
+_T4 = "NvidiaTeslaT4"
+# What Kaggle adds to the output of a kernel when it mounts it; readers must not stumble over it, listings do not show it.
+ADDED = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
+_LINK_SECONDS = 600.0
+
+Json = dict[str, Any]
+
+
+class ApiError(Exception):
+    """An answer with an HTTP status and a message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How this Kaggle behaves when nothing is wrong; times in seconds.
+
+    Attributes:
+        gpu_sessions, cpu_sessions: at a time; more are refused, not queued.
+        weekly_gpu_hours: allowed.
+        gpu_hours_used: when it starts.
+        quota_refresh: until the used hours are forgotten.
+        dataset_delay: from an upload to the moment the version is ready and mounted.
+        score_delay: from a submission to its score.
+        status_delay: for which the status after a push is still what it was before.
+        submissions_a_day: taken.
+        session_limit: the longest session.
+        rules_accepted: of the competition.
+        phone_verified: needed for GPU and internet.
+    """
+
+    gpu_sessions: int = 2
+    cpu_sessions: int = 5
+    weekly_gpu_hours: float = 30.0
+    gpu_hours_used: float = 0.0
+    quota_refresh: float = 3 * 86400.0
+    dataset_delay: float = 2.0
+    score_delay: float = 0.5
+    status_delay: float = 0.0
+    submissions_a_day: int = 5
+    session_limit: float = 12 * 3600.0
+    rules_accepted: bool = True
+    phone_verified: bool = True
+
+
+class LoopbackKaggle:
+    """One account on a Kaggle of our own.
+
+    Args:
+        folder: where everything is kept.
+        data: the competition's files; None for a competition without data.
+        labels: the held-back labels of the test tiles (id,label); without them submissions get no score.
+        owner: the account.
+        token: what authenticates it.
+        settings: how it behaves.
+        faults: what goes wrong, and when.
+        executor: runs sessions; the default runs the scripts.
+        environ: what kernels with a network are given; this process's environment by default.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        data: Path | None,
+        labels: Path | None,
+        owner: str,
+        token: str,
+        settings: Settings | None = None,
+        faults: Sequence[Fault] = (),
+        executor: Executor | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        import os
+
+        self.folder, self.data, self.labels, self.owner, self.token = folder, data, labels, owner, token
+        self.settings = settings or Settings()
+        self.faults = Faults(tuple(faults))
+        self.before_change: Callable[[str, str], None] | None = None
+        self.after_change: Callable[[str, str], None] | None = None
+        self._attached: dict[str, Path] = {}
+        self.lock = threading.RLock()
+        self._log_lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._state = self._load()
+        environ = dict(os.environ) if environ is None else dict(environ)
+        runner = executor or KernelExecutor(self.settings.gpu_sessions, environ)
+        sessions = self.settings.gpu_sessions + self.settings.cpu_sessions + 8
+        self._scheduler = Scheduler(runner, sessions=sessions, began=self._began, ended=self._ended)
+        self._scored: dict[int, Json] = {}
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def _load(self) -> Json:
+        path = self.folder / "state.json"
+        if path.is_file():
+            try:
+                state: Json = json.loads(path.read_bytes())
+            except ValueError as error:
+                raise LaunchError(f"{path} cannot be read ({error}): remove {self.folder}") from error
+            return state
+        return {
+            "datasets": {},
+            "kernels": {},
+            "blobs": {},
+            "submissions": [],
+            "changes": [],
+            "next": 1,
+            "gpu_seconds": self.settings.gpu_hours_used * 3600,
+            "refresh_at": time.time() + self.settings.quota_refresh,
+        }
+
+    def _save(self) -> None:
+        write_whole(self.folder / "state.json", json.dumps(self._state))
+
+    def _number(self) -> int:
+        self._state["next"] += 1
+        return int(self._state["next"])
+
+    def _change(self, method: str, slug: str, act: Callable[[], Any]) -> Any:
+        """Do something that changes the state, durably, between the two hooks of the tests."""
+        if self.before_change is not None:
+            self.before_change(method, slug)
+        with self.lock:
+            result = act()
+            self._save()
+        if self.after_change is not None:
+            self.after_change(method, slug)
+        return result
+
+    def changes(self) -> list[dict[str, Any]]:
+        """What took effect: every push that made a version, dataset version, submission and deletion, in order."""
+        with self.lock:
+            return list(self._state["changes"])
+
+    def _took_effect(self, method: str, slug: str) -> None:
+        self._state["changes"].append({"method": method, "slug": slug, "at": time.time()})
+
+    def note(self, entry: Json) -> None:
+        """A line of the request log."""
+        with self._log_lock, (self.folder / "requests.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    def attach(self, slug: str, folder: Path) -> None:
+        """Let a folder be one of the account's datasets, ready since ever."""
+        self._attached[slug] = folder
+
+    def resume(self) -> None:
+        """Run again what was at work when the server ended."""
+        with self.lock:
+            for slug, kernel in self._state["kernels"].items():
+                for version in kernel["versions"]:
+                    if version["status"] in _ACTIVE and not version.get("for_ever"):
+                        self._scheduler.start(self._job(slug, version))
+
+    def close(self) -> None:
+        """End what runs; a later start runs it again."""
+        self._scheduler.close()
+
+    def end_runs(self) -> None:
+        """What a person does in the browser: end every session that is still at work."""
+        with self.lock:
+            for slug, kernel in self._state["kernels"].items():
+                for version in kernel["versions"]:
+                    if version["status"] in _ACTIVE:
+                        version["status"], version["ended"] = "CANCEL_ACKNOWLEDGED", time.time()
+                self._scheduler.stop(slug)
+            self._save()
+
+    # --- kernels -----------------------------------------------------------------------------------------------------
+
+    def save_kernel(self, body: Json, fault: Fault | None) -> Json:
+        """A push."""
+        full = str(body.get("slug", ""))
+        slug = full.split("/")[-1]
+        what = fault.what if fault is not None else ""
+        if what == "error":
+            return {"error": str(fault.value if fault is not None else "")}
+        if len(str(body.get("text", "")).encode()) >= SOURCE_LIMIT:
+            raise ApiError(400, "The kernel source must be less than 1 megabytes in size.")
+        if "/" in full and full.split("/")[0].lower() != self.owner.lower():
+            raise ApiError(403, "Permission 'kernels.update' was denied")
+        if slug in self._state["datasets"] or slug in self._attached:
+            raise ApiError(409, f"The slug {slug} is used by a dataset of yours")
+        if not self.settings.phone_verified and (body.get("enableGpu") or body.get("enableInternet")):
+            return {"error": "Phone verification is required to use GPUs and internet."}
+        return dict(self._change("SaveKernel", slug, lambda: self._push(slug, body, what)))
+
+    def _push(self, slug: str, body: Json, what: str) -> Json:
+        kernels, gpu = self._state["kernels"], bool(body.get("enableGpu"))
+        title = str(body.get("newTitle", ""))
+        if slug not in kernels and title:
+            slug = _slugify(title)
+        if what == "wrong-slug":
+            slug += "-copy"
+        kernel = kernels.setdefault(slug, {"id": self._number(), "versions": []})
+        if kernel.get("ghost"):
+            return {"error": "Notebook not found"}
+        running = sum(
+            version["status"] in _ACTIVE and version["gpu"] == gpu for each in kernels.values() for version in each["versions"]
+        )
+        most = self.settings.gpu_sessions if gpu else self.settings.cpu_sessions
+        refusal = ""
+        if what in ("capacity", "ghost") or running >= most:
+            refusal = f"Maximum batch {'GPU' if gpu else 'CPU'} session count of {most} reached."
+        elif gpu and (what == "quota" or self._gpu_hours() >= self.settings.weekly_gpu_hours):
+            refusal = f"Maximum weekly GPU quota of {self.settings.weekly_gpu_hours:.2f} hours reached."
+        if refusal:
+            if not kernel["versions"]:
+                kernel["ghost"] = True
+            return {"error": refusal, "versionNumber": 0}
+        dropped = self._invalid_sources(body)
+        if what == "drop-sources":
+            dropped = {
+                "invalidKernelSources": list(body.get("kernelDataSources") or []),
+                "invalidDatasetSources": list(body.get("datasetDataSources") or []),
+                "invalidCompetitionSources": list(body.get("competitionDataSources") or []),
+            }
+        number = len(kernel["versions"]) + 1
+        folder = self._version_folder(slug, number)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "script.py").write_text(str(body.get("text", "")), encoding="utf-8")
+        gone = {source for sources in dropped.values() for source in sources}
+        version = {
+            "number": number,
+            "status": "QUEUED",
+            "message": "",
+            "pushed": time.time(),
+            "started": 0.0,
+            "ended": 0.0,
+            "gpu": gpu,
+            "internet": bool(body.get("enableInternet", False)),
+            "limit": min(
+                _duration(body.get("sessionTimeoutSeconds")) or self.settings.session_limit, self.settings.session_limit
+            ),
+            "kernels": [each for each in body.get("kernelDataSources") or [] if each not in gone],
+            "datasets": [each for each in body.get("datasetDataSources") or [] if each not in gone],
+            "competitions": [each for each in body.get("competitionDataSources") or [] if each not in gone],
+            "machine_shape": str(body.get("machineShape") or (_T4 if gpu else "None")),
+            "title": title,
+            "language": body.get("language", "python"),
+            "type": body.get("kernelType", "script"),
+            "private": bool(body.get("isPrivate", True)),
+        }
+        kernel["versions"].append(version)
+        self._took_effect("SaveKernel", slug)
+        if body.get("kernelExecutionType") == "QUICK_SAVE":
+            version["status"], version["ended"] = "COMPLETE", time.time()
+        else:
+            self._begin(slug, version)
+        answer = {
+            "ref": f"/code/{self.owner}/{slug}",
+            "url": f"https://www.kaggle.com/code/{self.owner}/{slug}",
+            "versionNumber": number,
+            "kernelId": kernel["id"],
+        }
+        return answer | {name: values for name, values in dropped.items() if values}
+
+    def _invalid_sources(self, body: Json) -> dict[str, list[str]]:
+        def bare(source: str) -> str:
+            return "/".join(source.split("/")[:2])
+
+        kernels = {f"{self.owner}/{slug}".lower() for slug, each in self._state["kernels"].items() if each["versions"]}
+        datasets = {f"{self.owner}/{slug}".lower() for slug in (*self._state["datasets"], *self._attached)}
+        return {
+            "invalidKernelSources": [s for s in body.get("kernelDataSources") or [] if bare(s).lower() not in kernels],
+            "invalidDatasetSources": [s for s in body.get("datasetDataSources") or [] if bare(s).lower() not in datasets],
+            "invalidCompetitionSources": [s for s in body.get("competitionDataSources") or [] if s != COMPETITION],
+        }
+
+    def _begin(self, slug: str, version: Json) -> None:
+        fault = self.faults.take("session", slug)
+        what = fault.what if fault is not None else ""
+        if what:
+            version["fault"] = what
+        if what == "for-ever":
+            version["status"], version["started"], version["for_ever"] = "RUNNING", time.time(), True
+        elif what == "error":
+            self._note_log(slug, version, "Traceback (most recent call last):\nRuntimeError: injected\n")
+            version["status"], version["message"], version["ended"] = "ERROR", "Your notebook threw an error", time.time()
+        elif what == "cancelled":
+            self._note_log(slug, version, "cancelled\n")
+            version["status"], version["ended"] = "CANCEL_ACKNOWLEDGED", time.time()
+        else:
+            self._scheduler.start(self._job(slug, version))
+
+    def _note_log(self, slug: str, version: Json, text: str) -> None:
+        (self._version_folder(slug, version["number"]) / "log.txt").write_text(text)
+
+    def _version_folder(self, slug: str, number: int) -> Path:
+        return self.folder / "kernels" / slug / f"v{number}"
+
+    def _job(self, slug: str, version: Json) -> Job:
+        mounts = []
+        if COMPETITION in version["competitions"] and self.data is not None:
+            mounts.append(Mount(self.data, f"competitions/{COMPETITION}"))
+        for source in version["datasets"]:
+            name = source.split("/")[1]
+            folder = self._attached.get(name) or self._mounted_dataset(name)
+            if folder is not None:
+                mounts.append(Mount(folder, f"datasets/{self.owner}/{name}"))
+        for source in version["kernels"]:
+            name = source.split("/")[1]
+            done = [
+                each for each in self._state["kernels"].get(name, {"versions": []})["versions"] if each["status"] == "COMPLETE"
+            ]
+            if done:
+                working = self._version_folder(name, done[-1]["number"]) / "working"
+                working.mkdir(parents=True, exist_ok=True)
+                mounts.append(Mount(working, f"notebooks/{self.owner}/{name}"))
+        folder = self._version_folder(slug, version["number"])
+        taken = sum(
+            each["status"] in _ACTIVE and each["gpu"] for kernel in self._state["kernels"].values() for each in kernel["versions"]
+        )
+        return Job(
+            slug=slug,
+            version=version["number"],
+            script=folder / "script.py",
+            folder=folder,
+            mounts=tuple(mounts),
+            gpu=version["gpu"],
+            internet=version["internet"],
+            limit=version["limit"],
+            slot=taken,
+        )
+
+    def _version(self, slug: str, number: int) -> Json | None:
+        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
+        return next((version for version in versions if version["number"] == number), None)
+
+    def _began(self, job: Job) -> None:
+        with self.lock:
+            version = self._version(job.slug, job.version)
+            if version is not None and version["status"] == "QUEUED":
+                version["status"], version["started"] = "RUNNING", time.time()
+                self._save()
+
+    def _ended(self, job: Job, outcome: Outcome | None) -> None:
+        with self.lock:
+            version = self._version(job.slug, job.version)
+            if version is None or version["status"] not in _ACTIVE:
+                return
+            version["ended"] = time.time()
+            if version["gpu"]:
+                self._state["gpu_seconds"] += version["ended"] - (version["started"] or version["ended"])
+            if outcome is None:
+                version["status"], version["message"] = "ERROR", "the session broke"
+            elif outcome.timed_out:
+                version["status"] = "CANCEL_ACKNOWLEDGED"
+            elif outcome.code != 0:
+                version["status"], version["message"] = "ERROR", "Your notebook threw an error"
+            else:
+                working = job.folder / "working"
+                working.mkdir(exist_ok=True)
+                for name in ADDED:
+                    if not (working / name).exists():
+                        (working / name).touch()
+                version["status"] = "COMPLETE"
+            self._save()
+
+    def kernel_status(self, body: Json, fault: Fault | None) -> Json:
+        """How the latest run stands."""
+        slug = str(body.get("kernelSlug", "")).split("/")[0]
+        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
+        if not versions:
+            raise ApiError(404, "No runs found")
+        if fault is not None and fault.what == "status":
+            return {"status": str(fault.value)}
+        version = self._labelled(versions, body)
+        fresh = time.time() - version["pushed"] < self.settings.status_delay
+        if (fault is not None and fault.what == "stale") or fresh:
+            if version["number"] == 1:
+                if fresh:
+                    raise ApiError(404, "No runs found")
+                return {"status": "COMPLETE"}
+            version = versions[-2]
+        answer = {"status": version["status"]}
+        return answer | ({"failureMessage": version["message"]} if version["message"] else {})
+
+    @staticmethod
+    def _labelled(versions: list[Json], body: Json) -> Json:
+        label = str(body.get("versionLabel") or "").removeprefix("v")
+        if not label:
+            return versions[-1]
+        found = next((each for each in versions if str(each["number"]) == label), None)
+        if found is None:
+            raise ApiError(404, "No such version")
+        return found
+
+    def kernel_output(self, body: Json, fault: Fault | None, base: str) -> Json:
+        """A page of the files of the latest run, and its log."""
+        slug = str(body.get("kernelSlug", ""))
+        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
+        if not versions:
+            raise ApiError(404, "No runs found")
+        version = self._labelled(versions, body)
+        what = fault.what if fault is not None else ""
+        folder = self._version_folder(slug, version["number"])
+        if what == "stale":
+            folder = self._version_folder(slug, versions[-2]["number"]) if len(versions) > 1 else folder / "nothing"
+        names = self._output_names(folder / "working") if version.get("fault") != "no-output" else []
+        if what == "missing":
+            names = [name for name in names if str(fault.value if fault is not None else "") not in name]
+        size = min(max(int(body.get("pageSize") or 20), 1), 200)
+        if what == "page":
+            size = 1
+        start = int(body.get("pageToken") or 0)
+        page = names[start : start + size]
+        files = [{"fileName": name, "url": self._sign(base, slug, folder.name, name)} for name in page]
+        if what == "traversal":
+            files.append({"fileName": "../x", "url": self._sign(base, slug, folder.name, names[0] if names else "x")})
+        answer: Json = {"files": files, "log": self._log(folder)}
+        if start + size < len(names) and what != "page":
+            answer["nextPageToken"] = str(start + size)
+        return answer
+
+    @staticmethod
+    def _output_names(working: Path) -> list[str]:
+        found = (path for path in sorted(working.rglob("*")) if path.is_file())
+        names = [path.relative_to(working).as_posix() for path in found]
+        return [name for name in names if name not in ADDED]
+
+    def _log(self, folder: Path) -> str:
+        path = folder / "log.txt"
+        if not path.is_file():
+            return ""
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        return json.dumps([{"stream_name": "stdout", "time": float(n), "data": line} for n, line in enumerate(lines)])
+
+    def _sign(self, base: str, slug: str, version: str, name: str) -> str:
+        import urllib.parse
+
+        until = int(time.time() + _LINK_SECONDS)
+        signature = self._signature(slug, version, name, until)
+        query = urllib.parse.urlencode({"name": name, "until": until, "signature": signature})
+        return f"{base}/output/{slug}/{version}?{query}"
+
+    def _signature(self, slug: str, version: str, name: str, until: int) -> str:
+        return hashlib.sha256(f"{self.token}\0{slug}\0{version}\0{name}\0{until}".encode()).hexdigest()[:32]
+
+    def output_file(self, slug: str, version: str, name: str, until: str, signature: str) -> Path:
+        """The file behind a signed link."""
+        if not until.isdigit() or int(until) < time.time() or signature != self._signature(slug, version, name, int(until)):
+            raise ApiError(403, "the link has expired")
+        path = self.folder / "kernels" / slug / version / "working" / name
+        if not path.is_file():
+            raise ApiError(404, "no such file")
+        return path
+
+    def kernel_files(self, body: Json) -> Json:
+        """Names and sizes of the output."""
+        slug = str(body.get("kernelSlug", ""))
+        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
+        if not versions:
+            raise ApiError(404, "No runs found")
+        working = self._version_folder(slug, versions[-1]["number"]) / "working"
+        date = _stamp(versions[-1]["pushed"])
+        return {
+            "files": [
+                {"name": name, "size": (working / name).stat().st_size, "creationDate": date}
+                for name in self._output_names(working)
+            ]
+        }
+
+    def get_kernel(self, body: Json) -> Json:
+        """Source and metadata of the latest version."""
+        slug = str(body.get("kernelSlug", "")).split("/")[0]
+        kernel = self._state["kernels"].get(slug)
+        if kernel is None:
+            raise ApiError(404, "Kernel not found")
+        if not kernel["versions"]:
+            raise ApiError(500, "Internal error")
+        version = kernel["versions"][-1]
+        source = (self._version_folder(slug, version["number"]) / "script.py").read_text(encoding="utf-8")
+        return {
+            "metadata": self._kernel_facts(slug, kernel, version),
+            "blob": {"source": source, "language": version["language"], "kernelType": version["type"], "slug": slug},
+        }
+
+    def _kernel_facts(self, slug: str, kernel: Json, version: Json) -> Json:
+        return {
+            "id": kernel["id"],
+            "ref": f"{self.owner}/{slug}",
+            "title": version["title"],
+            "author": self.owner,
+            "slug": slug,
+            "lastRunTime": _stamp(version["pushed"]),
+            "language": version["language"],
+            "kernelType": version["type"],
+            "isPrivate": version["private"],
+            "enableGpu": version["gpu"],
+            "enableInternet": version["internet"],
+            "datasetDataSources": version["datasets"],
+            "kernelDataSources": version["kernels"],
+            "competitionDataSources": version["competitions"],
+            "currentVersionNumber": version["number"],
+            "machineShape": version["machine_shape"],
+        }
+
+    def list_kernels(self, body: Json) -> Json:
+        """The account's kernels."""
+        found = [
+            self._kernel_facts(slug, kernel, kernel["versions"][-1])
+            for slug, kernel in self._state["kernels"].items()
+            if kernel["versions"] and str(body.get("search") or "") in slug
+        ]
+        page, size = max(1, int(body.get("page") or 1)), int(body.get("pageSize") or 20)
+        return {"kernels": found[(page - 1) * size : page * size]}
+
+    def delete_kernel(self, body: Json) -> Json:
+        """Delete a kernel and end its run."""
+        slug = str(body.get("kernelSlug", ""))
+        if slug not in self._state["kernels"]:
+            raise ApiError(404, "Kernel not found")
+
+        def act() -> Json:
+            self._scheduler.stop(slug)
+            del self._state["kernels"][slug]
+            self._took_effect("DeleteKernel", slug)
+            return {}
+
+        return dict(self._change("DeleteKernel", slug, act))
+
+    def log_events(self, slug: str) -> tuple[bool, list[Json]]:
+        """Whether the latest run is over, and its log so far."""
+        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
+        if not versions:
+            raise ApiError(404, "No runs found")
+        version = versions[-1]
+        text = self._log(self._version_folder(slug, version["number"]))
+        return version["status"] not in _ACTIVE, json.loads(text) if text else []
+
+    def quota(self) -> Json:
+        """The week's GPU hours."""
+        used = self._gpu_hours() * 3600
+        allowed = self.settings.weekly_gpu_hours * 3600
+        return {
+            "quotaRefreshTime": _stamp(self._state["refresh_at"]),
+            "gpuQuota": {"timeUsed": f"{used:.3f}s", "totalTimeAllowed": f"{allowed:.0f}s"},
+            "tpuQuota": {"timeUsed": "0s", "totalTimeAllowed": "72000s"},
+        }
+
+    def _gpu_hours(self) -> float:
+        with self.lock:
+            if time.time() > self._state["refresh_at"]:
+                self._state["gpu_seconds"] = 0.0
+                while self._state["refresh_at"] < time.time():
+                    self._state["refresh_at"] += 7 * 86400.0
+            seconds = float(self._state["gpu_seconds"])
+            for kernel in self._state["kernels"].values():
+                for version in kernel["versions"]:
+                    if version["gpu"] and version["status"] == "RUNNING":
+                        seconds += time.time() - version["started"]
+            return seconds / 3600
+
+    # --- uploads and datasets ----------------------------------------------------------------------------------------
+
+    def start_upload(self, method: str, body: Json, base: str) -> Json:
+        """A place to put a file."""
+        name = str(body.get("name") or body.get("fileName") or "file")
+
+        def act() -> Json:
+            token = hashlib.sha256(f"{self.token}{self._number()}{time.time()}".encode()).hexdigest()[:24]
+            self._state["blobs"][token] = {"name": name, "size": int(body.get("contentLength") or 0), "complete": False}
+            (self.folder / "blobs").mkdir(exist_ok=True)
+            return {"token": token, "createUrl": f"{base}/upload/{token}"}
+
+        return dict(self._change(method, name, act))
+
+    def blob(self, token: str) -> tuple[Json, Path]:
+        """A started upload and where its bytes lie."""
+        entry = self._state["blobs"].get(token)
+        if entry is None:
+            raise ApiError(404, "the upload has expired")
+        return entry, self.folder / "blobs" / token
+
+    def complete_blob(self, token: str) -> None:
+        """All bytes are there."""
+
+        def act() -> None:
+            self._state["blobs"][token]["complete"] = True
+
+        self._change("upload", self._state["blobs"][token]["name"], act)
+
+    def _taken(self, tokens: Sequence[str]) -> list[tuple[str, Path]]:
+        files = []
+        for token in tokens:
+            entry, path = self.blob(token)
+            if not entry["complete"]:
+                raise ApiError(400, f"the upload of {entry['name']} is not complete")
+            files.append((entry["name"], path))
+        return files
+
+    def create_dataset(self, body: Json) -> Json:
+        """A new dataset."""
+        slug = str(body.get("slug", ""))
+        if slug in self._state["datasets"] or slug in self._attached:
+            return {"status": "error", "error": f'The requested slug "{slug}" is already in use by a dataset.'}
+        if self._state["kernels"].get(slug):
+            raise ApiError(400, f"the slug {slug} is used by a kernel of yours")
+        facts = {"title": body.get("title", slug), "private": bool(body.get("isPrivate", True)), "id": self._number()}
+        return self._add_version("CreateDataset", slug, body.get("files") or [], notes="", facts=facts)
+
+    def create_dataset_version(self, body: Json) -> Json:
+        """A new version of a dataset."""
+        slug, inner = str(body.get("datasetSlug", "")), body.get("body") or {}
+        if slug not in self._state["datasets"]:
+            raise ApiError(404, "Dataset not found")
+        notes = str(inner.get("versionNotes", ""))
+        return self._add_version("CreateDatasetVersion", slug, inner.get("files") or [], notes=notes, facts=None)
+
+    def _add_version(self, method: str, slug: str, files: Sequence[Json], *, notes: str, facts: Json | None) -> Json:
+        taken = self._taken([str(file["token"]) for file in files])
+        fault = self.faults.take("dataset", slug)
+        what = fault.what if fault is not None else ""
+
+        def act() -> Json:
+            dataset = self._state["datasets"].setdefault(slug, {**(facts or {}), "versions": []})
+            number = len(dataset["versions"]) + 1
+            folder = self.folder / "datasets" / slug / f"v{number}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            for name, path in taken:
+                _unpack(name, path, folder)
+            if what == "drop-file":
+                victims = sorted(path for path in folder.rglob("*") if path.is_file())
+                victims[len(victims) // 2].unlink()
+            delay = self.settings.dataset_delay
+            ready = time.time() + delay
+            shown = ready + (float(fault.value or 1.0) if fault is not None and what == "old-version" else 0.0)
+            dataset["versions"].append(
+                {"number": number, "notes": notes, "at": time.time(), "ready": ready, "shown": shown, "failed": what == "failed"}
+            )
+            self._took_effect(method, slug)
+            return {
+                "ref": f"{self.owner}/{slug}",
+                "url": f"https://www.kaggle.com/datasets/{self.owner}/{slug}",
+                "status": "Ok",
+                "error": "",
+            }
+
+        return dict(self._change(method, slug, act))
+
+    def _dataset(self, body: Json) -> tuple[str, Json]:
+        slug = str(body.get("datasetSlug", ""))
+        if slug in self._attached:
+            return slug, {"title": slug, "id": 1, "private": True, "versions": [_READY_SINCE_EVER]}
+        if slug not in self._state["datasets"]:
+            raise ApiError(404, "Dataset not found")
+        return slug, self._state["datasets"][slug]
+
+    def dataset_status(self, body: Json) -> Json:
+        """Ready, failed or on its way; right after an upload it still speaks of the version before."""
+        _, dataset = self._dataset(body)
+        last, before = dataset["versions"][-1], dataset["versions"][:-1]
+        if last["failed"] and time.time() >= last["ready"]:
+            return {"status": "FAILED"}
+        if time.time() < last["ready"] and not before:
+            return {"status": "BLOBS_RECEIVED"}
+        return {"status": "READY"}
+
+    def get_dataset(self, body: Json) -> Json:
+        """Facts of a dataset; the current version is one that can be mounted."""
+        slug, dataset = self._dataset(body)
+        shown = [version for version in dataset["versions"] if time.time() >= version["shown"]]
+        current = shown[-1]["number"] if shown else 0
+        return {
+            "id": dataset["id"],
+            "ref": f"{self.owner}/{slug}",
+            "title": dataset["title"],
+            "isPrivate": dataset["private"],
+            "ownerRef": self.owner,
+            "currentVersionNumber": current,
+            "versions": [{"versionNumber": each["number"], "versionNotes": each["notes"], "status": "Ready"} for each in shown],
+        }
+
+    def dataset_files(self, body: Json) -> Json:
+        """A page of the files of the version that can be mounted."""
+        slug, _ = self._dataset(body)
+        folder = self._attached.get(slug) or self._mounted_dataset(slug)
+        found = sorted(path for path in folder.rglob("*") if path.is_file()) if folder is not None else []
+        size, start = min(max(int(body.get("pageSize") or 20), 1), 200), int(body.get("pageToken") or 0)
+        answer: Json = {
+            "datasetFiles": [
+                {"name": path.relative_to(folder).as_posix(), "totalBytes": path.stat().st_size}
+                for path in found[start : start + size]
+                if folder is not None
+            ]
+        }
+        if start + size < len(found):
+            answer["nextPageToken"] = str(start + size)
+        return answer
+
+    def _mounted_dataset(self, slug: str) -> Path | None:
+        versions = self._state["datasets"].get(slug, {"versions": []})["versions"]
+        ready = [each for each in versions if time.time() >= each["ready"] and not each["failed"]]
+        return self.folder / "datasets" / slug / f"v{ready[-1]['number']}" if ready else None
+
+    # --- the competition ---------------------------------------------------------------------------------------------
+
+    def competition(self) -> Json:
+        """Facts of the competition."""
+        return {
+            "id": 1,
+            "ref": COMPETITION,
+            "title": "Histopathologic Cancer Detection",
+            "url": f"https://www.kaggle.com/competitions/{COMPETITION}",
+            "userHasEntered": self.settings.rules_accepted,
+            "evaluationMetric": "Area Under Receiver Operating Characteristic Curve",
+            "maxDailySubmissions": self.settings.submissions_a_day,
+        }
+
+    def competition_files(self) -> Json:
+        """The competition's tables; its tiles are not listed."""
+        tables = sorted(self.data.glob("*.csv")) if self.data is not None else []
+        return {"files": [{"name": path.name, "totalBytes": path.stat().st_size} for path in tables]}
+
+    def submit(self, body: Json) -> Json:
+        """Take a submission."""
+        if str(body.get("competitionName")) != COMPETITION:
+            raise ApiError(404, "Competition not found")
+        if not self.settings.rules_accepted:
+            raise ApiError(403, "You must accept this competition's rules before you'll be able to submit.")
+        if self._allowed_now() <= 0:
+            number = self.settings.submissions_a_day
+            raise ApiError(
+                400, f"Your team has used its daily Submission allowance ({number}) today, please try again tomorrow UTC."
+            )
+        [(name, path)] = self._taken([str(body.get("blobFileTokens"))])
+        fault = self.faults.take("score", name)
+
+        def act() -> Json:
+            ref = 5000 + len(self._state["submissions"])
+            folder = self.folder / "submissions"
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / f"{ref}.csv")
+            self._state["submissions"].append(
+                {
+                    "ref": ref,
+                    "description": str(body.get("submissionDescription", "")),
+                    "fileName": name,
+                    "at": time.time(),
+                    "fault": fault.what if fault is not None else "",
+                }
+            )
+            self._took_effect("CreateSubmission", name)
+            return {"message": "Successfully submitted to Histopathologic Cancer Detection", "ref": ref}
+
+        return dict(self._change("CreateSubmission", name, act))
+
+    def _allowed_now(self) -> int:
+        today = datetime.now(UTC).date()
+        used = sum(datetime.fromtimestamp(each["at"], UTC).date() == today for each in self._state["submissions"])
+        return self.settings.submissions_a_day - used
+
+    def submission_limits(self) -> Json:
+        """What is left of the day's allowance."""
+        total, left = len(self._state["submissions"]), self._allowed_now()
+        return {"numToday": self.settings.submissions_a_day - left, "numTotal": total, "numAllowedNow": max(0, left)}
+
+    def list_submissions(self, body: Json) -> Json:
+        """The newest first."""
+        found = [self._submission(each) for each in reversed(self._state["submissions"])]
+        size, start = min(max(int(body.get("pageSize") or 20), 1), 200), int(body.get("pageToken") or 0)
+        answer: Json = {"submissions": found[start : start + size]}
+        if start + size < len(found):
+            answer["nextPageToken"] = str(start + size)
+        return answer
+
+    def get_submission(self, body: Json) -> Json:
+        """One of them."""
+        for each in self._state["submissions"]:
+            if each["ref"] == int(body.get("ref") or 0):
+                return self._submission(each)
+        raise ApiError(404, "Submission not found")
+
+    def _submission(self, entry: Json) -> Json:
+        answer = {
+            "ref": entry["ref"],
+            "date": _stamp(entry["at"]),
+            "description": entry["description"],
+            "fileName": entry["fileName"],
+            "submittedBy": self.owner,
+            "status": "PENDING",
+        }
+        if entry["fault"] == "pending" or time.time() < entry["at"] + self.settings.score_delay:
+            return answer
+        if entry["fault"] == "error":
+            return answer | {"status": "ERROR", "errorDescription": "Evaluation Exception: injected"}
+        with self.lock:
+            if entry["ref"] not in self._scored:
+                self._scored[entry["ref"]] = self._score(self.folder / "submissions" / f"{entry['ref']}.csv")
+            return answer | self._scored[entry["ref"]]
+
+    def _score(self, path: Path) -> Json:
+        """ROC AUC of the two halves of the test tiles; which half a tile belongs to is the parity of its id's SHA-256.
+
+        Without held-back labels the file is held against the sample, and gets no score.
+        """
+        from sklearn.metrics import roc_auc_score
+
+        source = self.labels or (self.data / "sample_submission.csv" if self.data is not None else None)
+        truth = dict(_table(source.read_text())) if source is not None else {}
+        try:
+            given = {name: float(value) for name, value in _table(path.read_text())}
+        except (ValueError, UnicodeDecodeError, KeyError) as error:
+            return {"status": "ERROR", "errorDescription": f"the submission cannot be read: {error}"}
+        if set(given) != set(truth):
+            lacking = len(set(truth) - set(given))
+            text = f"Evaluation Exception: {lacking} ids are missing, {len(set(given) - set(truth))} are unknown"
+            return {"status": "ERROR", "errorDescription": text}
+        if self.labels is None:
+            return {"status": "COMPLETE"}
+        halves: tuple[list[str], list[str]] = ([], [])
+        for name in sorted(truth):
+            halves[hashlib.sha256(name.encode()).digest()[0] & 1].append(name)
+        scores = {}
+        for key, names in zip(("publicScore", "privateScore"), halves, strict=True):
+            labels = [int(float(truth[name])) for name in names]
+            if len(set(labels)) == 2:
+                scores[key] = f"{roc_auc_score(labels, [given[name] for name in names]):.5f}"
+        return {"status": "COMPLETE", **scores}
+
+    def archive(self) -> bytes:
+        """The competition's data as one archive; for small data."""
+        if not self.settings.rules_accepted:
+            raise ApiError(403, "You must accept this competition's rules before you can continue")
+        if self.data is None:
+            raise ApiError(404, "no data")
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            for path in sorted(self.data.rglob("*")):
+                if path.is_file():
+                    archive.write(path, path.relative_to(self.data).as_posix())
+        return stream.getvalue()
+
+
+_READY_SINCE_EVER = {"number": 1, "notes": "", "at": 0.0, "ready": 0.0, "shown": 0.0, "failed": False}
+
+
+def _unpack(name: str, path: Path, folder: Path) -> None:
+    """Archives are unpacked into a folder of their name, as Kaggle does; everything else is a file."""
+    if name.endswith(".zip") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder / name.removesuffix(".zip"))
+        return
+    shutil.copyfile(path, folder / name)
+
+
+def _table(text: str) -> list[tuple[str, str]]:
+    return [(row["id"], row["label"]) for row in csv.DictReader(io.StringIO(text))]
+
+
+def _slugify(title: str) -> str:
+    from slugify import slugify
+
+    return str(slugify(title))
+
+
+def _duration(value: Any) -> float:
+    if value is None:
+        return 0.0
+    return float(str(value).removesuffix("s"))
+
+
+def _stamp(seconds: float) -> str:
+    moment = datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
