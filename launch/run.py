@@ -31,6 +31,7 @@ class Order:
     Attributes:
         experiments: one or more; more are averaged by one inference kernel.
         folder: of the campaign; its parent holds the lock.
+        name: of the campaign; empty: the folder's.
         owner: the account; empty: the one kernel-metadata.json names, or the one whose credentials are used.
         folds: which; None for all.
         datasets: owner/slug to attach.
@@ -45,6 +46,7 @@ class Order:
 
     experiments: Sequence[Experiment]
     folder: Path
+    name: str = ""
     owner: str = ""
     folds: Sequence[int] | None = None
     datasets: Sequence[str] = ()
@@ -90,7 +92,7 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
         LaunchError: it stopped; the message says why and what to do. Nothing that was done is lost.
     """
     started = time.monotonic() if started is None else started
-    with campaign_lock(order.folder.parent), Board(f"campaign {order.folder.name}") as board:
+    with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         kaggle = connect()
         campaign = open_campaign(order, kaggle, board)
         campaign.run()
@@ -201,7 +203,7 @@ def _ledger_for(order: Order, owner: str) -> Ledger:
     ledger = read_ledger(order.folder)
     if ledger is None:
         return new_ledger(
-            order.folder, campaign=order.folder.name, owner=owner, experiments=wanted, datasets=list(order.datasets)
+            order.folder, campaign=order.name or order.folder.name, owner=owner, experiments=wanted, datasets=list(order.datasets)
         )
     problems = []
     if ledger.owner != owner:
@@ -286,7 +288,7 @@ def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -
     Raises:
         LaunchError: a name nobody knows, inputs that are missing, or a push that was refused.
     """
-    with campaign_lock(order.folder.parent), Board(f"campaign {order.folder.name}") as board:
+    with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
         chosen = [resolve(name, campaign.kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
         if len(chosen) < len(names):

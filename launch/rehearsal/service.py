@@ -189,9 +189,12 @@ class LoopbackKaggle:
         """End what runs; a later start runs it again."""
         self._scheduler.close()
 
-    def end_runs(self) -> None:
-        """What a person does in the browser: end every session that is still at work."""
+    def mend(self) -> None:
+        """Everything works from now on, and every session that is still at work is ended, as a person would."""
+        self.faults.clear()
         with self.lock:
+            for entry in self._state["submissions"]:
+                entry["fault"] = ""
             for slug, kernel in self._state["kernels"].items():
                 for version in kernel["versions"]:
                     if version["status"] in _ACTIVE:

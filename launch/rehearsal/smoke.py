@@ -20,7 +20,6 @@ from launch.errors import LaunchError
 from launch.local import WEIGHTS_FOLDER, attached_datasets, has_weights, link_or_copy
 from launch.plan import Experiment
 from launch.rehearsal.faults import Fault
-from launch.rehearsal.hub import Hub
 from launch.rehearsal.server import Server
 from launch.rehearsal.service import LoopbackKaggle, Settings
 from launch.rehearsal.session import isolation
@@ -81,6 +80,8 @@ def smoke(
     with ExitStack() as stack:
         environment = dict(os.environ)
         if experiment.config.weights == "timm":
+            from launch.rehearsal.hub import Hub
+
             encoders = [experiment.config.backbone]
             fetched = WEIGHTS_FOLDER if has_weights(WEIGHTS_FOLDER, encoders) else None
             hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=fetched, say=say))
@@ -102,6 +103,7 @@ def smoke(
         order = Order(
             experiments=[experiment],
             folder=out / "campaign",
+            name=experiment.name,
             owner=owner,
             datasets=tuple(attached),
             thin=thin,

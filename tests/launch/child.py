@@ -1,7 +1,7 @@
 """A campaign in a process of its own, which a test may kill: `python -m tests.launch.child ORDER.json`.
 
 The order: folder, knobs, folds, submit, and `die_after_saves`: after which write of the ledger the process kills
-itself, `full_disk_at`: files of which names cannot be written.
+itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may take.
 """
 
 import errno
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import launch.campaign
 from launch.campaign import Pace
 from launch.client import Patience, connect
 from launch.errors import LaunchError
@@ -76,6 +77,8 @@ def main() -> int:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Ledger.save = counted  # type: ignore[method-assign]
+    if limit := values.get("limit"):
+        launch.campaign.time_limit = lambda kernel, ended_before=0: limit
     if name := values.get("full_disk_at"):
         _fill_the_disk(name)
     try:

@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 
 def test_a_campaign_from_checkout_to_score(world):
@@ -99,11 +101,15 @@ def test_no_push_over_a_running_version(world):
             }
         )
     )
-    script = (kaggle.folder / "by-hand" / "hand.py")
+    script = kaggle.folder / "by-hand" / "hand.py"
     script.write_text("PARAMETERS = " + repr(_prepare_parameters()) + "\n")
     kaggle.kernels.seconds = 3.0
     done = subprocess.run(
-        ["kaggle", "kernels", "push", "-p", str(folder)], env=kaggle.environment(), capture_output=True, text=True, timeout=60
+        [str(Path(sys.executable).parent / "kaggle"), "kernels", "push", "-p", str(folder)],
+        env=kaggle.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert "successfully pushed" in done.stdout, done
     kaggle.kernels.seconds = 0.0

@@ -108,13 +108,12 @@ def test_it_finishes(world, name):
 def test_it_stops_with_a_name_and_goes_on_once_the_fault_is_gone(world, name):
     faults, words = STOPS[name]
     kaggle = world(*faults)
-    ended = kaggle.run()
+    ended = kaggle.run(limit=1.0)
     assert ended.code == 1, ended
     assert words in ended.err, ended
-    assert "Traceback" not in ended.err
+    assert "Traceback" not in ended.err or name == "kernel ERROR"  # there it is the end of the kernel's log
     done = {slug for slug, entry in kaggle.ledger.kernels.items() if entry.output is not None}
-    kaggle.kaggle.faults.clear()
-    kaggle.kaggle.end_runs()  # what the user is told to do with a run that never ends
+    kaggle.kaggle.mend()
     again = kaggle.run()
     assert again.code == 0, again
     assert "scored by the test" in again.out
