@@ -83,7 +83,7 @@ class LocalRun:
                     elif free and (kernel.kind == "train" or not running):
                         slot = free.pop(0)
                         waiting.remove(kernel)
-                        shared = len(slots) if kernel.kind == "train" else 1
+                        shared = len(slots) if kernel.needs_gpu else 1  # as in the rehearsal, so that both compute the same
                         running[pool.submit(self._run_one, kernel, slot, shared)] = (kernel, slot)
                         if kernel.kind != "train":
                             break

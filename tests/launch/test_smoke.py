@@ -1,6 +1,7 @@
-"""Whole campaigns on this machine: smoke, smoke --data --tiles, thin kernels, local; and that they agree to the last digit."""
+"""Whole campaigns with real kernels: smoke through the loopback Kaggle, local without one; they agree to the last digit."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pandas as pd
 import pytest
 
 from launch.errors import LaunchError
+from launch.local import local
 from launch.plan import load_experiment
 from launch.rehearsal import smoke as rehearsal
 from launch.rehearsal.competition import write_competition
 
-KNOBS = ["epochs=2", "warmup_epochs=0", "input_size=32", "folds=2", "views=1", "stain_groups=6", "batch_size=16"]
+KNOBS = ["weights=none", "epochs=2", "warmup_epochs=0", "input_size=32", "folds=2", "views=1", "stain_groups=6", "batch_size=16"]
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +25,11 @@ def data(tmp_path_factory) -> Path:
 
 
 def outputs(run: Path) -> dict[str, str]:
-    """SHA-1 of every file the kernels left, less run.json, which holds times."""
+    """SHA-1 of every file the kernels left, by kernel and name, less run.json, which holds times and push ids."""
     return {
-        str(path.relative_to(run)): hashlib.sha1(path.read_bytes()).hexdigest()
-        for path in sorted(run.glob("hcd-*/working/**/*"))
+        f"{working.relative_to(run).parts[0]}/{path.relative_to(working)}": hashlib.sha1(path.read_bytes()).hexdigest()
+        for working in sorted(run.glob("hcd-*/**/working"))
+        for path in sorted(working.rglob("*"))
         if path.is_file() and path.name != "run.json"
     }
 
@@ -34,18 +37,21 @@ def outputs(run: Path) -> dict[str, str]:
 def test_local_equals_smoke_to_the_last_digit_and_is_not_done_twice(data, tmp_path, capsys):
     experiment = load_experiment("smoke", KNOBS)
     said: list[str] = []
-    [smoked] = rehearsal.smoke(experiment, data=data, tiles=None, out=tmp_path / "smoke", owner="someone", say=said.append)
+    result = rehearsal.smoke(experiment, data=data, tiles=None, out=tmp_path / "smoke", owner="someone", say=said.append)
+    [smoked] = result.summaries
     printed = capsys.readouterr().out
     assert f"pooled out-of-fold AUC {smoked.pooled:.4f} on n = 60 tiles" in printed
     assert "submission.csv (12 tiles, matches sample_submission.csv)" in printed
-    [trained] = rehearsal.local([experiment], data=data, out=tmp_path / "local", owner="someone", say=said.append)
+    assert result.submission is not None and result.submission.state == "scored"
+    assert "accepted by the loopback Kaggle" in printed  # nobody holds the labels of this folder's test tiles
+    [trained] = local([experiment], data=data, out=tmp_path / "local", owner="someone", say=said.append)
     assert trained.pooled == smoked.pooled
-    assert outputs(tmp_path / "smoke") == outputs(tmp_path / "local")
+    assert outputs(tmp_path / "smoke" / "kaggle" / "kernels") == outputs(tmp_path / "local")
     assert len(outputs(tmp_path / "local")) > 15
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "local").glob("hcd-*/working/*")}
     said.clear()
-    [again] = rehearsal.local([experiment], data=data, out=tmp_path / "local", owner="someone", say=said.append)
+    [again] = local([experiment], data=data, out=tmp_path / "local", owner="someone", say=said.append)
     assert again.pooled == trained.pooled
     assert sum("finished before" in line for line in said) == 4
     assert not any("started" in line for line in said)
@@ -54,7 +60,7 @@ def test_local_equals_smoke_to_the_last_digit_and_is_not_done_twice(data, tmp_pa
     # Another learning rate: the folds are trained again, the prepared data are not made again.
     said.clear()
     other = load_experiment("smoke", [*KNOBS, "learning_rate=1e-3"])
-    rehearsal.local([other], data=data, out=tmp_path / "local", owner="someone", say=said.append)
+    local([other], data=data, out=tmp_path / "local", owner="someone", say=said.append)
     assert [line for line in said if "finished before" in line] == [
         "hcd-prepare-" + _hash(said) + ": finished before, not run again"
     ]
@@ -65,7 +71,7 @@ def test_a_finished_training_is_kept_when_the_data_change(data, tmp_path):
     shutil.copytree(data, folder)
     said: list[str] = []
     chosen = [load_experiment("smoke", KNOBS)]
-    rehearsal.local(chosen, data=folder, out=tmp_path / "out", owner="someone", say=said.append)
+    local(chosen, data=folder, out=tmp_path / "out", owner="someone", say=said.append)
     trained = {
         path.name: path.read_bytes() for path in next((tmp_path / "out").glob("hcd-*-fold-0")).glob("working/*.safetensors")
     }
@@ -73,7 +79,7 @@ def test_a_finished_training_is_kept_when_the_data_change(data, tmp_path):
     lines = labels.read_text().splitlines()
     lines[1] = lines[1][:-1] + ("1" if lines[1].endswith("0") else "0")
     labels.write_text("\n".join(lines) + "\n")
-    rehearsal.local(chosen, data=folder, out=tmp_path / "out", owner="someone", say=said.append)
+    local(chosen, data=folder, out=tmp_path / "out", owner="someone", say=said.append)
     kept = next((tmp_path / "out").glob("hcd-*-fold-0")) / "earlier"
     assert trained
     assert {path.name: path.read_bytes() for path in kept.glob("*.safetensors")} == trained
@@ -88,23 +94,47 @@ def test_a_stratified_part_of_a_folder_with_thin_kernels(data, tmp_path):
     experiment = load_experiment("smoke", KNOBS)
     said: list[str] = []
     out = tmp_path / "thin"
-    [summary] = rehearsal.smoke(experiment, data=data, tiles=50, out=out, thin=True, owner="someone", say=said.append)
+    result = rehearsal.smoke(experiment, data=data, tiles=50, out=out, thin=True, owner="someone", say=said.append)
+    [summary] = result.summaries
     assert len(summary.table) == 50
     labels = pd.read_csv(data / "train_labels.csv")
     assert abs(summary.table["label"].mean() - labels["label"].mean()) < 0.02
-    sample = pd.read_csv(next(out.glob("part-*")) / "sample_submission.csv")
-    submission = pd.read_csv(next(out.glob("hcd-*-inference/working/submission.csv")))
+    sample = pd.read_csv(next(path for path in out.glob("part-*") if path.is_dir()) / "sample_submission.csv")
+    submission = pd.read_csv(next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")))
     assert submission["id"].tolist() == sample["id"].tolist()
-    script = next(out.glob("build/kernels/hcd-*-fold-0/*.py")).read_text()
+    script = next(out.glob("kaggle/kernels/hcd-*-fold-0/v1/script.py")).read_text()
     assert "DIGESTS" in script
     assert "FILES" not in script
+
+
+def test_a_campaign_whose_labels_were_held_back_is_scored_and_recorded(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    result = rehearsal.smoke(load_experiment("smoke", KNOBS), data=None, tiles=60, out=out, owner="someone", say=print)
+    entry = result.submission
+    assert entry is not None and entry.public is not None and 0 <= entry.public <= 1
+    printed = capsys.readouterr().out
+    assert f"scored by the loopback Kaggle: AUC public {entry.public:.4f}" in printed
+    record = json.loads((out / "campaign" / "leaderboard.json").read_text())
+    assert record["judge"] == "the loopback Kaggle"
+    assert record["submission"]["public_auc"] == entry.public
+    assert len(record["kernels"]) == 4
+    requests = [json.loads(line) for line in (out / "campaign" / "requests.jsonl").read_text().splitlines()]
+    assert {"CreateDataset", "SaveKernel", "CreateSubmission"} <= {each["method"] for each in requests}
+    held_back = pd.read_csv(next(out.glob("drawn-*.held-back.csv")))
+    submitted = pd.read_csv(next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")))
+    assert set(held_back["id"]) == set(submitted["id"])
+    # What was interrupted goes on, what came to its end starts anew.
+    before = result.ledger.id
+    again = rehearsal.smoke(load_experiment("smoke", KNOBS), data=None, tiles=60, out=out, owner="someone", say=print)
+    assert again.ledger.id != before
+    assert again.summaries[0].pooled == result.summaries[0].pooled
 
 
 def test_a_kernel_that_fails_is_shown_with_the_end_of_its_log(data, tmp_path):
     said: list[str] = []
     with pytest.raises(LaunchError) as failure:
-        rehearsal.local(
-            [load_experiment("smoke", [*KNOBS, "weights=absent.safetensors"])],
+        local(
+            [load_experiment("smoke", [*KNOBS[1:], "weights=absent.safetensors"])],
             data=data,
             out=tmp_path / "out",
             owner="someone",
@@ -117,6 +147,6 @@ def test_a_kernel_that_fails_is_shown_with_the_end_of_its_log(data, tmp_path):
 
 def test_data_that_are_not_there_are_named(tmp_path):
     with pytest.raises(LaunchError, match="build_kernel.py download"):
-        rehearsal.local([load_experiment("smoke")], data=tmp_path / "no", out=tmp_path / "out", owner="someone", say=print)
+        local([load_experiment("smoke")], data=tmp_path / "no", out=tmp_path / "out", owner="someone", say=print)
     with pytest.raises(LaunchError, match="no folder in competition layout"):
         rehearsal.smoke(load_experiment("smoke"), data=tmp_path, tiles=None, out=tmp_path / "out", owner="someone", say=print)
