@@ -308,14 +308,14 @@ def _check_credentials(line: _Line, refusal: LaunchError | None, environment: Ma
         if isinstance(refusal, CredentialsError) or refusal is None:
             return [Finding("credentials", False, f"{text}: {_first_line(refusal)}", _NEW_TOKEN), *traps]
         return [Finding("credentials", None, f"{text}; not proved: Kaggle was not reached"), _unreached(str(refusal)), *traps]
-    if line.refused:
-        return [Finding("credentials", False, f"{text}: {_first_line(line.refused)}", _NEW_TOKEN), *traps]
     taken = str(line.kaggle.api.config_values.get("auth_method") or used.method)
     if taken != used.method:
         other = next((each for each in found if each.method == taken), None)
         instead = f"; the client went on with the {other.kind} in {other.place}, but still sends the first" if other else ""
         remedy = f"Remove the {used.kind} in {used.place}. {_NEW_TOKEN}"
         return [Finding("credentials", False, f"{text} is not accepted{instead}", remedy), *traps]
+    if line.refused:
+        return [Finding("credentials", False, f"{text}: {_first_line(line.refused)}", _NEW_TOKEN), *traps]
     if not line.answered:
         why = line.silent or "it answers no question"
         return [Finding("credentials", None, f"{text}; not proved: Kaggle was not reached"), _unreached(why), *traps]
@@ -644,7 +644,8 @@ def doctor(
         if kaggle is None or blocked:
             seen = [Finding("canaries", False, "not pushed: there is no way to Kaggle", f"See {' and '.join(blocked)} above.")]
         else:
-            kaggle.patience = patience or Patience()  # nobody waits in front of it now
+            # Nobody waits in front of it now, except in a rehearsal.
+            kaggle.patience = patience or (_PATIENCE if pace is LOOPBACK else Patience())
             seen = run_probes(kaggle, folder, say, pace=pace)
     elif (kept := kept_results(folder)) is not None:
         date, _, seen = kept

@@ -203,7 +203,7 @@ class _Probes:
         elif self.canaries[GPU].state == _WAITING:
             self.say(
                 f"three canaries of a few minutes each, private kernels of {self.kaggle.user}: {CPU}, {GPU}, {MOUNT}. "
-                f"The second costs about 0.05 to {GPU_HOURS} h of GPU quota (at the very most {LIMIT / 3600:.2f} h), no other"
+                f"The second costs about 0.05 to {GPU_HOURS} h of GPU quota (never over {LIMIT / 3600:.2f} h), the others none"
             )
         while not all(canary.state in (_DONE, _FAILED) for canary in self.canaries.values()):
             try:

@@ -285,7 +285,7 @@ def _has_bfloat16(number: int) -> bool:
     import torch
 
     with torch.cuda.device(number):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _multiply(number: int, *, side: int = 4096, times: int = 20) -> dict[str, Any]:

@@ -112,6 +112,7 @@ class Server:
                 head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {2 * len(half)}\r\n\r\n"
                 connection.sendall(head.encode() + half)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.shutdown(socket.SHUT_RDWR)  # the handler's own files keep the socket open beyond a close
             connection.close()
         raise ConnectionResetError("broken on purpose")
 

@@ -116,10 +116,13 @@ class LoopbackKaggle:
         folder.mkdir(parents=True, exist_ok=True)
         self._state = self._load()
         environ = dict(os.environ) if environ is None else dict(environ)
-        runner = executor or KernelExecutor(self.settings.gpu_sessions, environ)
-        sessions = self.settings.gpu_sessions + self.settings.cpu_sessions + 8
-        self._scheduler = Scheduler(runner, sessions=sessions, began=self._began, ended=self._ended)
+        self.use(executor or KernelExecutor(self.settings.gpu_sessions, environ))
         self._scored: dict[int, Json] = {}
+
+    def use(self, executor: Executor) -> None:
+        """Let this run the sessions from now on."""
+        sessions = self.settings.gpu_sessions + self.settings.cpu_sessions + 8  # of versions pushed over running ones, too
+        self._scheduler = Scheduler(executor, sessions=sessions, began=self._began, ended=self._ended)
 
     # --- state -------------------------------------------------------------------------------------------------------
 

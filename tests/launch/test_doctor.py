@@ -247,6 +247,9 @@ def test_a_token_that_is_not_accepted_is_named_although_the_key_behind_it_works(
     found = look(kaggle, home, root)["credentials"]
     assert found.ok is False
     assert "~/.kaggle/access_token is not accepted" in found.found
+    # And with it sent in place of the key, as the client does, everything is refused.
+    kaggle.answers["has_entered"] = CredentialsError("Kaggle refused (HTTP 401)")
+    assert look(kaggle, home, root)["credentials"] == found
     assert "kaggle.json" in found.found
 
 

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 # Writes of the ledger in an undisturbed campaign of five kernels; `test_the_count` holds it against the truth.
-SAVES = 29
+SAVES = 22
 CHANGES = ("StartBlobUpload", "upload", "CreateDataset", "SaveKernel", "StartSubmissionUpload", "CreateSubmission")
 
 
@@ -25,9 +25,8 @@ def test_the_count_of_writes_is_covered(world):
 def test_killed_after_a_write_of_the_ledger(world, after):
     kaggle = world()
     ended = kaggle.run(die_after_saves=after)
-    if ended.code == 0:
-        pytest.skip(f"an undisturbed campaign wrote its ledger fewer than {after} times")
-    assert ended.code == -signal.SIGKILL, ended
+    # Whether a run is seen at work before it is over is a matter of instants, and costs a write or not.
+    assert ended.code == -signal.SIGKILL or (ended.code == 0 and after > SAVES - 6), ended
     again = kaggle.run()
     assert again.code == 0, again
     kaggle.assert_finished_once()
