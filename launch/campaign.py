@@ -388,6 +388,7 @@ class Campaign:
         except CapacityError as error:
             self._refused(kernel, push, str(error))
             self._clocks[(_machine(kernel), "hold")] = time.monotonic()
+            self._cures.pop(kernel.slug, None)  # if this leaves a ghost, it is known where it comes from
             if self._waited(_machine(kernel), "capacity") > self.pace.capacity_patience:
                 self._fail(kernel, f"{error}, for {_words(self.pace.capacity_patience)}: end the other sessions of your account")
             else:

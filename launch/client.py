@@ -254,7 +254,7 @@ class Kaggle:
             if error.status in (403, 404):
                 return RunStatus(ABSENT, str(error))
             raise
-        return RunStatus(str(answer.status.name), _text(answer.failure_message))
+        return RunStatus(_word(answer.status, f"the status of {slug}"), _text(answer.failure_message))
 
     def pull(self, slug: str) -> PulledKernel | None:
         """What the service holds of a kernel; None when it holds none (404), or will not say (403).
@@ -368,7 +368,7 @@ class Kaggle:
             if error.status in (403, 404):
                 return None
             raise
-        return DatasetState(str(state.status.name).lower(), int(facts.current_version_number or 0))
+        return DatasetState(_word(state.status, f"the status of the dataset {slug}").lower(), int(facts.current_version_number or 0))
 
     def dataset_files(self, slug: str) -> dict[str, int]:
         """Names and bytes of the files in the current version of a dataset."""
@@ -499,7 +499,7 @@ class Kaggle:
                     Submission(
                         ref=int(item.ref or 0),
                         message=_text(item.description),
-                        status=str(item.status.name),
+                        status=_word(item.status, "the status of a submission"),
                         public=_number(item.public_score),
                         private=_number(item.private_score),
                         error=_text(item.error_description),
@@ -723,6 +723,15 @@ def _log_text(log: str) -> str:
     if not isinstance(events, list):
         return log
     return "".join(str(event.get("data", "")) for event in events if isinstance(event, dict))
+
+
+def _word(value: Any, what: str) -> str:
+    """The name of one of the client's enum values; its decoder lets some words through that are none."""
+    from enum import Enum
+
+    if not isinstance(value, Enum):
+        raise StrangeAnswerError(f"Kaggle's answer holds {what} in a word that nobody knows")
+    return value.name
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,8 @@
 """A campaign in a process of its own, which a test may kill: `python -m tests.launch.child ORDER.json`.
 
 The order: folder, knobs, folds, submit, and `die_after_saves`: after which write of the ledger the process kills
-itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may take.
+itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may take,
+`serve`: a folder for a Kaggle in the same process, which dies with it at call `die_at_call` of `hook`.
 """
 
 import errno
@@ -65,6 +66,38 @@ def _fill_the_disk(name: str) -> None:
     Path.open = full  # type: ignore[method-assign]
 
 
+def _with_a_kaggle_of_its_own(values: dict) -> None:
+    """Campaign and service in one process, as in `smoke`: both die at once, at the nth call of a hook."""
+    from instant import InstantKernels
+
+    from launch.rehearsal.server import Server
+    from launch.rehearsal.service import LoopbackKaggle, Settings
+
+    folder, calls = Path(values["serve"]), [0]
+    data = folder / "competition"
+    settings = Settings(dataset_delay=0.1, score_delay=0.1)
+    kaggle = LoopbackKaggle(
+        folder / "kaggle",
+        data=data,
+        labels=folder / "held-back.csv",
+        owner="alice",
+        token="KGAT_" + "0" * 32,
+        settings=settings,
+        executor=InstantKernels(data),
+    )
+
+    def hook(method: str, slug: str) -> None:
+        calls[0] += 1
+        if calls[0] == values.get("die_at_call"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(kaggle, values["hook"], hook)
+    with Server(kaggle) as server:
+        os.environ.update(server.environment())
+        run(order_from(values), connect=lambda: connect(PATIENCE))
+    print(f"calls: {calls[0]}")
+
+
 def main() -> int:
     values = json.loads(Path(sys.argv[1]).read_text())
     after = values.get("die_after_saves", 0)
@@ -82,7 +115,10 @@ def main() -> int:
     if name := values.get("full_disk_at"):
         _fill_the_disk(name)
     try:
-        run(order_from(values), connect=lambda: connect(PATIENCE))
+        if values.get("serve"):
+            _with_a_kaggle_of_its_own(values)
+        else:
+            run(order_from(values), connect=lambda: connect(PATIENCE))
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -95,7 +95,7 @@ def test_its_command_line_works_by_hand(newer, tmp_path):
     kaggle = newer()
     folder = kernel(tmp_path / "one", "hcd-prepare", _script())
     saved = cli(kaggle, "kernels", "push", "-p", str(folder), "--no-run")
-    assert "successfully pushed" in saved.stdout, saved
+    assert "successfully saved without running" in saved.stdout, saved
     assert kaggle.kernels.ran == []
     assert "successfully pushed" in cli(kaggle, "kernels", "push", "-p", str(folder)).stdout
     assert "COMPLETE" in cli(kaggle, "kernels", "status", "alice/hcd-prepare/1").stdout

@@ -3,12 +3,17 @@
 After each, the same command finishes, and the service has seen each push, upload and submission once.
 """
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
+from instant import write_data
+from loopback_world import KNOBS, ROOT
 
 # Writes of the ledger in an undisturbed campaign of five kernels; `test_the_count` holds it against the truth.
 SAVES = 22
@@ -64,3 +69,27 @@ def test_killed_at_a_request_that_changes_something(world, when, nth):
     again = kaggle.run()
     assert again.code == 0, again
     kaggle.assert_finished_once()
+
+
+def _alone(folder, **order):
+    """A campaign and its service in one process."""
+    path = folder / "order.json"
+    values = {"folder": str(folder / "campaigns" / "one"), "knobs": KNOBS, "serve": str(folder), **order}
+    path.write_text(json.dumps(values))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT}/tests/launch"}
+    command = [sys.executable, "-m", "child", str(path)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=90, check=False)
+
+
+@pytest.mark.parametrize("hook", ["before_change", "after_change"])
+@pytest.mark.parametrize("call", range(1, 15))
+def test_killed_together_with_the_service(tmp_path, hook, call):
+    write_data(tmp_path / "competition")
+    killed = _alone(tmp_path, hook=hook, die_at_call=call)
+    assert killed.returncode == -signal.SIGKILL, killed
+    again = _alone(tmp_path, hook=hook)
+    assert again.returncode == 0, again
+    changes = json.loads((tmp_path / "kaggle" / "state.json").read_text())["changes"]
+    seen = [each["method"] for each in changes]
+    assert (seen.count("SaveKernel"), seen.count("CreateDataset"), seen.count("CreateSubmission")) == (5, 1, 1)
+    assert len({each["slug"] for each in changes if each["method"] == "SaveKernel"}) == 5

@@ -1,0 +1,134 @@
+"""`run`'s companions, on a campaign that is done, at work, or not there."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from child import PACE, PATIENCE, SCORE_PACE
+from loopback_world import KNOBS
+
+import launch.run as module
+from launch.client import connect
+from launch.errors import LaunchError
+from launch.plan import load_experiment
+from launch.rehearsal.faults import Fault
+from launch.run import Order, find_campaign, pull_outputs, push, resolve, run, show_log, show_status, submit_only, watch
+
+
+@pytest.fixture
+def account(world, monkeypatch):
+    """A world whose client and campaigns live in this process."""
+
+    def make(*faults, **options):
+        kaggle = world(*faults, **options)
+        for name, value in kaggle.server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HOME", str(kaggle.folder))
+        monkeypatch.setattr(module, "CAMPAIGNS", kaggle.folder / "campaigns")
+        kaggle.folder.joinpath("campaigns").mkdir()
+        return kaggle
+
+    return make
+
+
+def reach():
+    return connect(PATIENCE)
+
+
+def order(kaggle, **options) -> Order:
+    experiments = [load_experiment("smoke", KNOBS)]
+    folder = kaggle.folder / "campaigns" / "one"
+    return Order(experiments=experiments, folder=folder, owner="alice", pace=PACE, score_pace=SCORE_PACE, **options)
+
+
+def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys, monkeypatch):
+    kaggle = account()
+    run(order(kaggle, submit=False), connect=reach)
+    capsys.readouterr()
+    folder = find_campaign(None)
+    assert show_status(folder, connect=reach) is False
+    printed = capsys.readouterr().out
+    assert "hcd-prepare: done, version 1" in printed
+    assert "fold-2: done, version 1, AUC 0." in printed
+    assert "GPU quota: 0.0 of 30.0 h used" in printed
+    watch(folder, connect=reach, every=0.1)
+    assert "nothing is at work on Kaggle" in capsys.readouterr().out
+    show_log(folder, "fold-1", follow=False, connect=reach)
+    assert "push " in capsys.readouterr().out
+    show_log(folder, "fold-1", follow=True, connect=reach)
+    assert "push " in capsys.readouterr().out
+    pull_outputs(folder, ["prepare", "fold-0"], to=None, connect=reach)
+    assert "4 of 5 files and run.json" in capsys.readouterr().out.splitlines()[0]
+    assert (folder / "pulled" / "hcd-prepare" / "index-train.csv").is_file()
+    started = module.order_of
+    monkeypatch.setattr(module, "order_of", lambda folder: replace(started(folder), pace=PACE, score_pace=SCORE_PACE))
+    entry = submit_only(folder, message="by hand", connect=reach)
+    assert entry.state == "scored" and "by hand" in entry.message
+    assert json.loads((folder / "leaderboard.json").read_text())["submission"]["ref"] == entry.ref
+
+
+def test_push_returns_when_kaggle_has_it_and_run_goes_on_from_there(account, capsys):
+    kaggle = account(seconds=1.0)
+    push(order(kaggle), ["dataset", "prepare"], connect=reach)
+    assert [method for method, _ in kaggle.changes()] == ["CreateDataset", "SaveKernel"]
+    with pytest.raises(LaunchError, match="reads hcd-prepare, not done yet"):
+        push(order(kaggle), ["fold-0"], connect=reach)
+    with pytest.raises(LaunchError, match="has not ended"):
+        push(order(kaggle), ["prepare"], connect=reach)
+    assert show_status(kaggle.folder / "campaigns" / "one", connect=reach) is True
+    with pytest.raises(LaunchError, match="nothing to submit yet"):
+        submit_only(kaggle.folder / "campaigns" / "one", message="", connect=reach)
+    run(order(kaggle), connect=reach)
+    kaggle.assert_finished_once()
+    # Asked for by name a finished kernel is pushed again, and only then.
+    push(order(kaggle), ["fold-1"], connect=reach)
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert sum("fold-1" in slug for slug in pushes) == 2
+    run(order(kaggle), connect=reach)
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert sum("fold" in slug for slug in pushes) == 4 and sum("inference" in slug for slug in pushes) == 2
+
+
+def test_a_lost_answer_does_not_push_by_hand_twice(account):
+    kaggle = account(Fault("SaveKernel", "reset-after", slug="prepare"))
+    push(order(kaggle), ["prepare"], connect=reach)
+    assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"] == ["hcd-prepare"]
+
+
+def test_names_nobody_knows_are_answered_with_those_there_are(account):
+    kaggle = account()
+    with pytest.raises(LaunchError, match="there is no campaign yet"):
+        find_campaign(None)
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    with pytest.raises(LaunchError, match="there is no campaign two; there are: one"):
+        find_campaign("two")
+    with pytest.raises(LaunchError, match="no kernel is called 'fold-9'; there are: prepare,"):
+        show_log(find_campaign("one"), "fold-9", follow=False, connect=reach)
+    with pytest.raises(LaunchError, match="cannot name a campaign"):
+        find_campaign("../x")
+
+
+def test_a_name_is_a_slug_a_kind_or_a_fold(account):
+    from launch.plan import plan_kernels
+
+    kernels = plan_kernels([load_experiment("resnet18"), load_experiment("resnet34")])
+    assert resolve("prepare", kernels).slug == "hcd-prepare"
+    assert resolve("resnet34-fold-3", kernels).slug == resolve("hcd-resnet34-fold-3", kernels).slug == "hcd-resnet34-fold-3"
+    with pytest.raises(LaunchError, match="more than one kernel"):
+        resolve("fold-3", kernels)
+
+
+def test_the_account_must_be_the_owner(account):
+    kaggle = account()
+    wrong = order(kaggle)
+    wrong.owner = "bob"
+    with pytest.raises(LaunchError, match="the credentials are those of alice"):
+        run(wrong, connect=reach)
+    assert kaggle.changes() == []
+
+
+def test_a_kernel_that_can_never_fit_the_quota_stops_before_anything_is_pushed(account):
+    kaggle = account(settings={"weekly_gpu_hours": 1.0})
+    with pytest.raises(LaunchError, match="it can never run"):
+        run(order(kaggle), connect=reach)
+    assert kaggle.changes() == []
