@@ -46,11 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a finished smoke or local run")
     run = parser.parse_args().run
-    prepared = next(path.parent for path in run.glob("hcd-prepare*/working/index-train.csv"))
+    kernels = run / "kaggle" / "kernels" if (run / "kaggle").is_dir() else run  # a rehearsal, or a run of `local`
+    prepared = next(path.parent for path in kernels.glob("hcd-prepare*/**/working/index-train.csv"))
     index = pd.read_csv(prepared / "index-train.csv", dtype={"id": str})
-    folds = pd.read_csv(next(run.glob("hcd-*-fold-0/working/fold-table.csv")), dtype={"id": str}).set_index("id")["fold"]
+    folds = pd.read_csv(next(kernels.glob("hcd-*-fold-0/**/working/fold-table.csv")), dtype={"id": str}).set_index("id")["fold"]
     fold = folds.loc[index["id"]].to_numpy()
-    oof = [pd.read_csv(path, dtype={"id": str}) for path in sorted(run.glob("hcd-*-fold-*/working/oof-*-member-*.csv"))]
+    oof = [pd.read_csv(path, dtype={"id": str}) for path in sorted(kernels.glob("hcd-*-fold-*/**/working/oof-*-member-*.csv"))]
     network = pd.concat(oof).groupby("id")["logit"].mean().loc[index["id"]].to_numpy()
     labels = index["label"].to_numpy()
 

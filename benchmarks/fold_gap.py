@@ -19,9 +19,10 @@ from lib.metrics import auc, group_interval, probability  # noqa: E402
 
 def read_run(run: Path) -> pd.DataFrame:
     """id, label, stain_group, probability, fold of every labelled tile of a finished run."""
-    prepared = next(path.parent for path in run.glob("hcd-prepare*/working/index-train.csv"))
+    kernels = run / "kaggle" / "kernels" if (run / "kaggle").is_dir() else run  # a rehearsal, or a run of `local`
+    prepared = next(path.parent for path in kernels.glob("hcd-prepare*/**/working/index-train.csv"))
     index = pd.read_csv(prepared / "index-train.csv", dtype={"id": str}).set_index("id")
-    paths = sorted(run.glob("hcd-*-fold-*/working/oof-*-member-*.csv"))
+    paths = sorted(kernels.glob("hcd-*-fold-*/**/working/oof-*-member-*.csv"))
     parts = [pd.read_csv(path, dtype={"id": str}).assign(fold=int(path.name.split("-")[1])) for path in paths]
     table = pd.concat(parts)
     table["probability"] = probability(table["logit"].to_numpy())

@@ -77,6 +77,8 @@ class Pace:
         settle: after a push, how long answers may still be about what was before it (Kaggle: about a minute).
         capacity: before asking again when all sessions were taken.
         capacity_patience: how long to be refused for that reason.
+        quota_patience: how long to wait for quota; two resets by default.
+        foreign_patience: how long to wait for a run of the same slug that the campaign did not push.
         queue_patience: how long a push may stay queued, or shown without a run.
         overrun: beyond its time limit, how long a run may still be shown as running.
         stale_patience: how long a finished run may show the output of an earlier push, or a listing that lacks files.
@@ -90,6 +92,8 @@ class Pace:
     settle: float = 120.0
     capacity: float = 120.0
     capacity_patience: float = 26 * 3600.0
+    quota_patience: float = 15 * 86400.0
+    foreign_patience: float = 13 * 3600.0
     queue_patience: float = 6 * 3600.0
     overrun: float = 1800.0
     stale_patience: float = 900.0
@@ -144,7 +148,7 @@ class Campaign:
         kernels: the plan, in an order in which it can run.
         ledger: what happened so far.
         folder: of the campaign: outputs/, pushes/, logs/.
-        dataset: the folder of the library dataset.
+        dataset: the folder of the library dataset; None publishes nothing.
         pace: waits.
         say: takes a line that stays.
         show: takes the standings, whenever they were looked at.
@@ -156,7 +160,7 @@ class Campaign:
     kernels: Sequence[Kernel]
     ledger: Ledger
     folder: Path
-    dataset: Path
+    dataset: Path | None
     pace: Pace
     say: Callable[[str], None]
     show: Callable[[Sequence[Standing], Quota | None], None] = lambda standings, quota: None
@@ -356,7 +360,12 @@ class Campaign:
         status = self.kaggle.status(kernel.slug)
         if status.name in ACTIVE and self._is_foreign(kernel, status):
             return
-        if status.name == COMPLETE and not entry.pushes and kernel.slug not in self._looked_for and kernel.kind != "inference":
+        if (
+            status.name == COMPLETE
+            and not entry.pushes
+            and kernel.slug not in self._looked_for
+            and kernel.kind not in ("inference", "probe")
+        ):
             self._looked_for.add(kernel.slug)
             if self._take_over(kernel, entry):
                 return
@@ -397,6 +406,9 @@ class Campaign:
             self._refused(kernel, push, str(error))
             self.quota = self._read_quota()
             self._clocks[("GPU", "spent")] = time.monotonic()
+            if self._waited("GPU", "no quota") >= self.pace.quota_patience:
+                self._fail(kernel, f"{error}, for {_words(self.pace.quota_patience)}")
+                return
             self._say_when_quota_is_back(str(error))
         except GhostError as error:
             self._cure(kernel, entry, push, error)
@@ -423,7 +435,7 @@ class Campaign:
         push.url = url or f"https://www.kaggle.com/code/{self.source.owner}/{kernel.slug}"
         self.ledger.save()
         for slug, what in list(self._clocks):
-            if slug == kernel.slug or (slug == _machine(kernel) and what.removeprefix("said ") in ("hold", "capacity", "spent")):
+            if slug == kernel.slug or (slug == _machine(kernel) and what.removeprefix("said ") in _WAITS):
                 self._clocks.pop((slug, what))
         self.say(f"{kernel.slug}: pushed, version {version or 'unknown'}, at most {_words(push.limit)}")
         self._stands(kernel, "pushed", version=version, url=push.url, expected=expected_hours(kernel, self.ledger) * 3600)
@@ -452,8 +464,9 @@ class Campaign:
 
     def _is_foreign(self, kernel: Kernel, status: RunStatus) -> bool:
         """A run of this slug that is not ours: it is never pushed over, but waited for."""
-        if self._waited(kernel.slug, "foreign") > LONGEST + self.pace.overrun:
-            self._fail(kernel, f"another run of it has been {status.name} for {_words(LONGEST)}: end it in the browser")
+        if self._waited(kernel.slug, "foreign") > self.pace.foreign_patience:
+            waited = _words(self.pace.foreign_patience)
+            self._fail(kernel, f"another run of it has been {status.name} for {waited}: end it in the browser")
         self._once(
             kernel.slug, "foreign", f"{kernel.slug}: a run that this campaign did not push is {status.name}: waiting for it"
         )
@@ -672,10 +685,11 @@ class Campaign:
                 self._end(kernel, push, UNFINISHED, _LIMIT_NOTE if limited else "the run was cancelled")
             return
         said = listing.log.strip().splitlines()
-        if any(line.startswith(("error: ", "Traceback ")) for line in said):
+        if any(line.startswith(("error: ", "Traceback")) for line in said):
             shown = "\n".join(f"      {line}" for line in said[-_LOG_LINES:])
             self._end(kernel, push, FAILED, said[-1])
-            self._fail(kernel, f"ended with an error; the end of its log ({path}):\n{shown}")
+            message = f" ({status.message})" if status.message else ""
+            self._fail(kernel, f"ended with an error{message}; the end of its log ({path}):\n{shown}")
             return
         self._end(kernel, push, UNFINISHED, f"Kaggle says {status.name}: {status.message or 'nothing more'}")
 
@@ -775,7 +789,8 @@ class Campaign:
 
     def _waited(self, slug: str, what: str) -> float:
         """Seconds since this was first asked; starts the clock."""
-        return time.monotonic() - self._clocks.setdefault((slug, what), time.monotonic())
+        moment = time.monotonic()
+        return moment - self._clocks.setdefault((slug, what), moment)
 
     def _forget(self, slug: str, what: str) -> None:
         self._clocks.pop((slug, what), None)
@@ -788,6 +803,7 @@ class Campaign:
             self.say(text)
 
 
+_WAITS = ("hold", "capacity", "spent", "no quota")  # of a machine, over when a push to it was accepted
 _LIMIT_NOTE = "it came to its time limit"
 
 

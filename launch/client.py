@@ -368,7 +368,9 @@ class Kaggle:
             if error.status in (403, 404):
                 return None
             raise
-        return DatasetState(_word(state.status, f"the status of the dataset {slug}").lower(), int(facts.current_version_number or 0))
+        return DatasetState(
+            _word(state.status, f"the status of the dataset {slug}").lower(), int(facts.current_version_number or 0)
+        )
 
     def dataset_files(self, slug: str) -> dict[str, int]:
         """Names and bytes of the files in the current version of a dataset."""

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from launch.bundle import SOURCE_LIMIT
+from launch.campaign import Pace
 from launch.client import ABSENT, ACTIVE, RULES, ClientError, CredentialsError, Kaggle, NoAnswerError, Patience, clean, connect
 from launch.errors import LaunchError
 from launch.metadata import METADATA, PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
-from launch.probe import CPU, GPU, LOOPBACK, Finding, ProbePace, kept_results, plan_probes, run_probes
+from launch.probe import CPU, GPU, LOOPBACK, Finding, kept_results, plan_probes, run_probes
 from launch.schedule import expected_hours, next_reset, plan_over_weeks
 from lib.session import COMPETITION
 
@@ -608,7 +609,7 @@ def doctor(
     folder: Path,
     say: Callable[[str], None],
     patience: Patience | None = None,
-    pace: ProbePace | None = None,
+    pace: Pace | None = None,
 ) -> None:
     """Examine, show, and with `probe` push the canaries and hold what they saw against what the code assumes.
 

@@ -1,58 +1,33 @@
 """Canaries: three kernels of a few minutes that look at the real Kaggle, and what of it is not as the code assumes.
 
-One on a CPU with internet, one on 2 x T4 without, one that mounts the first one's output and the competition. They are
-pushed as every kernel is, under a push id that proves whose output came back. An intention stands in the state file
-before the request is sent, so that an interrupted command, run again, waits for what runs and pushes nothing twice.
+One on a CPU with internet, one on 2 x T4 without, one that mounts the first one's output and the competition. They are a
+small campaign: pushed, proved, waited for and fetched by the same code, so an interrupted command goes on when it is repeated.
 """
 
-import fcntl
 import functools
 import json
-import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from launch.build import Source, read_source
-from launch.client import (
-    ABSENT,
-    ACTIVE,
-    COMPLETE,
-    CapacityError,
-    ClientError,
-    CredentialsError,
-    GhostError,
-    Kaggle,
-    Listing,
-    NoAnswerError,
-    QuotaError,
-    RefusedError,
-    RunStatus,
-    SourcesDroppedError,
-    StrangeAnswerError,
-    clean,
-    now,
-)
-from launch.errors import LaunchError
-from launch.ledger import seconds_since, stamp
-from launch.outputs import NoRecordError, fetch_output, peek_record
+from launch.campaign import OUTPUTS, REHEARSAL, Campaign, CampaignStoppedError, Pace
+from launch.client import ClientError, CredentialsError, Kaggle, clean
+from launch.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_lock, new_ledger, read_ledger, stamp
 from launch.plan import Kernel
+from launch.schedule import PROBE_HOURS, PROBE_LIMIT
 from lib.config import Config
 from lib.files import write_whole
+from lib.run_record import read_run_record
 from lib.session import COMPETITION, TRIED_WITH
 
-RESULTS, STATE = "probe.json", "probe-state.json"
+RESULTS = "probe.json"
 KIND = "probe"
 CPU, GPU, MOUNT = "hcd-probe-cpu", "hcd-probe-gpu", "hcd-probe-mount"
-GPU_HOURS = 0.1  # of quota, what the GPU canary is expected to cost at most
-LIMIT = 900.0  # seconds after which Kaggle ends a canary
 _FORMAT = 1
-_LOG_LINES = 12  # of a failed canary, shown
-_WAITING, _INTENDED, _PUSHED, _DONE, _FAILED = "waiting", "intended", "pushed", "done", "failed"
 
 # What the code takes for granted (KAGGLE.md sections g and h). Sizes in bytes.
 _WORKING, _INPUT = "/kaggle/working", "/kaggle/input"
@@ -87,41 +62,19 @@ class Finding:
 _Check = Callable[[Mapping[str, Any], Mapping[str, Any]], Finding]  # of a record's scores and the record
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbePace:
-    """How long to wait for what, in seconds.
-
-    Attributes:
-        poll: between looks.
-        settle: after a push, how long answers may still be about what was before it.
-        capacity: before asking again when all sessions are taken.
-        capacity_patience: how long to be refused for that reason.
-        queue_patience: how long a push may stay queued or without a run, and another run of its slug at work.
-        overrun: beyond its time limit, how long a run may still be shown as running.
-        stale_patience: how long a finished run may show the output of an earlier push.
-        outage: how long the service may not answer at all.
-    """
-
-    poll: float = 15.0
-    settle: float = 120.0
-    capacity: float = 60.0
-    capacity_patience: float = 3600.0
-    queue_patience: float = 3600.0
-    overrun: float = 600.0
-    stale_patience: float = 900.0
-    outage: float = 900.0
-
-
-LOOPBACK = ProbePace(
-    poll=0.5,
-    settle=5.0,
-    capacity=1.0,
-    capacity_patience=120.0,
-    queue_patience=120.0,
-    overrun=30.0,
-    stale_patience=60.0,
-    outage=60.0,
+# A canary is pushed once, and nobody waits for days in front of it.
+PACE = Pace(
+    poll=15.0,
+    capacity=60.0,
+    capacity_patience=3600.0,
+    queue_patience=3600.0,
+    foreign_patience=3600.0,
+    quota_patience=0.0,
+    overrun=600.0,
+    outage=900.0,
+    pushes=1,
 )
+LOOPBACK = replace(REHEARSAL, quota_patience=0.0, foreign_patience=60.0, pushes=1)
 
 
 def plan_probes() -> list[Kernel]:
@@ -137,27 +90,14 @@ def plan_probes() -> list[Kernel]:
 # --- pushing and waiting ---------------------------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True)
-class _Canary:
-    """One canary as the state file has it; a problem is what was found and what to do."""
-
-    push_id: str
-    state: str = _WAITING
-    pushed_at: str = ""
-    version: int | None = None
-    active: bool = False
-    record: dict[str, Any] | None = None
-    problem: list[str] = field(default_factory=list)
-
-
 def run_probes(
-    kaggle: Kaggle, folder: Path, say: Callable[[str], None], *, pace: ProbePace | None = None, source: Source | None = None
+    kaggle: Kaggle, folder: Path, say: Callable[[str], None], *, pace: Pace | None = None, source: Source | None = None
 ) -> list[Finding]:
     """Push the canaries, wait for them, keep what they saw in `folder`/probe.json, and hold it against what the code assumes.
 
     Args:
         kaggle: the account.
-        folder: of results, state and what was pushed; an interrupted run is taken up from it.
+        folder: of results, ledger and what was pushed; an interrupted run is taken up from it.
         say: takes a line.
         pace: waits.
         source: what kernels are rendered from; the checkout when None.
@@ -166,315 +106,99 @@ def run_probes(
         CredentialsError: the service does not know us.
         LaunchError: it has not answered for too long, or another probe is at work; the same command goes on.
     """
-    with _lock(folder):
-        probes = _Probes(
+    with campaign_lock(folder):
+        ledger = _ledger(folder, kaggle, say)
+        problems: dict[str, list[str]] = {}
+        kernels = plan_probes()
+        if (short := _short_of_quota(kaggle)) and ledger.entry(GPU, KIND).open is None:
+            problems[GPU] = [short, "Probe again when the week's quota is back."]
+            kernels = [kernel for kernel in kernels if kernel.slug != GPU]
+        campaign = Campaign(
             kaggle=kaggle,
             source=source or read_source(owner=kaggle.user),
+            kernels=kernels,
+            ledger=ledger,
             folder=folder,
-            pace=pace or ProbePace(),
+            dataset=None,
+            pace=pace or PACE,
             say=say,
-            canaries=_read_state(folder, kaggle.user),
         )
-        return probes.run()
-
-
-@dataclass
-class _Probes:
-    kaggle: Kaggle
-    source: Source
-    folder: Path
-    pace: ProbePace
-    say: Callable[[str], None]
-    canaries: dict[str, _Canary]
-
-    def __post_init__(self) -> None:
-        self.kernels = plan_probes()
-        self._clocks: dict[tuple[str, str], float] = {}
-        self._said: set[tuple[str, str]] = set()
-        self._cured: set[str] = set()
-        series = f"probe-{now():%Y%m%d%H%M%S}-{secrets.token_hex(3)}"
-        for kernel in self.kernels:
-            self.canaries.setdefault(kernel.slug, _Canary(push_id=f"{series}.{kernel.slug}"))
-
-    def run(self) -> list[Finding]:
-        states = {canary.state for canary in self.canaries.values()}
-        if states != {_WAITING}:
-            self.say("an earlier probe was interrupted: going on with it")
-        elif self.canaries[GPU].state == _WAITING:
-            self.say(
-                f"three canaries of a few minutes each, private kernels of {self.kaggle.user}: {CPU}, {GPU}, {MOUNT}. "
-                f"The second costs about 0.05 to {GPU_HOURS} h of GPU quota (never over {LIMIT / 3600:.2f} h), the others none"
-            )
-        while not all(canary.state in (_DONE, _FAILED) for canary in self.canaries.values()):
-            try:
-                for kernel in self.kernels:
-                    self._step(kernel, self.canaries[kernel.slug])
-            except CredentialsError:
+        try:
+            campaign.run()
+        except CampaignStoppedError:
+            if not campaign.failures:  # an outage: what was pushed goes on, and so does the same command
                 raise
-            except (NoAnswerError, RefusedError) as error:
-                self._once("", f"{error}; trying again")
-                if self._waited("", "outage") > self.pace.outage:
-                    raise LaunchError(
-                        f"Kaggle has not answered for {self.pace.outage:.0f} s: {error}\nWhat was pushed goes on there; "
-                        "the same command waits for it."
-                    ) from error
-            else:
-                self._forget("", "outage")
-            if not all(canary.state in (_DONE, _FAILED) for canary in self.canaries.values()):
-                time.sleep(self.pace.poll)
-        return self._finish()
-
-    def _finish(self) -> list[Finding]:
+        for kernel in kernels:
+            if kernel.slug in campaign.failures:
+                problems[kernel.slug] = _problem(campaign, kernel)
+            elif not campaign.is_done(kernel):
+                text = "not pushed: the canary whose output it mounts did not finish"
+                problems[kernel.slug] = [text, "Mend that one first."]
+        records = {
+            kernel.slug: asdict(read_run_record(folder / OUTPUTS / kernel.slug, kind=KIND, fetched_only=True))
+            for kernel in kernels
+            if kernel.slug not in problems
+        }
         results = {
             "format": _FORMAT,
             "date": stamp(),
-            "user": self.kaggle.user,
-            "bundle_id": self.source.bundle,
-            "records": {slug: canary.record for slug, canary in self.canaries.items() if canary.record is not None},
-            "problems": {slug: canary.problem for slug, canary in self.canaries.items() if canary.problem},
+            "user": kaggle.user,
+            "bundle_id": campaign.source.bundle,
+            "records": records,
+            "problems": problems,
         }
-        write_whole(self.folder / RESULTS, json.dumps(results, indent=1) + "\n")
-        (self.folder / STATE).unlink(missing_ok=True)
-        self.say(f"what the canaries saw is kept in {self.folder.name}/{RESULTS}")
+        write_whole(folder / RESULTS, json.dumps(results, indent=1) + "\n")
+        (folder / LEDGER_NAME).unlink()  # the next probe is a new one
+        say(f"what the canaries saw is kept in {folder.name}/{RESULTS}")
         return _judged(results)
 
-    def _step(self, kernel: Kernel, canary: _Canary) -> None:
-        if canary.state == _WAITING:
-            self._start(kernel, canary)
-        elif canary.state == _INTENDED:
-            self._prove(kernel, canary)
-        elif canary.state == _PUSHED:
-            self._follow(kernel, canary)
 
-    def _start(self, kernel: Kernel, canary: _Canary) -> None:
-        inputs = [self.canaries[slug] for slug in kernel.sources]
-        if any(each.state == _FAILED for each in inputs):
-            self._fail(kernel, canary, "not pushed: the canary whose output it mounts did not finish", "Mend that one first.")
-            return
-        if any(each.state != _DONE for each in inputs):
-            return
-        held = self._clocks.get((kernel.slug, "hold"))
-        if held is not None and time.monotonic() - held < self.pace.capacity:
-            return
-        if kernel.needs_gpu and not self._quota_allows(kernel, canary):
-            return
-        if self._is_at_work(kernel, canary, self.kaggle.status(kernel.slug)):
-            return
-        self._send(kernel, canary)
-
-    def _quota_allows(self, kernel: Kernel, canary: _Canary) -> bool:
-        try:
-            quota = self.kaggle.quota()
-        except CredentialsError:
-            raise
-        except ClientError:
-            return True  # not knowing is no reason not to ask: the refusal is what counts
-        if quota is None or quota.left >= GPU_HOURS:
-            return True
-        text = f"not pushed: {quota.left:.2f} of {quota.allowed:.0f} h of GPU quota are left"
-        self._fail(kernel, canary, text, "Probe again when the week's quota is back.")
-        return False
-
-    def _is_at_work(self, kernel: Kernel, canary: _Canary, status: RunStatus) -> bool:
-        """A run of this slug that is not ours is never pushed over, but waited for."""
-        if status.name not in ACTIVE:
-            self._forget(kernel.slug, "foreign")
-            return False
-        self._once(kernel.slug, f"{kernel.slug}: another run of it is {status.name}: waiting for it to end")
-        if self._waited(kernel.slug, "foreign") > self.pace.queue_patience:
-            text = f"another run of it has been {status.name} for {self.pace.queue_patience / 60:.0f} min"
-            self._fail(kernel, canary, text, f"End it in the browser: {self._address(kernel)}")
-        return True
-
-    def _send(self, kernel: Kernel, canary: _Canary) -> None:
-        canary.state = _INTENDED
-        self._save()
-        folder = self.folder / "pushes" / kernel.slug
-        self.source.write_kernel(kernel, folder, push_id=canary.push_id, limit=LIMIT)
-        try:
-            pushed = self.kaggle.push(folder, limit=LIMIT)
-        except CapacityError as error:
-            self._not_pushed(kernel, canary)
-            self._once(kernel.slug, f"{kernel.slug}: {error} Waiting for a free session")
-            if self._waited(kernel.slug, "capacity") > self.pace.capacity_patience:
-                self._fail(kernel, canary, str(error), "End the other sessions of your account, and probe again.")
-        except QuotaError as error:
-            self._fail(kernel, canary, str(error), "Probe again when the week's quota is back.")
-        except GhostError as error:
-            self._cure(kernel, canary, error)
-        except SourcesDroppedError as error:
-            remedy = f"Accept the rules: kaggle.com/competitions/{COMPETITION}/rules" if kernel.competition else "Probe again."
-            self._fail(kernel, canary, str(error), remedy)
-        except NoAnswerError as error:
-            self.say(f"{kernel.slug}: {error}; looking whether the push happened before asking again")
-        except CredentialsError:
-            self._not_pushed(kernel, canary)
-            raise
-        except (RefusedError, StrangeAnswerError) as error:
-            self._fail(kernel, canary, str(error), _PHONE if "phone" in str(error).lower() else "Mend the cause and probe again.")
-        else:
-            self._was_pushed(kernel, canary, version=pushed.version)
-
-    def _not_pushed(self, kernel: Kernel, canary: _Canary) -> None:
-        canary.state = _WAITING
-        self._clocks[(kernel.slug, "hold")] = time.monotonic()
-        self._save()
-
-    def _was_pushed(self, kernel: Kernel, canary: _Canary, *, version: int | None) -> None:
-        canary.state, canary.version, canary.pushed_at = _PUSHED, version, stamp()
-        self._save()
-        self._forget(kernel.slug, "proof")
-        self.say(f"{kernel.slug}: pushed, version {version or 'unknown'}, at most {LIMIT / 60:.0f} min: {self._address(kernel)}")
-
-    def _cure(self, kernel: Kernel, canary: _Canary, error: GhostError) -> None:
-        """A refused first push leaves a kernel without a version, on which every later push fails: deleted once it is proved."""
-        proved = self.kaggle.status(kernel.slug).name == ABSENT and kernel.slug not in self._cured
-        with suppress(NoAnswerError):  # the pull of a ghost ends in an internal error
-            proved = proved and self.kaggle.pull(kernel.slug) is None
-        if not proved:
-            self._fail(kernel, canary, str(error), f"Look at it in the browser and delete it: {self._address(kernel)}")
-            return
-        self._cured.add(kernel.slug)
-        self.say(f"{kernel.slug}: an earlier refusal left it without a version; deleting it and pushing again")
-        self.kaggle.delete(kernel.slug)
-        canary.state = _WAITING
-        self._save()
-
-    def _prove(self, kernel: Kernel, canary: _Canary) -> None:
-        """Whether a push happened whose answer never came: the source that Kaggle holds carries its push id, or does not."""
-        try:
-            pulled = self.kaggle.pull(kernel.slug)
-        except NoAnswerError:
-            if self.kaggle.status(kernel.slug).name != ABSENT:
-                raise
-            pulled = None  # the pull of a ghost ends in an internal error
-        if pulled is not None and canary.push_id in pulled.source:
-            self._was_pushed(kernel, canary, version=pulled.version)
-            return
-        if self._waited(kernel.slug, "proof") < self.pace.settle:
-            return  # what Kaggle shows lags behind
-        if self._is_at_work(kernel, canary, self.kaggle.status(kernel.slug)):
-            return
-        self._forget(kernel.slug, "proof")
-        self.say(f"{kernel.slug}: the push did not happen, sending it")
-        self._send(kernel, canary)
-
-    def _follow(self, kernel: Kernel, canary: _Canary) -> None:
-        try:
-            status = self.kaggle.status(kernel.slug)
-        except StrangeAnswerError as error:
-            self._once(kernel.slug, f"{kernel.slug}: {error}; looking again")
-            if self._waited(kernel.slug, "strange") > self.pace.stale_patience:
-                self._fail(kernel, canary, str(error), f"Look at {self._address(kernel)}")
-            return
-        fresh = not canary.active and seconds_since(canary.pushed_at) < self.pace.settle
-        if status.name in ACTIVE or status.name == ABSENT:
-            self._forget(kernel.slug, "stale")
-            if status.name in ACTIVE and not canary.active:
-                canary.active = True
-                self._save()
-            running = status.name == "RUNNING"
-            patience = LIMIT + self.pace.overrun if running else self.pace.queue_patience
-            if self._waited(kernel.slug, status.name) > patience:
-                text = f"has been {status.name} for {patience / 60:.0f} min"
-                self._fail(kernel, canary, text, f"Look at {self._address(kernel)}, end it there, and probe again.")
-        elif status.name == COMPLETE:
-            self._collect(kernel, canary, fresh=fresh)
-        else:
-            self._has_ended(kernel, canary, status, fresh=fresh)
-
-    def _collect(self, kernel: Kernel, canary: _Canary, *, fresh: bool) -> None:
-        outputs = self.folder / "outputs"
-        try:
-            listing = self.kaggle.output(kernel.slug)
-            content = peek_record(self.kaggle, kernel.slug, listing, folder=outputs)
-            if content.get("push_id") != canary.push_id:
-                raise NoAnswerError("Kaggle shows the output of an earlier push")
-            record = fetch_output(self.kaggle, kernel.slug, listing, content, kind=KIND, folder=outputs)
-        except NoRecordError as error:
-            if not fresh:
-                self._fail(kernel, canary, f"{error}, though Kaggle calls it complete{_tail(listing)}", "Probe again.")
-            return
-        except NoAnswerError as error:  # listings lag, links expire
-            self._once(kernel.slug, f"{kernel.slug}: {error}; looking again")
-            if self._waited(kernel.slug, "stale") > self.pace.stale_patience:
-                self._fail(kernel, canary, f"{error}, for {self.pace.stale_patience / 60:.0f} min", "Probe again.")
-            return
-        except StrangeAnswerError as error:
-            self._fail(
-                kernel, canary, str(error), "Probe again; if it stays so, Kaggle lists outputs in a way this code does not know."
-            )
-            return
-        canary.record, canary.state = asdict(record), _DONE
-        self._save()
-        self.say(f"{kernel.slug}: done in {record.seconds.get('total', 0.0):.0f} s")
-
-    def _has_ended(self, kernel: Kernel, canary: _Canary, status: RunStatus, *, fresh: bool) -> None:
-        try:
-            listing = self.kaggle.output(kernel.slug)
-        except RefusedError:
-            listing = Listing({}, "")
-        if fresh and canary.push_id not in listing.log:
-            return  # this may still be the run before
-        said = f": {status.message}" if status.message else ""
-        self._fail(kernel, canary, f"ended as {status.name}{said}{_tail(listing)}", f"Look at {self._address(kernel)}")
-
-    def _fail(self, kernel: Kernel, canary: _Canary, found: str, remedy: str) -> None:
-        canary.state, canary.problem = _FAILED, [clean(found, ()), remedy]
-        self._save()
-        self.say(f"{kernel.slug}: {canary.problem[0].splitlines()[0]}")
-
-    def _save(self) -> None:
-        canaries = {slug: asdict(canary) for slug, canary in self.canaries.items()}
-        content = {"format": _FORMAT, "user": self.kaggle.user, "canaries": canaries}
-        write_whole(self.folder / STATE, json.dumps(content, indent=1) + "\n")
-
-    def _address(self, kernel: Kernel) -> str:
-        return f"https://www.kaggle.com/code/{self.kaggle.user}/{kernel.slug}"
-
-    def _waited(self, slug: str, what: str) -> float:
-        """Seconds since this was first waited for."""
-        moment = time.monotonic()
-        return moment - self._clocks.setdefault((slug, what), moment)
-
-    def _forget(self, slug: str, what: str) -> None:
-        self._clocks.pop((slug, what), None)
-
-    def _once(self, slug: str, text: str) -> None:
-        if (slug, text) not in self._said:
-            self._said.add((slug, text))
-            self.say(text)
+def _ledger(folder: Path, kaggle: Kaggle, say: Callable[[str], None]) -> Ledger:
+    """That of an interrupted probe of this account, or a new one."""
+    ledger = read_ledger(folder)
+    if ledger is not None and ledger.owner == kaggle.user:
+        say("an earlier probe was interrupted: going on with it")
+        for entry in ledger.kernels.values():
+            if entry.last is not None and entry.last.state not in OPEN and entry.output is None:
+                entry.series = len(entry.pushes)
+        return ledger
+    shutil.rmtree(folder / OUTPUTS, ignore_errors=True)
+    say(
+        f"three canaries of a few minutes each, private kernels of {kaggle.user}: {CPU}, {GPU}, {MOUNT}. The second costs about "
+        f"0.05 to {PROBE_HOURS} h of GPU quota (never over {PROBE_LIMIT / 3600:.2f} h), the others none"
+    )
+    return new_ledger(folder, campaign=KIND, owner=kaggle.user, experiments={}, datasets=[])
 
 
-def _tail(listing: Listing) -> str:
-    lines = [line for line in listing.log.splitlines() if line.strip()][-_LOG_LINES:]
-    return "\n" + "\n".join(lines) if lines else ""
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LaunchError("another probe is at work: wait for it, or stop it with Ctrl-C (what it pushed goes on)") from None
-        yield
-
-
-def _read_state(folder: Path, user: str) -> dict[str, _Canary]:
-    """What an interrupted probe of this account noted; nothing where there is none that can be read."""
+def _short_of_quota(kaggle: Kaggle) -> str:
+    """Why the GPU canary is not worth pushing; empty when it is, or when the service does not say."""
     try:
-        content = json.loads((folder / STATE).read_bytes())
-        if content["format"] != _FORMAT or content["user"] != user:
-            return {}
-        slugs = [kernel.slug for kernel in plan_probes()]
-        return {slug: _Canary(**canary) for slug, canary in content["canaries"].items() if slug in slugs}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        quota = kaggle.quota()
+    except CredentialsError:
+        raise
+    except ClientError:
+        return ""  # not knowing is no reason not to ask: the refusal is what counts
+    if quota is None or quota.left >= PROBE_HOURS:
+        return ""
+    return f"not pushed: {quota.left:.2f} of {quota.allowed:.0f} h of GPU quota are left"
 
 
-# --- what was seen, against what the code assumes --------------------------------------------------------------------
+def _problem(campaign: Campaign, kernel: Kernel) -> list[str]:
+    """What was found about a canary that failed, and what to do."""
+    last = campaign.ledger.entry(kernel.slug, KIND).last
+    found = last.note if last is not None and last.state == DROPPED else campaign.failures[kernel.slug]
+    low = found.lower()
+    if "without some of its inputs" in low and kernel.competition:
+        remedy = f"Accept the rules: kaggle.com/competitions/{COMPETITION}/rules"
+    elif "phone" in low:
+        remedy = _PHONE
+    elif "session count" in low:
+        remedy = "End the other sessions of your account, and probe again."
+    elif "quota" in low:
+        remedy = "Probe again when the week's quota is back."
+    else:
+        remedy = f"Look at https://www.kaggle.com/code/{campaign.kaggle.user}/{kernel.slug}, mend the cause, and probe again."
+    return [clean(found, ()), remedy]
 
 
 def kept_results(folder: Path) -> tuple[datetime, dict[str, Any], list[Finding]] | None:

@@ -27,7 +27,7 @@ class Publisher:
     Attributes:
         kaggle: the account.
         ledger: where the upload is noted.
-        folder: what is uploaded.
+        folder: what is uploaded; None: nothing.
         bundle: the hash of the files in it.
         settle: seconds for which the service may still show what was before an upload.
         say: takes a line that stays.
@@ -37,7 +37,7 @@ class Publisher:
 
     kaggle: Kaggle
     ledger: Ledger
-    folder: Path
+    folder: Path | None
     bundle: str
     settle: float
     say: Callable[[str], None]
@@ -69,7 +69,7 @@ class Publisher:
     @property
     def rests(self) -> bool:
         """Whether there is nothing more to do."""
-        return self.is_ready or self.failed
+        return self.folder is None or self.is_ready or self.failed
 
     def step(self) -> None:
         """One look, and what follows from it; only an upload takes long.
@@ -102,6 +102,7 @@ class Publisher:
             self._clocks.pop("answer", None)
 
     def _upload(self, entry: DatasetEntry) -> None:
+        assert self.folder is not None, "without a folder there is nothing to do"
         temporary = self.ledger.folder / "uploads" / f"{self.bundle[:12]}-{entry.attempts}"
         notes = f"bundle {self.bundle[:12]}, campaign {self.ledger.id}"
         self.kaggle.upload_dataset(self.folder, notes=notes, new=entry.before == 0, temporary=temporary)
@@ -154,6 +155,7 @@ class Publisher:
         self._upload(entry)
 
     def _files(self) -> dict[str, int]:
+        assert self.folder is not None, "without a folder there is nothing to do"
         return {
             path.relative_to(self.folder).as_posix(): path.stat().st_size
             for path in self.folder.rglob("*")
@@ -170,4 +172,5 @@ class Publisher:
         self.problems.append(f"the dataset {self.slug} was not published ({text})")
 
     def _waited(self, what: str) -> float:
-        return time.monotonic() - self._clocks.setdefault(what, time.monotonic())
+        moment = time.monotonic()
+        return moment - self._clocks.setdefault(what, moment)

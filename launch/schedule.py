@@ -9,7 +9,9 @@ from launch.plan import Kernel
 
 LONGEST = 12 * 3600.0  # seconds: Kaggle ends a session then
 # Hours on Kaggle, until one has run: estimates, not measurements.
-_EXPECTED = {"weights": 0.1, "prepare": 1.0, "inference": 0.25}
+PROBE_HOURS = 0.1  # of quota, what the GPU canary is expected to cost at most
+PROBE_LIMIT = 900.0  # seconds
+_EXPECTED = {"weights": 0.1, "prepare": 1.0, "inference": 0.25, "probe": PROBE_HOURS}
 _RESET_WEEKDAY = 5  # Saturday 00:00 UTC, where the service does not say
 
 
@@ -33,6 +35,8 @@ def time_limit(kernel: Kernel, *, ended_before: int = 0) -> float:
         kernel: to be pushed.
         ended_before: how many pushes came to the limit; each doubles it.
     """
+    if kernel.kind == "probe":
+        return PROBE_LIMIT
     hours = kernel.configs[0].hours if kernel.kind == "train" else _EXPECTED.get(kernel.kind, 0.25)
     return float(min(max(3 * hours * 3600, 3600.0) * 2**ended_before, LONGEST))
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from launch.build import read_source
+from launch.campaign import Pace
 from launch.client import (
     ABSENT,
     COMPLETE,
@@ -31,8 +32,9 @@ from launch.client import (
     SourcesDroppedError,
 )
 from launch.errors import LaunchError
+from launch.ledger import LEDGER_NAME
 from launch.metadata import check_kernel_metadata
-from launch.probe import CPU, GPU, MOUNT, STATE, ProbePace, expectations, kept_results, plan_probes, run_probes
+from launch.probe import CPU, GPU, MOUNT, expectations, kept_results, plan_probes, run_probes
 from launch.rehearsal.competition import write_competition
 from launch.rehearsal.session import Mount, isolation, run_script
 from lib import probe
@@ -40,7 +42,7 @@ from lib.run_record import RunRecord, describe_files, write_run_record
 
 SLUGS = [CPU, GPU, MOUNT]
 COMPETITION = "histopathologic-cancer-detection"
-PACE = ProbePace(
+PACE = Pace(
     poll=0.0,
     settle=0.05,
     capacity=0.0,
@@ -48,7 +50,12 @@ PACE = ProbePace(
     queue_patience=0.3,
     overrun=-899.7,
     stale_patience=0.3,
+    unknown_patience=0.3,
     outage=0.3,
+    quota_patience=0.0,
+    foreign_patience=0.3,
+    quota_every=0.0,
+    pushes=1,
 )
 ON = dict.fromkeys(("address", "huggingface", "pypi"), "reached")
 OFF = dict.fromkeys(("address", "huggingface", "pypi"), "TimeoutError")
@@ -211,7 +218,7 @@ def source():
 def run(kaggle, source, tmp_path):
     """Runs the probes; what was said is kept in `run.said`."""
 
-    def probes(*, pace: ProbePace = PACE, say: Any = None):
+    def probes(*, pace: Pace = PACE, say: Any = None):
         said: list[str] = []
         probes.said = said
         return run_probes(kaggle, tmp_path / "probe", say or said.append, pace=pace, source=source)
@@ -237,7 +244,7 @@ def test_all_as_assumed_ends_in_nothing_to_do_and_is_kept_with_its_date(run, kag
     assert kaggle.pushed == [CPU, GPU, MOUNT]
     cost = next(number for number, line in enumerate(run.said) if "h of GPU quota" in line)
     assert cost < next(number for number, line in enumerate(run.said) if ": pushed" in line)
-    assert not (tmp_path / "probe" / STATE).exists()
+    assert not (tmp_path / "probe" / LEDGER_NAME).exists()
     date, records, again = kept_results(tmp_path / "probe")
     assert again == findings
     assert date.tzinfo is not None
@@ -283,8 +290,8 @@ def test_killed_between_the_intention_and_the_push_it_is_pushed_under_the_noted_
     push, ids = kaggle.push, []
 
     def killed(folder: Path, *, limit: float) -> Pushed:
-        state = json.loads((tmp_path / "probe" / STATE).read_text())
-        ids.append(state["canaries"][CPU]["push_id"])
+        ledger = json.loads((tmp_path / "probe" / LEDGER_NAME).read_text())
+        ids.append(ledger["kernels"][CPU]["pushes"][0]["push_id"])
         raise KeyboardInterrupt
 
     kaggle.push = killed
@@ -391,7 +398,7 @@ def test_a_kernel_that_has_a_version_is_never_deleted(run, kaggle):
 def test_a_run_that_is_not_ours_is_waited_for_and_not_pushed_over(run, kaggle):
     kaggle.statuses[CPU] = [RunStatus(RUNNING)] * 5
     findings = run()
-    assert any("another run of it is RUNNING" in line for line in run.said)
+    assert any("did not push is RUNNING" in line for line in run.said)
     assert all(finding.ok for finding in findings)
     kaggle.statuses[CPU] = [RunStatus(RUNNING)] * 10**6
     pushed = kaggle.pushed.count(CPU)
@@ -404,13 +411,13 @@ def test_a_run_that_never_ends_is_not_waited_for_for_ever(state, run, kaggle):
     kaggle.statuses[GPU] = [RunStatus(ABSENT), *[RunStatus(state)] * 10**6]
     wrong = [finding for finding in run() if finding.ok is False]
     assert [finding.name for finding in wrong] == [GPU]
-    assert f"has been {state}" in wrong[0].found
+    assert (f"has been {state}" if state != ABSENT else "shows no run of it") in wrong[0].found
 
 
 def test_an_outage_ends_the_command_and_the_same_command_goes_on(run, kaggle):
     statuses = [RunStatus(ABSENT), *[NoAnswerError("no answer from Kaggle")] * 10**6]
     kaggle.statuses[CPU] = statuses
-    with pytest.raises(LaunchError, match="the same command waits for it"):
+    with pytest.raises(LaunchError, match="the same command goes on"):
         run()
     statuses.clear()
     assert all(finding.ok for finding in run())
@@ -421,7 +428,7 @@ def test_the_state_of_another_account_is_not_taken_up(run, kaggle, tmp_path):
     kaggle.statuses[CPU] = [RunStatus(ABSENT), KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         run()
-    state = tmp_path / "probe" / STATE
+    state = tmp_path / "probe" / LEDGER_NAME
     state.write_text(state.read_text().replace('"alice"', '"bob"'))
     run()
     assert kaggle.pushed.count(CPU) == 2
@@ -433,7 +440,7 @@ def test_a_second_probe_at_the_same_time_is_refused(run, kaggle):
         raise AssertionError("two at once")
 
     kaggle.status = status
-    with pytest.raises(LaunchError, match="another probe is at work"):
+    with pytest.raises(LaunchError, match="is at work in"):
         run()
 
 
