@@ -42,6 +42,7 @@ def recipe(session: Session) -> None:
         fold_table_id=table_id,
         bundle_id=parameters.bundle_id,
         weights=weights,
+        deadline=session.deadline,
     )
     with session.stage("train"):
         names, scores = train_fold(task, folder=session.working, device=device, say=session.say, replace=session.withdraw_record)

@@ -339,8 +339,10 @@ def _check_owner(line: _Line, root: Path) -> list[Finding]:
         return [Finding("owner", None, f"{METADATA} says {owner}; not compared: {line.silent}")]
     user = line.kaggle.user
     if owner == PLACEHOLDER_OWNER:
-        remedy = f'Write "{user}" in place of {owner} into {METADATA}, or pass --owner {user}.'
-        return [Finding("owner", False, f"you are {user}; {METADATA} still holds the placeholder", remedy)]
+        remedy = (
+            f'`run` pushes as {user}. For `build` and the plain client write "{user}" into {METADATA}, or pass --owner {user}.'
+        )
+        return [Finding("owner", None, f"you are {user}; {METADATA} still holds the placeholder", remedy)]
     if owner.lower() != user.lower():
         remedy = f'Write "{user}" into {METADATA}, or use the credentials of {owner}: kernels are pushed as {user}.'
         return [Finding("owner", False, f"you are {user}, {METADATA} says {owner}", remedy)]

@@ -88,10 +88,13 @@ class Config:
         1, "epochs between validations that are logged (never used to choose weights); 0: only at the end", low=0, high=1000
     )
 
+    deterministic: bool = _knob(
+        False, "the clock may not shorten the plan of a fold that does not fit its session: it is an error instead"
+    )
     hours: float = _knob(
         2.0,
         "hours one fold is expected to take on 2 x T4: what a campaign counts against the quota before a fold has run; three "
-        "times this (1 to 12) is the time limit of the push",
+        "times this (1 to 12) is the time limit of the push, inside which a fold shortens its plan if it must",
         low=0.01,
         high=12.0,
     )

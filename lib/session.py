@@ -1,6 +1,7 @@
 """Where a kernel finds itself: its inputs, its working folder, its device, and whether that is enough for the run."""
 
 import errno
+import math
 import os
 import platform
 import shutil
@@ -29,6 +30,8 @@ _ENTRIES_LOOKED_AT = 1000  # per folder: a folder of 220,000 tiles must not cost
 
 # What the code was run with. Older packages are reported, not refused.
 TRIED_WITH = {"torch": "2.10", "timm": "1.0.26", "numpy": "2.0", "pandas": "2.2", "scikit-learn": "1.6"}
+# Of a session's time limit, what passes before our first second and after our last: seconds, and at most this share of it.
+_AROUND, _AROUND_SHARE = 180.0, 0.05
 _RECORDED = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "pillow", "safetensors")
 
 
@@ -109,6 +112,15 @@ class Session:
         yield
         self.seconds[name] = round(time.monotonic() - before, 3)
         self.say(f"{name} took {self.seconds[name]:.1f} s")
+
+    def deadline(self, parts_left: int) -> float:
+        """When the next of so many equal parts must be done, on the monotonic clock; infinite where no limit is known."""
+        limit = self.parameters.limit
+        if not limit:
+            return math.inf
+        end = self.started + limit - min(_AROUND, _AROUND_SHARE * limit)
+        now = time.monotonic()
+        return now + max(0.0, end - now) / parts_left
 
     def withdraw_record(self) -> None:
         """Take back the record of an earlier run, right before the first of its files is replaced."""

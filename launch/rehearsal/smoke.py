@@ -17,7 +17,7 @@ from launch.build import read_source
 from launch.campaign import REHEARSAL
 from launch.client import Patience, connect
 from launch.errors import LaunchError
-from launch.local import WEIGHTS_FOLDER, attached_datasets, has_weights, link_or_copy
+from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy
 from launch.plan import Experiment
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.server import Server
@@ -83,8 +83,7 @@ def smoke(
             from launch.rehearsal.hub import Hub
 
             encoders = [experiment.config.backbone]
-            fetched = WEIGHTS_FOLDER if has_weights(WEIGHTS_FOLDER, encoders) else None
-            hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=fetched, say=say))
+            hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=WEIGHTS_FOLDER, say=say))
             environment |= hub.environment()
         kaggle = LoopbackKaggle(
             out / "kaggle",

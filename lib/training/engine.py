@@ -1,5 +1,6 @@
 """One epoch: order, batches, augmentation, loss, step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,8 +76,19 @@ def train_one_epoch(
     config: Config,
     device: torch.device,
     precision: torch.dtype,
+    look: Callable[[], None] | None = None,
 ) -> float:
-    """Pass once over the training rows.
+    """Pass once over the training rows, or as far as the plan goes.
+
+    Args:
+        network: learns.
+        part: what from.
+        step: how, and how many steps the plan has.
+        epoch: counted from 0.
+        config: the knobs.
+        device: to compute on.
+        precision: of the forward pass.
+        look: called now and then, when the device has caught up; may shorten the plan.
 
     Returns:
         The mean loss of the epoch.
@@ -112,6 +124,10 @@ def train_one_epoch(
         trained += len(rows)
         if number % _LOOK_EVERY == 0:
             _demand_finite(total, epoch=epoch, number=number, step=step)
+            if look is not None:
+                look()
+        if step.left <= 0:
+            break
     _demand_finite(total, epoch=epoch, number=number, step=step)
     return float(total) / trained
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from lib.metrics import auc, fold_scores, probability
 from lib.model.checkpoint import Identity, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
 from lib.model.predict import predict_logits
+from lib.training.budget import Budget
 from lib.training.engine import Part, train_one_epoch
 from lib.training.optimizer import OptimizerStep, build_optimizer
 
@@ -43,6 +45,7 @@ class FoldTask:
         fold_table_id: of the fold table.
         bundle_id: of the code: a member begun by other code is begun anew.
         weights: `folder` or `file` for `build_network`, or empty.
+        deadline: from how many members are left to when this one must be done, on the monotonic clock; None: whenever.
     """
 
     experiment: str
@@ -55,6 +58,7 @@ class FoldTask:
     fold_table_id: str
     bundle_id: str
     weights: dict[str, Path]
+    deadline: Callable[[int], float] | None = None
 
     def identity(self, member: int) -> Identity:
         """What the checkpoint of a member says of itself."""
@@ -212,6 +216,7 @@ def _train_member(
         scaled=precision == torch.float16,
     )
     history = _resume(folder / files.unfinished, plan=plan, network=network, step=step, device=device)
+    planned = steps * config.epochs
     name = f"fold {task.fold}, member {member}"
     say(
         f"{name}: {len(outside):,} tiles to learn from, {len(inside):,} out of fold, "
@@ -230,14 +235,21 @@ def _train_member(
             precision=precision,
         )
 
+    look = _budget_look(task, member, step=step, inside=len(inside), say=lambda text: say(f"{name}: {text}"))
     for epoch in range(len(history), config.epochs):
-        loss = train_one_epoch(network, part, step, epoch=epoch, config=config, device=device, precision=precision)
+        loss = train_one_epoch(network, part, step, epoch=epoch, config=config, device=device, precision=precision, look=look)
         line: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "learning_rate": step.learning_rate, "skipped": step.skipped}
         if config.validate_every and (epoch + 1) % config.validate_every == 0:
             line["validation_auc"] = auc(labels[inside], probability(predict(1)))
+        if look is not None:
+            look()
+        if step.total < planned:
+            line["shortened_to"] = step.total
         history.append(line)
         seen = f", AUC {line['validation_auc']:.4f} (1 view)" if "validation_auc" in line else ""
         say(f"{name}: epoch {epoch + 1} of {config.epochs}, loss {loss:.4f}{seen}")
+        if step.left <= 0 and step.total < planned:
+            break
         if epoch + 1 < config.epochs:
             _save_unfinished(folder / files.unfinished, plan=plan, network=network, step=step, history=history)
     logits = predict(config.views)
@@ -253,6 +265,22 @@ def _train_member(
     say(f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.views} views, last weights)")
 
 
+def _budget_look(
+    task: FoldTask, member: int, *, step: OptimizerStep, inside: int, say: Callable[[str], None]
+) -> Callable[[], None] | None:
+    """What looks at the clock while a member is trained; None where no clock binds."""
+    if task.deadline is None:
+        return None
+    config = task.config
+    deadline = task.deadline(config.members - member)
+    if math.isinf(deadline):
+        return None
+    budget = Budget(deadline=deadline, deterministic=config.deterministic, say=say)
+    budget.begin(step)
+    batches = inside * config.views / config.batch_size
+    return lambda: budget.look(step, prediction_batches=batches)
+
+
 def _save_unfinished(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, history: list[dict[str, Any]]) -> None:
     """The state after a whole epoch: weights, moments, scaler, schedule. Draws need none: they are keyed by the epoch."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -263,6 +291,7 @@ def _save_unfinished(path: Path, *, plan: str, network: Classifier, step: Optimi
         "history": history,
         "applied": step.applied,
         "skipped": step.skipped,
+        "schedule": step.schedule_state(),
         "scaler": step.scaler.state_dict(),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -290,6 +319,7 @@ def _resume(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, 
     groups = step.optimizer.state_dict()["param_groups"]
     step.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     step.applied, step.skipped = facts["applied"], facts["skipped"]
+    step.load_schedule(facts["schedule"])
     if facts["scaler"]:
         step.scaler.load_state_dict(facts["scaler"])
     network.to(device)

@@ -42,12 +42,44 @@ class OptimizerStep:
         self.scaler = torch.amp.GradScaler(enabled=scaled)
         self.applied = 0  # the schedule counts applied steps: one skipped for an overflow does not advance it
         self.skipped = 0
+        self._knee = (warmup, 0.0, 1.0)  # where the present fall began: step, share of the cosine, share of the peak
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     @property
     def learning_rate(self) -> float:
         """The rate of the next step."""
-        return learning_rate_at(self.applied, total=self.total, warmup=self.warmup, peak=self.peak)
+        begin, share, height = self._knee
+        if begin == self.warmup and share == 0.0 and height == 1.0:
+            return learning_rate_at(self.applied, total=self.total, warmup=self.warmup, peak=self.peak)
+        way = min((self.applied - begin) / max(self.total - begin, 1), 1.0)
+        return self.peak * height * 0.5 * (1 + math.cos(math.pi * (share + (1 - share) * way)))
+
+    @property
+    def left(self) -> int:
+        """Applied steps until the plan's end."""
+        return self.total - self.applied
+
+    def shorten(self, left: int) -> None:
+        """Let the plan end after `left` more steps; the rate falls from where it is, faster, to the same zero."""
+        if not 1 <= left < self.left:
+            raise ValueError(f"{left} steps are not fewer than the {self.left} that are left")
+        rate = self.learning_rate
+        begin, share, height = self._knee
+        if self.applied < self.warmup:  # the climb ends here
+            self._knee = (self.applied, 0.0, rate / self.peak)
+        else:
+            way = (self.applied - begin) / max(self.total - begin, 1)
+            self._knee = (self.applied, share + (1 - share) * way, height)
+        self.total = self.applied + left
+
+    def schedule_state(self) -> list[float]:
+        """The plan as it stands, for `load_schedule`."""
+        return [self.total, *self._knee]
+
+    def load_schedule(self, state: list[float]) -> None:
+        """Take up a plan that was perhaps shortened."""
+        total, begin, share, height = state
+        self.total, self._knee = int(total), (int(begin), float(share), float(height))
 
     def __call__(self, loss: torch.Tensor) -> bool:
         """Take one step on this loss; False when the scaler skipped it because a gradient overflowed."""

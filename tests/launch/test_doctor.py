@@ -356,12 +356,12 @@ def test_a_check_that_fails_in_an_unforeseen_way_stops_no_other(check, home, roo
     assert "ZeroDivisionError" in findings[name].found
 
 
-def test_the_placeholder_and_a_foreign_owner_are_to_do(home, root):
+def test_the_placeholder_is_a_note_and_a_foreign_owner_is_to_do(home, root):
     path = root / "kernel-metadata.json"
     mine = path.read_text()
     path.write_text(mine.replace("alice", "your-kaggle-username"))
     found = look(FakeKaggle(), home, root)["owner"]
-    assert (found.ok, '"alice"' in found.remedy) == (False, True)
+    assert (found.ok, '"alice"' in found.remedy) == (None, True)  # `run` takes the account whose credentials these are
     path.write_text(mine.replace("alice", "bob"))
     found = look(FakeKaggle(), home, root)["owner"]
     assert (found.ok, "bob" in found.found) == (False, True)

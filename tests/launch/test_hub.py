@@ -168,7 +168,7 @@ def test_a_large_file_is_streamed(made, tmp_path, no_timm):
         finally:
             tracemalloc.stop()
     assert received == size
-    assert peak < 10 << 20
+    assert peak < 24 << 20  # 2 to 11 MB measured, for 85 MB as for 340 MB; a file held in memory would be all of it
 
 
 def test_the_users_proxy_settings_are_kept_and_the_token_is_not(made, no_timm, monkeypatch):
