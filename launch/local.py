@@ -14,7 +14,7 @@ from pathlib import Path
 from launch.build import Built, build
 from launch.errors import LaunchError
 from launch.plan import ROOT, Experiment, Kernel, plan_kernels
-from launch.rehearsal.session import Mount, Outcome, gpus, isolation, run_script
+from launch.sandbox import Mount, Outcome, gpus, isolation, run_script
 from launch.summary import Summary, print_summary, summarise
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecordError, read_run_record

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from launch.rehearsal.session import Mount, Outcome, gpus, run_script
+from launch.sandbox import Mount, Outcome, gpus, run_script
 
 
 @dataclass(frozen=True, kw_only=True)

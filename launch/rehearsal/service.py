@@ -21,7 +21,7 @@ from typing import Any
 from launch.errors import LaunchError
 from launch.rehearsal.faults import Fault, Faults
 from launch.rehearsal.scheduler import Executor, Job, KernelExecutor, Scheduler
-from launch.rehearsal.session import Mount, Outcome
+from launch.sandbox import Mount, Outcome
 from lib.files import write_whole
 from lib.session import COMPETITION
 

@@ -22,8 +22,8 @@ from launch.plan import Experiment
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.server import Server
 from launch.rehearsal.service import LoopbackKaggle, Settings
-from launch.rehearsal.session import isolation
 from launch.run import Order, Result, run
+from launch.sandbox import isolation
 from launch.submission import ScorePace
 from lib.files import write_whole
 

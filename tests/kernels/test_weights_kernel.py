@@ -14,7 +14,7 @@ from timm.models import save_for_hf
 
 from launch.build import build
 from launch.plan import Experiment, plan_kernels
-from launch.rehearsal.session import Mount, run_script
+from launch.sandbox import Mount, run_script
 from lib.config import Config
 from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint
 from lib.model.network import build_network

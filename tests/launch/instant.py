@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from launch.rehearsal.session import Outcome
+from launch.sandbox import Outcome
 from lib.metrics import auc
 from lib.run_record import RunRecord, describe_files, write_run_record
 

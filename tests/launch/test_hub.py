@@ -16,7 +16,7 @@ from launch.errors import LaunchError
 from launch.plan import Experiment
 from launch.rehearsal import hub as hub_module
 from launch.rehearsal.hub import Hub
-from launch.rehearsal.session import run_script
+from launch.sandbox import run_script
 from lib.config import Config
 from lib.files import sha256_of
 from lib.model.network import build_network

@@ -36,7 +36,7 @@ from launch.ledger import LEDGER_NAME
 from launch.metadata import check_kernel_metadata
 from launch.probe import CPU, GPU, MOUNT, expectations, kept_results, plan_probes, run_probes
 from launch.rehearsal.competition import write_competition
-from launch.rehearsal.session import Mount, isolation, run_script
+from launch.sandbox import Mount, isolation, run_script
 from lib import probe
 from lib.run_record import RunRecord, describe_files, write_run_record
 

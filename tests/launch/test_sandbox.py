@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from launch import sandbox
 from launch.errors import LaunchError
-from launch.rehearsal import session
-from launch.rehearsal.session import Mount, Outcome, isolation, run_script
+from launch.sandbox import Mount, Outcome, isolation, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 namespaces = pytest.mark.skipif(isolation() != "namespaces", reason="no namespaces on this system")
@@ -120,7 +120,7 @@ def test_without_network_nothing_can_be_reached(tmp_path: Path) -> None:
 
 
 def test_guarded_sockets_refuse_what_is_not_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "isolation", lambda: "guard")
+    monkeypatch.setattr(sandbox, "isolation", lambda: "guard")
     (tmp_path / "data").mkdir()
     outcome = run(tmp_path, CONNECT.format(addresses=[DOCUMENTATION_ADDRESS]), mounts=[Mount(tmp_path / "data", "datasets/a/b")])
     assert "no network in this kernel (enable_internet is false)" in said(outcome)[DOCUMENTATION_ADDRESS[0]]
@@ -128,7 +128,7 @@ def test_guarded_sockets_refuse_what_is_not_this_machine(tmp_path: Path, monkeyp
 
 
 def test_guarded_sockets_refuse_the_other_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "isolation", lambda: "guard")
+    monkeypatch.setattr(sandbox, "isolation", lambda: "guard")
     source = f"""
 import json, socket
 facts = {{}}
@@ -176,7 +176,7 @@ def test_the_working_folder_survives_and_the_rest_is_made_anew(tmp_path: Path) -
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_LOCK_WAIT", 0.2)
+    monkeypatch.setattr(sandbox, "_LOCK_WAIT", 0.2)
     running = threading.Thread(target=run, args=(tmp_path, "open('here', 'w'); import time; time.sleep(3)"))
     running.start()
     wait_for(tmp_path / "run" / "working" / "here")
@@ -218,9 +218,9 @@ def test_a_command_killed_takes_its_kernel_with_it(way: str, tmp_path: Path) -> 
     )
     command = f"""
 from pathlib import Path
-from launch.rehearsal import session
-session.isolation = lambda: {way!r}
-session.run_script(Path("long.py"), folder=Path("run").resolve(), mounts=[], place="local", threads=1, network=False, limit=None)
+from launch import sandbox
+sandbox.isolation = lambda: {way!r}
+sandbox.run_script(Path("long.py"), folder=Path("run").resolve(), mounts=[], place="local", threads=1, network=False, limit=None)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", command], cwd=tmp_path, env=environment)
