@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,15 @@ class Source:
     thin: bool = False
     strict_bundle: bool = False
 
-    def write_kernel(self, kernel: Kernel, folder: Path, *, push_id: str = "", limit: float = 0.0) -> int:
+    def write_kernel(
+        self,
+        kernel: Kernel,
+        folder: Path,
+        *,
+        push_id: str = "",
+        limit: float = 0.0,
+        inputs: Mapping[str, str] | None = None,
+    ) -> int:
         """Write script and metadata of a kernel, complete for the plain client; returns the script's bytes.
 
         Args:
@@ -66,6 +74,7 @@ class Source:
             folder: made if it is not there.
             push_id: proves which push an output came from.
             limit: seconds after which the service will end the session; 0 says nothing.
+            inputs: slug to push id of the outputs it must find mounted; others are refused as earlier ones.
         """
         parameters = kernel_parameters(
             kernel,
@@ -75,6 +84,7 @@ class Source:
             strict_bundle=self.strict_bundle,
             push_id=push_id,
             limit=limit,
+            inputs=inputs,
         )
         script = render_script(kernel, self.files, parameters, thin=self.thin).encode()
         folder.mkdir(parents=True, exist_ok=True)

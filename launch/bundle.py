@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 import pprint
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def kernel_parameters(
     strict_bundle: bool,
     push_id: str = "",
     limit: float = 0.0,
+    inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What the script tells `lib.session.read_parameters`."""
     return {
@@ -77,6 +79,7 @@ def kernel_parameters(
         "strict_bundle": strict_bundle,
         "push_id": push_id,
         "limit": limit,
+        "inputs": dict(inputs or {}),
         "bundle_id": bundle,
         "git_commit": commit,
         "configs": [asdict(config) for config in kernel.configs],

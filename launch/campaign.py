@@ -58,6 +58,7 @@ from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
 from lib.files import write_whole
 from lib.run_record import RunRecord
+from lib.session import MISSING_INPUTS
 
 OUTPUTS, PUSHES, LOGS = "outputs", "pushes", "logs"
 GPU_SESSIONS, CPU_SESSIONS = 2, 5  # what Kaggle runs at a time for one account
@@ -390,7 +391,9 @@ class Campaign:
     def _send(self, kernel: Kernel, entry: KernelEntry, push: Push) -> None:
         """The one place that pushes. The intention stands in the ledger already."""
         folder = self.folder / PUSHES / kernel.slug
-        self.source.write_kernel(kernel, folder, push_id=push.push_id, limit=push.limit)
+        outputs = {slug: self.ledger.kernels[slug].output for slug in kernel.sources}
+        inputs = {slug: output.push_id for slug, output in outputs.items() if output is not None}
+        self.source.write_kernel(kernel, folder, push_id=push.push_id, limit=push.limit, inputs=inputs)
         push.bundle_id = self.source.bundle
         try:
             pushed = self.kaggle.push(folder, limit=push.limit)
@@ -685,6 +688,9 @@ class Campaign:
                 self._end(kernel, push, UNFINISHED, _LIMIT_NOTE if limited else "the run was cancelled")
             return
         said = listing.log.strip().splitlines()
+        if any(MISSING_INPUTS in line for line in said):
+            self._end(kernel, push, UNFINISHED, "Kaggle had not mounted the outputs it reads yet, or had mounted earlier ones")
+            return
         if any(line.startswith(("error: ", "Traceback")) for line in said):
             shown = "\n".join(f"      {line}" for line in said[-_LOG_LINES:])
             self._end(kernel, push, FAILED, said[-1])

@@ -246,14 +246,18 @@ def read_ledger(folder: Path) -> Ledger | None:
 
 
 @contextmanager
-def campaign_lock(folder: Path) -> Iterator[None]:
+def campaign_lock(folder: Path, *, name: str = "lock") -> Iterator[None]:
     """Keep two campaigns of one checkout apart: they share slugs and slots.
+
+    Args:
+        folder: that holds the lock, made where it is missing.
+        name: of the lock's file.
 
     Raises:
         LaunchError: another one is at work.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as stream:
+    with (folder / name).open("a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -70,11 +70,20 @@ def write_run_record(folder: Path, record: RunRecord) -> None:
 
 def peek_kind(folder: Path) -> str:
     """The kind that a folder's run.json names, or an empty text where there is none that can be read."""
+    return _peek(folder, "kind")
+
+
+def _peek(folder: Path, name: str) -> str:
     try:
         content = json.loads((folder / RECORD_NAME).read_bytes())
     except (OSError, ValueError):
         return ""
-    return str(content.get("kind", "")) if isinstance(content, dict) else ""
+    return str(content.get(name, "")) if isinstance(content, dict) else ""
+
+
+def peek_push(folder: Path) -> str:
+    """The push id that a folder's run.json names, or an empty text where there is none that can be read."""
+    return _peek(folder, "push_id")
 
 
 def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str] = (), fetched_only: bool = False) -> RunRecord:

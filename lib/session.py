@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from lib.config import Config, ConfigError, config_from_dict
 from lib.errors import KernelError, listed
-from lib.run_record import RECORD_NAME, RunRecord, describe_files, peek_kind, write_run_record
+from lib.run_record import RECORD_NAME, RunRecord, describe_files, peek_kind, peek_push, write_run_record
 
 if TYPE_CHECKING:
     import torch
 
 COMPETITION = "histopathologic-cancer-detection"
+MISSING_INPUTS = "outputs this kernel was pushed to read are not among the inputs"  # the launcher knows these words
 
 # /kaggle/input/{competitions/<slug>, datasets/<owner>/<slug>, datasets/organizations/<owner>/<slug>,
 # notebooks/<owner>/<slug>} since 2026, /kaggle/input/<slug> before, and a folder inside a dataset.
@@ -56,6 +57,7 @@ class Parameters:
     strict_bundle: bool = False
     push_id: str = ""
     limit: float = 0.0  # seconds after which the service ends the session; 0: not told
+    inputs: Mapping[str, str] = field(default_factory=dict)  # slug to push id of the outputs that must be mounted
     bundle_id: str = ""
     git_commit: str = ""
 
@@ -264,6 +266,25 @@ def find_file(root: Path, name: str, *, remedy: str) -> Path:
     return _only_one(found, root, what=f"the file {name}", remedy=remedy)
 
 
+def demand_inputs(session: Session) -> None:
+    """Hold the mounted outputs against the pushes this kernel was told to read.
+
+    A platform mounts the last version it knows to be complete, which may be an earlier one, and says nothing.
+
+    Raises:
+        PreflightError: an output is missing, or is that of another push; all of them listed.
+    """
+    wanted = session.parameters.inputs
+    if not wanted:
+        return
+    mounted = {push_id: mount for mount in list_mounts(session.input) if (push_id := peek_push(mount))}
+    lacking = [f"{slug}, push {push_id}" for slug, push_id in wanted.items() if push_id and push_id not in mounted]
+    if lacking:
+        seen = ", ".join(sorted(mounted)) or "none"
+        remedy = f"Mounted are the outputs of these pushes: {seen}. Wait a little and push this kernel again."
+        raise PreflightError(listed(f"{MISSING_INPUTS}:", lacking, remedy=remedy))
+
+
 # --- device, versions, room ------------------------------------------------------------------------------------------
 
 
@@ -390,7 +411,9 @@ def run_kernel(recipe: Any, values: Mapping[str, Any]) -> int:
     An error that is not a KernelError keeps its traceback, which names `lib/<file>.py` and the repository's line.
     """
     try:
-        recipe(open_session(read_parameters(values)))
+        session = open_session(read_parameters(values))
+        demand_inputs(session)
+        recipe(session)
     except (KernelError, ConfigError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the rest keeps its traceback
             raise

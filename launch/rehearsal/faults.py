@@ -23,7 +23,7 @@ class Fault:
             effect), html, html-after, timeout, empty; or what only makes sense in one place: capacity, quota, ghost,
             drop-sources, wrong-slug, error (SaveKernel); status, stale (GetKernelSessionStatus); missing, page,
             traversal, stale (ListKernelSessionOutput); expired, short, cut (output); error, for-ever, cancelled,
-            no-output (session); old-version, failed, drop-file (dataset); pending, error (score).
+            no-output, no-mount (session); old-version, failed, drop-file (dataset); pending, error (score).
         slug: only requests about a kernel or dataset whose slug contains this text.
         nth: the first such request it strikes, counted from 1.
         times: how many in a row; 0 for ever.

@@ -337,7 +337,7 @@ class LoopbackKaggle:
             folder = self._attached.get(name) or self._mounted_dataset(name)
             if folder is not None:
                 mounts.append(Mount(folder, f"datasets/{self.owner}/{name}"))
-        for source in version["kernels"]:
+        for source in version["kernels"] if version.get("fault") != "no-mount" else ():
             name = source.split("/")[1]
             done = [
                 each for each in self._state["kernels"].get(name, {"versions": []})["versions"] if each["status"] == "COMPLETE"

@@ -17,6 +17,7 @@ from launch.build import read_source
 from launch.campaign import REHEARSAL
 from launch.client import Patience, connect
 from launch.errors import LaunchError
+from launch.ledger import campaign_lock
 from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy
 from launch.plan import Experiment
 from launch.rehearsal.faults import Fault
@@ -29,6 +30,7 @@ from lib.files import write_whole
 
 JUDGE = "the loopback Kaggle"
 _FINISHED = "finished"  # the note that a rehearsal came to its end, so that the next one starts anew
+_LOCK = "rehearsal.lock"
 _IDENTITY = "identity.json"  # what the rehearsal is of; another one starts anew
 _PATIENCE = Patience(answer=60.0, upload=300.0, tries=5, delay=0.2, longest_delay=2.0)
 # A new version of a dataset is mounted some seconds after its upload returned; a score takes a moment.
@@ -65,6 +67,24 @@ def smoke(
     Raises:
         LaunchError: something failed; the message says what and what to do.
     """
+    with campaign_lock(out, name=_LOCK):  # before anything of an earlier rehearsal is cleared away
+        return _rehearse(
+            experiment, data=data, tiles=tiles, out=out, attach=attach, thin=thin, faults=faults, owner=owner, say=say
+        )
+
+
+def _rehearse(
+    experiment: Experiment,
+    *,
+    data: Path | None,
+    tiles: int | None,
+    out: Path,
+    attach: Sequence[Path],
+    thin: bool,
+    faults: Sequence[Fault],
+    owner: str,
+    say: Callable[[str], None],
+) -> Result:
     started = time.monotonic()
     folder, labels = _competition_folder(out, data=data, tiles=tiles, seed=experiment.config.seed, say=say)
     attached = attached_datasets(attach, owner)
@@ -122,26 +142,27 @@ def smoke(
 
 def serve(*, port: int, data: Path | None, faults: Sequence[Fault], out: Path, owner: str, say: Callable[[str], None]) -> None:
     """Serve the loopback Kaggle until it is interrupted; what it holds is kept in `out` and served again next time."""
-    folder, labels = _competition_folder(out, data=data, tiles=None, seed=2018, say=say)
-    note = out / "token"
-    if not note.is_file():
-        write_whole(note, f"KGAT_{secrets.token_hex(16)}")
-    kaggle = LoopbackKaggle(
-        out / "kaggle",
-        data=folder,
-        labels=labels,
-        owner=owner,
-        token=note.read_text(encoding="utf-8").strip(),
-        settings=_SETTINGS,
-        faults=faults,
-    )
-    with Server(kaggle, port=port) as server:
-        say(f"a loopback Kaggle on port {server.port}, account {owner}. In another terminal:")
-        for name, value in server.environment().items():
-            say(f"export {name}='{value}'")
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(3600)
+    with campaign_lock(out, name=_LOCK):
+        folder, labels = _competition_folder(out, data=data, tiles=None, seed=2018, say=say)
+        note = out / "token"
+        if not note.is_file():
+            write_whole(note, f"KGAT_{secrets.token_hex(16)}")
+        kaggle = LoopbackKaggle(
+            out / "kaggle",
+            data=folder,
+            labels=labels,
+            owner=owner,
+            token=note.read_text(encoding="utf-8").strip(),
+            settings=_SETTINGS,
+            faults=faults,
+        )
+        with Server(kaggle, port=port) as server:
+            say(f"a loopback Kaggle on port {server.port}, account {owner}. In another terminal:")
+            for name, value in server.environment().items():
+                say(f"export {name}='{value}'")
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(3600)
     say("stopped; the same command goes on with what it holds")
 
 

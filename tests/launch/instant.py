@@ -14,7 +14,8 @@ import pandas as pd
 
 from launch.sandbox import Outcome
 from lib.metrics import auc
-from lib.run_record import RunRecord, describe_files, write_run_record
+from lib.run_record import RunRecord, describe_files, peek_push, write_run_record
+from lib.session import MISSING_INPUTS
 
 TILES, TEST_TILES, GROUPS = 40, 12, 8
 
@@ -68,6 +69,10 @@ class InstantKernels:
             while time.monotonic() < started + seconds:
                 if job.stop.wait(0.01):
                     return Outcome(-9, time.monotonic() - started, log, True)
+            mounted = {peek_push(mount.source) for mount in job.mounts}
+            if lacking := set(parameters.get("inputs", {}).values()) - mounted:
+                log.write_text(f"{log.read_text()}error: {MISSING_INPUTS}: {lacking}\n")
+                return Outcome(1, 0.0, log)
             leave(working, parameters, self.data)
         finally:
             self.now[job.gpu] -= 1

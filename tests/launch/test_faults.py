@@ -61,12 +61,14 @@ FINISHES = {
     "token not introspected at first": [Fault("IntrospectToken", "503", times=2)],
     "sources dropped once": [Fault("SaveKernel", "drop-sources", slug="fold-0")],
     "cancelled once": [Fault("session", "cancelled", slug="fold-1")],
+    "inputs not mounted yet": [Fault("session", "no-mount", slug="fold-1")],
     "ended without output once": [Fault("session", "no-output", slug="fold-1")],
 }  # fmt: skip
 # These make another push, upload: as they should.
 AGAIN = {
     "sources dropped once",
     "cancelled once",
+    "inputs not mounted yet",
     "ended without output once",
     "dataset failed once",
     "one uploaded file dropped",
@@ -85,6 +87,7 @@ STOPS = {
     "unknown status for ever": ([Fault("GetKernelSessionStatus", "status", slug="fold-0", times=0, value="X")], "nobody knows"),
     "running for ever": ([Fault("session", "for-ever", slug="fold-0")], "RUNNING"),
     "kernel ERROR": ([Fault("session", "error", slug="fold-0", times=0)], "fold-0"),
+    "inputs never mounted": ([Fault("session", "no-mount", slug="fold-0", times=0)], "had not mounted"),
     "cancelled every time": ([Fault("session", "cancelled", slug="fold-0", times=0)], "did not finish"),
     "no output every time": ([Fault("session", "no-output", slug="fold-0", times=0)], "did not finish"),
     "listing short for ever": ([Fault("ListKernelSessionOutput", "missing", slug="fold-0", times=0, value="oof")], "without"),

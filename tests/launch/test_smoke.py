@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from launch.errors import LaunchError
+from launch.ledger import campaign_lock
 from launch.local import local
 from launch.plan import load_experiment
 from launch.rehearsal import smoke as rehearsal
@@ -143,6 +144,12 @@ def test_a_kernel_that_fails_is_shown_with_the_end_of_its_log(data, tmp_path):
     assert "ended with exit code 1" in str(failure.value)
     assert "the file absent.safetensors is not among the inputs" in str(failure.value)
     assert any("prepare" in line and "done" in line for line in said)
+
+
+def test_two_rehearsals_in_one_folder_are_kept_apart(data, tmp_path):
+    with campaign_lock(tmp_path / "out", name="rehearsal.lock"), pytest.raises(LaunchError, match="is at work in"):
+        rehearsal.smoke(load_experiment("smoke", KNOBS), data=data, tiles=None, out=tmp_path / "out", owner="someone", say=print)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rehearsal.lock"]
 
 
 def test_data_that_are_not_there_are_named(tmp_path):

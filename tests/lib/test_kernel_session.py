@@ -10,10 +10,12 @@ import pytest
 from lib import session as module
 from lib.config import Config
 from lib.session import (
+    MISSING_INPUTS,
     Parameters,
     PreflightError,
     Session,
     choose_device,
+    demand_inputs,
     find_competition,
     find_file,
     find_output,
@@ -194,3 +196,28 @@ def test_an_error_of_ours_ends_a_kernel_with_one_message(
     for error in (ValueError("a mistake of ours"), FileNotFoundError(2, "gone")):
         with pytest.raises(type(error)):  # keeps its traceback
             run_kernel(stop(error), values)
+
+
+def _pushed(root: Path, place: str, push_id: str) -> None:
+    (root / place).mkdir(parents=True)
+    (root / place / "run.json").write_text(json.dumps({"kind": "train", "push_id": push_id}))
+
+
+def test_outputs_of_the_pushes_it_was_told_to_read_are_demanded(tmp_path: Path) -> None:
+    _pushed(tmp_path, "notebooks/alice/hcd-x-fold-0", "c.fold-0.1")
+    _pushed(tmp_path, "notebooks/alice/hcd-x-fold-1", "c.fold-1.1")
+
+    def demand(**inputs: str) -> None:
+        parameters = Parameters(kind="inference", slug="x", experiments=(), configs=(Config(),), owner="alice", inputs=inputs)
+        demand_inputs(Session(parameters=parameters, input=tmp_path, working=tmp_path, place="kaggle"))
+
+    demand()
+    demand(**{"hcd-x-fold-0": "c.fold-0.1", "hcd-x-fold-1": "c.fold-1.1"})
+    demand(**{"hcd-weights": ""})  # weights that were fetched on the user's machine come from no push
+    with pytest.raises(PreflightError) as failure:
+        demand(**{"hcd-x-fold-0": "c.fold-0.2", "hcd-x-fold-1": "c.fold-1.1", "hcd-prepare": "c.prepare.1"})
+    text = str(failure.value)
+    assert MISSING_INPUTS in text  # by these words the campaign knows that pushing again helps
+    assert "hcd-x-fold-0, push c.fold-0.2" in text and "hcd-prepare, push c.prepare.1" in text
+    assert "c.fold-0.1, c.fold-1.1" in text  # what is mounted instead
+    assert "hcd-x-fold-1, push" not in text
