@@ -57,7 +57,7 @@ from launch.plan import Kernel
 from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
 from lib.files import write_whole
-from lib.run_record import RunRecord
+from lib.run_record import RECORD_NAME, RunRecord
 from lib.session import MISSING_INPUTS
 
 OUTPUTS, PUSHES, LOGS = "outputs", "pushes", "logs"
@@ -183,6 +183,10 @@ class Campaign:
             spent = entry.last is not None and entry.last.state == UNFINISHED and entry.attempts >= self.pace.pushes
             if spent or (entry.last is not None and entry.last.state == FAILED):
                 entry.series = len(entry.pushes)  # a person has looked, and runs the command again
+            if entry.output is not None and not (self._outputs() / kernel.slug / RECORD_NAME).is_file():
+                entry.output = None  # somebody removed it here: Kaggle still holds it, and it is fetched again
+                if entry.last is not None and entry.last.state == DONE:
+                    entry.last.state = PUSHED
             if entry.open is not None:
                 self._stands(kernel, entry.open.state, version=entry.open.version, url=entry.open.url)
             if entry.output is not None:
@@ -230,6 +234,9 @@ class Campaign:
             entry.series, entry.output = len(entry.pushes), None
             self._looked_for.add(kernel.slug)  # asked for by name: nothing is taken over
             while kernel.slug not in self.failures:
+                if entry.open is None and not self._slot_is_free(kernel):
+                    self._once(kernel.slug, "slot", f"{kernel.slug}: waiting for a session of this campaign to end")
+                    self._follow_others(kernel)
                 if entry.open is None:
                     self._start(kernel, entry)
                 elif entry.open.state == INTENDED:
@@ -239,6 +246,13 @@ class Campaign:
                 time.sleep(self.pace.poll)
         if self.failures:
             raise CampaignStoppedError(self._reasons())
+
+    def _follow_others(self, kernel: Kernel) -> None:
+        """Look at what holds the slots of a machine: it may have ended since."""
+        for other in self.kernels:
+            entry = self.ledger.entry(other.slug, other.kind)
+            if entry.open is not None and _machine(other) == _machine(kernel):
+                self._follow(other, entry, entry.open)
 
     def tick(self) -> None:
         """One look at everything that is open, and a start of everything that is ready.
@@ -356,6 +370,8 @@ class Campaign:
             note = last.note if last is not None else ""
             self._fail(kernel, f"was pushed {entry.attempts} times and did not finish; the last time: {note}")
             return
+        if last is not None and last.state == UNFINISHED and seconds_since(last.ended_at) < self.pace.settle:
+            return  # whatever cut it off gets a moment to pass
         if not self._slot_is_free(kernel) or not self._quota_allows(kernel):
             return
         status = self.kaggle.status(kernel.slug)

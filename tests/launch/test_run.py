@@ -1,6 +1,7 @@
 """`run`'s companions, on a campaign that is done, at work, or not there."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -87,6 +88,27 @@ def test_push_returns_when_kaggle_has_it_and_run_goes_on_from_there(account, cap
     run(order(kaggle), connect=reach)
     pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     assert sum("fold" in slug for slug in pushes) == 4 and sum("inference" in slug for slug in pushes) == 2
+
+
+def test_pushes_by_hand_take_their_turns(account):
+    kaggle = account()
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    for name in ("fold-1", "fold-2", "fold-0"):  # two slots: the third looks whether the others have ended
+        push(order(kaggle), [name], connect=reach)
+    assert kaggle.kernels.most[True] <= 2
+    assert run(order(kaggle, submit=False), connect=reach).summaries[0].folds["fold"].tolist() == [0, 1, 2]
+
+
+def test_an_output_that_was_removed_here_is_fetched_again_and_not_made_again(account):
+    kaggle = account()
+    run(order(kaggle, submit=False), connect=reach)
+    before = kaggle.changes()
+    outputs = kaggle.folder / "campaigns" / "one" / "outputs"
+    for slug in ("hcd-prepare", next(path.name for path in outputs.glob("*-fold-1"))):
+        shutil.rmtree(outputs / slug)
+    run(order(kaggle, submit=False), connect=reach)
+    assert kaggle.changes() == before
+    assert (outputs / "hcd-prepare" / "index-train.csv").is_file()
 
 
 def test_a_lost_answer_does_not_push_by_hand_twice(account):
