@@ -1,13 +1,13 @@
 """A world for campaigns: a loopback Kaggle with instant kernels, and campaigns in processes that may be killed."""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from child import run_child
 from instant import InstantKernels, write_data
 
 from launch.ledger import Ledger, read_ledger
@@ -57,28 +57,21 @@ class World:
         path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests" / "launch"), os.environ.get("PYTHONPATH", "")]))
         return {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": path, **self.server.environment()}
 
-    def start(self, **order: Any) -> "subprocess.Popen[str]":
+    def start(self, **order: Any) -> "Running":
         """Start a campaign in a process of its own."""
         values = {"folder": str(self.folder / "campaigns" / "one"), "knobs": KNOBS, **order}
         path = self.folder / f"order-{len(list(self.folder.glob('order-*')))}.json"
         path.write_text(json.dumps(values))
-        return subprocess.Popen(
-            [sys.executable, "-m", "child", str(path)],
-            cwd=self.folder,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return Running(path, self.environment(), self.folder)
 
     def run(self, *, timeout: float = 90, **order: Any) -> "Ended":
         """Run a campaign to its end."""
         process = self.start(**order)
         try:
             out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             process.kill()
-            out, err = process.communicate()
+            out, err = process.communicate(timeout=30)
             raise AssertionError(f"the campaign did not end:\n{out}\n{err}") from None
         return Ended(process.returncode, out, err)
 
@@ -106,6 +99,43 @@ class World:
 
     def _stem(self) -> str:
         return next(slug for slug in self.ledger.kernels if slug.endswith("-inference")).removesuffix("-inference")
+
+
+# Processes are forked from one that has imported what takes long (the client not among it: it looks at the environment).
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["child", "sklearn.metrics", "matplotlib.backends.backend_agg", "requests", "rich.live"])
+
+
+class Running:
+    """A campaign at work in a process of its own; as `subprocess.Popen`, as far as it is needed."""
+
+    def __init__(self, order: Path, environment: dict[str, str], folder: Path) -> None:
+        self.printed = order.with_suffix(".out"), order.with_suffix(".err")
+        names = [str(path) for path in self.printed]
+        self._process = _processes.Process(target=run_child, args=(str(order), environment, str(folder), *names))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until it has ended."""
+        self._process.join(timeout)
+
+    def kill(self) -> None:
+        """At once."""
+        self._process.kill()
+
+    @property
+    def returncode(self) -> int | None:
+        """Negative: the signal that ended it."""
+        return self._process.exitcode
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for its end; what it printed."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise TimeoutError
+        out, err = (path.read_text() if path.is_file() else "" for path in self.printed)
+        return out, err
 
 
 class Ended:
