@@ -120,10 +120,9 @@ def smoke(
 
     An interrupted rehearsal goes on where it stopped; one that came to its end starts anew.
     """
-    from launch.rehearsal.faults import load_faults
-
     from launch.metadata import owner_of, read_base
     from launch.plan import load_experiment
+    from launch.rehearsal.faults import load_faults
     from launch.rehearsal.smoke import smoke as rehearse
 
     knobs = [*overrides, *([f"folds={folds}"] if folds else [])]
@@ -388,7 +387,6 @@ def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]
     """Everything that can be wrong before it costs anything: credentials, rules, quota, slugs, versions, sizes, clock."""
     from launch.doctor import PROBE_FOLDER
     from launch.doctor import doctor as examine
-
     from launch.metadata import default_experiment, read_base
     from launch.plan import load_experiment
 
@@ -403,9 +401,8 @@ def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]
 @click.option("--out", default="runs/loopback", show_default=True, type=_FOLDER)
 def loopback(port: int, data: Path | None, faults: Path | None, out: Path) -> None:
     """Serve the loopback Kaggle until Ctrl-C, and print the environment that points a client at it."""
-    from launch.rehearsal.faults import load_faults
-
     from launch.metadata import owner_of, read_base
+    from launch.rehearsal.faults import load_faults
     from launch.rehearsal.smoke import serve
 
     wrong = load_faults(faults) if faults is not None else ()
