@@ -6,35 +6,40 @@ import socket
 import struct
 import threading
 import time
+import traceback
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+from werkzeug.exceptions import ClientDisconnected
 from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.utils import send_file
 from werkzeug.wrappers import Request, Response
 
 from launch.errors import LaunchError
-from launch.rehearsal.faults import Fault
+from launch.rehearsal.faults import REFUSALS, Fault
 from launch.rehearsal.service import ApiError, Json, LoopbackKaggle
 
 _HTML = "<!doctype html><html><body>Something went wrong</body></html>"
-_REFUSALS = {
-    "400": "Bad request",
-    "401": "Unauthenticated",
-    "403": "Permission denied",
-    "404": "Not found",
-    "409": "Conflict",
-    "429": "Too many requests",
-    "500": "Internal error",
-    "502": "Bad gateway",
-    "503": "Service unavailable",
-}
+# What leaves something behind at the service, where it is not refused; the request log marks it.
+_CHANGING = (
+    "StartBlobUpload", "StartSubmissionUpload", "upload", "CreateDataset", "CreateDatasetVersion",
+    "SaveKernel", "DeleteKernel", "CreateSubmission",
+)  # fmt: skip
 _LOG_LOOK = 0.2  # seconds between looks at the log of a running kernel
+_CHUNK = 1 << 20
+_SHUTDOWN_LOOK = 0.05  # seconds between looks at the wish to end
+_DELIVERY = 0.05  # seconds a part of an answer gets to arrive before the connection is reset
 
 
 class _QuietHandler(WSGIRequestHandler):
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002  the name is werkzeug's
         """The request log is ours."""
+
+    def connection_dropped(self, error: BaseException, environ: Any = None) -> None:
+        """Nothing more is to be read from it."""
+        self.close_connection = True
 
 
 class Server:
@@ -53,11 +58,11 @@ class Server:
         except (OSError, SystemExit) as error:  # werkzeug leaves by sys.exit where the port is taken
             raise LaunchError(f"port {port} cannot be used: choose another, or 0 for a free one") from error
         self.port = int(self._server.server_port)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_SHUTDOWN_LOOK,), daemon=True)
 
     def __enter__(self) -> "Server":
+        self.kaggle.resume()  # before anything is pushed, which would be started twice
         self._thread.start()
-        self.kaggle.resume()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -83,24 +88,53 @@ class Server:
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = Request(environ)
         began = time.time()
-        method, slug = "", ""
+        method, slug = self._named(request)
         note: Json = {}
         try:
-            method, slug, response = self._route(request, note)
+            response = self._route(request, method, slug, note)
         except ApiError as error:
             response = _error(error.status, error.message)
             if isinstance(error, _TooMany):
                 response.headers["Retry-After"] = error.after
+        except _Page:
+            response = _page()
         except _Cut as cut:
-            note["fault"] = cut.fault.what
-            self._log(began, request, method or cut.method, slug or cut.slug, 0, note)
+            self._log(began, method, slug, 0, note)
             return self._break(environ, cut.half)
-        self._log(began, request, method, slug, response.status_code, note)
+        except Exception:  # a mistake of ours; the client sees what it would see of a mistake of Kaggle's
+            traceback.print_exc()
+            note["broke"] = True
+            response = _error(500, "Internal error")
+        self._log(began, method, slug, response.status_code, note)
         response.headers["Connection"] = "close"
         return response(environ, start_response)
 
-    def _log(self, began: float, request: Request, method: str, slug: str, status: int, note: Json) -> None:
-        entry = {"at": round(began, 3), "method": method or request.path, "slug": slug, "status": status}
+    def _named(self, request: Request) -> tuple[str, str]:
+        """What is asked, and about which kernel, dataset or file; no part of an address that is a secret."""
+        parts = urllib.parse.unquote(request.path).strip("/").split("/")
+        if parts[0] == "upload":
+            with contextlib.suppress(ApiError):
+                return "upload", str(self.kaggle.blob(parts[-1])[0]["name"])
+            return "upload", ""
+        if parts[0] == "output":
+            return "output", parts[1] if len(parts) > 1 else ""
+        if parts[0] == "data":
+            return "data", parts[-1]
+        if parts[:5] == ["api", "v1", "kernels", "logs", "stream"]:
+            return "log", parts[-1]
+        if parts[:2] == ["api", "v1"]:
+            body = self._body(request)
+            full = str(body.get("kernelSlug") or body.get("datasetSlug") or body.get("slug") or "")
+            return parts[-1], full.split("/")[-1]
+        return "nothing", ""
+
+    @staticmethod
+    def _body(request: Request) -> Json:
+        body = request.get_json(force=True, silent=True)
+        return body if isinstance(body, dict) else {}
+
+    def _log(self, began: float, method: str, slug: str, status: int, note: Json) -> None:
+        entry = {"at": round(began, 3), "method": method, "slug": slug, "status": status}
         self.kaggle.note({**entry, "seconds": round(time.time() - began, 3), **note})
 
     @staticmethod
@@ -111,79 +145,90 @@ class Server:
             if half:
                 head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {2 * len(half)}\r\n\r\n"
                 connection.sendall(head.encode() + half)
+                time.sleep(_DELIVERY)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.shutdown(socket.SHUT_RDWR)  # the handler's own files keep the socket open beyond a close
-            connection.close()
+            # The handler's own files keep the socket open beyond a close, and a shutdown would end it politely.
+            socket.close(connection.detach())
         raise ConnectionResetError("broken on purpose")
 
-    def _route(self, request: Request, note: Json) -> tuple[str, str, Response]:
-        path = urllib.parse.unquote(request.path)
-        if path.startswith("/upload/") and request.method == "PUT":
-            return "upload", "", self._upload(request, path.removeprefix("/upload/"), note)
-        if path.startswith("/output/") and request.method == "GET":
-            slug = path.split("/")[2]
-            return "output", slug, self._output(request, slug, path.split("/")[3], note)
-        if path.startswith("/archive/") and request.method == "GET":
-            return "archive", "", _download(self.kaggle.archive(), request)
-        prefix = "/api/v1/"
-        if not path.startswith(prefix):
-            raise ApiError(404, f"no such address: {path}")
+    def _route(self, request: Request, method: str, slug: str, note: Json) -> Response:
+        path = urllib.parse.unquote(request.path).strip("/")
+        parts = path.split("/")
+        if method == "upload" and request.method == "PUT":
+            return self._upload(request, parts[-1], note)
+        if method == "output" and request.method == "GET":
+            return self._output(request, slug, "/".join(parts[1:]), note)
+        if method == "data" and request.method == "GET":
+            return self._file(request, self._signed(request, "data"))
+        if parts[:2] != ["api", "v1"]:
+            raise ApiError(404, "no such address")
         self._authenticate(request, path)
-        rest = path.removeprefix(prefix)
-        if rest.startswith("kernels/logs/stream/"):
-            slug = rest.split("/")[-1]
-            return "log", slug, self._stream_log(slug, note)
-        return self._rpc(request, rest.split("/")[-1], note)
+        if method == "log":
+            return self._stream_log(request, slug, "/".join(parts[5:-1]), note)
+        return self._rpc(request, method, slug, note)
 
     def _authenticate(self, request: Request, path: str) -> None:
         if path.endswith("/IntrospectToken"):
             return
         given = request.authorization
-        token = ""
-        if given is not None:
-            token = str(given.token or "") if given.type == "bearer" else str(given.password or "")
-        if token != self.kaggle.token:
-            raise ApiError(401, "Unauthenticated")
+        if given is not None and given.type == "bearer" and given.token == self.kaggle.token:
+            return
+        if given is not None and given.type == "basic":
+            name, key = str(given.username or ""), str(given.password or "")
+            if key == self.kaggle.token and name.lower() == self.kaggle.owner.lower():
+                return
+        raise ApiError(401, "Unauthenticated")
 
-    def _rpc(self, request: Request, method: str, note: Json) -> tuple[str, str, Response]:
-        try:
-            body = request.get_json(force=True, silent=True) or {}
-        except ValueError:
-            body = {}
-        slug = str(body.get("kernelSlug") or body.get("datasetSlug") or body.get("slug") or "").split("/")[-1]
-        fault = self.kaggle.faults.take(method, slug)
-        if fault is not None:
-            note["fault"] = fault.what
-            _strike_before(fault, method, slug)
-        if fault is not None and fault.what == "html":
-            return method, slug, Response(_HTML, content_type="text/html")
+    def _rpc(self, request: Request, method: str, slug: str, note: Json) -> Response:
+        fault = self._strikes(method, slug, note)
         if fault is not None and fault.what == "empty":
-            return method, slug, _json({})
-        answer = self._call(method, body, fault)
+            return _json({})
+        answer = self._call(method, self._body(request), fault)
         if isinstance(answer, Response):
-            return method, slug, answer
+            return answer
+        if method in _CHANGING and not answer.get("error"):
+            note["changes"] = True
         if method == "SaveKernel" and "versionNumber" in answer:
             note["version"] = answer["versionNumber"]
         if fault is not None and fault.what == "timeout":
             time.sleep(float(fault.value or 1.0))
-            raise _Cut(fault, method, slug)
+            raise _Cut
         if fault is not None and fault.what == "reset-after":
             text = json.dumps(answer).encode()
-            raise _Cut(fault, method, slug, half=text[: max(1, len(text) // 2)])
+            raise _Cut(text[: max(1, len(text) // 2)])
         if fault is not None and fault.what == "html-after":
-            return method, slug, Response(_HTML, content_type="text/html")
-        return method, slug, _json(answer)
+            return _page()
+        return _json(answer)
+
+    def _strikes(self, on: str, slug: str, note: Json, later: tuple[str, ...] = ()) -> Fault | None:
+        """The fault of this request; what strikes before it takes effect has struck, but for those named."""
+        fault = self.kaggle.faults.take(on, slug)
+        if fault is None:
+            return None
+        note["fault"] = fault.what
+        if fault.what in later:
+            return fault
+        if fault.what == "reset-before":
+            raise _Cut
+        if fault.what == "429":
+            raise _TooMany(str(fault.value if fault.value is not None else 1))
+        if fault.what in REFUSALS:
+            raise ApiError(int(fault.what), str(fault.value or REFUSALS[fault.what]))
+        if fault.what == "html":
+            raise _Page
+        return fault
 
     def _call(self, method: str, body: Json, fault: Fault | None) -> Json | Response:
         kaggle, base = self.kaggle, f"http://{self.host}:{self.port}"
         if method == "IntrospectToken":
             right = body.get("token") == kaggle.token
             return {"active": right, **({"username": kaggle.owner} if right else {})}
+        kaggle.check_owner(str(body.get("userName") or body.get("ownerSlug") or ""))
+        kaggle.check_competition(body)
         if method in ("StartBlobUpload", "StartSubmissionUpload"):
             return kaggle.start_upload(method, body, base)
         if method in ("DownloadDataFiles", "DownloadDataFile"):
-            kaggle.archive()
-            return Response(status=302, headers={"Location": f"{base}/archive/data.zip?signature=x"})
+            return Response(status=302, headers={"Location": kaggle.data_link(body, base)})
         plain: dict[str, Callable[[Json], Json]] = {
             "GetDatasetStatus": kaggle.dataset_status,
             "GetDataset": kaggle.get_dataset,
@@ -216,94 +261,104 @@ class Server:
     def _upload(self, request: Request, token: str, note: Json) -> Response:
         """The PUT of a file, by Google's resumable protocol."""
         entry, path = self.kaggle.blob(token)
+        have = path.stat().st_size if path.is_file() else 0
         asked = request.headers.get("Content-Range", "")
+        if entry["complete"]:
+            return Response(status=200)
         if asked.startswith("bytes */"):
-            have = path.stat().st_size if path.is_file() else 0
-            if entry["complete"]:
-                return Response(status=200)
-            return Response(status=308, headers={"Range": f"bytes=0-{have - 1}"} if have else {})
-        fault = self.kaggle.faults.take("upload", entry["name"])
-        if fault is not None:
-            note["fault"] = fault.what
+            return _incomplete(have)
+        fault = self._strikes("upload", entry["name"], note, later=("503",))
         start = int(asked.removeprefix("bytes ").split("-")[0]) if asked else 0
-        body = request.get_data()
-        cut = fault is not None and fault.what in ("503", "reset")
+        if start > have:
+            return _incomplete(have)
         with path.open("r+b" if path.is_file() else "wb") as stream:
             stream.seek(start)
-            stream.write(body[: len(body) // 2] if cut else body)
+            with contextlib.suppress(ClientDisconnected):  # what came stays, for the rest to follow
+                while chunk := request.stream.read(_CHUNK):
+                    stream.write(chunk)
+            if fault is not None:
+                stream.seek(start + (stream.tell() - start) // 2)
+            have = stream.tell()
             stream.truncate()
-        if fault is not None and fault.what == "404":
-            raise ApiError(404, "the upload has expired")
         if fault is not None and fault.what == "503":
-            return _error(503, "Service unavailable")
+            return _error(503, REFUSALS["503"])
         if fault is not None and fault.what == "reset":
-            raise _Cut(fault, "upload", entry["name"])
+            raise _Cut
+        if have < entry["size"]:
+            return _incomplete(have)
         self.kaggle.complete_blob(token)
+        note["changes"] = True
         return Response(status=200)
 
-    def _output(self, request: Request, slug: str, version: str, note: Json) -> Response:
-        fault = self.kaggle.faults.take("output", slug)
+    def _output(self, request: Request, slug: str, place: str, note: Json) -> Response:
+        fault = self._strikes("output", slug, note)
         what = fault.what if fault is not None else ""
-        note |= {"fault": what} if what else {}
-        name = request.args.get("name", "")
-        if what in ("expired", "403", "404"):
-            return Response(_HTML, status=404 if what == "404" else 403, content_type="text/html")
-        if what == "html":
-            return Response(_HTML, content_type="text/html")
-        if fault is not None:
-            _strike_before(fault, "output", slug)
-        path = self.kaggle.output_file(slug, version, name, request.args.get("until", ""), request.args.get("signature", ""))
+        if what == "expired":
+            return _page(403)
+        path = self._signed(request, place)
+        if fault is None:
+            return self._file(request, path)
         content = path.read_bytes()
-        if what == "short":
-            content = content[: len(content) // 2]
-        if what == "cut" and fault is not None:
-            raise _Cut(fault, "output", slug, half=content[: max(1, len(content) // 2)])
-        return Response(content, content_type="application/octet-stream")
+        if what == "cut":
+            raise _Cut(content[: max(1, len(content) // 2)])
+        if what == "timeout":
+            time.sleep(float(fault.value or 1.0))
+            raise _Cut
+        return Response(content[: len(content) // 2], content_type="application/octet-stream")  # short
 
-    def _stream_log(self, slug: str, note: Json) -> Response:
-        fault = self.kaggle.faults.take("log", slug)
-        if fault is not None:
-            note["fault"] = fault.what
-            _strike_before(fault, "log", slug)
-        over, events = self.kaggle.log_events(slug)
+    def _signed(self, request: Request, place: str) -> Path:
+        given = request.args
+        return self.kaggle.signed_file(place, given.get("name", ""), given.get("until", ""), given.get("signature", ""))
+
+    @staticmethod
+    def _file(request: Request, path: Path) -> Response:
+        """A file, or the part of it that is asked for."""
+        return send_file(path.resolve(), request.environ, mimetype="application/octet-stream", conditional=True)
+
+    def _stream_log(self, request: Request, slug: str, owner: str, note: Json) -> Response:
+        fault = self._strikes("log", slug, note)
+        if fault is not None:  # timeout
+            time.sleep(float(fault.value or 1.0))
+            raise _Cut
+        kaggle, label = self.kaggle, request.args.get("versionLabel", "")
+        kaggle.check_owner(owner)
+        over, events = kaggle.log_events(slug, label)
         if over:
             return _json(events)
 
         def lines() -> Iterator[str]:
             sent, over = 0, False
-            while not over:
-                over, events = self.kaggle.log_events(slug)
+            while not over and not kaggle.closed.is_set():
+                try:
+                    over, events = kaggle.log_events(slug, label)
+                except ApiError:  # deleted meanwhile
+                    return
                 for event in events[sent:]:
                     yield f"data: {json.dumps(event)}\n\n"
                 sent = max(sent, len(events))
                 if not over:
-                    time.sleep(_LOG_LOOK)
-            yield "data: END_OF_LOG\n\n"
+                    kaggle.closed.wait(_LOG_LOOK)
+            if over:
+                yield "data: END_OF_LOG\n\n"
 
         return Response(lines(), content_type="text/event-stream")
 
 
 class _Cut(Exception):  # noqa: N818  not an error of ours
-    """The connection is to be broken."""
+    """The connection is to be broken, after half of an answer where there is one."""
 
-    def __init__(self, fault: Fault, method: str, slug: str, half: bytes = b"") -> None:
-        super().__init__(fault.what)
-        self.fault, self.method, self.slug, self.half = fault, method, slug, half
+    def __init__(self, half: bytes = b"") -> None:
+        super().__init__()
+        self.half = half
 
 
-def _strike_before(fault: Fault, method: str, slug: str) -> None:
-    """What a fault does before the request takes effect."""
-    if fault.what == "reset-before":
-        raise _Cut(fault, method, slug)
-    if fault.what == "429":
-        raise _TooMany(str(fault.value if fault.value is not None else 1))
-    if fault.what in _REFUSALS:
-        raise ApiError(int(fault.what), str(fault.value or _REFUSALS[fault.what]))
+class _Page(Exception):  # noqa: N818  not an error of ours
+    """The answer is to be a page for people."""
 
 
 class _TooMany(ApiError):
     def __init__(self, after: str) -> None:
-        super().__init__(429, _REFUSALS["429"])
+        super().__init__(429, REFUSALS["429"])
         self.after = after
 
 
@@ -311,15 +366,14 @@ def _json(answer: Any) -> Response:
     return Response(json.dumps(answer), content_type="application/json")
 
 
+def _page(status: int = 200) -> Response:
+    return Response(_HTML, status=status, content_type="text/html")
+
+
 def _error(status: int, message: str) -> Response:
     return Response(json.dumps({"code": status, "message": message}), status=status, content_type="application/json")
 
 
-def _download(content: bytes, request: Request) -> Response:
-    """A file that can be fetched in parts."""
-    wanted = request.headers.get("Range", "")
-    start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted.startswith("bytes=") else 0
-    headers = {"Accept-Ranges": "bytes", "ETag": '"one"', "Last-Modified": "Mon, 01 Jun 2026 10:00:00 GMT"}
-    if start:
-        headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-    return Response(content[start:], status=206 if start else 200, headers=headers, content_type="application/zip")
+def _incomplete(have: int) -> Response:
+    """How much of an upload is there; the rest is to follow."""
+    return Response(status=308, headers={"Range": f"bytes=0-{have - 1}"} if have else {})

@@ -4,13 +4,20 @@ Behaviour follows the record of the platform (what the client's source and users
 it is answered, so a server that was killed goes on where it stood; sessions that ran then are run again.
 """
 
+import contextlib
 import csv
+import fcntl
+import gzip
 import hashlib
 import io
 import json
+import math
+import os
 import shutil
+import tarfile
 import threading
 import time
+import urllib.parse
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +37,7 @@ _ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
 _T4 = "NvidiaTeslaT4"
 # What Kaggle adds to the output of a kernel when it mounts it; readers must not stumble over it, listings do not show it.
 ADDED = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
+_THREW = "Your notebook threw an error"
 _LINK_SECONDS = 600.0
 
 Json = dict[str, Any]
@@ -78,6 +86,9 @@ class Settings:
 class LoopbackKaggle:
     """One account on a Kaggle of our own.
 
+    `before_change` and `after_change`, where set, are called with method and name of every request that is about to take
+    effect and of every one whose effect is durable but not yet answered; the state is locked meanwhile.
+
     Args:
         folder: where everything is kept.
         data: the competition's files; None for a competition without data.
@@ -88,6 +99,9 @@ class LoopbackKaggle:
         faults: what goes wrong, and when.
         executor: runs sessions; the default runs the scripts.
         environ: what kernels with a network are given; this process's environment by default.
+
+    Raises:
+        LaunchError: another server is at work in the folder, its state cannot be read, or a fault makes no sense.
     """
 
     def __init__(
@@ -103,8 +117,6 @@ class LoopbackKaggle:
         executor: Executor | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        import os
-
         self.folder, self.data, self.labels, self.owner, self.token = folder, data, labels, owner, token
         self.settings = settings or Settings()
         self.faults = Faults(tuple(faults))
@@ -112,8 +124,15 @@ class LoopbackKaggle:
         self.after_change: Callable[[str, str], None] | None = None
         self._attached: dict[str, Path] = {}
         self.lock = threading.RLock()
-        self._log_lock = threading.Lock()
+        self._log_lock, self._archive_lock = threading.Lock(), threading.Lock()
+        self.closed = threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder_lock = (folder / "server.lock").open("w")
+        try:
+            fcntl.flock(self._folder_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._folder_lock.close()
+            raise LaunchError(f"another loopback Kaggle is at work in {folder}: stop it, or choose another folder") from None
         self._state = self._load()
         environ = dict(os.environ) if environ is None else dict(environ)
         self.use(executor or KernelExecutor(self.settings.gpu_sessions, environ))
@@ -185,12 +204,43 @@ class LoopbackKaggle:
         with self.lock:
             for slug, kernel in self._state["kernels"].items():
                 for version in kernel["versions"]:
-                    if version["status"] in _ACTIVE and not version.get("for_ever"):
+                    if version["status"] not in _ACTIVE:
+                        continue
+                    if version["status"] == "RUNNING":
+                        version["started"] = time.time()  # the hours for which no server was there cost no quota
+                    if not version.get("for_ever"):
                         self._scheduler.start(self._job(slug, version))
+            self._save()
 
     def close(self) -> None:
         """End what runs; a later start runs it again."""
+        if self.closed.is_set():
+            return
+        self.closed.set()
         self._scheduler.close()
+        with self.lock:
+            for version in self._running():
+                self._charge(version)
+            self._save()
+        self._folder_lock.close()
+
+    def _running(self) -> list[Json]:
+        return [each for kernel in self._state["kernels"].values() for each in kernel["versions"] if each["status"] in _ACTIVE]
+
+    def _charge(self, version: Json) -> None:
+        """Take the GPU time of a session until now off the quota."""
+        if version["gpu"] and version["status"] == "RUNNING":
+            self._state["gpu_seconds"] += time.time() - version["started"]
+            version["started"] = time.time()
+
+    def _finish(self, version: Json, status: str, message: str = "") -> None:
+        self._charge(version)
+        version["status"], version["message"], version["ended"] = status, message, time.time()
+
+    def check_owner(self, owner: str) -> None:
+        """Other accounts' things are not ours to see."""
+        if owner and owner.lower() != self.owner.lower():
+            raise ApiError(403, "Permission denied")
 
     def mend(self) -> None:
         """Everything works from now on, and every session that is still at work is ended, as a person would."""
@@ -201,7 +251,7 @@ class LoopbackKaggle:
             for slug, kernel in self._state["kernels"].items():
                 for version in kernel["versions"]:
                     if version["status"] in _ACTIVE:
-                        version["status"], version["ended"] = "CANCEL_ACKNOWLEDGED", time.time()
+                        self._finish(version, "CANCEL_ACKNOWLEDGED")
                 self._scheduler.stop(slug)
             self._save()
 
@@ -209,44 +259,72 @@ class LoopbackKaggle:
 
     def save_kernel(self, body: Json, fault: Fault | None) -> Json:
         """A push."""
-        full = str(body.get("slug", ""))
-        slug = full.split("/")[-1]
+        full, title = str(body.get("slug", "")), str(body.get("newTitle", ""))
         what = fault.what if fault is not None else ""
+        if "/" in full:
+            self.check_owner(full.split("/")[0])
         if what == "error":
             return {"error": str(fault.value if fault is not None else "")}
         if len(str(body.get("text", "")).encode()) >= SOURCE_LIMIT:
             raise ApiError(400, "The kernel source must be less than 1 megabytes in size.")
-        if "/" in full and full.split("/")[0].lower() != self.owner.lower():
-            raise ApiError(403, "Permission 'kernels.update' was denied")
+        slug = full.split("/")[-1]
+        if slug not in self._state["kernels"] and title:
+            slug = _slugify(title)  # a new kernel is filed under its title, whatever its id says
+        if what == "wrong-slug":
+            slug += "-copy"
+        if not slug:
+            raise ApiError(400, "Kernel slug must be specified")
         if slug in self._state["datasets"] or slug in self._attached:
             raise ApiError(409, f"The slug {slug} is used by a dataset of yours")
         if not self.settings.phone_verified and (body.get("enableGpu") or body.get("enableInternet")):
             return {"error": "Phone verification is required to use GPUs and internet."}
+        if body.get("kernelType", "script") != "script" or body.get("language", "python") != "python":
+            return {"error": "the loopback Kaggle runs Python scripts only"}  # Kaggle runs notebooks and R, too
+        refusal = self._refusal(slug, body, what)
+        if refusal:
+            return {"error": refusal, "versionNumber": 0}
         return dict(self._change("SaveKernel", slug, lambda: self._push(slug, body, what)))
 
-    def _push(self, slug: str, body: Json, what: str) -> Json:
-        kernels, gpu = self._state["kernels"], bool(body.get("enableGpu"))
-        title = str(body.get("newTitle", ""))
-        if slug not in kernels and title:
-            slug = _slugify(title)
-        if what == "wrong-slug":
-            slug += "-copy"
-        kernel = kernels.setdefault(slug, {"id": self._number(), "versions": []})
-        if kernel.get("ghost"):
-            return {"error": "Notebook not found"}
-        running = sum(
-            version["status"] in _ACTIVE and version["gpu"] == gpu for each in kernels.values() for version in each["versions"]
-        )
+    def _refusal(self, slug: str, body: Json, what: str) -> str:
+        """Why no session can start; on the first push of a kernel that leaves a ghost, which takes no push any more."""
+        kernel, gpu = self._state["kernels"].get(slug), bool(body.get("enableGpu"))
+        if kernel is not None and kernel.get("ghost"):
+            return "Notebook not found"
+        if _is_quick(body):
+            return ""
+        running = sum(version["gpu"] == gpu for version in self._running())
         most = self.settings.gpu_sessions if gpu else self.settings.cpu_sessions
         refusal = ""
         if what in ("capacity", "ghost") or running >= most:
             refusal = f"Maximum batch {'GPU' if gpu else 'CPU'} session count of {most} reached."
-        elif gpu and (what == "quota" or self._gpu_hours() >= self.settings.weekly_gpu_hours):
+        elif what == "quota" or (gpu and self._gpu_hours() >= self.settings.weekly_gpu_hours):
             refusal = f"Maximum weekly GPU quota of {self.settings.weekly_gpu_hours:.2f} hours reached."
-        if refusal:
-            if not kernel["versions"]:
-                kernel["ghost"] = True
-            return {"error": refusal, "versionNumber": 0}
+        if refusal and not (kernel or {}).get("versions"):
+            self._kernel(slug)["ghost"] = True
+            self._save()
+        return refusal
+
+    def _kernel(self, slug: str) -> Json:
+        """A kernel, made if need be.
+
+        One made again after it was deleted gets a folder of its own: its first version must not find what an earlier
+        first version left.
+        """
+        kernels = self._state["kernels"]
+        if slug not in kernels:
+            number = self._number()
+            folder = f"{slug}.{number}" if slug in self._state.setdefault("gone", []) else slug
+            kernels[slug] = {"id": number, "folder": folder, "versions": []}
+        kernel: Json = kernels[slug]
+        return kernel
+
+    def _free_slot(self, gpu: bool) -> int:
+        """The lowest number no session of this machine has: sessions that run at a time get different cards."""
+        taken = {version.get("slot", 0) for version in self._running() if version["gpu"] == gpu}
+        return next(number for number in range(len(taken) + 1) if number not in taken)
+
+    def _push(self, slug: str, body: Json, what: str) -> Json:
+        kernel, gpu = self._kernel(slug), bool(body.get("enableGpu"))
         dropped = self._invalid_sources(body)
         if what == "drop-sources":
             dropped = {
@@ -267,6 +345,8 @@ class LoopbackKaggle:
             "started": 0.0,
             "ended": 0.0,
             "gpu": gpu,
+            "slot": self._free_slot(gpu),
+            "quick": _is_quick(body),
             "internet": bool(body.get("enableInternet", False)),
             "limit": min(
                 _duration(body.get("sessionTimeoutSeconds")) or self.settings.session_limit, self.settings.session_limit
@@ -275,14 +355,14 @@ class LoopbackKaggle:
             "datasets": [each for each in body.get("datasetDataSources") or [] if each not in gone],
             "competitions": [each for each in body.get("competitionDataSources") or [] if each not in gone],
             "machine_shape": str(body.get("machineShape") or (_T4 if gpu else "None")),
-            "title": title,
+            "title": str(body.get("newTitle", "")),
             "language": body.get("language", "python"),
             "type": body.get("kernelType", "script"),
             "private": bool(body.get("isPrivate", True)),
         }
         kernel["versions"].append(version)
         self._took_effect("SaveKernel", slug)
-        if body.get("kernelExecutionType") == "QUICK_SAVE":
+        if version["quick"]:
             version["status"], version["ended"] = "COMPLETE", time.time()
         else:
             self._begin(slug, version)
@@ -315,10 +395,10 @@ class LoopbackKaggle:
             version["status"], version["started"], version["for_ever"] = "RUNNING", time.time(), True
         elif what == "error":
             self._note_log(slug, version, "Traceback (most recent call last):\nRuntimeError: injected\n")
-            version["status"], version["message"], version["ended"] = "ERROR", "Your notebook threw an error", time.time()
+            self._finish(version, "ERROR", _THREW)
         elif what == "cancelled":
             self._note_log(slug, version, "cancelled\n")
-            version["status"], version["ended"] = "CANCEL_ACKNOWLEDGED", time.time()
+            self._finish(version, "CANCEL_ACKNOWLEDGED")
         else:
             self._scheduler.start(self._job(slug, version))
 
@@ -326,30 +406,19 @@ class LoopbackKaggle:
         (self._version_folder(slug, version["number"]) / "log.txt").write_text(text)
 
     def _version_folder(self, slug: str, number: int) -> Path:
-        return self.folder / "kernels" / slug / f"v{number}"
+        name = str(self._state["kernels"].get(slug, {}).get("folder", slug))
+        return self.folder / "kernels" / name / f"v{number}"
 
     def _job(self, slug: str, version: Json) -> Job:
+        if "inputs" not in version:
+            version["inputs"] = self._inputs(version)
         mounts = []
         if COMPETITION in version["competitions"] and self.data is not None:
             mounts.append(Mount(self.data, f"competitions/{COMPETITION}"))
-        for source in version["datasets"]:
-            name = source.split("/")[1]
-            folder = self._attached.get(name) or self._mounted_dataset(name)
-            if folder is not None:
-                mounts.append(Mount(folder, f"datasets/{self.owner}/{name}"))
-        for source in version["kernels"] if version.get("fault") != "no-mount" else ():
-            name = source.split("/")[1]
-            done = [
-                each for each in self._state["kernels"].get(name, {"versions": []})["versions"] if each["status"] == "COMPLETE"
-            ]
-            if done:
-                working = self._version_folder(name, done[-1]["number"]) / "working"
-                working.mkdir(parents=True, exist_ok=True)
-                mounts.append(Mount(working, f"notebooks/{self.owner}/{name}"))
+        for place, source in version["inputs"].items():
+            attached = self._attached.get(place.split("/")[-1]) if place.startswith("datasets/") else None
+            mounts.append(Mount(attached or self.folder / source, place))
         folder = self._version_folder(slug, version["number"])
-        taken = sum(
-            each["status"] in _ACTIVE and each["gpu"] for kernel in self._state["kernels"].values() for each in kernel["versions"]
-        )
         return Job(
             slug=slug,
             version=version["number"],
@@ -359,49 +428,68 @@ class LoopbackKaggle:
             gpu=version["gpu"],
             internet=version["internet"],
             limit=version["limit"],
-            slot=taken,
+            slot=version.get("slot", 0),
         )
 
-    def _version(self, slug: str, number: int) -> Json | None:
-        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
-        return next((version for version in versions if version["number"] == number), None)
+    def _inputs(self, version: Json) -> dict[str, str]:
+        """Where each source is mounted, and the folder behind it as it stands at the start of the session.
+
+        A session that is run again after the server ended sees the same. A kernel that has not completed is not mounted.
+        """
+        inputs = {}
+        for source in version["datasets"]:
+            name = source.split("/")[1]
+            folder = self._attached.get(name) or self._mounted_dataset(name)
+            if folder is not None:
+                inputs[f"datasets/{self.owner}/{name}"] = os.path.relpath(folder, self.folder)
+        for source in version["kernels"] if version.get("fault") != "no-mount" else ():
+            name = source.split("/")[1]
+            versions = self._state["kernels"].get(name, {"versions": []})["versions"]
+            done = [each for each in versions if each["status"] == "COMPLETE" and not each.get("quick")]
+            if done:
+                working = self._version_folder(name, done[-1]["number"]) / "working"
+                working.mkdir(parents=True, exist_ok=True)
+                inputs[f"notebooks/{self.owner}/{name}"] = os.path.relpath(working, self.folder)
+        return inputs
+
+    def _version(self, job: Job) -> Json | None:
+        """The version a session is of; None when it was deleted, though one of the same number may have followed it."""
+        if self._version_folder(job.slug, job.version) != job.folder:
+            return None
+        versions = self._state["kernels"].get(job.slug, {"versions": []})["versions"]
+        return next((version for version in versions if version["number"] == job.version), None)
 
     def _began(self, job: Job) -> None:
         with self.lock:
-            version = self._version(job.slug, job.version)
+            version = self._version(job)
             if version is not None and version["status"] == "QUEUED":
                 version["status"], version["started"] = "RUNNING", time.time()
                 self._save()
 
     def _ended(self, job: Job, outcome: Outcome | None) -> None:
         with self.lock:
-            version = self._version(job.slug, job.version)
+            version = self._version(job)
             if version is None or version["status"] not in _ACTIVE:
                 return
-            version["ended"] = time.time()
-            if version["gpu"]:
-                self._state["gpu_seconds"] += version["ended"] - (version["started"] or version["ended"])
             if outcome is None:
-                version["status"], version["message"] = "ERROR", "the session broke"
+                self._finish(version, "ERROR", "the session broke")
             elif outcome.timed_out:
-                version["status"] = "CANCEL_ACKNOWLEDGED"
+                self._finish(version, "CANCEL_ACKNOWLEDGED")
             elif outcome.code != 0:
-                version["status"], version["message"] = "ERROR", "Your notebook threw an error"
+                self._finish(version, "ERROR", _THREW)
             else:
                 working = job.folder / "working"
                 working.mkdir(exist_ok=True)
                 for name in ADDED:
                     if not (working / name).exists():
                         (working / name).touch()
-                version["status"] = "COMPLETE"
+                self._finish(version, "COMPLETE")
             self._save()
 
     def kernel_status(self, body: Json, fault: Fault | None) -> Json:
         """How the latest run stands."""
         slug = str(body.get("kernelSlug", "")).split("/")[0]
-        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
-        if not versions:
-            raise ApiError(404, "No runs found")
+        versions = self._versions(slug)
         if fault is not None and fault.what == "status":
             return {"status": str(fault.value)}
         version = self._labelled(versions, body)
@@ -414,6 +502,12 @@ class LoopbackKaggle:
             version = versions[-2]
         answer = {"status": version["status"]}
         return answer | ({"failureMessage": version["message"]} if version["message"] else {})
+
+    def _versions(self, slug: str) -> list[Json]:
+        versions: list[Json] = self._state["kernels"].get(slug, {"versions": []})["versions"]
+        if not versions:
+            raise ApiError(404, "No runs found")
+        return versions
 
     @staticmethod
     def _labelled(versions: list[Json], body: Json) -> Json:
@@ -428,9 +522,7 @@ class LoopbackKaggle:
     def kernel_output(self, body: Json, fault: Fault | None, base: str) -> Json:
         """A page of the files of the latest run, and its log."""
         slug = str(body.get("kernelSlug", ""))
-        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
-        if not versions:
-            raise ApiError(404, "No runs found")
+        versions = self._versions(slug)
         version = self._labelled(versions, body)
         what = fault.what if fault is not None else ""
         folder = self._version_folder(slug, version["number"])
@@ -444,9 +536,10 @@ class LoopbackKaggle:
             size = 1
         start = int(body.get("pageToken") or 0)
         page = names[start : start + size]
-        files = [{"fileName": name, "url": self._sign(base, slug, folder.name, name)} for name in page]
+        files = [{"fileName": name, "url": self._sign(base, f"{folder.parent.name}/{folder.name}", name)} for name in page]
         if what == "traversal":
-            files.append({"fileName": "../x", "url": self._sign(base, slug, folder.name, names[0] if names else "x")})
+            url = self._sign(base, f"{folder.parent.name}/{folder.name}", names[0] if names else "x")
+            files.append({"fileName": "../x", "url": url})
         answer: Json = {"files": files, "log": self._log(folder)}
         if start + size < len(names) and what != "page":
             answer["nextPageToken"] = str(start + size)
@@ -465,40 +558,40 @@ class LoopbackKaggle:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         return json.dumps([{"stream_name": "stdout", "time": float(n), "data": line} for n, line in enumerate(lines)])
 
-    def _sign(self, base: str, slug: str, version: str, name: str) -> str:
-        import urllib.parse
-
+    def _sign(self, base: str, place: str, name: str) -> str:
         until = int(time.time() + _LINK_SECONDS)
-        signature = self._signature(slug, version, name, until)
-        query = urllib.parse.urlencode({"name": name, "until": until, "signature": signature})
-        return f"{base}/output/{slug}/{version}?{query}"
+        query = urllib.parse.urlencode({"name": name, "until": until, "signature": self._signature(place, name, until)})
+        return f"{base}/output/{place}?{query}"
 
-    def _signature(self, slug: str, version: str, name: str, until: int) -> str:
-        return hashlib.sha256(f"{self.token}\0{slug}\0{version}\0{name}\0{until}".encode()).hexdigest()[:32]
+    def _signature(self, place: str, name: str, until: int) -> str:
+        return hashlib.sha256(f"{self.token}\0{place}\0{name}\0{until}".encode()).hexdigest()[:32]
 
-    def output_file(self, slug: str, version: str, name: str, until: str, signature: str) -> Path:
-        """The file behind a signed link."""
-        if not until.isdigit() or int(until) < time.time() or signature != self._signature(slug, version, name, int(until)):
+    def signed_file(self, place: str, name: str, until: str, signature: str) -> Path:
+        """The file behind a signed link: of a kernel's output (`place` is SLUG/vN), or of the competition (`data`).
+
+        Without a name the link to the competition means all of it.
+        """
+        if not until.isdigit() or int(until) < time.time() or signature != self._signature(place, name, int(until)):
             raise ApiError(403, "the link has expired")
-        path = self.folder / "kernels" / slug / version / "working" / name
-        if not path.is_file():
+        if place == "data" and not name:
+            return self._archive()
+        folder = self.data if place == "data" else self.folder / "kernels" / place / "working"
+        if folder is None or not (folder / name).is_file():
             raise ApiError(404, "no such file")
-        return path
+        return folder / name
 
     def kernel_files(self, body: Json) -> Json:
-        """Names and sizes of the output."""
+        """A page of names and sizes of the output."""
         slug = str(body.get("kernelSlug", ""))
-        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
-        if not versions:
-            raise ApiError(404, "No runs found")
-        working = self._version_folder(slug, versions[-1]["number"]) / "working"
-        date = _stamp(versions[-1]["pushed"])
-        return {
-            "files": [
-                {"name": name, "size": (working / name).stat().st_size, "creationDate": date}
-                for name in self._output_names(working)
-            ]
-        }
+        version = self._labelled(self._versions(slug), body)
+        working, date = self._version_folder(slug, version["number"]) / "working", _stamp(version["pushed"])
+        names = self._output_names(working)
+        size, start = min(max(int(body.get("pageSize") or 20), 1), 200), int(body.get("pageToken") or 0)
+        files = []
+        for name in names[start : start + size]:
+            with contextlib.suppress(FileNotFoundError):  # a kernel at work may remove what it wrote
+                files.append({"name": name, "size": (working / name).stat().st_size, "creationDate": date})
+        return {"files": files, **({"nextPageToken": str(start + size)} if start + size < len(names) else {})}
 
     def get_kernel(self, body: Json) -> Json:
         """Source and metadata of the latest version."""
@@ -553,18 +646,20 @@ class LoopbackKaggle:
 
         def act() -> Json:
             self._scheduler.stop(slug)
-            del self._state["kernels"][slug]
+            kernel = self._state["kernels"].pop(slug)
+            for version in kernel["versions"]:
+                self._charge(version)
+            if kernel["versions"]:  # its files stay: a kernel at work may have them mounted
+                self._state.setdefault("gone", []).append(slug)
             self._took_effect("DeleteKernel", slug)
             return {}
 
         return dict(self._change("DeleteKernel", slug, act))
 
-    def log_events(self, slug: str) -> tuple[bool, list[Json]]:
-        """Whether the latest run is over, and its log so far."""
-        versions = self._state["kernels"].get(slug, {"versions": []})["versions"]
-        if not versions:
-            raise ApiError(404, "No runs found")
-        version = versions[-1]
+    def log_events(self, slug: str, label: str = "") -> tuple[bool, list[Json]]:
+        """Whether the latest run, or that of a version, is over, and its log so far."""
+        with self.lock:
+            version = self._labelled(self._versions(slug), {"versionLabel": label})
         text = self._log(self._version_folder(slug, version["number"]))
         return version["status"] not in _ACTIVE, json.loads(text) if text else []
 
@@ -599,7 +694,11 @@ class LoopbackKaggle:
 
         def act() -> Json:
             token = hashlib.sha256(f"{self.token}{self._number()}{time.time()}".encode()).hexdigest()[:24]
-            self._state["blobs"][token] = {"name": name, "size": int(body.get("contentLength") or 0), "complete": False}
+            self._state["blobs"][token] = {
+                "name": Path(name).name,
+                "size": int(body.get("contentLength") or 0),
+                "complete": False,
+            }
             (self.folder / "blobs").mkdir(exist_ok=True)
             return {"token": token, "createUrl": f"{base}/upload/{token}"}
 
@@ -613,7 +712,15 @@ class LoopbackKaggle:
         return entry, self.folder / "blobs" / token
 
     def complete_blob(self, token: str) -> None:
-        """All bytes are there."""
+        """All bytes are there.
+
+        Raises:
+            ApiError: they are more than were announced.
+        """
+        entry, path = self.blob(token)
+        if path.stat().st_size > entry["size"]:
+            path.unlink()
+            raise ApiError(400, f"{entry['name']}: more bytes than the {entry['size']} that were announced")
 
         def act() -> None:
             self._state["blobs"][token]["complete"] = True
@@ -632,6 +739,7 @@ class LoopbackKaggle:
     def create_dataset(self, body: Json) -> Json:
         """A new dataset."""
         slug = str(body.get("slug", ""))
+        self.check_owner(str(body.get("ownerSlug", "")))
         if slug in self._state["datasets"] or slug in self._attached:
             return {"status": "error", "error": f'The requested slug "{slug}" is already in use by a dataset.'}
         if self._state["kernels"].get(slug):
@@ -736,6 +844,12 @@ class LoopbackKaggle:
 
     # --- the competition ---------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def check_competition(body: Json) -> None:
+        """There is one competition only."""
+        if str(body.get("competitionName") or COMPETITION) != COMPETITION:
+            raise ApiError(404, "Competition not found")
+
     def competition(self) -> Json:
         """Facts of the competition."""
         return {
@@ -755,14 +869,15 @@ class LoopbackKaggle:
 
     def submit(self, body: Json) -> Json:
         """Take a submission."""
-        if str(body.get("competitionName")) != COMPETITION:
-            raise ApiError(404, "Competition not found")
         if not self.settings.rules_accepted:
             raise ApiError(403, "You must accept this competition's rules before you'll be able to submit.")
         if self._allowed_now() <= 0:
-            number = self.settings.submissions_a_day
+            now = datetime.now(UTC)
+            midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
             raise ApiError(
-                400, f"Your team has used its daily Submission allowance ({number}) today, please try again tomorrow UTC."
+                400,
+                f"Your team has used its daily Submission allowance ({self.settings.submissions_a_day}) today, please try again "
+                f"tomorrow UTC ({(midnight - now).total_seconds() / 3600:.1f} hours from now).",
             )
         [(name, path)] = self._taken([str(body.get("blobFileTokens"))])
         fault = self.faults.take("score", name)
@@ -838,15 +953,21 @@ class LoopbackKaggle:
         from sklearn.metrics import roc_auc_score
 
         source = self.labels or (self.data / "sample_submission.csv" if self.data is not None else None)
-        truth = dict(_table(source.read_text())) if source is not None else {}
+        if source is None:
+            return {"status": "COMPLETE"}
+        truth = dict(_table(source.read_text(encoding="utf-8")))
         try:
-            given = {name: float(value) for name, value in _table(path.read_text())}
-        except (ValueError, UnicodeDecodeError, KeyError) as error:
-            return {"status": "ERROR", "errorDescription": f"the submission cannot be read: {error}"}
+            rows = _table(path.read_text(encoding="utf-8"))
+            given = {name: float(value) for name, value in rows}
+        except (ValueError, TypeError, KeyError, csv.Error) as error:
+            return _unscored(f"Submission could not be read: {error}")
+        if len(given) < len(rows):
+            return _unscored(f"Submission contains {len(rows) - len(given)} ids more than once")
         if set(given) != set(truth):
             lacking = len(set(truth) - set(given))
-            text = f"Evaluation Exception: {lacking} ids are missing, {len(set(given) - set(truth))} are unknown"
-            return {"status": "ERROR", "errorDescription": text}
+            return _unscored(f"{lacking} ids are missing, {len(set(given) - set(truth))} are unknown")
+        if bad := [name for name, value in given.items() if not math.isfinite(value)]:
+            return _unscored(f"Submission contains null values: {len(bad)}, the first for id {bad[0]}")
         if self.labels is None:
             return {"status": "COMPLETE"}
         halves: tuple[list[str], list[str]] = ([], [])
@@ -859,30 +980,77 @@ class LoopbackKaggle:
                 scores[key] = f"{roc_auc_score(labels, [given[name] for name in names]):.5f}"
         return {"status": "COMPLETE", **scores}
 
-    def archive(self) -> bytes:
-        """The competition's data as one archive; for small data."""
+    def data_link(self, body: Json, base: str) -> str:
+        """Where a file of the competition, or all of it as an archive, can be fetched for a while."""
         if not self.settings.rules_accepted:
             raise ApiError(403, "You must accept this competition's rules before you can continue")
-        if self.data is None:
-            raise ApiError(404, "no data")
-        stream = io.BytesIO()
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-            for path in sorted(self.data.rglob("*")):
-                if path.is_file():
-                    archive.write(path, path.relative_to(self.data).as_posix())
-        return stream.getvalue()
+        name = str(body.get("fileName", ""))
+        outside = Path(name).is_absolute() or ".." in Path(name).parts
+        if self.data is None or outside or (name and not (self.data / name).is_file()):
+            raise ApiError(404, "no such file")
+        until = int(time.time() + _LINK_SECONDS)
+        query = urllib.parse.urlencode({"name": name, "until": until, "signature": self._signature("data", name, until)})
+        return f"{base}/data/{Path(name).name or COMPETITION + '.zip'}?{query}"
+
+    def _archive(self) -> Path:
+        """The competition's data as one archive, made when it is first asked for; for small data."""
+        with self._archive_lock:
+            path = self.folder / "competition.zip"
+            if self.data is not None and not path.is_file():
+                beside = path.with_suffix(".part")
+                with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+                    for file in sorted(self.data.rglob("*")):
+                        if file.is_file():
+                            archive.write(file, file.relative_to(self.data).as_posix())
+                beside.replace(path)
+            return path
 
 
 _READY_SINCE_EVER = {"number": 1, "notes": "", "at": 0.0, "ready": 0.0, "shown": 0.0, "failed": False}
 
 
 def _unpack(name: str, path: Path, folder: Path) -> None:
-    """Archives are unpacked into a folder of their name, as Kaggle does; everything else is a file."""
+    """Archives, those in archives, too, become folders of their name and gzipped files plain ones; all else is a file."""
+    target, opened = folder / _stem(name), True
     if name.endswith(".zip") and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            archive.extractall(folder / name.removesuffix(".zip"))
-        return
-    shutil.copyfile(path, folder / name)
+            archive.extractall(target)
+    elif name.endswith((".tar", ".tar.gz", ".tgz")) and tarfile.is_tarfile(path):
+        with tarfile.open(path) as tar:
+            tar.extractall(target, filter="data")
+    elif name.endswith(".gz") and _is_gzip(path):
+        with gzip.open(path) as stream, target.open("wb") as plain:
+            shutil.copyfileobj(stream, plain)
+    else:
+        opened = False
+        shutil.copyfile(path, folder / name)
+    if opened and target.is_dir():
+        for inner in sorted(target.rglob("*")):
+            if inner.is_file() and inner.name.endswith(_ARCHIVES):
+                packed = inner.rename(inner.with_name(f".{inner.name}.packed"))
+                _unpack(inner.name, packed, inner.parent)
+                packed.unlink()
+
+
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip", ".gz")
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def _stem(name: str) -> str:
+    return next((name.removesuffix(suffix) for suffix in _ARCHIVES if name.endswith(suffix)), name)
+
+
+def _unscored(text: str) -> Json:
+    return {"status": "ERROR", "errorDescription": f"Evaluation Exception: {text}"}
+
+
+def _is_quick(body: Json) -> bool:
+    """Whether a push saves without running (2.2.5 `--no-run`); it needs no session."""
+    return body.get("kernelExecutionType") == "QUICK_SAVE"
 
 
 def _table(text: str) -> list[tuple[str, str]]:
