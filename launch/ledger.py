@@ -150,6 +150,7 @@ class Ledger:
         owner: the account.
         experiments: name to config, as plain values.
         datasets: owner/slug of attached datasets.
+        folds: those the campaign is about at present; None for all.
         created: when.
         kernels: by slug.
         dataset: the library's.
@@ -161,6 +162,7 @@ class Ledger:
     owner: str
     experiments: dict[str, dict[str, Any]]
     datasets: list[str] = field(default_factory=list)
+    folds: list[int] | None = None
     created: str = ""
     kernels: dict[str, KernelEntry] = field(default_factory=dict)
     dataset: DatasetEntry | None = None
@@ -188,7 +190,13 @@ def _plain(value: Any) -> Any:
 
 
 def new_ledger(
-    folder: Path, *, campaign: str, owner: str, experiments: Mapping[str, dict[str, Any]], datasets: list[str]
+    folder: Path,
+    *,
+    campaign: str,
+    owner: str,
+    experiments: Mapping[str, dict[str, Any]],
+    datasets: list[str],
+    folds: list[int] | None = None,
 ) -> Ledger:
     """Start a ledger in `folder`, and save it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,6 +206,7 @@ def new_ledger(
         owner=owner,
         experiments=dict(experiments),
         datasets=datasets,
+        folds=folds,
         created=stamp(),
         folder=folder,
     )

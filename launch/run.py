@@ -16,7 +16,7 @@ from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
 from launch.submission import LEADERBOARD, PICTURE, ScorePace, submit_file, write_leaderboard
 from launch.summary import Summary, print_summary, summarise
-from lib.config import config_from_dict
+from lib.config import Config, config_from_dict
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, read_run_record
 
@@ -200,10 +200,16 @@ def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
 
 def _ledger_for(order: Order, owner: str) -> Ledger:
     wanted = {experiment.name: dict(experiment.config.to_dict()) for experiment in order.experiments}
+    folds = None if order.folds is None else sorted(set(order.folds))
     ledger = read_ledger(order.folder)
     if ledger is None:
         return new_ledger(
-            order.folder, campaign=order.name or order.folder.name, owner=owner, experiments=wanted, datasets=list(order.datasets)
+            order.folder,
+            campaign=order.name or order.folder.name,
+            owner=owner,
+            experiments=wanted,
+            datasets=list(order.datasets),
+            folds=folds,
         )
     problems = []
     if ledger.owner != owner:
@@ -213,7 +219,7 @@ def _ledger_for(order: Order, owner: str) -> Ledger:
     if ledger.datasets != list(order.datasets):
         problems.append(f"its attached datasets are {ledger.datasets or 'none'}, not {list(order.datasets) or 'none'}")
     for name, config in wanted.items():
-        before = ledger.experiments.get(name, config)
+        before = {**Config().to_dict(), **ledger.experiments.get(name, config)}  # a knob it does not know is a new one
         changed = [knob for knob in sorted({*config, *before}) if config.get(knob) != before.get(knob) and knob != "hours"]
         problems += [f"{name}: {knob} was {before.get(knob)!r}, is {config.get(knob)!r}" for knob in changed]
     if problems:
@@ -224,6 +230,8 @@ def _ledger_for(order: Order, owner: str) -> Ledger:
         )
     for name, config in wanted.items():
         ledger.experiments[name] = config  # `hours` may have been corrected
+    ledger.folds = folds
+    ledger.save()
     return ledger
 
 
@@ -261,7 +269,7 @@ def order_of(folder: Path) -> Order:
         experiments = [Experiment(name, config_from_dict(config)) for name, config in ledger.experiments.items()]
     except ValueError as error:
         raise LaunchError(f"the campaign in {folder} was made by other code: {error}") from error
-    return Order(experiments=experiments, folder=folder, owner=ledger.owner, datasets=ledger.datasets)
+    return Order(experiments=experiments, folder=folder, owner=ledger.owner, datasets=ledger.datasets, folds=ledger.folds)
 
 
 def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
@@ -292,17 +300,8 @@ def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -
         campaign = open_campaign(order, connect(), board)
         chosen = [resolve(name, campaign.kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
         if len(chosen) < len(names):
-            _publish(campaign)
+            campaign.publisher.finish(campaign.pace.poll)
         campaign.push_only(chosen)
-
-
-def _publish(campaign: Campaign) -> None:
-    publisher = campaign.publisher
-    while not publisher.rests:
-        publisher.step()
-        time.sleep(campaign.pace.poll)
-    if publisher.failed:
-        raise LaunchError("; ".join(publisher.problems))
 
 
 def show_status(folder: Path, *, connect: Callable[[], Kaggle]) -> bool:
@@ -408,4 +407,4 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
 
 
 def _kernels(order: Order) -> Sequence[Kernel]:
-    return plan_kernels(order.experiments, datasets=order.datasets)
+    return plan_kernels(order.experiments, datasets=order.datasets, folds=order.folds)

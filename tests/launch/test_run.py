@@ -11,6 +11,7 @@ from loopback_world import KNOBS
 import launch.run as module
 from launch.client import connect
 from launch.errors import LaunchError
+from launch.ledger import LEDGER_NAME
 from launch.plan import load_experiment
 from launch.rehearsal.faults import Fault
 from launch.run import Order, find_campaign, pull_outputs, push, resolve, run, show_log, show_status, submit_only, watch
@@ -88,6 +89,32 @@ def test_push_returns_when_kaggle_has_it_and_run_goes_on_from_there(account, cap
     run(order(kaggle), connect=reach)
     pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     assert sum("fold" in slug for slug in pushes) == 4 and sum("inference" in slug for slug in pushes) == 2
+
+
+def test_a_campaign_of_some_folds_is_submitted_shown_and_pulled_as_such(account, capsys):
+    kaggle = account()
+    run(order(kaggle, submit=False, folds=[1]), connect=reach)
+    folder = kaggle.folder / "campaigns" / "one"
+    assert submit_only(folder, message="one fold", connect=reach).ref == 5000
+    show_status(folder, connect=reach)
+    assert "fold-0" not in capsys.readouterr().out
+    run(order(kaggle, submit=False), connect=reach)  # all of them now: the rest is trained, the inference is another
+    submit_only(folder, message="all", connect=reach)
+    assert [each.message.endswith(text) for each, text in zip(reach().submissions(), ["all", "one fold"], strict=True)] == [
+        True
+    ] * 2
+
+
+def test_an_experiment_is_the_same_when_a_newer_version_knows_more_knobs(account):
+    kaggle = account()
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    path = kaggle.folder / "campaigns" / "one" / LEDGER_NAME
+    ledger = json.loads(path.read_text())
+    for config in ledger["experiments"].values():
+        assert config.pop("deterministic") is False
+    path.write_text(json.dumps(ledger))
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    assert len([slug for method, slug in kaggle.changes() if method == "SaveKernel" and "fold" in slug]) == 1
 
 
 def test_pushes_by_hand_take_their_turns(account):
