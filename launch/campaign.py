@@ -53,7 +53,7 @@ from launch.ledger import (
 )
 from launch.metadata import MACHINE_SHAPE
 from launch.outputs import NoRecordError, fetch_output, output_key, peek_record
-from launch.plan import Kernel
+from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
 from lib.files import write_whole
@@ -61,7 +61,6 @@ from lib.run_record import RECORD_NAME, RunRecord
 from lib.session import MISSING_INPUTS
 
 OUTPUTS, PUSHES, LOGS = "outputs", "pushes", "logs"
-GPU_SESSIONS, CPU_SESSIONS = 2, 5  # what Kaggle runs at a time for one account
 _LOG_LINES = 25  # of a failed kernel, shown
 
 

@@ -7,6 +7,7 @@ Works with kaggle 2.2.4 and 2.2.5.
 """
 
 import contextlib
+import copy
 import io
 import operator
 import random
@@ -294,24 +295,30 @@ class Kaggle:
         """
         from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest as Request
 
+        request = Request()
+        request.user_name, request.kernel_slug = self.user, slug
         files: dict[str, str] = {}
-        log, token = "", ""
-        for _ in range(_PAGES):
-            request = Request()
-            request.user_name, request.kernel_slug = self.user, slug
-            request.page_size, request.page_token = _PAGE_SIZE, token
-            answer = self._read(
-                f"list the output of {slug}",
-                "kernels.kernels_api_client.list_kernel_session_output",
-                request,
-            )
+        log = ""
+        for answer in self._pages(f"the output of {slug}", "kernels.kernels_api_client.list_kernel_session_output", request):
             for item in answer.files or []:
                 files[_text(item.file_name)] = _text(item.url)
             log = log or _text(answer.log)
+        return Listing(files, _log_text(log))
+
+    def _pages(self, what: str, method: str, request: Any, *, numbered: bool = False) -> Iterator[Any]:
+        """The answers to a listing, page after page; some want the first page numbered, as the client does."""
+        token = ""
+        for _ in range(_PAGES):
+            page = copy.copy(request)
+            page.page_size, page.page_token = _PAGE_SIZE, token
+            if numbered and not token:
+                page.page = 1
+            answer = self._read(f"list {what}", method, page)
+            yield answer
             token = _text(answer.next_page_token)
             if not token:
-                return Listing(files, _log_text(log))
-        raise StrangeAnswerError(f"the output of {slug} has more than {_PAGES} pages: its page tokens go in a circle")
+                return
+        raise StrangeAnswerError(f"{what} has more than {_PAGES} pages: its page tokens go in a circle")
 
     def follow(self, slug: str) -> Iterator[str]:
         """The lines of a kernel's log, as they come while it runs."""
@@ -376,25 +383,15 @@ class Kaggle:
         """Names and bytes of the files in the current version of a dataset."""
         from kagglesdk.datasets.types.dataset_api_service import ApiListDatasetFilesRequest as Request
 
+        request = Request()
+        request.owner_slug, request.dataset_slug = self.user, slug
         files: dict[str, int] = {}
-        token = ""
-        for _ in range(_PAGES):
-            request = Request()
-            request.owner_slug, request.dataset_slug = self.user, slug
-            request.page_size, request.page_token = _PAGE_SIZE, token
-            answer = self._read(
-                f"list the dataset {slug}",
-                "datasets.dataset_api_client.list_dataset_files",
-                request,
-            )
+        for answer in self._pages(f"the dataset {slug}", "datasets.dataset_api_client.list_dataset_files", request):
             if said := _text(answer.error_message):
                 raise StrangeAnswerError(self._clean(f"Kaggle could not list the dataset {slug}: {said}"))
             for item in answer.dataset_files or []:
                 files[_text(item.name)] = int(item.total_bytes or 0)
-            token = _text(answer.next_page_token)
-            if not token:
-                return files
-        raise StrangeAnswerError(f"the dataset {slug} has more than {_PAGES} pages: its page tokens go in a circle")
+        return files
 
     def upload_dataset(self, folder: Path, *, notes: str, new: bool, temporary: Path) -> None:
         """Upload the dataset in `folder`: a new one, or a new version of it. Asked once, never repeated.
@@ -483,19 +480,11 @@ class Kaggle:
         """The account's submissions, the newest first."""
         from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest as Request
 
+        request = Request()
+        request.competition_name = COMPETITION
         found: list[Submission] = []
-        token = ""
-        for page in range(1, _PAGES):
-            request = Request()
-            request.competition_name = COMPETITION
-            request.page_size, request.page_token = _PAGE_SIZE, token
-            if page == 1:
-                request.page = 1
-            answer = self._read(
-                "list the submissions",
-                "competitions.competition_api_client.list_submissions",
-                request,
-            )
+        method = "competitions.competition_api_client.list_submissions"
+        for answer in self._pages("the submissions", method, request, numbered=True):
             for item in answer.submissions or []:
                 found.append(
                     Submission(
@@ -508,10 +497,7 @@ class Kaggle:
                         date=item.date.isoformat() if item.date else "",
                     )
                 )
-            token = _text(answer.next_page_token)
-            if not token:
-                return found
-        raise StrangeAnswerError("the list of submissions goes in a circle")
+        return found
 
     # --- files -------------------------------------------------------------------------------------------------------
 

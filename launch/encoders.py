@@ -7,7 +7,6 @@ kernels read it as they read the weights kernel's output, because it is one.
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,10 +67,5 @@ def upload_weights(
             work, campaign="weights", owner=kaggle.user, experiments={}, datasets=[ENCODERS_SLUG]
         )
         publisher = Publisher(kaggle, ledger, staged, bundle, settle=settle, say=say, slug=ENCODERS_SLUG)
-        while not publisher.rests:
-            publisher.step()
-            if not publisher.rests:
-                time.sleep(poll)
-        if publisher.failed:
-            raise LaunchError("; ".join(publisher.problems) + ". The same command tries again.")
+        publisher.finish(poll)
     return f"{kaggle.user}/{ENCODERS_SLUG}"

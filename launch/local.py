@@ -13,18 +13,15 @@ from pathlib import Path
 
 from launch.build import Built, build
 from launch.errors import LaunchError
-from launch.plan import ROOT, Experiment, Kernel, plan_kernels
-from launch.sandbox import Mount, Outcome, gpus, isolation, run_script
+from launch.plan import GPU_SESSIONS, ROOT, Experiment, Kernel, plan_kernels
+from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script
 from launch.summary import Summary, print_summary, summarise
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
 from lib.session import COMPETITION
 
 WEIGHTS_FOLDER = ROOT / "input" / "weights"
-_GPU_SESSIONS = 2  # what Kaggle runs at a time for one account
 _LOG_LINES = 25  # of a failed kernel, shown on the terminal
-# What Kaggle adds to the output of a kernel when it mounts it; readers must not stumble over it.
-_ADDED_BY_KAGGLE = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
 
 
 class KernelFailedError(LaunchError):
@@ -68,7 +65,7 @@ class LocalRun:
         waiting = [kernel for kernel in self.built.kernels if kernel.kind != "weights" or self.weights is None]
         done = {kernel.slug for kernel in self.built.kernels} - {kernel.slug for kernel in waiting}
         cards = gpus()
-        slots: list[str | None] = list(cards) if cards else [None] * min(_GPU_SESSIONS, os.cpu_count() or 1)
+        slots: list[str | None] = list(cards) if cards else [None] * min(GPU_SESSIONS, os.cpu_count() or 1)
         free = list(slots)
         running: dict[Future[Outcome], tuple[Kernel, str | None]] = {}
         failure: LaunchError | None = None
@@ -162,15 +159,9 @@ class LocalRun:
             read_run_record(self.working(kernel.slug), kind=kernel.kind)
         except RunRecordError as error:
             raise KernelFailedError(f"{kernel.slug} ended with exit code 0 but: {error}") from error
-        self._decorate(self.working(kernel.slug))
+        decorate(self.working(kernel.slug))
         self.seconds[kernel.slug] = outcome.seconds
         self.say(f"{kernel.slug}: done in {outcome.seconds:.1f} s")
-
-    @staticmethod
-    def _decorate(working: Path) -> None:
-        for name in _ADDED_BY_KAGGLE:
-            if not (working / name).exists():
-                (working / name).touch()
 
     def _identity(self, kernel: Kernel) -> str:
         """What decides a kernel's output: its script, less the commit it was built from, and its inputs' records."""
@@ -193,7 +184,7 @@ class LocalRun:
             record = read_run_record(self.working(kernel.slug), kind=kernel.kind)
         except RunRecordError:
             return False
-        self._decorate(self.working(kernel.slug))  # the command may have been killed right before it did
+        decorate(self.working(kernel.slug))  # the command may have been killed right before it did
         self.seconds[kernel.slug] = float(record.seconds.get("total", 0.0))
         return True
 

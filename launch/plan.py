@@ -1,7 +1,7 @@
 """Which kernels there are, what each reads, and what it is called: the one place that knows."""
 
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from lib.config import Config, ConfigError, apply_overrides, parse_toml
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY_SLUG = "hcd-lib"
 WEIGHTS_SLUG = "hcd-weights"
+GPU_SESSIONS, CPU_SESSIONS = 2, 5  # what Kaggle runs at a time for one account
 ENCODERS_SLUG = "hcd-encoders"  # a dataset with the output of a weights kernel that ran on the user's machine
 # Knobs that decide what the prepare kernel leaves; experiments of one build must agree on them.
 PREPARE_KNOBS = ("verify", "stain_groups", "slide_map", "seed")
@@ -78,14 +79,6 @@ def load_experiment(name: str, overrides: Sequence[str] = (), *, root: Path = RO
     except ConfigError as error:
         raise LaunchError(str(error)) from error
     return Experiment(name if changed == config else f"{name}-{changed.hash[:6]}", changed)
-
-
-def change(experiment: Experiment, overrides: Iterable[str]) -> Experiment:
-    """The same experiment with more knobs changed, under a name that says so."""
-    config = apply_overrides(experiment.config, overrides)
-    if config == experiment.config:
-        return experiment
-    return Experiment(f"{experiment.name.split('-')[0]}-{config.hash[:6]}", config)
 
 
 def plan_kernels(

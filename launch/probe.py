@@ -18,7 +18,8 @@ from launch.campaign import OUTPUTS, REHEARSAL, Campaign, CampaignStoppedError, 
 from launch.client import ClientError, CredentialsError, Kaggle, clean
 from launch.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_lock, new_ledger, read_ledger, stamp
 from launch.plan import Kernel
-from launch.schedule import PROBE_HOURS, PROBE_LIMIT
+from launch.sandbox import ADDED_BY_KAGGLE
+from launch.schedule import PREPARE_HOURS, PROBE_HOURS, PROBE_LIMIT
 from lib.config import Config
 from lib.files import write_whole
 from lib.run_record import read_run_record
@@ -37,8 +38,6 @@ _CORES = 4
 _CARDS, _CAPABILITY = 2, "7.5"
 _PYTHONS = ((3, 12), (3, 13))
 _TILES = 277_483  # of the competition, train and test
-_PREPARE_HOURS = 1.0  # what launch.schedule expects; the time limit of its push is three times that
-_ADDED = ("__script__.py", "__notebook__.ipynb", "__results__.html", "__output__.json", "custom.css")
 _PHONE = "Verify your phone number at kaggle.com/settings: without it Kaggle gives neither internet nor a GPU."
 
 
@@ -388,8 +387,8 @@ def _reading(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
         f"one tile {alone['median_milliseconds']} ms; {listing['entries']:,} files listed in {listing['seconds']:.1f} s; "
         f"all {_TILES:,} would take {hours:.2f} h"
     )
-    ok = True if hours <= _PREPARE_HOURS else None if hours <= 2.5 * _PREPARE_HOURS else False
-    return Finding("", ok, found, f"prepare is expected to take {_PREPARE_HOURS:g} h and ended after three times that.")
+    ok = True if hours <= PREPARE_HOURS else None if hours <= 2.5 * PREPARE_HOURS else False
+    return Finding("", ok, found, f"prepare is expected to take {PREPARE_HOURS:g} h and ended after three times that.")
 
 
 def _mounted(scores: Mapping[str, Any], record: Mapping[str, Any], *, wanted: str | None) -> Finding:
@@ -407,7 +406,7 @@ def _mounted(scores: Mapping[str, Any], record: Mapping[str, Any], *, wanted: st
     age = facts.get("seconds_since_it_ended")
     delay = f", readable at most {age:.0f} s after its kernel ended" if isinstance(age, int | float) else ""
     added = facts["added"]
-    unknown = [name for name in added if name not in _ADDED and not name.endswith(".log")]
+    unknown = [name for name in added if name not in (*ADDED_BY_KAGGLE, "__notebook__.ipynb") and not name.endswith(".log")]
     usual = facts["place"].startswith("notebooks/") and not unknown
     found = f"found at {facts['place']}, whole{delay}; added by Kaggle: {', '.join(added) or 'nothing'}"
     return Finding("", True if usual else None, found, "Not as recorded in 2026, but the code reads it.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.client import ClientError, CredentialsError, Kaggle, NoAnswerError
+from launch.errors import LaunchError
 from launch.ledger import FAILED, INTENDED, DatasetEntry, Ledger, stamp
 from launch.metadata import DATASET_METADATA
 from launch.plan import LIBRARY_SLUG
@@ -100,6 +101,19 @@ class Publisher:
             self._fail(str(error))
         else:
             self._clocks.pop("answer", None)
+
+    def finish(self, poll: float) -> None:
+        """Step until there is nothing more to do, with this many seconds between looks.
+
+        Raises:
+            LaunchError: the dataset was not published.
+        """
+        while not self.rests:
+            self.step()
+            if not self.rests:
+                time.sleep(poll)
+        if self.failed:
+            raise LaunchError("; ".join(self.problems) + ". The same command tries again.")
 
     def _upload(self, entry: DatasetEntry) -> None:
         assert self.folder is not None, "without a folder there is nothing to do"

@@ -29,6 +29,8 @@ _PASSED_WITH_NETWORK = (
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HF_ENDPOINT", "HF_TOKEN",
 )  # fmt: skip
+# What Kaggle adds to the output of a script when it mounts it; readers must not stumble over it.
+ADDED_BY_KAGGLE = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
 _LOCK_WAIT = 5.0  # seconds
 _LOOK_EVERY = 0.5  # seconds between looks at the wish to stop
 _GUARD = '''\
@@ -184,6 +186,13 @@ def run_script(
             shutil.rmtree(part, ignore_errors=True)
     timed_out = code is None
     return Outcome(-signal.SIGKILL if code is None else code, time.monotonic() - started, log, timed_out)
+
+
+def decorate(working: Path) -> None:
+    """Add to a finished output what Kaggle adds."""
+    for name in ADDED_BY_KAGGLE:
+        if not (working / name).exists():
+            (working / name).touch()
 
 
 def _wait(process: "subprocess.Popen[bytes]", *, until: float | None, stop: threading.Event | None) -> int | None:

@@ -9,9 +9,10 @@ from launch.plan import Kernel
 
 LONGEST = 12 * 3600.0  # seconds: Kaggle ends a session then
 # Hours on Kaggle, until one has run: estimates, not measurements.
+PREPARE_HOURS = 1.0
 PROBE_HOURS = 0.1  # of quota, what the GPU canary is expected to cost at most
 PROBE_LIMIT = 900.0  # seconds
-_EXPECTED = {"weights": 0.1, "prepare": 1.0, "inference": 0.25, "probe": PROBE_HOURS}
+_EXPECTED = {"weights": 0.1, "prepare": PREPARE_HOURS, "inference": 0.25, "probe": PROBE_HOURS}
 _RESET_WEEKDAY = 5  # Saturday 00:00 UTC, where the service does not say
 
 

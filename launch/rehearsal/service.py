@@ -25,18 +25,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from launch.bundle import SOURCE_LIMIT
 from launch.errors import LaunchError
+from launch.metadata import MACHINE_SHAPE
 from launch.rehearsal.faults import Fault, Faults
 from launch.rehearsal.scheduler import Executor, Job, KernelExecutor, Scheduler
-from launch.sandbox import Mount, Outcome
+from launch.sandbox import ADDED_BY_KAGGLE, Mount, Outcome, decorate
 from lib.files import write_whole
 from lib.session import COMPETITION
 
-SOURCE_LIMIT = 1_000_000
 _ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
-_T4 = "NvidiaTeslaT4"
-# What Kaggle adds to the output of a kernel when it mounts it; readers must not stumble over it, listings do not show it.
-ADDED = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
 _THREW = "Your notebook threw an error"
 _LINK_SECONDS = 600.0
 
@@ -354,7 +352,7 @@ class LoopbackKaggle:
             "kernels": [each for each in body.get("kernelDataSources") or [] if each not in gone],
             "datasets": [each for each in body.get("datasetDataSources") or [] if each not in gone],
             "competitions": [each for each in body.get("competitionDataSources") or [] if each not in gone],
-            "machine_shape": str(body.get("machineShape") or (_T4 if gpu else "None")),
+            "machine_shape": str(body.get("machineShape") or (MACHINE_SHAPE if gpu else "None")),
             "title": str(body.get("newTitle", "")),
             "language": body.get("language", "python"),
             "type": body.get("kernelType", "script"),
@@ -480,9 +478,7 @@ class LoopbackKaggle:
             else:
                 working = job.folder / "working"
                 working.mkdir(exist_ok=True)
-                for name in ADDED:
-                    if not (working / name).exists():
-                        (working / name).touch()
+                decorate(working)
                 self._finish(version, "COMPLETE")
             self._save()
 
@@ -531,25 +527,18 @@ class LoopbackKaggle:
         names = self._output_names(folder / "working") if version.get("fault") != "no-output" else []
         if what == "missing":
             names = [name for name in names if str(fault.value if fault is not None else "") not in name]
-        size = min(max(int(body.get("pageSize") or 20), 1), 200)
-        if what == "page":
-            size = 1
-        start = int(body.get("pageToken") or 0)
-        page = names[start : start + size]
+        page, following = _page(names, body if what != "page" else body | {"pageSize": 1})
         files = [{"fileName": name, "url": self._sign(base, f"{folder.parent.name}/{folder.name}", name)} for name in page]
         if what == "traversal":
             url = self._sign(base, f"{folder.parent.name}/{folder.name}", names[0] if names else "x")
             files.append({"fileName": "../x", "url": url})
-        answer: Json = {"files": files, "log": self._log(folder)}
-        if start + size < len(names) and what != "page":
-            answer["nextPageToken"] = str(start + size)
-        return answer
+        return {"files": files, "log": self._log(folder), **({} if what == "page" else following)}
 
     @staticmethod
     def _output_names(working: Path) -> list[str]:
         found = (path for path in sorted(working.rglob("*")) if path.is_file())
         names = [path.relative_to(working).as_posix() for path in found]
-        return [name for name in names if name not in ADDED]
+        return [name for name in names if name not in ADDED_BY_KAGGLE]
 
     def _log(self, folder: Path) -> str:
         path = folder / "log.txt"
@@ -585,13 +574,12 @@ class LoopbackKaggle:
         slug = str(body.get("kernelSlug", ""))
         version = self._labelled(self._versions(slug), body)
         working, date = self._version_folder(slug, version["number"]) / "working", _stamp(version["pushed"])
-        names = self._output_names(working)
-        size, start = min(max(int(body.get("pageSize") or 20), 1), 200), int(body.get("pageToken") or 0)
+        names, following = _page(self._output_names(working), body)
         files = []
-        for name in names[start : start + size]:
+        for name in names:
             with contextlib.suppress(FileNotFoundError):  # a kernel at work may remove what it wrote
                 files.append({"name": name, "size": (working / name).stat().st_size, "creationDate": date})
-        return {"files": files, **({"nextPageToken": str(start + size)} if start + size < len(names) else {})}
+        return {"files": files, **following}
 
     def get_kernel(self, body: Json) -> Json:
         """Source and metadata of the latest version."""
@@ -825,17 +813,13 @@ class LoopbackKaggle:
         slug, _ = self._dataset(body)
         folder = self._attached.get(slug) or self._mounted_dataset(slug)
         found = sorted(path for path in folder.rglob("*") if path.is_file()) if folder is not None else []
-        size, start = min(max(int(body.get("pageSize") or 20), 1), 200), int(body.get("pageToken") or 0)
-        answer: Json = {
-            "datasetFiles": [
-                {"name": path.relative_to(folder).as_posix(), "totalBytes": path.stat().st_size}
-                for path in found[start : start + size]
-                if folder is not None
-            ]
-        }
-        if start + size < len(found):
-            answer["nextPageToken"] = str(start + size)
-        return answer
+        page, following = _page(found, body)
+        files = [
+            {"name": path.relative_to(folder).as_posix(), "totalBytes": path.stat().st_size}
+            for path in page
+            if folder is not None
+        ]
+        return {"datasetFiles": files, **following}
 
     def _mounted_dataset(self, slug: str) -> Path | None:
         versions = self._state["datasets"].get(slug, {"versions": []})["versions"]
@@ -913,12 +897,8 @@ class LoopbackKaggle:
 
     def list_submissions(self, body: Json) -> Json:
         """The newest first."""
-        found = [self._submission(each) for each in reversed(self._state["submissions"])]
-        size, start = min(max(int(body.get("pageSize") or 20), 1), 200), int(body.get("pageToken") or 0)
-        answer: Json = {"submissions": found[start : start + size]}
-        if start + size < len(found):
-            answer["nextPageToken"] = str(start + size)
-        return answer
+        page, following = _page(list(reversed(self._state["submissions"])), body)
+        return {"submissions": [self._submission(each) for each in page], **following}
 
     def get_submission(self, body: Json) -> Json:
         """One of them."""
@@ -1046,6 +1026,12 @@ def _stem(name: str) -> str:
 
 def _unscored(text: str) -> Json:
     return {"status": "ERROR", "errorDescription": f"Evaluation Exception: {text}"}
+
+
+def _page(items: Sequence[Any], body: Json) -> tuple[Sequence[Any], Json]:
+    """The items a request asks for, and the token of those after them, if there are any."""
+    size, start = min(max(int(body.get("pageSize") or 20), 1), 200), int(body.get("pageToken") or 0)
+    return items[start : start + size], {"nextPageToken": str(start + size)} if start + size < len(items) else {}
 
 
 def _is_quick(body: Json) -> bool:
