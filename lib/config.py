@@ -106,6 +106,12 @@ class Config:
         "none, quarter (multiples of 90 degrees, exact) or any (any angle, bilinear, reflected borders)",
         choices=("none", "quarter", "any"),
     )
+    hed: float = _knob(
+        0.0,
+        "stains: haematoxylin, eosin and DAB, unmixed, are each multiplied by 1 +- this and shifted by +- this; 0: left alone",
+        low=0.0,
+        high=0.5,
+    )
     brightness: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
     contrast: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
     saturation: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)

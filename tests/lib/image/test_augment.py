@@ -10,10 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.config import Config
-from lib.image.augment import DRAWS, Draws, augment, jitter_colours
-from lib.image.dihedral import ORDER, transform
+from lib.image.augment import DRAWS, HED_DENSITIES, Draws, augment, jitter_colours, symmetries
+from lib.image.dihedral import ORDER, transform, transform_each
 
-STILL: dict[str, Any] = {"flip": False, "rotate": "none", "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+STILL: dict[str, Any] = {
+    "flip": False,
+    "rotate": "none",
+    "hed": 0.0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "saturation": 0.0,
+    "hue": 0.0,
+}
 STRONG = Config(brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5, rotate="any")
 
 
@@ -188,3 +196,64 @@ def test_a_turn_of_hue_keeps_the_distance_from_grey() -> None:
 
     torch.testing.assert_close(chroma(turned), chroma(images), rtol=0, atol=1e-5)
     assert (turned - images).abs().max() > 0.02 and math.isfinite(float(turned.sum()))
+
+
+# --- stains ----------------------------------------------------------------------------------------------------------
+
+
+def _stained(image: np.ndarray, factors: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """One pixel after the other, in float64, as the textbook has it. `image` is (H, W, 3) in [0, 1]."""
+    mix = np.array(HED_DENSITIES)
+    density = -np.log(np.maximum(image, 1 / 255))
+    stains = np.linalg.solve(mix.T, density.reshape(-1, 3).T).T  # (H*W, 3)
+    again = (stains * factors + offsets) @ mix
+    return np.clip(np.exp(-again), 0, 1).reshape(image.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_stains_are_unmixed_jittered_and_mixed_again(dtype: torch.dtype) -> None:
+    tiles = (torch.rand(5, 3, 9, 9, generator=torch.Generator().manual_seed(3)) * 256).to(torch.uint8)
+    tiles[0, :, 0, 0] = 0  # black has no density
+    config, draws = Config(**{**STILL, "hed": 0.3}), _draws(5)
+    found = augment(tiles if dtype == torch.uint8 else tiles.float() / 255, draws, config)
+    for tile, draw, result in zip(tiles, draws.double().numpy(), found, strict=True):
+        image = tile.permute(1, 2, 0).double().numpy() / 255
+        wanted = _stained(image, 1 + 0.3 * (draw[7:10] * 2 - 1), 0.3 * (draw[10:13] * 2 - 1))
+        np.testing.assert_allclose(result.permute(1, 2, 0).numpy(), wanted, atol=2e-5)
+
+
+def test_stains_come_before_colours_and_each_has_its_own_draw() -> None:
+    images, draws = 0.2 + 0.6 * _images(6), _draws(6)
+    both = augment(images, draws, Config(**{**STILL, "hed": 0.05, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1}))
+    stains = augment(images, draws, Config(**{**STILL, "hed": 0.05}))
+    apart = augment(stains, draws, Config(**{**STILL, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1}))
+    torch.testing.assert_close(both, apart, rtol=0, atol=2e-5)
+    assert len({round(float(value), 5) for value in (stains - images).mean(dim=(1, 2, 3))}) == 6
+
+
+@pytest.mark.parametrize(
+    "config", [STRONG, Config(hed=0.1), Config(**STILL), Config(rotate="none"), Config(rotate="none", hed=0.1)]
+)
+def test_bytes_and_fractions_give_the_same(config: Config) -> None:
+    tiles = (torch.rand(60, 12, 12, 3, generator=torch.Generator().manual_seed(3)) * 256).to(torch.uint8)
+    images = tiles.permute(0, 3, 1, 2)  # as they come from the store: channels last
+    before = tiles.clone()
+    found = augment(images, _draws(60), config)
+    assert found.dtype == torch.float32 and found.is_contiguous() and found.min() >= 0 and found.max() <= 1
+    torch.testing.assert_close(found, augment(images.float() / 255, _draws(60), config), rtol=0, atol=3e-5)
+    assert torch.equal(tiles, before)
+
+
+def test_whole_batches_and_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU works on the batch as a whole, a CPU on pieces of one symmetry."""
+    config, images, draws = Config(hed=0.1), (_images(70) * 255).to(torch.uint8), _draws(70)
+    pieces = augment(images, draws, config)
+    turned = transform_each(images, symmetries(draws, config))
+    whole = jitter_colours(turned.float() / 255, draws, config)
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=3e-5)
+
+
+def test_the_size_is_that_of_the_network() -> None:
+    images, draws = (_images(5) * 255).to(torch.uint8), _draws(5)
+    small = augment(images, draws, Config(hed=0.1), shrink=lambda some: some[..., ::2, ::2])
+    assert small.shape == (5, 3, 6, 6) and small.max() <= 1

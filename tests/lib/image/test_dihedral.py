@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.image.dihedral import ORDER, transform, transform_each
+from lib.image.dihedral import ORDER, orient, transform, transform_each
 
 PROBE = torch.arange(16.0).view(1, 4, 4)  # every pixel tells where it came from
 IMAGES = [transform(PROBE, element) for element in range(ORDER)]
@@ -65,4 +65,5 @@ def test_each_sample_gets_its_own(elements: list[int], side: int, seed: int) -> 
     found = transform_each(images, torch.tensor(elements))
     for image, element, result in zip(images, elements, found, strict=True):
         assert torch.equal(transform(image, element), result)
+        assert torch.equal(orient(image, element), result)
     assert torch.equal(images, before)
