@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 
-.PHONY: env smoke test lint format lock clean
+.PHONY: env smoke test lint format lock clean bench bench-gpu
 
 env: $(READY)
 
@@ -35,6 +35,33 @@ format: env
 lock: env
 	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --quiet pyproject.toml -o requirements.txt
 	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --quiet --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+
+# The benchmarks, in an environment of their own that has the peers, too. DATA=DIR takes tiles in competition layout; without
+# it 2,000 are drawn.
+BENCH_VENV := .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
+BENCH_RUN := $(BENCH_VENV)/bin/python
+DATA ?= runs/benchmarks/data
+
+$(BENCH_READY): requirements-dev.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	echo '*' > $(BENCH_VENV)/.gitignore
+	$(BENCH_RUN) -m pip install --quiet uv
+	$(BENCH_VENV)/bin/uv pip install --quiet --python $(BENCH_RUN) -r requirements-dev.txt -r benchmarks/requirements.txt
+	touch $@
+
+runs/benchmarks/data: | $(BENCH_READY)
+	$(BENCH_RUN) benchmarks/tiles.py $@
+
+bench: $(BENCH_READY) | $(DATA)
+	$(BENCH_RUN) benchmarks/prepare.py $(DATA)
+	$(BENCH_RUN) benchmarks/batches.py $(DATA)
+	$(BENCH_RUN) benchmarks/training.py $(DATA)
+	$(BENCH_RUN) benchmarks/tiff_decoding.py $(DATA)
+
+# On a machine with a GPU; tiles are noise, because nothing is learnt.
+bench-gpu: $(BENCH_READY)
+	$(BENCH_RUN) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) dist runs

@@ -1,0 +1,49 @@
+"""Tiles for the benchmarks: drawn into a folder in competition layout where there is none, and read from one.
+
+python benchmarks/tiles.py runs/benchmarks/data        draws 2,000 labelled and 100 test tiles; leaves what is there
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from launch.rehearsal.competition import write_competition  # noqa: E402
+from lib.data.tiff import decode_tile  # noqa: E402
+
+LABELLED, UNLABELLED = 2000, 100
+
+
+def read_tiles(folder: Path, *, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first tiles of `folder`/train and their labels.
+
+    Args:
+        folder: in competition layout.
+        limit: how many at most.
+
+    Returns:
+        (N, 96, 96, 3) uint8 in memory, and (N,) float32, 0 or 1.
+    """
+    with (folder / "train_labels.csv").open(newline="") as stream:
+        labels = {row["id"]: float(row["label"]) for row in csv.DictReader(stream)}
+    names = sorted(labels)[:limit]
+    tiles = np.stack([decode_tile((folder / "train" / f"{name}.tif").read_bytes()) for name in names])
+    return tiles, np.array([labels[name] for name in names], dtype=np.float32)
+
+
+def main() -> None:
+    """Draw them, unless the folder is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--labelled", type=int, default=LABELLED)
+    arguments = parser.parse_args()
+    if not arguments.folder.exists():
+        print(f"drawing {arguments.labelled:,} tiles into {arguments.folder}")
+        write_competition(arguments.folder, labelled=arguments.labelled, unlabelled=UNLABELLED)
+
+
+if __name__ == "__main__":
+    main()
