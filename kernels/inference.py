@@ -11,13 +11,12 @@ from lib.data import prepared
 from lib.data.competition import read_competition
 from lib.files import write_whole
 from lib.inference.ensemble import EnsembleError, admit, mean_probability, read_fold_outputs
+from lib.inference.members import groups_of_one_pass, members_of
 from lib.inference.submission import check_submission, submission_csv
-from lib.model.checkpoint import config_of, load_checkpoint
-from lib.model.network import choose_precision
-from lib.model.predict import predict_logits
+from lib.model.predict import predict_on_all
 from lib.session import (
     Session,
-    choose_device,
+    choose_devices,
     describe_devices,
     find_competition,
     find_output,
@@ -47,52 +46,41 @@ def recipe(session: Session) -> None:
         )
     for warning in warnings:
         session.say(f"warning: {warning}")
-    device = choose_device(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
+    devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
     tiles = data.read_tiles(prepared.TEST_TILES)
 
-    logits = pd.DataFrame({"id": data.test["id"]})
-    rows = np.arange(len(tiles))
-    for output in outputs:
-        for member in output.record.members:
-            network, identity = load_checkpoint(output.folder / f"fold-{identity_name(output.record.fold, member)}")
-            named = (identity.experiment, identity.fold, identity.member, identity.data_id, identity.fold_table_id)
-            record = output.record
-            if named != (record.experiment, record.fold, member, record.data_id, record.fold_table_id):
-                raise EnsembleError(
-                    f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again"
-                )
-            each = config_of(identity)
-            with session.stage(f"predict with {output.name}, member {member}"):
-                logits[f"{identity.experiment}-fold-{identity.fold}-member-{member}"] = predict_logits(
-                    network.to(device),
-                    tiles,
-                    rows,
-                    views=each.views,
-                    batch_size=each.prediction_batch,
-                    device=device,
-                    precision=choose_precision(each.precision, device),
-                )
+    members = [member for output in outputs for member in members_of(output)]
+    by_member: dict[str, np.ndarray] = {}
+    for group in groups_of_one_pass(members):
+        each = group[0].config
+        with session.stage(f"predict {', '.join(member.name for member in group)}", note=f"{each.views} views"):
+            values = predict_on_all(
+                [member.load() for member in group],
+                tiles,
+                views=each.views,
+                batch_size=each.prediction_batch,
+                devices=devices,
+                precision=each.precision,
+            )
+        by_member |= {member.name: values[:, at] for at, member in enumerate(group)}
+    logits = pd.DataFrame({"id": data.test["id"], **{member.name: by_member[member.name] for member in members}})
     probabilities = mean_probability(logits, competition.test_ids)
     submission = submission_csv(competition.test_ids, probabilities)
     check_submission(submission, competition.sample)
     session.withdraw_record()
     write_whole(session.working / "members.csv", logits.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
     write_whole(session.working / "submission.csv", submission)
-    members = logits.shape[1] - 1
-    session.say(f"submission.csv: {len(logits):,} tiles, mean of {members} members, positive share {probabilities.mean():.4f}")
+    session.say(
+        f"submission.csv: {len(logits):,} tiles, mean of {len(members)} members, positive share {probabilities.mean():.4f}"
+    )
     session.leave(
         {"members.csv": True, "submission.csv": True},
         data_id=data.data_id,
         fold_table_id=outputs[0].record.fold_table_id,
-        devices=describe_devices(device),
-        scores={"members": members, "mean_probability": float(probabilities.mean())},
+        devices=describe_devices(devices),
+        scores={"members": len(members), "mean_probability": float(probabilities.mean())},
     )
-
-
-def identity_name(fold: int, member: int) -> str:
-    """The rest of a checkpoint's name after `fold-`."""
-    return f"{fold}-member-{member}.safetensors"
 
 
 def main(parameters: Mapping[str, Any]) -> int:

@@ -6,11 +6,13 @@ from typing import Any
 
 from lib.data import prepared
 from lib.data.folds import fold_report, fold_table_csv, fold_table_id, groups_of, make_folds
+from lib.data.shared import SharedMemory
 from lib.files import write_whole
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.model.weights import find_weights
-from lib.session import Session, choose_device, describe_devices, find_output, preflight, run_kernel
-from lib.training.fold import FoldTask, clear_progress, train_fold
+from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+from lib.training.fold import FoldTask
+from lib.training.workers import clear_progress, train_fold
 
 FOLD_TABLE = "fold-table.csv"
 
@@ -23,14 +25,15 @@ def recipe(session: Session) -> None:
         weights = find_weights(session, config)
         folds = make_folds(data.train, split=config.split, number=config.folds, seed=config.seed)
         table_id = fold_table_id(folds)
-    device = choose_device(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
+    devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     # A network, its gradients and AdamW's moments are small beside the tiles; 2 GiB cover libraries and activations.
     preflight(session, disk=1 << 30, memory=data.bytes_of(prepared.TRAIN_TILES) + (2 << 30))
     report = fold_report(data.train["label"].to_numpy(), folds["fold"].to_numpy(), number=config.folds)
     session.say(f"folds by {config.split}, table {table_id[:8]}:\n{report.round(4).to_string(index=False)}")
 
+    memory = SharedMemory()  # one copy for all workers
     with session.stage("read the tiles", note=f"{data.bytes_of(prepared.TRAIN_TILES) / (1 << 20):,.0f} MiB"):
-        tiles = data.read_tiles(prepared.TRAIN_TILES)
+        tiles = data.read_tiles(prepared.TRAIN_TILES, allocate=memory.allocate)
     task = FoldTask(
         experiment=parameters.experiment,
         config=config,
@@ -42,10 +45,21 @@ def recipe(session: Session) -> None:
         fold_table_id=table_id,
         bundle_id=parameters.bundle_id,
         weights=weights,
-        deadline=session.deadline,
+        memory=memory,
+        until=session.until,
     )
     with session.stage("train"):
-        names, scores = train_fold(task, folder=session.working, device=device, say=session.say, replace=session.withdraw_record)
+        trained = train_fold(
+            task,
+            folder=session.working,
+            devices=devices,
+            say=session.say,
+            replace=session.withdraw_record,
+            started=session.started,
+        )
+    if trained is None:  # one of torchrun's processes, and not the one that writes
+        return
+    names, scores = trained
     fold = scores["fold"]
     session.say(
         f"fold {parameters.fold}: AUC {fold['auc']:.4f}, F1 {fold['f1_at_half']:.4f} at 0.5, {fold['f1_at_thresholds']:.4f} "
@@ -62,7 +76,7 @@ def recipe(session: Session) -> None:
         checkpoint_format=CHECKPOINT_FORMAT,
         members=list(range(config.members)),
         label_set=LABEL_SET,
-        devices=describe_devices(device),
+        devices=describe_devices(devices),
         scores=scores,
     )
     clear_progress(session.working, task)

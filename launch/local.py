@@ -14,7 +14,7 @@ from pathlib import Path
 from launch.build import Built, build
 from launch.errors import LaunchError
 from launch.plan import GPU_SESSIONS, ROOT, Experiment, Kernel, plan_kernels
-from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script
+from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
 from launch.summary import Summary, print_summary, summarise
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
@@ -128,6 +128,7 @@ class LocalRun:
             network=kernel.internet,
             limit=None,
             gpu=slot,
+            workers=workers_of(kernel.slug),
             stop=self.stop,
         )
 

@@ -112,6 +112,7 @@ def run_script(
     network: bool,
     limit: float | None,
     gpu: str | None = None,
+    workers: int = 1,
     stop: threading.Event | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Outcome:
@@ -126,6 +127,7 @@ def run_script(
         network: whether it may use the network.
         limit: seconds until it is killed, or None.
         gpu: the GPU it may see, or None for all there are.
+        workers: processes it trains with where there is no GPU.
         stop: when it is set the script is killed, as by the time limit.
         environ: what the few variables that reach a kernel are taken from; this process's environment by default.
 
@@ -158,6 +160,7 @@ def run_script(
             folder,
             place=place,
             threads=threads,
+            workers=workers,
             network=network,
             guarded=not real,
             gpu=gpu,
@@ -186,6 +189,11 @@ def run_script(
             shutil.rmtree(part, ignore_errors=True)
     timed_out = code is None
     return Outcome(-signal.SIGKILL if code is None else code, time.monotonic() - started, log, timed_out)
+
+
+def workers_of(slug: str) -> int:
+    """How many processes a kernel trains with on a CPU: of each experiment fold 0 rehearses two cards."""
+    return 2 if slug.endswith("-fold-0") else 1
 
 
 def decorate(working: Path) -> None:
@@ -229,6 +237,7 @@ def _environment(
     *,
     place: str,
     threads: int,
+    workers: int,
     network: bool,
     guarded: bool,
     gpu: str | None,
@@ -242,6 +251,7 @@ def _environment(
         "HCD_INPUT": str(folder / "input"),
         "HCD_PLACE": place,
         "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+        "HCD_WORKERS": str(workers),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),

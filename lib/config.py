@@ -66,9 +66,21 @@ class Config:
     drop_rate: float = _knob(0.0, "dropout before the logit", low=0.0, high=0.9)
 
     # The training
-    members: int = _knob(1, "networks trained per fold, each from its own seed, averaged later", low=1, high=16)
+    members: int = _knob(
+        2, "networks trained per fold, each from its own seed, averaged later; one a card at a time", low=1, high=16
+    )
+    ddp: bool = _knob(False, "all cards work on one member together instead (torch.distributed)")
+    synchronise_norms: bool = _knob(False, "with ddp: batch norms see the tiles of all cards, not of their own")
     epochs: int = _knob(5, "passes over the training tiles of the fold", low=1, high=1000)
-    batch_size: int = _knob(256, "tiles per optimiser step", low=1, high=8192)
+    batch_size: int = _knob(256, "tiles per optimiser step, of all cards together", low=1, high=8192)
+    passes: int = _knob(
+        1,
+        "forward passes a step's tiles are cut into (gradient accumulation) where memory is short; 0: as few as fit, by trial. "
+        "Doubled when memory runs out later",
+        low=0,
+        high=8192,
+    )
+    compile: bool = _knob(False, "compile the network for training (torch.compile): minutes first, faster steps then")
     learning_rate: float = _knob(3e-4, "peak learning rate of AdamW", low=1e-8, high=10.0)
     weight_decay: float = _knob(1e-4, "decoupled weight decay; biases and norms are exempt", low=0.0, high=10.0)
     warmup_epochs: float = _knob(0.0, "epochs of linear warm-up before the cosine", low=0.0, high=100.0)

@@ -1,50 +1,104 @@
-"""Batches from the tiles in host memory: the next one is on its way to the GPU while it works on this one."""
+"""Batches from the tiles in host memory: the next one is on its way while the device works on this one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
+Batch = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
+
 
 def load_batches(
-    tiles: np.ndarray, rows: np.ndarray, *, batch_size: int, device: torch.device
-) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """The tiles of `rows`, in that order, as images on the device.
+    tiles: np.ndarray,
+    rows: np.ndarray,
+    *,
+    batch_size: int | Sequence[int],
+    device: torch.device,
+    columns: Sequence[torch.Tensor] = (),
+) -> Generator[Batch]:
+    """The tiles of `rows`, in that order, as they are, on the device.
+
+    A thread gathers the next batch while the caller works on this one. On a GPU it gathers into one of two pinned buffers,
+    from which the tiles are copied on a stream of their own, beside the computation.
 
     Args:
         tiles: (N, 96, 96, 3) uint8 in host memory.
         rows: (M,) int64 into `tiles`.
-        batch_size: B; the last batch is smaller when B does not divide M.
-        device: where the images go. On a GPU two pinned buffers take turns, so the copy runs beside the computation.
+        batch_size: B; the last batch is smaller when B does not divide M. Or the size of every batch; their sum is M.
+        device: where the batches go.
+        columns: what else belongs to each of the rows, such as its label: each (M, ...).
 
     Yields:
-        images (B, 3, 96, 96) float32 in [0, 1], and their rows (B,).
+        images (B, 3, 96, 96) uint8, channels last in memory, and the columns (B, ...).
     """
-    source = torch.from_numpy(tiles)
-    batches = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
-    if device.type != "cuda":
-        for batch in batches:
-            yield _as_images(source[torch.from_numpy(batch)]), batch
+    sizes = [batch_size] * -(-len(rows) // batch_size) if isinstance(batch_size, int) else list(batch_size)
+    ends = np.minimum(np.cumsum(sizes, dtype=np.int64), len(rows)).tolist()
+    cuts = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+    if not cuts:
         return
-    buffers = [torch.empty((batch_size, *tiles.shape[1:]), dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    source, order = torch.from_numpy(tiles), torch.from_numpy(rows)
+    shape = (max(cut.stop - cut.start for cut in cuts), *tiles.shape[1:])
+    gather, send = _for_cpu(source) if device.type == "cpu" else _for_gpu(source, shape, columns, device)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+
+        def fetch(number: int) -> Batch:
+            cut = cuts[number]
+            return gather(number, order[cut], tuple(column[cut] for column in columns))
+
+        ahead = pool.submit(fetch, 0)
+        for number in range(len(cuts)):
+            batch = ahead.result()
+            if number + 1 < len(cuts):
+                ahead = pool.submit(fetch, number + 1)
+            images, beside = send(number, batch)
+            yield images.permute(0, 3, 1, 2), beside
+
+
+_Gather = Callable[[int, torch.Tensor, tuple[torch.Tensor, ...]], Batch]
+_Send = Callable[[int, Batch], Batch]
+
+
+def _for_cpu(source: torch.Tensor) -> tuple[_Gather, _Send]:
+    def gather(number: int, rows: torch.Tensor, columns: tuple[torch.Tensor, ...]) -> Batch:
+        return torch.index_select(source, 0, rows), columns
+
+    return gather, lambda number, batch: batch
+
+
+def _for_gpu(
+    source: torch.Tensor, shape: tuple[int, ...], columns: Sequence[torch.Tensor], device: torch.device
+) -> tuple[_Gather, _Send]:
+    """Two sets of pinned buffers take turns: one is filled while the other is being copied."""
+    largest = shape[0]
+    images = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+    beside = [
+        [torch.empty((largest, *column.shape[1:]), dtype=column.dtype, pin_memory=True) for column in columns] for _ in range(2)
+    ]
     copied = [torch.cuda.Event() for _ in range(2)]
+    stream = torch.cuda.Stream(device)
 
-    def send(number: int) -> torch.Tensor:
-        batch, buffer = batches[number], buffers[number % 2]
-        copied[number % 2].synchronize()  # the copy that used this buffer two batches ago
-        torch.index_select(source, 0, torch.from_numpy(batch), out=buffer[: len(batch)])
-        images = buffer[: len(batch)].to(device, non_blocking=True)
-        copied[number % 2].record()
-        return images
+    def gather(number: int, rows: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> Batch:
+        turn, count = number % 2, len(rows)
+        copied[turn].synchronize()  # the copy that left from here two batches ago
+        torch.index_select(source, 0, rows, out=images[turn][:count])
+        for buffer, part in zip(beside[turn], parts, strict=True):
+            buffer[:count].copy_(part)
+        return images[turn][:count], tuple(buffer[:count] for buffer in beside[turn])
 
-    ahead = send(0) if batches else None
-    for number, batch in enumerate(batches):
-        images = ahead
-        ahead = send(number + 1) if number + 1 < len(batches) else None
-        assert images is not None
-        yield _as_images(images), batch
+    def send(number: int, batch: Batch) -> Batch:
+        with torch.cuda.stream(stream):
+            there = [each.to(device, non_blocking=True) for each in (batch[0], *batch[1])]
+            copied[number % 2].record(stream)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(stream)
+        for each in there:
+            each.record_stream(computing)
+        return there[0], tuple(there[1:])
+
+    return gather, send
 
 
-def _as_images(tiles: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [0, 1]."""
-    return tiles.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+def as_images(tiles: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) uint8 to float32 in [0, 1], contiguous."""
+    return tiles.to(torch.float32, memory_format=torch.contiguous_format).div_(255)

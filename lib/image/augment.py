@@ -82,23 +82,25 @@ def augment(
     angles = draws[:, _TURN] * (2 * math.pi) if config.rotate == "any" else None
     colours = _Colours.drawn(draws, config, white=white)
 
-    def finish(some: torch.Tensor, which: slice) -> torch.Tensor:
-        some = torch.empty(some.shape, dtype=torch.float32, device=some.device).copy_(some)  # contiguous, and our own
+    def prepared(some: torch.Tensor, which: slice, copy: torch.Tensor) -> torch.Tensor:
+        some = copy.copy_(some)  # contiguous float32, and our own
         if shrink is not None:
             some = shrink(some)
-        if angles is not None:
-            some = _rotate(some, angles[which])
-        return colours.apply(some, which)
+        return some if angles is None else _rotate(some, angles[which])
 
     if images.device.type != "cpu":
-        return finish(transform_each(images, elements), slice(None))
-    out: torch.Tensor | None = None
-    for element, piece in _pieces(elements):
-        part = finish(orient(images[piece], element), piece)
-        if out is None:
-            out = torch.empty((len(images), *part.shape[1:]), dtype=part.dtype)
-        out[piece] = part
-    return torch.empty(images.shape, dtype=torch.float32) if out is None else out
+        copy = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        return colours.apply(prepared(transform_each(images, elements), slice(None), copy), slice(None))
+    # The same memory for every piece: fresh pages cost more than the arithmetic on them.
+    copy = torch.empty((min(_PIECE, len(images)), *images.shape[1:]), dtype=torch.float32)
+    out = work = torch.empty(0)
+    for element, which in _pieces(elements):
+        some = prepared(orient(images[which], element), which, copy[: which.stop - which.start])
+        if not len(out):
+            out = torch.empty((len(images), *some.shape[1:]), dtype=torch.float32)
+            work = torch.empty((len(copy), *some.shape[1:]), dtype=torch.float32)
+        colours.apply(some, which, work=work[: len(some)], out=out[which])
+    return out.view(-1, *images.shape[1:]) if not len(out) else out
 
 
 def _pieces(elements: torch.Tensor) -> Iterator[tuple[int, slice]]:
@@ -176,19 +178,32 @@ class _Colours:
             matrix = matrix * scale.unsqueeze(1)
         return cls(white, stains, scale, matrix, towards_grey)
 
-    def apply(self, images: torch.Tensor, which: slice) -> torch.Tensor:
-        """The images of these samples, overwritten or new, in [0, 1]."""
+    def apply(
+        self, images: torch.Tensor, which: slice, *, work: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The images of these samples in [0, 1].
+
+        Args:
+            images: (B, 3, H, W) float32; may be overwritten.
+            which: samples they are.
+            work: memory of the same shape, to use on the way.
+            out: memory of the same shape for the result.
+        """
         if self.stains is None and self.matrix is None:
-            return images.div_(self.white) if self.white != 1 else images
-        values = images.flatten(2)  # (B, 3, H*W)
+            return torch.div(images, self.white, out=out)
+        work, out = (torch.empty_like(images) if each is None else each for each in (work, out))
+        values, result = images.flatten(2), out.flatten(2)  # (B, 3, H*W)
         scale = self.scale if self.stains is None else self.scale[which]
         if self.stains is not None:
-            values = torch.bmm(self.stains[which], values.clamp_min_(_DARKEST * self.white).log_()).exp_()
+            values = torch.bmm(self.stains[which], values.clamp_min_(_DARKEST * self.white).log_(), out=work.flatten(2)).exp_()
         if self.matrix is None:
-            return values.mul_(scale.unsqueeze(2)).clamp_(0, 1).view_as(images)
-        luma = torch.tensor(_LUMA, device=images.device)
-        grey = self.towards_grey[which] * ((values.mean(dim=2) * scale) @ luma)  # (B,)
-        return torch.bmm(self.matrix[which], values).add_(grey.view(-1, 1, 1)).clamp_(0, 1).view_as(images)
+            torch.mul(values, scale.unsqueeze(2), out=result)
+        else:
+            luma = torch.tensor(_LUMA, device=images.device)
+            grey = self.towards_grey[which] * ((values.mean(dim=2) * scale) @ luma)  # (B,)
+            torch.bmm(self.matrix[which], values, out=result).add_(grey.view(-1, 1, 1))
+        result.clamp_(0, 1)
+        return out
 
 
 def _colour_matrix(draws: torch.Tensor, config: Config) -> tuple[torch.Tensor, torch.Tensor]:

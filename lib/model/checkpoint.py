@@ -15,6 +15,7 @@ from lib.model.network import Classifier, NetworkError, build_network
 
 CHECKPOINT_FORMAT = 1
 LABEL_SET = [0, 1]
+_AGAIN = "Train this member again."
 
 
 class CheckpointError(KernelError):
@@ -43,6 +44,27 @@ def save_checkpoint(path: Path, network: Classifier, identity: Identity) -> None
     write_whole(path, save(tensors, metadata=metadata))
 
 
+def read_identity(path: Path) -> Identity:
+    """What a checkpoint says of itself, without its weights.
+
+    Raises:
+        CheckpointError: the file cannot be read or has another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as content:
+            facts = json.loads((content.metadata() or {})["checkpoint"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}") from error
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project. {_AGAIN}")
+    if facts.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {_AGAIN}")
+    try:
+        return Identity(**facts)
+    except TypeError as error:
+        raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {_AGAIN}") from error
+
+
 def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
     """Rebuild the network a checkpoint names and load all of its weights.
 
@@ -52,23 +74,17 @@ def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
     Raises:
         CheckpointError: the file cannot be read, has another format, or does not fit.
     """
-    again = "Train this member again."
+    identity = read_identity(path)
     try:
         with safe_open(path, framework="pt") as content:
-            facts = json.loads((content.metadata() or {})["checkpoint"])
             tensors: dict[str, torch.Tensor] = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {again}") from error
-    if not isinstance(facts, dict):
-        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project. {again}")
-    if facts.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {again}")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}") from error
     try:
-        identity = Identity(**facts)
         network = build_network(config_from_dict(identity.config), encoder=identity.encoder)
         network.load_state_dict(tensors, strict=True)
     except (TypeError, AttributeError, RuntimeError, ConfigError, NetworkError) as error:
-        raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {again}") from error
+        raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {_AGAIN}") from error
     return network.eval(), identity
 
 

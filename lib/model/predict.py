@@ -1,12 +1,16 @@
 """Logits of tiles, averaged over D4 views: the same for out-of-fold tiles and for the test set."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+
 import numpy as np
 import torch
 
-from lib.data.batches import load_batches
+from lib.data.batches import as_images, load_batches
 from lib.errors import KernelError
 from lib.image.dihedral import transform
-from lib.model.network import Classifier, autocast
+from lib.model.network import Classifier, autocast, choose_precision
 
 
 class PredictionError(KernelError):
@@ -23,40 +27,100 @@ def predict_logits(
     device: torch.device,
     precision: torch.dtype,
 ) -> np.ndarray:
-    """Mean logit over the views of each tile.
+    """Mean logit over the views of each tile, from one network on its device; see `predict_members`. (M,) float32."""
+    found = predict_members([network], tiles, rows, views=views, batch_size=batch_size, device=device, precision=precision)
+    logits: np.ndarray = found[:, 0]
+    return logits
+
+
+def predict_members(
+    networks: Sequence[Classifier],
+    tiles: np.ndarray,
+    rows: np.ndarray,
+    *,
+    views: int,
+    batch_size: int,
+    device: torch.device,
+    precision: torch.dtype,
+) -> np.ndarray:
+    """Mean logit over the views of each tile, from every network, in one pass over the tiles.
 
     Args:
-        network: on the device; its mode is restored afterwards.
+        networks: on the device, of one input size; their modes are restored afterwards.
         tiles: (N, 96, 96, 3) uint8.
         rows: (M,) int64 into `tiles`.
         views: 1 (as it is), 4 (rotations) or 8 (rotations of the tile and of its mirror image).
         batch_size: tiles per forward pass.
-        device: where the network is.
+        device: where the networks are.
         precision: of the forward pass; logits are averaged in float32.
 
     Returns:
-        (M,) float32, in the order of `rows`.
+        (M, K) float32, in the order of `rows` and of `networks`.
 
     Raises:
         PredictionError: a logit is not finite.
     """
-    was_training = network.training
-    network.eval()
-    parts = []
+    modes = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    parts = []  # on the device until the end: nothing waits
     with torch.inference_mode():
-        for images, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
-            images = network.resize(images)  # once, not for every view: symmetries of the square commute with it
-            total = torch.zeros(len(images), dtype=torch.float32, device=device)  # (B,)
+        for sent, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
+            images = networks[0].resize(as_images(sent))  # once, not for every view: symmetries of the square commute with it
+            total = torch.zeros(len(images), len(networks), dtype=torch.float32, device=device)  # (B, K)
             for view in range(views):
-                with autocast(device, precision):
-                    logits = network(transform(images, view))
-                total += logits.float()
-            parts.append((total / views).cpu())
-    network.train(was_training)
-    logits = torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.float32)
-    if bad := int((~np.isfinite(logits)).sum()):
+                turned = transform(images, view)
+                for at, network in enumerate(networks):
+                    with autocast(device, precision):
+                        logits = network(turned)
+                    total[:, at] += logits.float()
+            parts.append(total / views)
+        found = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(networks)), dtype=np.float32)
+    for network, mode in zip(networks, modes, strict=True):
+        network.train(mode)
+    if bad := int((~np.isfinite(found)).sum()):
         raise PredictionError(
-            f"{bad:,} of {len(logits):,} logits are not finite: the training diverged (lower the learning rate: "
+            f"{bad:,} of {found.size:,} logits are not finite: the training diverged (lower the learning rate: "
             "--set learning_rate=..., or clip: --set clip_gradient=1), or float16 overflowed (--set precision=float32)"
         )
-    return logits
+    return found
+
+
+def predict_on_all(
+    networks: Sequence[Classifier],
+    tiles: np.ndarray,
+    *,
+    views: int,
+    batch_size: int,
+    devices: Sequence[torch.device],
+    precision: str,
+) -> np.ndarray:
+    """`predict_members` for all tiles, each device with its share of them, all at the same time.
+
+    Args:
+        networks: on the CPU, of one input size.
+        tiles: (N, 96, 96, 3) uint8.
+        views: as there.
+        batch_size: as there.
+        devices: of one kind.
+        precision: as the config has it.
+
+    Returns:
+        (N, K) float32.
+    """
+    places = list(dict.fromkeys(devices))  # a CPU that stands in for two cards is still one
+    shares = np.array_split(np.arange(len(tiles)), len(places))
+
+    def predict(device: torch.device, rows: np.ndarray) -> np.ndarray:
+        return predict_members(
+            [deepcopy(network).to(device) for network in networks],
+            tiles,
+            rows,
+            views=views,
+            batch_size=batch_size,
+            device=device,
+            precision=choose_precision(precision, device),
+        )
+
+    with ThreadPoolExecutor(max_workers=len(places)) as pool:
+        return np.concatenate(list(pool.map(predict, places, shares)))

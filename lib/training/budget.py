@@ -41,7 +41,7 @@ class Budget:
 
     def begin(self, step: OptimizerStep) -> None:
         """Right before the first step of this session."""
-        self._looks = [(self.now(), step.applied + step.skipped)]
+        self._looks = [(self.now(), step.attempts)]
 
     def look(self, step: OptimizerStep, *, prediction_batches: float) -> None:
         """Hold what is left of the plan against what is left of the time, and shorten the plan if it does not fit.
@@ -54,7 +54,7 @@ class Budget:
             BudgetError: it does not fit, and `deterministic` forbids to shorten it.
         """
         assert self._looks, "begin() comes first"
-        moment, steps = self.now(), step.applied + step.skipped
+        moment, steps = self.now(), step.attempts
         began, before = self._looks[0]
         if steps - before < min(_FIRST_LOOK, step.total) or step.left <= 0:
             return

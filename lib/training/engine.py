@@ -1,18 +1,22 @@
 """One epoch: order, batches, augmentation, loss, step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from lib.config import Config
 from lib.data.batches import load_batches
 from lib.errors import KernelError
-from lib.image.augment import Draws, augment
+from lib.image.augment import Draws, augment, symmetries
 from lib.model.network import Classifier, autocast
-from lib.training.optimizer import OptimizerStep
+from lib.training.optimizer import OptimizerStep, build_optimizer
+from lib.training.world import ALONE, World
 
 _LOOK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
 
@@ -67,6 +71,68 @@ def positive_weight(part: Part, balance: str) -> float:
     return float((labels == 0).sum() / (labels == 1).sum())
 
 
+@dataclass(frozen=True)
+class Slice:
+    """Which part of every step's tiles a process works on, and in how many passes."""
+
+    rank: int = 0
+    size: int = 1
+    passes: int = 1
+
+
+def tiles_a_step(part: Part, config: Config) -> int:
+    """Tiles of one optimiser step, all processes together: the batch size, or all there are when they are fewer."""
+    return min(config.batch_size, len(part.rows))
+
+
+def steps_an_epoch(part: Part, config: Config) -> int:
+    """Optimiser steps of one epoch; the tiles that do not fill a step wait for another epoch, whose order is another."""
+    return len(part.rows) // tiles_a_step(part, config)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What a process works on in one epoch, in its order.
+
+    Attributes:
+        rows: (M,) int64, its share of the tiles, step after step.
+        labels: (M,) float32.
+        draws: (M, DRAWS) float32, of the augmentation.
+        passes: how many tiles each forward pass takes, step after step.
+    """
+
+    rows: np.ndarray
+    labels: torch.Tensor
+    draws: torch.Tensor
+    passes: list[list[int]]
+
+
+def plan_epoch(part: Part, config: Config, *, epoch: int, slice: Slice = Slice()) -> EpochPlan:  # noqa: B008
+    """Which tiles come when, and what is drawn for them; the same whoever works on them.
+
+    Every step's tiles are cut into one piece for each process and pass. Within a piece tiles with the same symmetry lie
+    together, which a CPU augments more than twice as fast (lib.image.augment); the sum over the piece does not change.
+    """
+    order, occurrence = epoch_order(part, epoch=epoch, balance=config.balance)
+    each = tiles_a_step(part, config)
+    steps = len(order) // each
+    draws = Draws(entropy=[*part.entropy, 3, epoch], rows=len(part.labels)).take(order, occurrence)
+    elements = symmetries(draws, config).numpy()
+    # np.array_split's rule: sizes that differ by one at most.
+    bounds = np.linspace(0, each, slice.size + 1).round().astype(int)
+    begin, end = int(bounds[slice.rank]), int(bounds[slice.rank + 1])
+    sizes = [len(piece) for piece in np.array_split(np.arange(end - begin), slice.passes) if len(piece)]
+    chosen = []
+    for step in range(steps):
+        at = step * each + begin
+        for size in sizes:
+            chosen.append(at + np.argsort(elements[at : at + size], kind="stable"))
+            at += size
+    picked = np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
+    rows = order[picked]
+    return EpochPlan(rows, torch.from_numpy(part.labels[rows]), draws[torch.from_numpy(picked)], [sizes] * steps)
+
+
 def train_one_epoch(
     network: Classifier,
     part: Part,
@@ -77,6 +143,9 @@ def train_one_epoch(
     device: torch.device,
     precision: torch.dtype,
     look: Callable[[], None] | None = None,
+    world: World = ALONE,
+    passes: int = 1,
+    forward: nn.Module | None = None,
 ) -> float:
     """Pass once over the training rows, or as far as the plan goes.
 
@@ -89,47 +158,95 @@ def train_one_epoch(
         device: to compute on.
         precision: of the forward pass.
         look: called now and then, when the device has caught up; may shorten the plan.
+        world: the processes that work on this network together.
+        passes: forward passes a step's share of the tiles is cut into.
+        forward: the network as it is called: itself, compiled, or wrapped to average gradients over the world.
 
     Returns:
-        The mean loss of the epoch.
+        The mean loss of the epoch, over all processes.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     network.train()
+    forward = network if forward is None else forward
     # Dropout and stochastic depth draw from torch's own generator. Seeded for each epoch, not once, so that a member
-    # that goes on after an interruption draws what it would have drawn.
-    torch.manual_seed(int(np.random.SeedSequence([*part.entropy, 2, epoch]).generate_state(1)[0]))
-    order, occurrence = epoch_order(part, epoch=epoch, balance=config.balance)
-    draws = Draws(entropy=[*part.entropy, 3, epoch], rows=len(part.tiles))
-    weight = torch.tensor(positive_weight(part, config.balance), device=device)
+    # that goes on after an interruption draws what it would have drawn; each process draws its own.
+    entropy = [*part.entropy, 2, epoch, *([world.rank] if world.rank else [])]
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+    plan = plan_epoch(part, config, epoch=epoch, slice=Slice(world.rank, world.size, passes))
+    weight = torch.full((), positive_weight(part, config.balance), device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    at = trained = 0
-    for number, (images, rows) in enumerate(load_batches(part.tiles, order, batch_size=config.batch_size, device=device)):
-        drawn = draws.take(rows, occurrence[at : at + len(rows)]).to(device, non_blocking=True)
-        at += len(rows)
-        labels = torch.from_numpy(part.labels[rows]).to(device, non_blocking=True)  # (B,)
-        # BatchNorm cannot learn from one value: a lone last tile waits for the next epoch.
-        if len(rows) == 1 < config.batch_size and number:
-            continue
-        with torch.no_grad():
-            if network.input_size < images.shape[-1]:
-                images = network.resize(images)  # first, because fewer pixels are cheaper to augment
-            images = augment(images, drawn, config)
-        with autocast(device, precision):
-            logits = network(images)
-        loss = functional.binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=weight)
-        step(loss)
-        total += loss.detach() * len(rows)
-        trained += len(rows)
+    shrink = network.resize if network.input_size < part.tiles.shape[1] else None
+    # The mean over the tiles of a step, of which this process sees a part; averaging over the world divides by its size.
+    share = world.size / tiles_a_step(part, config)
+    sizes = [size for each in plan.passes for size in each]
+    batches = load_batches(part.tiles, plan.rows, batch_size=sizes, device=device, columns=(plan.labels, plan.draws))
+
+    def losses(number: int) -> Iterator[torch.Tensor]:
+        for left, (images, (labels, drawn)) in zip(range(number - 1, -1, -1), batches, strict=False):
+            with torch.no_grad():
+                images = augment(images, drawn, config, shrink=shrink)
+            with world.gradients_wait(forward) if left else nullcontext():
+                with autocast(device, precision):
+                    logits = forward(images)
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                loss = functional.binary_cross_entropy_with_logits(
+                    logits, labels.to(logits.dtype), pos_weight=weight.to(logits.dtype), reduction="sum"
+                )
+                total.add_(loss.detach())
+                yield loss * share
+
+    trained = 0
+    for number, sizes_of_step in enumerate(plan.passes):
+        step(losses(len(sizes_of_step)))
+        trained += sum(sizes_of_step)
         if number % _LOOK_EVERY == 0:
             _demand_finite(total, epoch=epoch, number=number, step=step)
             if look is not None:
                 look()
-        if step.left <= 0:
+        if step.done:
             break
+    batches.close()
     _demand_finite(total, epoch=epoch, number=number, step=step)
-    return float(total) / trained
+    loss, tiles = world.sum(float(total), float(trained))
+    return loss / tiles
+
+
+def fewest_passes(network: Classifier, config: Config, *, tiles: int, device: torch.device, precision: torch.dtype) -> int:
+    """In how few passes a step's tiles fit the device, by trial on a copy of the network with the optimiser's moments.
+
+    Args:
+        network: on the device; untouched.
+        config: the knobs.
+        tiles: of a step and process.
+        device: a CPU needs no trial: its memory is that of the machine.
+        precision: of the forward pass.
+
+    Returns:
+        1, 2, 4, ...; the last one tried where two tiles a pass are left.
+    """
+    passes = 1
+    while (
+        device.type != "cpu" and tiles // (2 * passes) >= 2 and not _fits(network, config, -(-tiles // passes), device, precision)
+    ):
+        torch.cuda.empty_cache()
+        passes *= 2
+    return passes
+
+
+def _fits(network: Classifier, config: Config, tiles: int, device: torch.device, precision: torch.dtype) -> bool:
+    try:
+        copy = deepcopy(network).train()
+        step = OptimizerStep(build_optimizer(copy, config), peak=1e-9, total=2, warmup=0, clip=0.0, scaled=False)
+        images = torch.rand(tiles, 3, config.input_size, config.input_size, device=device)
+        for _ in range(2):  # the moments are there from the first step on
+            with autocast(device, precision):
+                logits = copy(images)
+            step([logits.float().mean()])
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def _demand_finite(total: torch.Tensor, *, epoch: int, number: int, step: OptimizerStep) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,21 +14,19 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from lib.config import Config
-from lib.errors import KernelError
+from lib.data.shared import SharedMemory
 from lib.files import sha256_of, write_whole
 from lib.metrics import auc, fold_scores, probability
 from lib.model.checkpoint import Identity, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
 from lib.model.predict import predict_logits
 from lib.training.budget import Budget
-from lib.training.engine import Part, train_one_epoch
+from lib.training.engine import Part, TrainingError, fewest_passes, steps_an_epoch, tiles_a_step, train_one_epoch
 from lib.training.optimizer import OptimizerStep, build_optimizer
-
-
-class FoldInputError(KernelError):
-    """The fold asked for does not exist."""
+from lib.training.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,8 @@ class FoldTask:
         fold_table_id: of the fold table.
         bundle_id: of the code: a member begun by other code is begun anew.
         weights: `folder` or `file` for `build_network`, or empty.
-        deadline: from how many members are left to when this one must be done, on the monotonic clock; None: whenever.
+        memory: what the tiles lie in, where other processes may map it.
+        until: when all members must be done, on the monotonic clock; infinite where no clock binds.
     """
 
     experiment: str
@@ -58,7 +58,8 @@ class FoldTask:
     fold_table_id: str
     bundle_id: str
     weights: dict[str, Path]
-    deadline: Callable[[int], float] | None = None
+    memory: SharedMemory | None = None
+    until: float = math.inf
 
     def identity(self, member: int) -> Identity:
         """What the checkpoint of a member says of itself."""
@@ -71,8 +72,13 @@ class FoldTask:
             config=self.config.to_dict(),
         )
 
-    def plan(self, member: int) -> str:
-        """The hash of all that decides a member's result; unfinished work under another plan is thrown away."""
+    def plan(self, member: int, *, processes: int) -> str:
+        """The hash of all that decides a member's result; unfinished work under another plan is thrown away.
+
+        Args:
+            member: its number.
+            processes: that train it together.
+        """
         sources = {
             str(file.relative_to(path.parent)): sha256_of(file)
             for path in self.weights.values()
@@ -82,7 +88,7 @@ class FoldTask:
             **asdict(self.identity(member)),
             "bundle": self.bundle_id,
             "weights": sources,
-            "threads": torch.get_num_threads(),
+            "processes": processes,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -125,54 +131,23 @@ class MemberFiles:
         return f".finished-{self.stem}.json"
 
 
-def train_fold(
-    task: FoldTask, *, folder: Path, device: torch.device, say: Callable[[str], None], replace: Callable[[], None]
-) -> tuple[dict[str, bool], dict[str, Any]]:
-    """Train what is not finished yet of a fold.
-
-    Args:
-        task: the fold.
-        folder: takes the files; work that an earlier run left there is taken up.
-        device: to compute on.
-        say: takes a line of progress.
-        replace: called before the first file that readers trust is written.
-
-    Returns:
-        The names of the files, with whether to fetch them, and the scores for run.json.
-
-    Raises:
-        FoldInputError: there is no such fold.
-        TrainingError: the loss is not finite; what was finished before is intact.
-    """
-    if not 0 <= task.fold < task.config.folds:
-        raise FoldInputError(f"fold {task.fold} does not exist: there are folds 0 to {task.config.folds - 1}")
+def collect(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], dict[str, Any]]:
+    """The names of a trained fold's files, with whether to fetch them, and its scores for run.json."""
     names: dict[str, bool] = {}
     logits = []
     for member in range(task.config.members):
         files = MemberFiles(task.fold, member)
-        plan = task.plan(member)
-        if _is_finished(folder, files, plan):
-            say(f"fold {task.fold}, member {member}: finished before, not done again")
-        else:
-            _train_member(task, member, files=files, plan=plan, folder=folder, device=device, say=say, replace=replace)
         names |= {files.checkpoint: False, files.out_of_fold: True, files.history: True}  # weights stay on Kaggle
         logits.append(pd.read_csv(folder / files.out_of_fold)["logit"].to_numpy())
     labels = task.index["label"].to_numpy()[task.folds == task.fold]
     members = [fold_scores(labels, probability(each), seed=task.config.seed) for each in logits]
     mean = np.mean([probability(each) for each in logits], axis=0)
-    scores = {"fold": fold_scores(labels, mean, seed=task.config.seed), "members": members}
-    return names, scores
+    return names, {"fold": fold_scores(labels, mean, seed=task.config.seed), "members": members}
 
 
-def clear_progress(folder: Path, task: FoldTask) -> None:
-    """Remove the notes about progress, once run.json stands for the whole."""
-    for member in range(task.config.members):
-        files = MemberFiles(task.fold, member)
-        (folder / files.finished).unlink(missing_ok=True)
-        (folder / files.unfinished).unlink(missing_ok=True)
-
-
-def _is_finished(folder: Path, files: MemberFiles, plan: str) -> bool:
+def is_finished(task: FoldTask, member: int, *, folder: Path, processes: int) -> bool:
+    """Whether all files of a member are there as they were written under this very plan."""
+    files, plan = MemberFiles(task.fold, member), task.plan(member, processes=processes)
     try:
         note = json.loads((folder / files.finished).read_bytes())
         return bool(note["plan"] == plan) and all(
@@ -182,18 +157,77 @@ def _is_finished(folder: Path, files: MemberFiles, plan: str) -> bool:
         return False
 
 
+def train_member(
+    task: FoldTask,
+    member: int,
+    *,
+    folder: Path,
+    world: World,
+    say: Callable[[str], None],
+    replace: Callable[[], None],
+    passes: int = 0,
+    members_left: int = 1,
+) -> None:
+    """Train one member, from where an interrupted run left it, and leave its files.
+
+    Args:
+        task: the fold.
+        member: its number.
+        folder: takes the files; work that an earlier run left there is taken up.
+        world: the processes that train it together, of which rank 0 writes.
+        say: takes a line of progress; of rank 0.
+        replace: called before the first file that readers trust is written.
+        passes: forward passes of a step, instead of what the config says.
+        members_left: that must be done in the time that is left, this one included.
+
+    Raises:
+        TrainingError: the loss is not finite; what was finished before is intact. Or the device is too small for two tiles.
+        BudgetError: the time does not suffice, and the plan may not be shortened.
+        torch.OutOfMemoryError: on one of several processes; all must begin again with more passes.
+    """
+    passes = passes or task.config.passes
+    while True:
+        try:
+            return _train_member(
+                task, member, folder=folder, world=world, say=say, replace=replace, passes=passes, members_left=members_left
+            )
+        except torch.OutOfMemoryError:
+            if world.size > 1:
+                raise
+        # Here, where the error and all that its frames held is gone.
+        passes = more_passes(task, passes, world.size, say)
+        torch.cuda.empty_cache()
+
+
+def more_passes(task: FoldTask, passes: int, processes: int, say: Callable[[str], None]) -> int:
+    """Twice the passes, because the device's memory did not suffice: said, or refused where nothing is left to halve."""
+    passes = max(passes, 1)
+    share = min(task.config.batch_size, int((task.folds != task.fold).sum())) // processes
+    if share // (2 * passes) < 2:
+        raise TrainingError(
+            f"the device's memory does not suffice for {max(share // passes, 1)} tiles of {task.config.backbone} at "
+            f"{task.config.input_size} px. Use a smaller network or --set input_size=..."
+        )
+    say(
+        f"fold {task.fold}: the device's memory did not suffice for {share // passes} tiles; going on from the last whole epoch "
+        f"with {share // (2 * passes)} in a pass, {2 * passes} passes a step"
+    )
+    return 2 * passes
+
+
 def _train_member(
     task: FoldTask,
     member: int,
     *,
-    files: MemberFiles,
-    plan: str,
     folder: Path,
-    device: torch.device,
+    world: World,
     say: Callable[[str], None],
     replace: Callable[[], None],
+    passes: int,
+    members_left: int,
 ) -> None:
-    config = task.config
+    config, device = task.config, world.device
+    files, plan = MemberFiles(task.fold, member), task.plan(member, processes=world.size)
     precision = choose_precision(config.precision, device)
     outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)
     labels = task.index["label"].to_numpy()
@@ -205,40 +239,63 @@ def _train_member(
     )
     torch.manual_seed(int(np.random.SeedSequence([*part.entropy, 0]).generate_state(1)[0]))  # the first weights
     network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(device)
-    steps, rest = divmod(len(outside), config.batch_size)
-    steps += rest > (1 if steps else 0)  # train_one_epoch leaves a lone last tile out
+    steps = steps_an_epoch(part, config)
+    planned = steps * config.epochs
+    name = f"fold {task.fold}, member {member}"
+    if not passes:
+        share = tiles_a_step(part, config) // world.size
+        passes = world.largest(fewest_passes(network, config, tiles=share, device=device, precision=precision))
+        say(f"{name}: {passes} passes of {-(-share // passes)} tiles a step and process, by trial")
     step = OptimizerStep(
         build_optimizer(network, config),
         peak=config.learning_rate,
-        total=steps * config.epochs,
+        total=planned,
         warmup=round(steps * config.warmup_epochs),
         clip=config.clip_gradient,
         scaled=precision == torch.float16,
     )
     history = _resume(folder / files.unfinished, plan=plan, network=network, step=step, device=device)
-    planned = steps * config.epochs
-    name = f"fold {task.fold}, member {member}"
+    # Compiled first and wrapped then: both share their weights with the network, which is what is saved and predicts.
+    forward: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
+    forward = world.wrap(forward, synchronise_norms=config.synchronise_norms)
+    together = f", {world.size} processes" if world.size > 1 else ""
     say(
         f"{name}: {len(outside):,} tiles to learn from, {len(inside):,} out of fold, "
-        f"{config.epochs} epochs of {steps} steps, {str(precision).removeprefix('torch.')} on {device}"
+        f"{config.epochs} epochs of {steps} steps, {str(precision).removeprefix('torch.')} on {device}{together}"
         + (f"; going on after epoch {len(history)}" if history else "")
     )
 
     def predict(views: int) -> np.ndarray:
-        return predict_logits(
+        world.share_buffers(network)
+        logits = predict_logits(
             network,
             task.tiles,
-            inside,
+            world.my_part(inside),
             views=views,
             batch_size=config.prediction_batch,
             device=device,
             precision=precision,
         )
+        return world.join_parts(logits, total=len(inside))
 
-    look = _budget_look(task, member, step=step, inside=len(inside), say=lambda text: say(f"{name}: {text}"))
+    look = _budget_look(task, world, members_left, step=step, inside=len(inside), say=lambda text: say(f"{name}: {text}"))
     for epoch in range(len(history), config.epochs):
-        loss = train_one_epoch(network, part, step, epoch=epoch, config=config, device=device, precision=precision, look=look)
+        loss = train_one_epoch(
+            network,
+            part,
+            step,
+            epoch=epoch,
+            config=config,
+            device=device,
+            precision=precision,
+            look=look,
+            world=world,
+            passes=passes,
+            forward=forward,
+        )
         line: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "learning_rate": step.learning_rate, "skipped": step.skipped}
+        if passes > 1:
+            line["passes"] = passes
         if config.validate_every and (epoch + 1) % config.validate_every == 0:
             line["validation_auc"] = auc(labels[inside], probability(predict(1)))
         if look is not None:
@@ -248,11 +305,13 @@ def _train_member(
         history.append(line)
         seen = f", AUC {line['validation_auc']:.4f} (1 view)" if "validation_auc" in line else ""
         say(f"{name}: epoch {epoch + 1} of {config.epochs}, loss {loss:.4f}{seen}")
-        if step.left <= 0 and step.total < planned:
+        if step.done and step.total < planned:
             break
-        if epoch + 1 < config.epochs:
+        if epoch + 1 < config.epochs and world.rank == 0:
             _save_unfinished(folder / files.unfinished, plan=plan, network=network, step=step, history=history)
     logits = predict(config.views)
+    if world.rank:
+        return
     replace()
     table = pd.DataFrame({"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits})
     write_whole(folder / files.history, "".join(json.dumps(line) + "\n" for line in history))
@@ -266,19 +325,24 @@ def _train_member(
 
 
 def _budget_look(
-    task: FoldTask, member: int, *, step: OptimizerStep, inside: int, say: Callable[[str], None]
+    task: FoldTask, world: World, members_left: int, *, step: OptimizerStep, inside: int, say: Callable[[str], None]
 ) -> Callable[[], None] | None:
-    """What looks at the clock while a member is trained; None where no clock binds."""
-    if task.deadline is None:
+    """What looks at the clock while a member is trained, for all processes at the same step; None where no clock binds."""
+    if math.isinf(task.until):
         return None
     config = task.config
-    deadline = task.deadline(config.members - member)
-    if math.isinf(deadline):
-        return None
-    budget = Budget(deadline=deadline, deterministic=config.deterministic, say=say)
+    now = time.monotonic()
+    budget = Budget(deadline=now + max(0.0, task.until - now) / members_left, deterministic=config.deterministic, say=say)
     budget.begin(step)
     batches = inside * config.views / config.batch_size
-    return lambda: budget.look(step, prediction_batches=batches)
+
+    def look() -> None:
+        if world.rank == 0:
+            budget.look(step, prediction_batches=batches)
+        if (total := world.decree(step.total)) < step.total:
+            step.shorten(total - step.applied)
+
+    return look
 
 
 def _save_unfinished(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, history: list[dict[str, Any]]) -> None:
@@ -286,14 +350,7 @@ def _save_unfinished(path: Path, *, plan: str, network: Classifier, step: Optimi
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for number, moments in step.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
-    facts = {
-        "plan": plan,
-        "history": history,
-        "applied": step.applied,
-        "skipped": step.skipped,
-        "schedule": step.schedule_state(),
-        "scaler": step.scaler.state_dict(),
-    }
+    facts = {"plan": plan, "history": history, "step": step.state()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, save(tensors, metadata={"state": json.dumps(facts)}))
 
@@ -311,17 +368,18 @@ def _resume(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, 
     except (OSError, ValueError, KeyError, SafetensorError):
         return []
     network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
+    parameters = [parameter for group in step.optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".", 2)
+            # In the order of the parameter's own memory, channels last perhaps: a fused optimiser pairs them as they lie there.
+            like = parameters[int(number)]
+            tensor = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
             moments.setdefault(int(number), {})[key] = tensor
     groups = step.optimizer.state_dict()["param_groups"]
     step.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    step.applied, step.skipped = facts["applied"], facts["skipped"]
-    step.load_schedule(facts["schedule"])
-    if facts["scaler"]:
-        step.scaler.load_state_dict(facts["scaler"])
+    step.load_state(facts["step"])
     network.to(device)
     history: list[dict[str, Any]] = facts["history"]
     return history

@@ -1,6 +1,8 @@
 """AdamW, the cosine, and the one function that owns the optimiser step."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +17,9 @@ def build_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    # Fused: one kernel for all parameters, and a step that overflowed is skipped on the device without asking the host.
+    # A rate in a tensor can change without asking it, either.
+    return torch.optim.AdamW(groups, lr=torch.tensor(config.learning_rate, device=trained[0].device), fused=True)
 
 
 def learning_rate_at(step: int, *, total: int, warmup: int, peak: float) -> float:
@@ -34,66 +38,117 @@ def learning_rate_at(step: int, *, total: int, warmup: int, peak: float) -> floa
 
 
 class OptimizerStep:
-    """Scale, backward, unscale, clip, step, update, zero: in that order, here and nowhere else."""
+    """Scale, backward, unscale, clip, step, update, zero: in that order, here and nowhere else.
+
+    Nothing here waits for the device but the properties that say so: whether a step was skipped for an overflow stays on the
+    device, and so does the number that picks the next rate.
+    """
 
     def __init__(self, optimizer: torch.optim.AdamW, *, peak: float, total: int, warmup: int, clip: float, scaled: bool) -> None:
         self.optimizer = optimizer
         self.peak, self.total, self.warmup, self.clip = peak, total, warmup, clip
-        self.scaler = torch.amp.GradScaler(enabled=scaled)
-        self.applied = 0  # the schedule counts applied steps: one skipped for an overflow does not advance it
-        self.skipped = 0
-        self._knee = (warmup, 0.0, 1.0)  # where the present fall began: step, share of the cosine, share of the peak
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        device = self._parameters[0].device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.attempts = 0  # steps taken or skipped
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._skips_seen = 0  # when somebody last looked
+        self._knee = (warmup, 0.0, 1.0)  # where the present fall began: step, share of the cosine, share of the peak
+        self._rate = torch.zeros((), device=device)
+        self._tabulate()
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the next step."""
+    def _tabulate(self) -> None:
+        """The rates of the plan on the device, which knows first how many steps were applied."""
+        rates = [self._rate_at(step) for step in range(self.total + 1)]
+        self._rates = torch.tensor(rates, dtype=torch.float32, device=self._rate.device)
+
+    def _rate_at(self, applied: int) -> float:
         begin, share, height = self._knee
         if begin == self.warmup and share == 0.0 and height == 1.0:
-            return learning_rate_at(self.applied, total=self.total, warmup=self.warmup, peak=self.peak)
-        way = min((self.applied - begin) / max(self.total - begin, 1), 1.0)
+            return learning_rate_at(applied, total=self.total, warmup=self.warmup, peak=self.peak)
+        way = min(max(applied - begin, 0) / max(self.total - begin, 1), 1.0)
         return self.peak * height * 0.5 * (1 + math.cos(math.pi * (share + (1 - share) * way)))
 
     @property
+    def skipped(self) -> int:
+        """Steps that were skipped because a gradient overflowed; waits for the device when there is a scaler."""
+        if self.scaler.is_enabled():
+            self._skips_seen = int(self._skipped)
+        return self._skips_seen
+
+    @property
+    def applied(self) -> int:
+        """Steps that changed the network: what the schedule counts; waits for the device when there is a scaler."""
+        return self.attempts - self.skipped
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step; waits as `applied` does."""
+        return self._rate_at(self.applied)
+
+    @property
     def left(self) -> int:
-        """Applied steps until the plan's end."""
+        """Applied steps until the plan's end; waits as `applied` does."""
         return self.total - self.applied
+
+    @property
+    def done(self) -> bool:
+        """Whether the plan is at its end; waits only when it may be."""
+        return self.attempts - self._skips_seen >= self.total and self.left <= 0
 
     def shorten(self, left: int) -> None:
         """Let the plan end after `left` more steps; the rate falls from where it is, faster, to the same zero."""
-        if not 1 <= left < self.left:
-            raise ValueError(f"{left} steps are not fewer than the {self.left} that are left")
-        rate = self.learning_rate
+        applied = self.applied
+        if not 1 <= left < self.total - applied:
+            raise ValueError(f"{left} steps are not fewer than the {self.total - applied} that are left")
+        rate = self._rate_at(applied)
         begin, share, height = self._knee
-        if self.applied < self.warmup:  # the climb ends here
-            self._knee = (self.applied, 0.0, rate / self.peak)
+        if applied < self.warmup:  # the climb ends here
+            self._knee = (applied, 0.0, rate / self.peak)
         else:
-            way = (self.applied - begin) / max(self.total - begin, 1)
-            self._knee = (self.applied, share + (1 - share) * way, height)
-        self.total = self.applied + left
+            way = (applied - begin) / max(self.total - begin, 1)
+            self._knee = (applied, share + (1 - share) * way, height)
+        self.total = applied + left
+        self._tabulate()
 
-    def schedule_state(self) -> list[float]:
-        """The plan as it stands, for `load_schedule`."""
-        return [self.total, *self._knee]
+    def state(self) -> dict[str, Any]:
+        """Counters, plan and scaler as plain values, for `load_state`; waits for the device."""
+        applied = self.applied
+        schedule = [self.total, *self._knee]
+        return {"applied": applied, "skipped": self._skips_seen, "schedule": schedule, "scaler": self.scaler.state_dict()}
 
-    def load_schedule(self, state: list[float]) -> None:
-        """Take up a plan that was perhaps shortened."""
-        total, begin, share, height = state
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a plan where it was left, perhaps shortened."""
+        total, begin, share, height = state["schedule"]
         self.total, self._knee = int(total), (int(begin), float(share), float(height))
+        self._skips_seen = int(state["skipped"])
+        self.attempts = int(state["applied"]) + self._skips_seen
+        self._skipped.fill_(self._skips_seen)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self._tabulate()
 
-    def __call__(self, loss: torch.Tensor) -> bool:
-        """Take one step on this loss; False when the scaler skipped it because a gradient overflowed."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.scaler.scale(loss).backward()
+    def __call__(self, losses: Iterable[torch.Tensor]) -> None:
+        """Take one step on the sum of these losses, each made when the gradient of the one before is taken."""
+        for loss in losses:
+            self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
+        scaled = self.scaler.is_enabled()
+        norm = torch.zeros(())
+        if self.clip or scaled:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         if self.clip:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.clip)
-        before = self.scaler.get_scale()
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip, norm)
+        if scaled:
+            number = (self.attempts - self._skipped).clamp_(max=self.total)
+            self._rate.copy_(self._rates.index_select(0, number.view(1)).squeeze(0))
+        else:
+            self._rate.fill_(self._rate_at(self.attempts))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        applied = self.scaler.get_scale() >= before  # the scale drops exactly when a step was skipped
-        self.applied += applied
-        self.skipped += not applied
-        return applied
+        self.attempts += 1
+        if scaled:
+            self._skipped += ~torch.isfinite(norm)

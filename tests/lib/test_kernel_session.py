@@ -14,7 +14,7 @@ from lib.session import (
     Parameters,
     PreflightError,
     Session,
-    choose_device,
+    choose_devices,
     demand_inputs,
     find_competition,
     find_file,
@@ -171,8 +171,11 @@ def test_a_gpu_that_is_demanded_and_absent_stops_the_run(monkeypatch: pytest.Mon
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for config, required in ((Config(device="cuda"), False), (Config(), True)):
         with pytest.raises(PreflightError, match="NvidiaTeslaT4"):
-            choose_device(config, gpu_required=required)
-    assert choose_device(Config(), gpu_required=False).type == "cpu"
+            choose_devices(config, gpu_required=required)
+    monkeypatch.delenv("HCD_WORKERS", raising=False)
+    assert [device.type for device in choose_devices(Config(), gpu_required=False)] == ["cpu"]
+    monkeypatch.setenv("HCD_WORKERS", "2")
+    assert [device.type for device in choose_devices(Config(), gpu_required=False)] == ["cpu", "cpu"]
 
 
 def test_an_error_of_ours_ends_a_kernel_with_one_message(

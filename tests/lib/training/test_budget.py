@@ -19,15 +19,24 @@ from lib.config import Config
 from lib.training import budget as module
 from lib.training import fold as fold_module
 from lib.training.budget import Budget, BudgetError
-from lib.training.fold import FoldTask, train_fold
+from lib.training.fold import FoldTask
 from lib.training.optimizer import OptimizerStep, build_optimizer
+from lib.training.workers import train_fold
 
 
 @pytest.fixture(scope="module")
 def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
     tiles, index = learnable
     config = Config(
-        backbone="test_resnet", weights="none", input_size=32, epochs=2, batch_size=32, folds=3, views=1, learning_rate=3e-3
+        backbone="test_resnet",
+        weights="none",
+        input_size=32,
+        epochs=2,
+        batch_size=32,
+        folds=3,
+        views=1,
+        learning_rate=3e-3,
+        members=1,
     )
     return FoldTask(
         experiment="x",
@@ -66,7 +75,7 @@ def test_a_shortened_plan_falls_without_a_jump_to_zero(total: int, warmup: float
             assert step.learning_rate == pytest.approx(before)  # no jump where it is cut
             climbing = min(climbing, step.applied)
         rates.append(step.learning_rate)
-        step.applied += 1
+        step.attempts += 1
     assert step.applied == step.total <= total
     assert step.learning_rate == pytest.approx(0.0, abs=1e-9)
     fall = np.diff(rates[climbing:])
@@ -82,12 +91,11 @@ def test_a_plan_is_never_made_longer() -> None:
 
 def test_a_shortened_plan_is_taken_up_as_it_was() -> None:
     step, again = plan(200, 20), plan(200, 20)
-    step.applied = 50
+    step.attempts = 50
     step.shorten(60)
-    again.applied = 50
-    again.load_schedule(json.loads(json.dumps(step.schedule_state())))
+    again.load_state(json.loads(json.dumps(step.state())))
     for each in (step, again):
-        each.applied += 17
+        each.attempts += 17
     assert (again.learning_rate, again.left) == (step.learning_rate, step.left)
 
 
@@ -106,7 +114,7 @@ def test_the_plan_stands_unless_the_clock_binds_and_then_it_ends_in_time(slow_da
     budget.begin(step)
     while step.left > 0:
         clock.seconds += slow_day  # a step was expected to take one second
-        step.applied += 1
+        step.attempts += 1
         if step.applied % 50 == 0:
             budget.look(step, prediction_batches=100)
     clock.seconds += 100 * slow_day / 3  # the predictions
@@ -125,7 +133,7 @@ def test_a_day_that_becomes_slow_in_the_middle() -> None:
     budget.begin(step)
     while step.left > 0:
         clock.seconds += 1.0 if step.applied < 1000 else 3.0
-        step.applied += 1
+        step.attempts += 1
         if step.applied % 50 == 0:
             budget.look(step, prediction_batches=10)
     assert clock.seconds <= 2500
@@ -135,7 +143,7 @@ def test_deterministic_forbids_to_shorten() -> None:
     clock, step = Clock(), plan(2000)
     budget = Budget(deadline=1000.0, deterministic=True, say=lambda text: None, now=clock)
     budget.begin(step)
-    clock.seconds, step.applied = 50.0, 50
+    clock.seconds, step.attempts = 50.0, 50
     with pytest.raises(BudgetError, match="deterministic = true"):
         budget.look(step, prediction_batches=1)
     assert step.total == 2000
@@ -153,7 +161,7 @@ def _fast(task: FoldTask, monkeypatch: pytest.MonkeyPatch, *, share: float, **kn
     monkeypatch.setattr("lib.training.engine._LOOK_EVERY", 1)
     monkeypatch.setattr(fold_module, "Budget", partial(Budget, now=now))
     config = replace(task.config, **knobs)  # type: ignore[arg-type]
-    return replace(task, config=config, deadline=lambda left: now() + share)
+    return replace(task, config=config, until=time.monotonic() + share)
 
 
 def test_a_fold_whose_clock_runs_ten_times_too_fast_still_leaves_an_annealed_model(
@@ -161,7 +169,7 @@ def test_a_fold_whose_clock_runs_ten_times_too_fast_still_leaves_an_annealed_mod
 ) -> None:
     said: list[str] = []
     hurried = _fast(task, monkeypatch, share=4.0, epochs=400, validate_every=0)
-    names, scores = train_fold(hurried, folder=tmp_path, device=torch.device("cpu"), say=said.append, replace=lambda: None)
+    names, scores = train_fold(hurried, folder=tmp_path, devices=[torch.device("cpu")], say=said.append, replace=lambda: None)
     assert any("the clock binds" in line for line in said)
     history = [json.loads(line) for line in (tmp_path / "history-1-member-0.jsonl").read_text().splitlines()]
     assert len(history) < 400
@@ -177,15 +185,15 @@ def test_a_fold_that_must_be_deterministic_stops_with_what_to_do(
 ) -> None:
     hurried = _fast(task, monkeypatch, share=4.0, epochs=400, validate_every=0, deterministic=True)
     with pytest.raises(BudgetError, match="fewer epochs"):
-        train_fold(hurried, folder=tmp_path, device=torch.device("cpu"), say=lambda text: None, replace=lambda: None)
+        train_fold(hurried, folder=tmp_path, devices=[torch.device("cpu")], say=lambda text: None, replace=lambda: None)
     assert not list(tmp_path.glob("fold-*"))
 
 
 def test_a_clock_that_does_not_bind_changes_no_byte(task: FoldTask, tmp_path: Path) -> None:
     plain, timed = tmp_path / "plain", tmp_path / "timed"
-    for folder, each in ((plain, task), (timed, replace(task, deadline=lambda left: time.monotonic() + 3600))):
+    for folder, each in ((plain, task), (timed, replace(task, until=time.monotonic() + 3600))):
         folder.mkdir()
-        train_fold(each, folder=folder, device=torch.device("cpu"), say=lambda text: None, replace=lambda: None)
+        train_fold(each, folder=folder, devices=[torch.device("cpu")], say=lambda text: None, replace=lambda: None)
     assert {path.name: path.read_bytes() for path in plain.iterdir()} == {
         path.name: path.read_bytes() for path in timed.iterdir()
     }

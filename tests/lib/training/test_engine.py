@@ -11,9 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.config import Config
+from lib.image.augment import symmetries
 from lib.model.network import Classifier, build_network
 from lib.training import engine
-from lib.training.engine import Part, TrainingError, epoch_order, positive_weight, train_one_epoch
+from lib.training.engine import (
+    Part,
+    Slice,
+    TrainingError,
+    epoch_order,
+    plan_epoch,
+    positive_weight,
+    steps_an_epoch,
+    tiles_a_step,
+    train_one_epoch,
+)
 from lib.training.optimizer import OptimizerStep, build_optimizer
 
 CPU = torch.device("cpu")
@@ -87,10 +98,10 @@ def test_the_loss_weighs_positives_only_when_it_is_asked_to() -> None:
 
 
 def _epoch(
-    learnable: tuple[np.ndarray, pd.DataFrame], *, rows: np.ndarray | None = None, **knobs: Any
+    learnable: tuple[np.ndarray, pd.DataFrame], *, rows: np.ndarray | None = None, passes: int = 1, **knobs: Any
 ) -> tuple[float, Classifier, OptimizerStep]:
     tiles, index = learnable
-    config = Config(backbone="test_resnet", input_size=32, **{"batch_size": 8, **knobs})
+    config = Config(input_size=32, **{"backbone": "test_resnet", "batch_size": 8, **knobs})
     part = Part(
         tiles=tiles,
         labels=index["label"].to_numpy(np.float32),
@@ -100,7 +111,7 @@ def _epoch(
     torch.manual_seed(0)
     network = build_network(config)
     step = OptimizerStep(build_optimizer(network, config), peak=config.learning_rate, total=20, warmup=0, clip=0.0, scaled=False)
-    loss = train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32)
+    loss = train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32, passes=passes)
     return loss, network, step
 
 
@@ -124,11 +135,52 @@ def test_only_training_rows_reach_the_network(learnable: tuple[np.ndarray, pd.Da
     assert one[0] == other[0] and torch.equal(_weights(one[1]), _weights(other[1]))
 
 
-def test_a_lone_last_tile_is_left_for_another_epoch(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
+def test_tiles_that_do_not_fill_a_step_are_left_for_another_epoch(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
     _, _, step = _epoch(learnable, rows=np.arange(33))
     assert step.applied == 4  # of 8, 8, 8, 8 and 1
-    _, _, step = _epoch(learnable, rows=np.arange(34))
-    assert step.applied == 5
+    _, _, step = _epoch(learnable, rows=np.arange(5))
+    assert step.applied == 1  # fewer than a batch are one
+
+
+@settings(max_examples=60, deadline=None)
+@given(part=parts(), size=st.integers(1, 4), passes=st.integers(1, 5), batch=st.integers(4, 40), epoch=st.integers(0, 3))
+def test_every_tile_of_a_step_goes_to_one_process_and_pass(part: Part, size: int, passes: int, batch: int, epoch: int) -> None:
+    if len(part.rows) < 4:
+        return
+    config = Config(batch_size=batch, hed=0.1)
+    alone = plan_epoch(part, config, epoch=epoch)
+    shares = [plan_epoch(part, config, epoch=epoch, slice=Slice(rank, size, passes)) for rank in range(size)]
+    each, steps = tiles_a_step(part, config), steps_an_epoch(part, config)
+    assert len(alone.rows) == steps * each == sum(len(share.rows) for share in shares)
+    ends = [0] * size
+    for step in range(steps):
+        begins = list(ends)
+        ends = [begin + sum(share.passes[step]) for begin, share in zip(begins, shares, strict=True)]
+        mine = np.concatenate([share.rows[begin:end] for share, begin, end in zip(shares, begins, ends, strict=True)])
+        assert sorted(mine) == sorted(alone.rows[step * each : (step + 1) * each])
+    for share in shares:
+        np.testing.assert_array_equal(share.labels.numpy(), part.labels[share.rows])
+        assert all(len(sizes) <= passes for sizes in share.passes)
+    drawn = {row: tuple(draw.tolist()) for row, draw in zip(alone.rows.tolist(), alone.draws, strict=True)}
+    for share in shares:
+        assert all(drawn[row] == tuple(draw.tolist()) for row, draw in zip(share.rows.tolist(), share.draws, strict=True))
+
+
+def test_within_a_pass_tiles_with_the_same_symmetry_lie_together() -> None:
+    part, config = _part(rows=400), Config(batch_size=100)
+    plan = plan_epoch(part, config, epoch=1)
+    for at in range(0, 400, 100):
+        elements = symmetries(plan.draws[at : at + 100], config)
+        assert torch.equal(elements, elements.sort().values) and len(elements.unique()) == 8
+
+
+@pytest.mark.parametrize("passes", [2, 3, 8])
+def test_passes_do_not_change_the_step(learnable: tuple[np.ndarray, pd.DataFrame], passes: int) -> None:
+    """Of a network without batch statistics, but for the order of additions."""
+    knobs = {"backbone": "test_vit", "batch_size": 16, "learning_rate": 1e-3}
+    whole, pieces = _epoch(learnable, **knobs), _epoch(learnable, passes=passes, **knobs)
+    assert whole[0] == pytest.approx(pieces[0], rel=1e-5)
+    torch.testing.assert_close(_weights(whole[1]), _weights(pieces[1]), rtol=0, atol=2e-5)
 
 
 def test_batches_of_one_train_on_every_tile(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
@@ -142,9 +194,8 @@ def test_batches_of_one_train_on_every_tile(learnable: tuple[np.ndarray, pd.Data
     assert step.applied == 12
 
 
-@pytest.mark.parametrize(("rows", "batches"), [(34, [8, 8, 8, 8, 2]), (33, [8, 8, 8, 8])], ids=["two left", "one left"])
-def test_the_loss_is_the_mean_over_tiles_not_over_batches(
-    learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch, rows: int, batches: list[int]
+def test_the_loss_is_the_mean_over_tiles_not_over_passes(
+    learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses: list[tuple[float, int]] = []
     real = torch.nn.functional.binary_cross_entropy_with_logits
@@ -155,9 +206,9 @@ def test_the_loss_is_the_mean_over_tiles_not_over_batches(
         return value
 
     monkeypatch.setattr(engine.functional, "binary_cross_entropy_with_logits", noted)
-    loss, _, _ = _epoch(learnable, rows=np.arange(rows))
-    assert [count for _, count in losses] == batches
-    assert loss == pytest.approx(sum(value * count for value, count in losses) / sum(batches), rel=1e-6)
+    loss, _, _ = _epoch(learnable, rows=np.arange(20), batch_size=10, passes=3)
+    assert [count for _, count in losses] == [4, 3, 3, 4, 3, 3]
+    assert loss == pytest.approx(sum(value for value, _ in losses) / 20, rel=1e-6)
 
 
 def test_a_lost_loss_stops_with_what_to_try(learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from lib.model.network import build_network
 from lib.model.predict import predict_logits
 from lib.training import fold as module
 from lib.training.engine import TrainingError
-from lib.training.fold import FoldInputError, FoldTask, clear_progress, train_fold
+from lib.training.fold import FoldTask
+from lib.training.workers import FoldInputError, clear_progress, train_fold
 
 CPU = torch.device("cpu")
 CONFIG = Config(
@@ -35,6 +36,8 @@ CONFIG = Config(
     balance="sampler",
     rotate="any",
     learning_rate=3e-3,
+    members=1,
+    hed=0.05,
     views=4,
 )
 FILES = ("fold-1-member-0.safetensors", "oof-1-member-0.csv", "history-1-member-0.jsonl")
@@ -69,7 +72,9 @@ def _train(
     task: FoldTask, folder: Path, *, say: Callable[[str], None] = _silent, replace: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, bool], dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    return train_fold(task, folder=folder, device=CPU, say=say, replace=replace)
+    found = train_fold(task, folder=folder, devices=[CPU], say=say, replace=replace)
+    assert found is not None
+    return found
 
 
 def _with(task: FoldTask, **knobs: Any) -> FoldTask:
@@ -179,12 +184,12 @@ def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_same_bytes(
     real = module.OptimizerStep.__call__
     calls = 0
 
-    def dying(self: module.OptimizerStep, loss: torch.Tensor) -> bool:
+    def dying(self: module.OptimizerStep, losses: Iterable[torch.Tensor]) -> None:
         nonlocal calls
         calls += 1
         if calls == 8:  # an epoch has three steps
             raise Killed
-        return real(self, loss)
+        real(self, losses)
 
     with monkeypatch.context() as patch:
         patch.setattr(module.OptimizerStep, "__call__", dying)
@@ -301,8 +306,8 @@ def test_other_weights_are_another_plan(task: FoldTask, tmp_path: Path) -> None:
         torch.manual_seed(seed)
         path = tmp_path / "encoder.safetensors"
         save_file({n: t.contiguous() for n, t in build_network(CONFIG).backbone.state_dict().items()}, path)
-        plans.append(dataclasses.replace(task, weights={"file": path}).plan(0))
-    assert len({*plans, task.plan(0), task.plan(1)}) == 4
+        plans.append(dataclasses.replace(task, weights={"file": path}).plan(0, processes=1))
+    assert len({*plans, task.plan(0, processes=1), task.plan(1, processes=1), task.plan(0, processes=2)}) == 5
 
 
 def test_a_folder_with_another_preprocessing_is_another_plan(task: FoldTask, tmp_path: Path) -> None:
@@ -310,7 +315,7 @@ def test_a_folder_with_another_preprocessing_is_another_plan(task: FoldTask, tmp
     plans = []
     for mean in (0.4, 0.5):
         (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [mean] * 3}}))
-        plans.append(dataclasses.replace(task, weights={"folder": tmp_path}).plan(0))
+        plans.append(dataclasses.replace(task, weights={"folder": tmp_path}).plan(0, processes=1))
     assert plans[0] != plans[1]
 
 
@@ -333,7 +338,7 @@ def test_a_lost_loss_leaves_what_was_there(task: FoldTask, tmp_path: Path, monke
     assert _bytes(folder) == before
 
 
-def test_the_rate_ends_at_nothing_also_with_a_lone_last_tile(task: FoldTask, tmp_path: Path) -> None:
+def test_the_rate_ends_at_nothing_also_where_tiles_are_left_over(task: FoldTask, tmp_path: Path) -> None:
     lone = dataclasses.replace(task, folds=np.where(np.arange(36) < 11, 1, 0))  # 25 to learn from, in batches of 8
     _train(lone, tmp_path)
     last = json.loads((tmp_path / FILES[2]).read_text().splitlines()[-1])

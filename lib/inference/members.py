@@ -1,0 +1,67 @@
+"""The members of an ensemble, and which of them are asked in one pass over the tiles."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.config import Config
+from lib.inference.ensemble import EnsembleError, FoldOutput
+from lib.model.checkpoint import Identity, config_of, load_checkpoint, read_identity
+from lib.model.network import Classifier
+
+_AT_A_TIME = 3 << 30  # bytes of weights on a device: a T4 has 14.6 GiB, and activations need theirs
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained network, on disk."""
+
+    path: Path
+    identity: Identity
+
+    @property
+    def name(self) -> str:
+        """Its column in members.csv."""
+        return f"{self.identity.experiment}-fold-{self.identity.fold}-member-{self.identity.member}"
+
+    @property
+    def config(self) -> Config:
+        """What it was trained with."""
+        return config_of(self.identity)
+
+    def load(self) -> Classifier:
+        """The network, on the CPU."""
+        return load_checkpoint(self.path)[0]
+
+
+def members_of(output: FoldOutput) -> Iterator[Member]:
+    """The members of a fold, each held against what the fold's run.json says of it.
+
+    Raises:
+        EnsembleError: a checkpoint is another one than run.json says.
+        CheckpointError: a checkpoint cannot be read.
+    """
+    record = output.record
+    for number in record.members:
+        path = output.folder / f"fold-{record.fold}-member-{number}.safetensors"
+        identity = read_identity(path)
+        named = (identity.experiment, identity.fold, identity.member, identity.data_id, identity.fold_table_id)
+        if named != (record.experiment, record.fold, number, record.data_id, record.fold_table_id):
+            raise EnsembleError(f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again")
+        yield Member(path, identity)
+
+
+def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:
+    """Members of one architecture that see the same views of the same size together, as many as a device holds."""
+    groups: dict[tuple[object, ...], list[list[Member]]] = {}
+    room: dict[tuple[object, ...], int] = {}
+    for member in members:
+        config = member.config
+        key = (config.backbone, config.input_size, config.views, config.prediction_batch, config.precision)
+        size = member.path.stat().st_size
+        if key not in groups or room[key] < size:
+            groups.setdefault(key, []).append([])
+            room[key] = _AT_A_TIME
+        groups[key][-1].append(member)
+        room[key] -= size
+    return [group for of_key in groups.values() for group in of_key]

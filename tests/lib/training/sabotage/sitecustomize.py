@@ -1,0 +1,54 @@
+"""Python runs this at its start when its folder is on the path: the workers of a test fail as SABOTAGE says."""
+
+import json
+import os
+import signal
+import sys
+
+if "SABOTAGE" in os.environ and "lib.training.workers" in " ".join(sys.orig_argv):
+    _plan = json.loads(os.environ["SABOTAGE"])
+    _orders = json.loads(sys.orig_argv[-1])
+    # One of all workers, whether they work together or each for itself.
+    _number = _orders["rank"] + _orders["crew"]
+
+    def _arm() -> None:
+        import torch
+
+        from lib.training import engine, fold
+
+        if _plan["how"] == "oom":
+            real_epoch, real_loss = fold.train_one_epoch, torch.nn.functional.binary_cross_entropy_with_logits
+            late = {"now": False}
+
+            def epoch(*arguments, **rest):
+                late["now"] = rest["epoch"] >= 1 and _number == 0
+                return real_epoch(*arguments, **rest)
+
+            def loss(logits, *rest, **options):
+                if late["now"] and len(logits) > _plan["above"]:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return real_loss(logits, *rest, **options)
+
+            fold.train_one_epoch = epoch
+            engine.functional.binary_cross_entropy_with_logits = loss
+        elif _number == _plan["rank"]:
+
+            def fail(*arguments, **rest):
+                if _plan["how"] == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise ValueError("sabotaged")
+
+            fold.train_one_epoch = fail
+
+    class _Finder:
+        """Arms itself when the worker's own module is about to run: everything it patches can be imported then."""
+
+        def find_spec(self, name, path=None, target=None):
+            if name == "lib.training.fold":
+                sys.meta_path.remove(self)
+                import importlib
+
+                importlib.import_module("lib.training.fold")
+                _arm()
+
+    sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,319 @@
+"""Several processes on a fold: a member each, or all on one; and what happens when one of them fails."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib.config import Config
+from lib.training import workers as module
+from lib.training.fold import FoldTask, train_member
+from lib.training.workers import WorkerError, train_fold
+from lib.training.world import World
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
+# Helpers that run in a process of their own, beside the workers: see beside.py.
+BESIDE = Path(__file__).parent / "beside.py"
+
+
+@pytest.fixture(scope="module")
+def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
+    tiles, index = learnable
+    config = Config(
+        backbone="test_vit",  # no batch statistics
+        weights="none",
+        input_size=32,
+        folds=3,
+        epochs=2,
+        batch_size=8,
+        members=2,
+        views=2 * 2,
+        learning_rate=1e-3,
+        clip_gradient=1.0,
+        hed=0.05,
+    )
+    return FoldTask(
+        experiment="x",
+        config=config,
+        fold=1,
+        tiles=tiles,
+        index=index,
+        folds=np.arange(len(index)) // 3 % 3,
+        data_id="d" * 64,
+        fold_table_id="f" * 64,
+        bundle_id="b" * 64,
+        weights={},
+    )
+
+
+def _with(task: FoldTask, **knobs: Any) -> FoldTask:
+    return dataclasses.replace(task, config=dataclasses.replace(task.config, **knobs))
+
+
+def _train(
+    task: FoldTask, folder: Path, *, devices: int = 2, say: Callable[[str], None] = lambda text: None
+) -> tuple[dict[str, bool], dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    found = train_fold(task, folder=folder, devices=[CPU] * devices, say=say, replace=lambda: None)
+    assert found is not None
+    return found
+
+
+def _outputs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def _history(folder: Path, member: int = 0) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"history-1-member-{member}.jsonl").read_text().splitlines()]
+
+
+def test_a_member_a_process_gives_the_bytes_of_one_after_the_other(task: FoldTask, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))  # as many as a worker has: additions are in the same order
+    try:
+        one = _train(task, tmp_path / "one", devices=1)
+    finally:
+        torch.set_num_threads(threads)
+    two = _train(task, tmp_path / "two", devices=2)
+    assert one == two and _outputs(tmp_path / "one") == _outputs(tmp_path / "two")
+    assert len(_outputs(tmp_path / "two")) == 6
+
+
+def test_two_processes_on_one_member_give_the_losses_of_one(task: FoldTask, tmp_path: Path) -> None:
+    """In float64 and without batch statistics, to ten digits; and the same AUC, from predictions each made a half of."""
+    double = _with(task, members=1, epochs=3, batch_size=9, passes=2)
+    results = {}
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        _beside("double", double, folder, size=size)
+        results[size] = (_history(folder), pd.read_csv(folder / "oof-1-member-0.csv"))
+    alone, together = results[1], results[2]
+    for one, two in zip(alone[0], together[0], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=0, abs=1e-10)
+        assert one["validation_auc"] == two["validation_auc"]
+    np.testing.assert_allclose(alone[1]["logit"], together[1]["logit"], atol=1e-6)  # written as float32
+    assert alone[1][["id", "label"]].equals(together[1][["id", "label"]])
+
+
+def _beside(what: str, task: FoldTask, folder: Path, *, size: int, **options: Any) -> None:
+    """Run `beside.py` once a rank, and wait."""
+    np.save(folder / ".tiles.npy", task.tiles)
+    task.index.assign(fold=task.folds).to_csv(folder / ".table.csv", index=False)
+    facts = {"what": what, "config": task.config.to_dict(), "fold": task.fold, "size": size, **options}
+    (folder / ".facts.json").write_text(json.dumps(facts))
+    processes = [
+        subprocess.Popen([sys.executable, str(BESIDE), str(folder), str(rank)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+        for rank in range(size)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0] * size
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_all_processes_on_one_member_by_the_supervisor(task: FoldTask, tmp_path: Path) -> None:
+    said: list[str] = []
+    names, scores = _train(_with(task, ddp=True), tmp_path, say=said.append)
+    assert len(names) == 6 and 0 <= scores["fold"]["auc"] <= 1
+    # Everything is there, so it is not done again; with another number of processes it would be another result.
+    again: list[str] = []
+    assert _train(_with(task, ddp=True), tmp_path, say=again.append) == (names, scores)
+    assert again == [f"fold 1, member {member}: finished before, not done again" for member in (0, 1)]
+
+
+def test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted(task: FoldTask, tmp_path: Path) -> None:
+    from lib.model.checkpoint import load_checkpoint
+    from lib.model.predict import predict_logits
+
+    _train(_with(task, ddp=True, backbone="test_resnet", members=1), tmp_path)
+    network, _ = load_checkpoint(tmp_path / "fold-1-member-0.safetensors")
+    rows = np.flatnonzero(task.folds == 1)
+    logits = predict_logits(network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32)
+    written = pd.read_csv(tmp_path / "oof-1-member-0.csv")["logit"].to_numpy(dtype=np.float32)
+    np.testing.assert_allclose(written, logits, atol=1e-5)
+
+
+def test_the_clock_binds_on_both_at_the_same_step(task: FoldTask, tmp_path: Path) -> None:
+    """A clock ten times too fast: a learning rate of zero inside the time, a model saved, ranks that agree."""
+    folder = tmp_path / "fold"
+    folder.mkdir()
+    _beside("hurry", _with(task, members=1, epochs=500, validate_every=0), folder, size=2, share=6.0)
+    ends = [json.loads((folder / f".end-{rank}.json").read_text()) for rank in range(2)]
+    assert ends[0] == ends[1] and ends[0]["applied"] == ends[0]["total"] < 500 * 3
+    assert ends[0]["learning_rate"] == pytest.approx(0, abs=1e-9)
+    assert _history(folder)[-1]["shortened_to"] == ends[0]["total"]
+    assert (folder / "fold-1-member-0.safetensors").is_file()
+
+
+@pytest.mark.parametrize("ddp", [False, True])
+def test_out_of_memory_begins_again_with_half_the_tiles_on_all_ranks(task: FoldTask, tmp_path: Path, ddp: bool) -> None:
+    """The second epoch runs out of memory where more than two tiles are in a pass; the first is not done again."""
+    said: list[str] = []
+    with _sabotage("oom", above=2):
+        _train(_with(task, ddp=ddp, epochs=3, validate_every=0), tmp_path, say=said.append)
+    assert sum("did not suffice" in line for line in said) >= 1 and "from the last whole epoch" in said[0]
+    for member in (0, 1):
+        passes = [line.get("passes", 1) for line in _history(tmp_path, member)]
+        assert passes[-1] >= 2 and len(passes) == 3
+    first = [line.get("passes", 1) for line in _history(tmp_path, 0)]
+    assert first[0] == 1  # it was whole before memory ran out
+
+
+def test_one_process_that_runs_out_of_memory_goes_on_by_itself(
+    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def greedy(logits: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        if len(logits) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(logits, *rest, **options)
+
+    monkeypatch.setattr("lib.training.engine.functional.binary_cross_entropy_with_logits", greedy)
+    said: list[str] = []
+    one = _with(task, members=1)
+    _train(one, tmp_path, devices=1, say=said.append)
+    assert sum("did not suffice" in line for line in said) == 1
+    assert [line["passes"] for line in _history(tmp_path)] == [2, 2]
+    monkeypatch.setattr(
+        "lib.training.engine.functional.binary_cross_entropy_with_logits",
+        lambda *rest, **options: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
+    )
+    with pytest.raises(module.KernelError, match="input_size"):
+        _train(_with(one, seed=1), tmp_path, devices=1)
+
+
+@pytest.mark.parametrize("ddp", [False, True])
+def test_the_first_failure_is_shown_and_the_others_are_ended(task: FoldTask, tmp_path: Path, ddp: bool) -> None:
+    before = time.monotonic()
+    with _sabotage("raise", rank=1), pytest.raises(WorkerError, match="ValueError: sabotaged") as refused:
+        _train(_with(task, ddp=ddp, epochs=400), tmp_path)
+    assert "lib/training" in str(refused.value)  # the traceback
+    assert time.monotonic() - before < 60
+    assert not _outputs(tmp_path)
+
+
+def test_a_worker_that_is_killed_is_named(task: FoldTask, tmp_path: Path) -> None:
+    with _sabotage("kill", rank=0), pytest.raises(WorkerError, match="signal 9"):
+        _train(_with(task, epochs=400), tmp_path)
+
+
+def test_workers_end_with_whoever_started_them(task: FoldTask, tmp_path: Path) -> None:
+    folder = tmp_path / "fold"
+    folder.mkdir()
+    np.save(folder / ".tiles.npy", task.tiles)
+    task.index.assign(fold=task.folds).to_csv(folder / ".table.csv", index=False)
+    config = _with(task, epochs=1000).config.to_dict()
+    (folder / ".facts.json").write_text(json.dumps({"what": "supervise", "config": config, "fold": 1, "size": 1}))
+    supervisor = subprocess.Popen(
+        [sys.executable, str(BESIDE), str(folder), "0"], env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    )
+    try:
+        _until(lambda: len(list(folder.glob(".unfinished-*"))) == 2)
+        workers = _workers_in(tmp_path)
+        assert len(workers) == 2
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    _until(lambda: not _workers_in(tmp_path))
+
+
+def _workers_in(scratch: Path) -> list[int]:
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in found if "lib.training.workers" in line and str(scratch) in line]
+
+
+def _until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_torchrun_trains_all_members_together(task: FoldTask, tmp_path: Path) -> None:
+    folder = tmp_path / "fold"
+    folder.mkdir()
+    np.save(folder / ".tiles.npy", task.tiles)
+    task.index.assign(fold=task.folds).to_csv(folder / ".table.csv", index=False)
+    facts = {"what": "supervise", "config": task.config.to_dict(), "fold": 1, "size": 1}
+    (folder / ".facts.json").write_text(json.dumps(facts))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(BESIDE),
+        str(folder),
+        "0",
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(_outputs(folder)) == 6
+    assert done.stdout.count("member 0: 24 tiles to learn from") == 1 and "2 processes" in done.stdout
+
+
+def test_a_world_of_one_asks_nobody(task: FoldTask) -> None:
+    world = World()
+    network = torch.nn.Linear(2, 1)
+    assert world.wrap(network, synchronise_norms=True) is network
+    assert (world.sum(1.0, 2.0), world.decree(3), world.largest(4)) == ([1.0, 2.0], 3, 4)
+    rows = np.arange(7)
+    assert world.my_part(rows).tolist() == rows.tolist()
+
+
+def test_compiled_training_leaves_the_same_kind_of_checkpoint(
+    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+
+    def compile(network: torch.nn.Module) -> torch.nn.Module:  # what torch.compile returns, without a compiler
+        wrapper = torch.compile(network, backend="eager")
+        compiled.append(wrapper)
+        return wrapper
+
+    one = _with(task, members=1, epochs=1)
+    train_member(one, 0, folder=tmp_path, world=World(), say=lambda text: None, replace=lambda: None)
+    plain = _outputs(tmp_path)
+    monkeypatch.setattr("lib.training.fold.torch.compile", compile)
+    other = tmp_path / "compiled"
+    other.mkdir()
+    train_member(_with(one, compile=True), 0, folder=other, world=World(), say=lambda text: None, replace=lambda: None)
+    assert len(compiled) == 1 and set(_outputs(other)) == set(name for name in plain if name != "compiled")
+    assert (other / "oof-1-member-0.csv").read_text() == (tmp_path / "oof-1-member-0.csv").read_text()
+
+
+class _sabotage:
+    """Make workers fail: beside.py is put in their way as sitecustomize."""
+
+    def __init__(self, how: str, **options: Any) -> None:
+        self.environment = {"SABOTAGE": json.dumps({"how": how, **options})}
+
+    def __enter__(self) -> None:
+        folder = str(Path(__file__).parent / "sabotage")
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
+        self.before = {name: os.environ.get(name) for name in self.environment}
+        os.environ.update(self.environment)
+
+    def __exit__(self, *rest: object) -> None:
+        for name, value in self.before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
