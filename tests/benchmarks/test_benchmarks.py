@@ -1,0 +1,116 @@
+"""What the benchmarks measure is what they say; nothing here needs the peers or a GPU."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import batches, gpu, rounds, training
+from benchmarks.tiles import read_tiles
+from launch.rehearsal.competition import write_competition
+from lib.config import Config
+from lib.data.batches import load_batches
+from lib.data.store import read_array
+from lib.training import engine
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def results(monkeypatch, tmp_path):
+    monkeypatch.setattr(rounds, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_tiles_come_with_their_own_labels(tmp_path):
+    write_competition(tmp_path / "data", labelled=12, unlabelled=1)
+    tiles, labels = read_tiles(tmp_path / "data", limit=10)
+    assert tiles.shape == (10, 96, 96, 3) and tiles.dtype == np.uint8
+    rows = dict(line.split(",") for line in (tmp_path / "data" / "train_labels.csv").read_text().split()[1:])
+    assert labels.tolist() == [float(rows[name]) for name in sorted(rows)][:10]
+
+
+def test_both_ways_of_casting_give_the_same():
+    tiles = torch.from_numpy(gpu.noise(3)[0])
+    torch.testing.assert_close(batches.cast(tiles), batches.cast_in_place(tiles))
+
+
+def test_our_batches_are_whole_and_counted():
+    work = batches.our_batches(*gpu.noise(40), Config(batch_size=16, hed=0.05))
+    assert [work(), work()] == [32, 32]
+
+
+def test_every_feed_hands_out_what_the_loader_would():
+    tiles, labels = gpu.noise(10)
+    rows = np.array([7, 1, 5, 3, 9, 0])
+    rest = {"batch_size": [4, 2], "device": CPU, "columns": (torch.from_numpy(labels[rows]),)}
+    for feed in (training.fetch_when_asked, training.TimedFeed(load_batches)):
+        for (ours, (label,)), (theirs, (other,)) in zip(
+            feed(tiles, rows, **rest), load_batches(tiles, rows, **rest), strict=True
+        ):
+            assert torch.equal(ours, theirs) and torch.equal(label, other)
+
+
+def test_a_fixed_feed_never_moves_and_the_engine_gets_its_loader_back():
+    tiles, labels = gpu.noise(24)
+    ours = training.OurTraining(training.backbone_of(training.TWO_LAYERS), tiles, labels, Config(batch_size=8), device=CPU)
+    fixed, timed = training.FixedFeed(), training.TimedFeed(load_batches)
+    assert ours.train(fixed) == ours.train(timed) == 24
+    first = fixed.batch
+    assert first is not None and len(first[0]) == 8
+    ours.train(fixed)
+    assert fixed.batch is first
+    assert timed.first > 0 and timed.waited > 0
+    assert engine.load_batches is load_batches
+
+
+def test_shares_of_peers_are_told_apart():
+    rates = {
+        batches.OURS: [8.0, 9.0],
+        batches.OURS_PLAIN: [12.0, 12.0],
+        batches.LIMIT: [16.0, 18.0],
+        batches.IN_PLACE: [32.0, 36.0],
+    }
+    rates |= {"albumentations (H&E only), 2 workers": [2.0, 3.0], "kornia, batches (no HED)": [4.0, 4.0]}
+    told = batches.verdicts(rates)
+    assert told["ours / limit (wanted 0.35)"].startswith("0.50")
+    assert told["ours / best that jitters stains (wanted 4), albumentations (H&E only), 2 workers"] == "3.50 (3.00 to 4.00)"
+    assert told["ours without HED / best without, kornia, batches (no HED)"].startswith("3.00")
+
+
+def test_what_compiling_costs_and_gains():
+    config = Config(batch_size=10)
+    told = gpu.compiling(11.0, plain=100.0, fast=200.0, tiles=200, config=config)
+    assert told == {"compiling, s": 10.0, "compiled / not": 2.0, "steps to break even": "200"}
+    assert gpu.compiling(1.0, plain=100.0, fast=90.0, tiles=200, config=config)["steps to break even"] == "never"
+
+
+def test_the_store_of_noise_is_read_as_a_real_one(tmp_path):
+    sha256 = gpu.write_store(tmp_path / "tiles-train.npy", 250)
+    assert read_array(tmp_path / "tiles-train.npy", sha256=sha256).shape == (250, 96, 96, 3)
+
+
+def test_the_gpu_benchmark_runs_through_on_a_cpu(results, tmp_path):
+    arguments = argparse.Namespace(
+        batch=8, steps=3, tiles=None, rounds=1, workers=0, no_peers=True, no_compile=True, store_tiles=250, scratch=tmp_path
+    )
+    gpu.measure(training.TWO_LAYERS, 96, arguments, CPU)
+    content = json.loads((results / "gpu-two convolutions-96.json").read_text())
+    assert {row["name"] for row in content["rows"]} == {training.REAL, training.FIXED, training.LATE}
+    assert content["facts"]["waits only where it looks"] == "not tried: no GPU"
+    gpu.measure_start(argparse.Namespace(**vars(arguments) | {"networks": [training.TWO_LAYERS]}), CPU)
+    (start,) = json.loads((results / "gpu-start.json").read_text())["processes"]
+    assert start["tiles"] == 250 and start["first step, s"] > start["of it until the tiles were read"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_benchmark_says_so():
+    done = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "sees no CUDA device" in done.stderr and "Traceback" not in done.stderr
