@@ -40,15 +40,4 @@ if "SABOTAGE" in os.environ and "lib.training.workers" in " ".join(sys.orig_argv
 
             fold.train_one_epoch = fail
 
-    class _Finder:
-        """Arms itself when the worker's own module is about to run: everything it patches can be imported then."""
-
-        def find_spec(self, name, path=None, target=None):
-            if name == "lib.training.fold":
-                sys.meta_path.remove(self)
-                import importlib
-
-                importlib.import_module("lib.training.fold")
-                _arm()
-
-    sys.meta_path.insert(0, _Finder())
+    _arm()
