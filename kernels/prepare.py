@@ -50,7 +50,8 @@ def recipe(session: Session) -> None:
         contact_sheet(tiles, labels, working / prepared.SHEET, seed=config.seed)
         brightness_histogram(train.means, labels, working / prepared.BRIGHTNESS)
     names = prepared.publish(working, competition=competition, index=index, eda=eda, builders=builders)
-    session.leave(names, data_id=data_id(index), label_set=[0, 1], devices=["CPU"], scores={"eda": eda})
+    hashes = {name: result.sha256 for name, result in results.items()}
+    session.leave(names, hashes=hashes, data_id=data_id(index), label_set=[0, 1], devices=["CPU"], scores={"eda": eda})
     for builder in builders.values():
         builder.forget()
 

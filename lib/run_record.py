@@ -54,10 +54,17 @@ class RunRecord:
     format: int = RECORD_FORMAT
 
 
-def describe_files(folder: Path, names: Mapping[str, bool]) -> dict[str, FileRecord]:
-    """Size and hash of the named files in `folder`; the mapping's values say which are worth fetching."""
+def describe_files(folder: Path, names: Mapping[str, bool], *, hashes: Mapping[str, str] | None = None) -> dict[str, FileRecord]:
+    """Size and SHA-256 of some files.
+
+    Args:
+        folder: where they lie.
+        names: their names, each with whether it is worth fetching.
+        hashes: of large files, taken while they were written; the others are read here.
+    """
+    known = hashes or {}
     return {
-        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name), fetch=fetch)
+        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=known.get(name) or sha256_of(folder / name), fetch=fetch)
         for name, fetch in sorted(names.items())
     }
 

@@ -62,7 +62,7 @@ def _header() -> bytes:
     return bytes(body)
 
 
-_COMPETITION_HEADER = _header()
+HEADER = _header()  # of every competition tile, 287 bytes; the pixels follow
 
 
 def encode_tile(pixels: np.ndarray) -> bytes:
@@ -79,12 +79,12 @@ def encode_tile(pixels: np.ndarray) -> bytes:
     """
     if pixels.shape != TILE_SHAPE or pixels.dtype != np.uint8:
         raise TileError(f"an array of shape {pixels.shape} and type {pixels.dtype}, not (96, 96, 3) uint8")
-    return _COMPETITION_HEADER + np.ascontiguousarray(pixels).tobytes()
+    return HEADER + np.ascontiguousarray(pixels).tobytes()
 
 
 def _strip_offset(content: bytes) -> int | None:
     """Where the one uncompressed strip starts, or None when the file is laid out in another way."""
-    if content.startswith(_COMPETITION_HEADER):
+    if content.startswith(HEADER):
         return _STRIP_AT
     if len(content) < 8 or content[:4] != b"II*\0":
         return None

@@ -184,10 +184,10 @@ def interrupt_store(folder: Path, tiles: Path, ids: list[str], *, at: int) -> No
     """Build until the tile with this number, where the process dies."""
     read = store._read_one
 
-    def dying(place: Path, name: str, out: np.ndarray) -> tuple[str, str]:
+    def dying(place: str, name: str, *rest: Any) -> tuple[str, str] | None:
         if name == ids[at]:
             raise KeyboardInterrupt
-        return read(place, name, out)
+        return read(place, name, *rest)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(store, "_read_one", dying)

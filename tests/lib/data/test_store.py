@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,12 +54,12 @@ def _kill_after(folder: Path, source: tuple[Path, list[str]], *, blocks: int) ->
     calls = 0
     real = module._read_one
 
-    def dying(tiles: Path, name: str, out: np.ndarray) -> tuple[str, str]:
+    def dying(folder: str, name: str, *rest: Any) -> tuple[str, str] | None:
         nonlocal calls
         calls += 1
         if calls > blocks * BLOCK + 3:
             raise Killed
-        return real(tiles, name, out)
+        return real(folder, name, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_read_one", dying)
@@ -219,7 +220,7 @@ def test_a_build_killed_many_times_reads_every_block_once(
     assert len((folder / f"{NAME}.journal").read_text().splitlines()) == 1 + 3
     read: list[str] = []
     real = module._read_one
-    monkeypatch.setattr(module, "_read_one", lambda tiles, name, out: read.append(name) or real(tiles, name, out))
+    monkeypatch.setattr(module, "_read_one", lambda folder, name, *rest: read.append(name) or real(folder, name, *rest))
     assert _build(folder, source).resumed == 24
     assert sorted(read) == sorted(source[1][24:])
 
