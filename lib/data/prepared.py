@@ -1,7 +1,9 @@
 """What the prepare kernel leaves and every later kernel reads."""
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pandas as pd
 from lib.config import Config
 from lib.data.competition import Competition, data_id
 from lib.data.groups import FEATURES, group_auc, read_slide_map, stain_features, stain_groups
-from lib.data.store import BuiltStore, StoreBuilder, StoreError, read_array
+from lib.data.store import BuiltStore, StoreBuilder, StoreError, array_layout, read_array
+from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.errors import KernelError
 from lib.files import write_whole
 from lib.run_record import RunRecord, read_run_record
@@ -22,7 +25,9 @@ TRAIN_INDEX, TEST_INDEX = "index-train.csv", "index-test.csv"
 SAMPLE, EDA = "sample_submission.csv", "eda.json"
 SHEET, BRIGHTNESS = "tiles.png", "brightness.png"
 _READERS = 32  # threads: the mounted network file system answers slowly, and many questions at a time
-_BLOCK = 4096  # tiles a slice when statistics are taken: 108 MiB
+_PIECE = 512  # tiles a thread describes at a time: 14 MiB, and about 80 MiB for their stain features
+_CORES = 8  # at most: more would take memory, not time
+_CACHED = 8  # tiles, 0.9 MiB as float32: what a core's cache holds
 
 
 class PreparedError(KernelError):
@@ -114,19 +119,35 @@ class Description:
 
 
 def describe_tiles(path: Path, *, with_stain: bool) -> Description:
-    """One pass over an array, a slice at a time."""
-    tiles = np.load(path, mmap_mode="r", allow_pickle=False)
-    means, deviations, features = [], [], [np.empty((0, len(FEATURES)))]
-    for at in range(0, len(tiles), _BLOCK):
-        block = np.asarray(tiles[at : at + _BLOCK])
-        flat = block.reshape(len(block), -1, 3)
-        mean = flat.mean(axis=1, dtype=np.float64)
-        square = np.einsum("npc,npc->nc", flat, flat, dtype=np.float64, casting="unsafe") / flat.shape[1]
-        means.append(mean)
-        deviations.append(np.sqrt(np.maximum(square - mean**2, 0)))
-        if with_stain:
-            features.append(stain_features(block))
+    """One pass over an array, some tiles at a time on every core; plain reads, because mapped pages count as memory in use."""
+    tiles, start = array_layout(path)
+
+    def describe(at: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        count = min(_PIECE, tiles - at)
+        pixels = np.fromfile(path, dtype=np.uint8, count=count * TILE_BYTES, offset=start + at * TILE_BYTES)
+        piece = pixels.reshape(count, *TILE_SHAPE)
+        return (*_colours(piece), stain_features(piece) if with_stain else np.empty((0, len(FEATURES))))
+
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _CORES)) as pool:
+        means, deviations, features = zip(*pool.map(describe, range(0, tiles, _PIECE)), strict=True)
     return Description(np.concatenate(means), np.concatenate(deviations), np.concatenate(features))
+
+
+def _colours(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, twice (N, 3), exact: the sums are whole numbers, however they are added.
+
+    Down a column of 96 pixels the squares add up to 6.2 million at most, which float32 still holds exactly; float64 from the
+    start takes ten times as long.
+    """
+    area = tiles.shape[1] * tiles.shape[2]
+    sums, squares = np.empty((2, len(tiles), 3))
+    for at in range(0, len(tiles), _CACHED):
+        part = tiles[at : at + _CACHED].astype(np.float32)  # (b, H, W, 3)
+        sums[at : at + _CACHED] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
+        part *= part
+        squares[at : at + _CACHED] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
+    means = sums / area
+    return means, np.sqrt(np.maximum(squares / area - means**2, 0))
 
 
 def index_table(competition: Competition, features: np.ndarray, config: Config, slide_map: Path | None) -> pd.DataFrame:

@@ -362,6 +362,26 @@ def _read_in_place(path: str, out: memoryview, header: bytearray) -> bool:
         os.close(file)
 
 
+def array_layout(path: Path) -> tuple[int, int]:
+    """How many tiles an array holds, and at which byte of the file they begin.
+
+    Raises:
+        StoreError: it is no tile array, or is cut short.
+    """
+    with path.open("rb") as stream:
+        try:
+            version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise StoreError(f"{path} is not a numpy array: {error}. Run the prepare kernel again.") from error
+        if version != (1, 0) or fortran or dtype != np.uint8 or shape[1:] != TILE_SHAPE:
+            raise StoreError(f"{path} holds {shape} {dtype}, not N x 96 x 96 x 3 uint8. Run the prepare kernel again.")
+        start, size = stream.tell(), shape[0] * TILE_BYTES
+        if (there := os.fstat(stream.fileno()).st_size - start) < size:
+            raise _cut_short(path, there, size)
+        return shape[0], start
+
+
 def read_array(path: Path, *, sha256: str = "", allocate: Callable[[int], "memoryview | np.ndarray"] | None = None) -> np.ndarray:
     """Read a tile array into memory by one sequential read, hashing it on the way.
 
@@ -377,18 +397,9 @@ def read_array(path: Path, *, sha256: str = "", allocate: Callable[[int], "memor
     Raises:
         StoreError: it is no tile array, is cut short, or is damaged.
     """
+    tiles, start = array_layout(path)
+    shape, size = (tiles, *TILE_SHAPE), tiles * TILE_BYTES
     with path.open("rb", buffering=0) as stream:
-        try:
-            version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise StoreError(f"{path} is not a numpy array: {error}. Run the prepare kernel again.") from error
-        if version != (1, 0) or fortran or dtype != np.uint8 or shape[1:] != TILE_SHAPE:
-            raise StoreError(f"{path} holds {shape} {dtype}, not N x 96 x 96 x 3 uint8. Run the prepare kernel again.")
-        start, size = stream.tell(), shape[0] * TILE_BYTES
-        if (there := os.fstat(stream.fileno()).st_size - start) < size:  # before the memory is taken
-            raise _cut_short(path, there, size)
-        stream.seek(0)
         digest = hashlib.sha256(stream.read(start))
         memory = allocate(size) if allocate is not None and size else np.empty(size, dtype=np.uint8)
         array = np.frombuffer(memory, dtype=np.uint8, count=size) if size else np.empty(0, dtype=np.uint8)

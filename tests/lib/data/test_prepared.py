@@ -31,7 +31,7 @@ def _explore(array: Path, labels: np.ndarray, slides: list[str] | None = None) -
 
 
 def test_means_and_deviations_are_those_of_all_pixels(array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib.data.prepared._BLOCK", 7)
+    monkeypatch.setattr("lib.data.prepared._PIECE", 7)
     tiles = np.load(array)
     found = describe_tiles(array, with_stain=False)
     np.testing.assert_allclose(found.means, tiles.mean(axis=(1, 2)), rtol=1e-9)
