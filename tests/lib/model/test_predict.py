@@ -9,8 +9,9 @@ import torch
 
 from lib.config import Config
 from lib.image.dihedral import transform
+from lib.model import predict as module
 from lib.model.network import Classifier, build_network
-from lib.model.predict import PredictionError, predict_logits
+from lib.model.predict import PredictionError, predict_logits, predict_on_all
 
 CPU = torch.device("cpu")
 
@@ -78,3 +79,31 @@ def test_logits_that_are_no_numbers_are_counted(network: Classifier, random_tile
     broken = Classifier(Broken(), input_size=96, mean=(0.5,) * 3, std=(0.5,) * 3)
     with pytest.raises(PredictionError, match=r"2 of 4 logits(.|\n)*precision=float32"):
         _predict(broken, random_tiles(4), range(4))
+
+
+def test_several_members_in_one_pass_predict_what_each_predicts(random_tiles: Callable[..., np.ndarray]) -> None:
+    tiles, networks = random_tiles(11), []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        networks.append(build_network(Config(backbone="test_resnet", input_size=32, weights="none")))
+    networks[1].eval()
+    together = predict_on_all(networks, tiles, views=4, batch_size=4, devices=[CPU, CPU], precision="auto")
+    assert together.shape == (11, 3) and together.dtype == np.float32
+    assert [network.training for network in networks] == [True, False, True]
+    for at, network in enumerate(networks):
+        np.testing.assert_array_equal(together[:, at], _predict(network, tiles, range(11), views=4))
+
+
+def test_tiles_are_sent_once_for_all_members(
+    network: Classifier, random_tiles: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    real = module.load_batches
+
+    def noted(tiles: np.ndarray, rows: np.ndarray, **rest: Any) -> Any:
+        sent.append(len(rows))
+        return real(tiles, rows, **rest)
+
+    monkeypatch.setattr(module, "load_batches", noted)
+    predict_on_all([network] * 4, random_tiles(6), views=8, batch_size=2, devices=[CPU], precision="auto")
+    assert sent == [6]

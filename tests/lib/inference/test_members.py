@@ -1,0 +1,41 @@
+"""Members of one architecture are asked together, as many as a device holds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lib.config import Config
+from lib.inference import members as module
+from lib.inference.members import Member, groups_of_one_pass
+from lib.model.checkpoint import Identity
+
+
+def _member(folder: Path, number: int, config: Config, *, size: int = 10) -> Member:
+    path = folder / f"{number}.safetensors"
+    path.write_bytes(b"x" * size)
+    identity = Identity(experiment="x", fold=number, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
+    return Member(path, identity)
+
+
+def test_those_of_one_architecture_and_the_same_views_go_together(tmp_path: Path) -> None:
+    one = Config()
+    others = [
+        one,
+        replace(one, input_size=224),
+        one,
+        replace(one, views=4),
+        replace(one, learning_rate=1.0),
+        replace(one, seed=1),
+    ]
+    members = [_member(tmp_path, number, config) for number, config in enumerate(others)]
+    groups = [[member.identity.fold for member in group] for group in groups_of_one_pass(members)]
+    assert groups == [[0, 2, 4, 5], [1], [3]]
+
+
+def test_no_more_go_together_than_a_device_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AT_A_TIME", 25)
+    members = [_member(tmp_path, number, Config(), size=size) for number, size in enumerate([10, 10, 10, 100, 10])]
+    groups = [[member.identity.fold for member in group] for group in groups_of_one_pass(members)]
+    assert groups == [[0, 1], [2], [3], [4]]
+    assert members[0].name == "x-fold-0-member-0"
