@@ -7,6 +7,7 @@ works on it, and however often the run was interrupted.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ _MIRROR, _FLIP, _TURN, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(7)
 _HED_FACTORS, _HED_OFFSETS = slice(7, 10), slice(10, 13)
 DRAWS = 13
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_CROSS = ((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))  # the vector product with grey, times the root of 3
 # Optical densities of haematoxylin, eosin and DAB in red, green and blue: Ruifrok and Johnston 2001; skimage's rgb_from_hed.
 HED_DENSITIES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+_UNMIX = tuple(tuple(row) for row in np.linalg.inv(np.array(HED_DENSITIES)).tolist())
 _DARKEST = 1 / 255  # black has no finite density; it counts as the next grey
 # On a CPU a batch is worked on in pieces that stay in the cache: 24 tiles are 2.5 MiB. 24 against the whole batch of 128 at
 # once is 2.9 times as fast (2 cores, 2026-11-24).
@@ -164,9 +167,8 @@ class _Colours:
     def drawn(cls, draws: torch.Tensor, config: Config, *, white: float) -> "_Colours":
         stains, scale = None, torch.full((1, 3), 1 / white, device=draws.device)
         if config.hed:
-            mix = torch.tensor(HED_DENSITIES, dtype=torch.float64)  # rows: stains; columns: RGB
-            unmix = torch.linalg.inv(mix)
-            mix, unmix = (each.to(draws.device, torch.float32) for each in (mix, unmix))
+            mix = _constant(HED_DENSITIES, draws.device)  # rows: stains; columns: RGB
+            unmix = _constant(_UNMIX, draws.device)
             factors = 1 + config.hed * (draws[:, _HED_FACTORS] * 2 - 1)  # (B, 3)
             offsets = config.hed * (draws[:, _HED_OFFSETS] * 2 - 1)  # (B, 3) of density
             stains = mix.T @ (factors.unsqueeze(2) * unmix.T)  # (B, 3, 3), for columns
@@ -199,11 +201,17 @@ class _Colours:
         if self.matrix is None:
             torch.mul(values, scale.unsqueeze(2), out=result)
         else:
-            luma = torch.tensor(_LUMA, device=images.device)
+            luma = _constant(_LUMA, images.device)
             grey = self.towards_grey[which] * ((values.mean(dim=2) * scale) @ luma)  # (B,)
             torch.bmm(self.matrix[which], values, out=result).add_(grey.view(-1, 1, 1))
         result.clamp_(0, 1)
         return out
+
+
+@lru_cache(maxsize=32)
+def _constant(values: tuple[object, ...], device: torch.device) -> torch.Tensor:
+    """Numbers on the device, float32: copied there once, because a copy from the host waits for the device."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _colour_matrix(draws: torch.Tensor, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,9 +221,8 @@ def _colour_matrix(draws: torch.Tensor, config: Config) -> tuple[torch.Tensor, t
     contrast = 1 + config.contrast * spread[:, 1]
     saturation = (1 + config.saturation * spread[:, 2]).view(-1, 1, 1)
     angle = config.hue * spread[:, 3] * (2 * math.pi)
-    luma = torch.tensor(_LUMA, device=draws.device)
+    luma, cross = _constant(_LUMA, draws.device), _constant(_CROSS, draws.device)
     identity = torch.eye(3, device=draws.device)
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=draws.device)
     saturate = saturation * identity + (1 - saturation) * luma.expand(3, 3)
     cosine, sine = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1) / math.sqrt(3)
     turn = cosine * identity + sine * cross + (1 - cosine) / 3
