@@ -147,6 +147,7 @@ def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.d
     shares = np.array(rates[REAL]) / np.array(rates[FIXED])
     share = f"{np.median(shares):.3f} ({shares.min():.3f} to {shares.max():.3f})"
     facts: dict[str, object] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "network": name,
         "pixels": size,
         "batch": config.batch_size,
