@@ -5,7 +5,7 @@
 
 Every contender reads each file, takes the SHA-1 of its pixels, holds it against the id, and writes the pixels to their place
 in one file, which is on the disk at the end (fsync). Ours also takes the SHA-256 that run.json holds, and keeps a journal.
-The files are in the page cache; with --slow-opens each open takes 5 ms more, as a network file system may.
+The files are in the page cache; in the last table each open takes 5 ms more, as a network file system may.
 """
 
 import argparse
@@ -228,6 +228,7 @@ def run_kernel(inputs: Path, place: Path) -> tuple[float, int, dict[str, object]
 
 def full(data: Path, scratch: Path, *, labelled: int, unlabelled: int) -> None:
     """All tiles through the built kernel, stage by stage."""
+    scratch.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="prepare-", dir=scratch))
     try:
         started = time.perf_counter()
