@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lib import run_record
 from lib.config import Config
 from lib.run_record import (
     RECORD_NAME,
@@ -143,3 +144,13 @@ def test_an_earlier_record_survives_a_full_disk(output: Path, monkeypatch: pytes
         write_run_record(output, _record(output, experiment="other"))
     assert (output / RECORD_NAME).read_bytes() == before
     assert not list(output.glob(".*"))  # nothing left beside it
+
+
+def test_a_hash_that_is_known_is_not_taken_again(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"big.npy": False, "a.csv": True}
+    read = describe_files(output, names)
+    hashed: list[str] = []
+    real = run_record.sha256_of
+    monkeypatch.setattr(run_record, "sha256_of", lambda path: hashed.append(path.name) or real(path))
+    assert describe_files(output, names, hashes={"big.npy": read["big.npy"].sha256}) == read
+    assert hashed == ["a.csv"]

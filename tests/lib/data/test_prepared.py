@@ -52,3 +52,22 @@ def test_outliers_and_mismatches_are_counted(array: Path) -> None:
 def test_what_is_undefined_is_left_out_of_a_record_not_written_as_nan(array: Path) -> None:
     eda = _explore(array, (np.arange(40) == 7).astype(np.int64))  # one positive: no two folds to compare
     json.dumps(eda, allow_nan=False)  # as run.json is written
+
+
+def test_a_description_does_not_depend_on_the_pieces(array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = describe_tiles(array, with_stain=True)
+    monkeypatch.setattr("lib.data.prepared._CACHED", 3)
+    again = describe_tiles(array, with_stain=True)
+    for name in ("means", "deviations", "features"):
+        assert getattr(whole, name).tobytes() == getattr(again, name).tobytes()
+    assert describe_tiles(array, with_stain=False).features.shape == (0, 7)
+
+
+def test_sums_are_exact_where_they_are_largest(tmp_path: Path) -> None:
+    tiles = np.full((3, 96, 96, 3), 255, np.uint8)
+    tiles[1, ::2], tiles[2, 5, 7] = 0, 254
+    np.save(tmp_path / "tiles.npy", tiles)
+    found = describe_tiles(tmp_path / "tiles.npy", with_stain=False)
+    square = (tiles.astype(np.int64) ** 2).sum(axis=(1, 2)) / 9216
+    assert np.array_equal(found.means, tiles.sum(axis=(1, 2), dtype=np.int64) / 9216)
+    assert np.array_equal(found.deviations, np.sqrt(np.maximum(square - found.means**2, 0)))

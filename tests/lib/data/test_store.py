@@ -1,7 +1,11 @@
 """Every tile proved, every bad one listed, and a kill costs a block, never a byte."""
 
+import errno
 import hashlib
+import io
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from lib.data import store as module
 from lib.data.store import StoreBuilder, StoreError, read_array
@@ -292,6 +297,129 @@ def test_progress_is_said_about_ten_times(
     assert len(said) == 10 and said[-1] == "30 of 30 tiles of train/"
 
 
+# --- how the files are read ------------------------------------------------------------------------------------------
+
+
+def _compressed(pixels: np.ndarray) -> bytes:
+    image = io.BytesIO()
+    Image.fromarray(pixels).save(image, format="TIFF", compression="tiff_lzw")
+    return image.getvalue()
+
+
+def test_other_layouts_and_longer_files_are_read_too(tmp_path: Path, source: tuple[Path, list[str]], tiles: np.ndarray) -> None:
+    files = [source[0] / f"{name}.tif" for name in source[1]]
+    files[3].write_bytes(_compressed(tiles[3]))
+    files[4].write_bytes(encode_tile(tiles[4]) + b"more")
+    other = bytearray(encode_tile(tiles[5]))
+    other[267:286] = b"2019:01:01 00:00:00"  # the same layout under another date
+    files[5].write_bytes(other)
+    assert _build(tmp_path / "working", source, strict=True).mismatches == []
+    assert np.array_equal(np.load(tmp_path / "working" / f"{NAME}.part"), tiles)
+
+
+def test_reads_that_come_short_are_repeated(
+    tmp_path: Path, source: tuple[Path, list[str]], tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.readv
+
+    def short(file: int, buffers: tuple[bytearray, memoryview]) -> int:
+        return real(file, (buffers[0], buffers[1][:10_000]))
+
+    monkeypatch.setattr(os, "readv", short)
+    assert _build(tmp_path / "working", source, strict=True).mismatches == []
+    assert np.array_equal(np.load(tmp_path / "working" / f"{NAME}.part"), tiles)
+
+
+def test_a_system_without_scattered_reads_will_do(
+    tmp_path: Path, source: tuple[Path, list[str]], tiles: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "readv")
+    assert _build(tmp_path / "working", source, strict=True).mismatches == []
+    assert np.array_equal(np.load(tmp_path / "working" / f"{NAME}.part"), tiles)
+
+
+def test_slow_opens_are_waited_for_together(
+    tmp_path: Path,
+    random_tiles: Callable[..., np.ndarray],
+    write_tiles: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiles = random_tiles(600)
+    source = tmp_path / "many", write_tiles(tmp_path / "many", tiles)
+    monkeypatch.setattr(module, "BLOCK", 2048)
+    real = os.open
+
+    def slow(path: str, *rest: Any) -> int:
+        time.sleep(0.005)
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", slow)
+    started = time.monotonic()
+    _build(tmp_path / "working", source, readers=32, strict=True)
+    assert time.monotonic() - started < 600 * 0.005 / 5
+
+
+def test_memory_does_not_grow_with_the_number_of_blocks(
+    tmp_path: Path, source: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 1)
+    allocated: list[int] = []
+    real = np.empty
+
+    def counting(size: int, **rest: Any) -> np.ndarray:
+        allocated.append(size)
+        return real(size, **rest)
+
+    monkeypatch.setattr(module.np, "empty", counting)
+    _build(tmp_path / "working", source)
+    assert allocated == [_TILE] * module._BUFFERS
+
+
+def test_the_hash_is_that_of_the_file_however_often_it_was_interrupted(tmp_path: Path, source: tuple[Path, list[str]]) -> None:
+    whole = _build(tmp_path / "whole", source)
+    assert whole.sha256 == hashlib.sha256((tmp_path / "whole" / f"{NAME}.part").read_bytes()).hexdigest()
+    for _ in range(3):
+        _kill_after(tmp_path / "working", source, blocks=1)
+    assert _build(tmp_path / "working", source).sha256 == whole.sha256
+    assert _build(tmp_path / "working", source).sha256 == whole.sha256  # nothing left to read
+
+
+def test_the_journal_speaks_of_a_block_only_once_the_disk_has_it(
+    tmp_path: Path, source: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    journal = tmp_path / "working" / f"{NAME}.journal"
+    real = os.fsync
+
+    def noting(file: int) -> None:
+        before = len(journal.read_text().splitlines()) - 1
+        assert before * BLOCK <= (flushed[-1] if flushed else 0)
+        tiles = (os.fstat(file).st_size - 128) // _TILE
+        real(file)
+        flushed.append(tiles)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    _build(tmp_path / "working", source)
+    assert flushed and flushed[-1] == TILES
+    assert len(journal.read_text().splitlines()) == 1 + 4
+
+
+def test_a_disk_that_fails_while_it_flushes_ends_the_build(
+    tmp_path: Path, source: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 1)  # more blocks than may wait for the disk
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            _build(tmp_path / "working", source)
+    assert len((tmp_path / "working" / f"{NAME}.journal").read_text().splitlines()) == 1
+    assert _build(tmp_path / "working", source).resumed == 0
+
+
 # --- read_array ------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +435,31 @@ def test_an_array_is_read_in_pieces_and_proved(array: Path, tiles: np.ndarray, m
     assert np.array_equal(read_array(array, sha256=right), tiles)
     with pytest.raises(StoreError, match=r"damaged(.|\n)*prepare kernel again"):
         read_array(array, sha256="0" * 64)
+
+
+def test_an_array_is_read_into_the_memory_it_is_given(array: Path, tiles: np.ndarray) -> None:
+    given: list[bytearray] = []
+
+    def allocate(size: int) -> memoryview:
+        given.append(bytearray(size))
+        return memoryview(given[-1])
+
+    right = hashlib.sha256(array.read_bytes()).hexdigest()
+    found = read_array(array, sha256=right, allocate=allocate)
+    assert found.shape == tiles.shape and given == [tiles.tobytes()]
+    given[0][0] ^= 1
+    assert found[0, 0, 0, 0] == given[0][0]  # no copy
+
+
+def test_a_cut_is_found_before_memory_is_taken(array: Path) -> None:
+    _cut(array, 128 + _TILE)
+    with pytest.raises(StoreError, match="cut short"):
+        read_array(array, allocate=lambda size: pytest.fail("memory was taken"))
+
+
+def test_an_array_without_tiles_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / NAME, np.empty((0, 96, 96, 3), np.uint8))
+    assert read_array(tmp_path / NAME).shape == (0, 96, 96, 3)
 
 
 @pytest.mark.parametrize("at", [40, 128, 500_000])
