@@ -64,6 +64,24 @@ class Config:
     )
     input_size: int = _knob(96, "side in pixels to which tiles are resized on the device", low=32, high=1024)
     drop_rate: float = _knob(0.0, "dropout before the logit", low=0.0, high=0.9)
+    pooling: str = _knob(
+        "native",
+        "from the last feature map to one vector: native (as the backbone does), avg, avgmax (mean and maximum side by side), "
+        "gem (generalised mean, its power learned) or attention (gated attention, which begins at the centre)",
+        choices=("native", "avg", "avgmax", "gem", "attention"),
+    )
+    stem: str = _knob(
+        "keep",
+        "the first layers: keep, no_pool (without the max-pool) or no_stride (nor the stride of the first convolution): a finer "
+        "feature map, at about 4 times the cost for each; convolutional networks only",
+        choices=("keep", "no_pool", "no_stride"),
+    )
+    stain_normalisation: str = _knob(
+        "none",
+        "bring every tile's stains to one reference before anything else: none, macenko (stain vectors and their strength) or "
+        "reinhard (mean and spread in the space of Ruderman, l alpha beta)",
+        choices=("none", "macenko", "reinhard"),
+    )
 
     # The training
     members: int = _knob(
@@ -84,6 +102,21 @@ class Config:
     learning_rate: float = _knob(3e-4, "peak learning rate of AdamW", low=1e-8, high=10.0)
     weight_decay: float = _knob(1e-4, "decoupled weight decay; biases and norms are exempt", low=0.0, high=10.0)
     warmup_epochs: float = _knob(0.0, "epochs of linear warm-up before the cosine", low=0.0, high=100.0)
+    schedule: str = _knob(
+        "cosine",
+        "cosine (after warmup_epochs, down to zero) or one_cycle (up for the first 30 % of the steps, then down to zero)",
+        choices=("cosine", "one_cycle"),
+    )
+    layer_decay: float = _knob(
+        1.0, "the learning rate of each layer, as a factor of the next one's towards the logit; 1: all alike", low=0.1, high=1.0
+    )
+    freeze_epochs: int = _knob(0, "epochs in which only the head learns, before the backbone joins in", low=0, high=100)
+    ema: float = _knob(
+        0.0, "decay of the running average of the weights, which is what predicts; 0: the last weights do", low=0.0, high=0.99999
+    )
+    label_smoothing: float = _knob(0.0, "share of the label spread over both classes", low=0.0, high=0.5)
+    mixup: float = _knob(0.0, "alpha of mixup: tiles are blended in pairs; 0: not", low=0.0, high=10.0)
+    cutmix: float = _knob(0.0, "alpha of cutmix: a rectangle comes from another tile; 0: not", low=0.0, high=10.0)
     clip_gradient: float = _knob(0.0, "largest norm of the gradient; 0 leaves it as it is", low=0.0, high=1e6)
     balance: str = _knob(
         "none",
@@ -141,6 +174,10 @@ class Config:
             problems.append("backbone is empty: name a timm model, such as resnet34.tv_in1k")
         if not problems and self.warmup_epochs >= self.epochs:
             problems.append(f"warmup_epochs = {self.warmup_epochs} leaves nothing of epochs = {self.epochs}")
+        if not problems and self.freeze_epochs >= self.epochs:
+            problems.append(f"freeze_epochs = {self.freeze_epochs} leaves nothing of epochs = {self.epochs}")
+        if not problems and self.schedule == "one_cycle" and self.warmup_epochs:
+            problems.append("warmup_epochs is for schedule = cosine: one_cycle climbs by itself")
         if problems:
             raise ConfigError(_message(problems))
 
