@@ -57,7 +57,14 @@ def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:
     room: dict[tuple[object, ...], int] = {}
     for member in members:
         config = member.config
-        key = (config.backbone, config.input_size, config.views, config.prediction_batch, config.precision)
+        key = (
+            config.backbone,
+            config.input_size,
+            config.views,
+            config.prediction_batch,
+            config.precision,
+            config.stain_normalisation,
+        )
         size = member.path.stat().st_size
         if key not in groups or room[key] < size:
             groups.setdefault(key, []).append([])

@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from lib.config import Config
 from lib.errors import KernelError
+from lib.image.stain import normalise_stains
+from lib.model.pooling import PooledBackbone, build_pool, feature_map
+from lib.model.stem import refine_stem
 from lib.model.weights import WEIGHTS_NAME, check_weight_file
 
 _ENCODER_CONFIG = "config.json"
@@ -36,12 +39,32 @@ class Classifier(nn.Module):
     std: torch.Tensor
     encoder: str = ""
 
-    def __init__(self, backbone: nn.Module, *, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        input_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        stain_normalisation: str = "none",
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.input_size = input_size
+        self.stain_normalisation = stain_normalisation
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def head_names(self) -> tuple[str, ...]:
+        """What the names of the head's parameters begin with; empty when the backbone does not say."""
+        if isinstance(self.backbone, PooledBackbone):
+            return ("backbone.pool.", "backbone.head.")
+        given = self.backbone.get_classifier() if hasattr(self.backbone, "get_classifier") else None  # type: ignore[operator]
+        return tuple(f"backbone.{name}." for name, module in self.backbone.named_modules() if module is given and name)
+
+    def restain(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) in [0, 1] with the stains of the reference; before any augmentation, which it would undo."""
+        return normalise_stains(images, self.stain_normalisation)
 
     def resize(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) at the side the backbone takes; as they are when they have it already."""
@@ -61,7 +84,7 @@ class Classifier(nn.Module):
         return torch.addcmul(shift, images, scale, out=out)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits of tumour, (B,), from images (B, 3, H, W) in [0, 1], RGB."""
+        """Logits of tumour, (B,), from images (B, 3, H, W) in [0, 1], RGB, after `restain`."""
         logits: torch.Tensor = self.backbone(self.normalise(self.resize(images)))
         return logits.squeeze(-1)
 
@@ -70,7 +93,7 @@ def build_network(config: Config, *, folder: Path | None = None, file: Path | No
     """The network of an experiment.
 
     Args:
-        config: backbone, input_size, drop_rate.
+        config: backbone, input_size, drop_rate, pooling, stem, stain_normalisation.
         folder: a folder with config.json and model.safetensors, loaded through timm's `local-dir:`.
         file: a safetensors file with the backbone's weights. With neither, the weights are random.
         encoder: the text of a config.json to build the backbone from, without weights (see Classifier.encoder).
@@ -80,6 +103,8 @@ def build_network(config: Config, *, folder: Path | None = None, file: Path | No
         WeightsError: the weights do not belong to the backbone.
     """
     wanted: dict[str, Any] = {"num_classes": 1, "in_chans": 3, "drop_rate": config.drop_rate}
+    if config.pooling != "native":
+        wanted = {"num_classes": 0, "in_chans": 3}
     size = config.input_size
     with tempfile.TemporaryDirectory() as temporary:
         if encoder:
@@ -97,16 +122,35 @@ def build_network(config: Config, *, folder: Path | None = None, file: Path | No
         check_weight_file(file, backbone=backbone, name=config.backbone)
         backbone = _create(name, wanted, pretrained=True, input_size=size, overlay={"file": str(file)})
     settings = getattr(backbone, "pretrained_cfg", {})
+    try:
+        refine_stem(backbone, config.stem)
+        body = backbone if config.pooling == "native" else _pooled(backbone, config)
+    except (ValueError, AttributeError, RuntimeError) as error:
+        text = f"the backbone {config.backbone!r} does not go with stem = {config.stem}, pooling = {config.pooling}: {error}"
+        raise NetworkError(text) from error
     network = Classifier(
-        backbone,
+        body,
         input_size=config.input_size,
         mean=tuple(settings.get("mean") or _DEFAULT_MEAN),
         std=tuple(settings.get("std") or _DEFAULT_STD),
+        stain_normalisation=config.stain_normalisation,
     )
     network.encoder = encoder
     _try(network, config)
     # Channels last: half the time for a forward pass of the smoke network on one core (2026-11-23); tensor cores want it too.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _pooled(backbone: nn.Module, config: Config) -> PooledBackbone:
+    """The backbone under a pool of ours; its channels are counted by asking it."""
+    was_training = backbone.training
+    with torch.no_grad():
+        images = torch.zeros(1, 3, config.input_size, config.input_size)
+        features = feature_map(backbone, backbone.eval().forward_features(images))  # type: ignore[operator]
+    backbone.train(was_training)
+    pool = build_pool(config.pooling, features.shape[1])
+    channels = features.shape[1] * int(pool.factor)  # type: ignore[arg-type]
+    return PooledBackbone(backbone, pool, channels=channels, drop_rate=config.drop_rate)
 
 
 def _create(

@@ -46,7 +46,7 @@ def predict_members(
     """Mean logit over the views of each tile, from every network, in one pass over the tiles.
 
     Args:
-        networks: on the device, of one input size; their modes are restored afterwards.
+        networks: on the device, of one input size and stain normalisation; their modes are restored afterwards.
         tiles: (N, 96, 96, 3) uint8.
         rows: (M,) int64 into `tiles`.
         views: 1 (as it is), 4 (rotations) or 8 (rotations of the tile and of its mirror image).
@@ -66,7 +66,8 @@ def predict_members(
     parts = []  # on the device until the end: nothing waits
     with torch.inference_mode():
         for sent, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
-            images = networks[0].resize(as_images(sent))  # once, not for every view: symmetries of the square commute with it
+            # Once, not for every view: symmetries of the square commute with both.
+            images = networks[0].resize(networks[0].restain(as_images(sent)))
             total = torch.zeros(len(images), len(networks), dtype=torch.float32, device=device)  # (B, K)
             for view in range(views):
                 turned = transform(images, view)

@@ -11,10 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from lib.config import Config
-from lib.data.batches import load_batches
+from lib.data.batches import as_images, load_batches
 from lib.errors import KernelError
 from lib.image.augment import Draws, augment, symmetries
 from lib.model.network import Classifier, autocast
+from lib.training.average import WeightAverage
+from lib.training.mixing import build_mix, smooth
 from lib.training.optimizer import OptimizerStep, build_optimizer
 from lib.training.world import ALONE, World
 
@@ -146,6 +148,7 @@ def train_one_epoch(
     world: World = ALONE,
     passes: int = 1,
     forward: nn.Module | None = None,
+    average: WeightAverage | None = None,
 ) -> float:
     """Pass once over the training rows, or as far as the plan goes.
 
@@ -161,6 +164,7 @@ def train_one_epoch(
         world: the processes that work on this network together.
         passes: forward passes a step's share of the tiles is cut into.
         forward: the network as it is called: itself, compiled, or wrapped to average gradients over the world.
+        average: of the weights, which follows every step.
 
     Returns:
         The mean loss of the epoch, over all processes.
@@ -169,11 +173,15 @@ def train_one_epoch(
         TrainingError: the loss is not finite.
     """
     network.train()
+    if is_frozen(epoch, config):
+        freeze_backbone(network)
     forward = network if forward is None else forward
     # Dropout and stochastic depth draw from torch's own generator. Seeded for each epoch, not once, so that a member
     # that goes on after an interruption draws what it would have drawn; each process draws its own.
     entropy = [*part.entropy, 2, epoch, *([world.rank] if world.rank else [])]
-    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    torch.manual_seed(seed)
+    mix = build_mix(config, seed=seed)
     plan = plan_epoch(part, config, epoch=epoch, slice=Slice(world.rank, world.size, passes))
     weight = torch.full((), positive_weight(part, config.balance), device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -186,7 +194,12 @@ def train_one_epoch(
     def losses(number: int) -> Iterator[torch.Tensor]:
         for left, (images, (labels, drawn)) in zip(range(number - 1, -1, -1), batches, strict=False):
             with torch.no_grad():
+                if network.stain_normalisation != "none":
+                    images = network.restain(as_images(images))
                 images = augment(images, drawn, config, shrink=shrink)
+                if mix is not None:
+                    images, labels = mix(images, labels)
+                labels = smooth(labels, config.label_smoothing)
             with world.gradients_wait(forward) if left else nullcontext():
                 with autocast(device, precision):
                     logits = forward(images)
@@ -200,6 +213,8 @@ def train_one_epoch(
     trained = 0
     for number, sizes_of_step in enumerate(plan.passes):
         step(losses(len(sizes_of_step)))
+        if average is not None:
+            average.follow(network, step)
         trained += sum(sizes_of_step)
         if number % _LOOK_EVERY == 0:
             _demand_finite(total, epoch=epoch, number=number, step=step)
@@ -211,6 +226,32 @@ def train_one_epoch(
     _demand_finite(total, epoch=epoch, number=number, step=step)
     loss, tiles = world.sum(float(total), float(trained))
     return loss / tiles
+
+
+def is_frozen(epoch: int, config: Config) -> bool:
+    """Whether only the head learns in this epoch, counted from 0."""
+    return epoch < config.freeze_epochs
+
+
+def freeze_backbone(network: Classifier) -> None:
+    """Let only the head learn: nothing else has a gradient, and batch norms keep the statistics they came with.
+
+    Raises:
+        TrainingError: the backbone does not say which of its layers is the head.
+    """
+    head = network.head_names()
+    if not head:
+        raise TrainingError("freeze_epochs: this backbone does not say which of its layers is the head; use --set pooling=avg")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(head))
+    for name, module in network.named_modules():
+        if not f"{name}.".startswith(head):
+            module.training = False
+
+
+def thaw(network: Classifier) -> None:
+    """Let everything learn."""
+    network.requires_grad_(True)
 
 
 def fewest_passes(network: Classifier, config: Config, *, tiles: int, device: torch.device, precision: torch.dtype) -> int:

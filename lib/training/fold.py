@@ -23,9 +23,20 @@ from lib.metrics import auc, fold_scores, probability
 from lib.model.checkpoint import Identity, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
 from lib.model.predict import predict_logits
+from lib.training.average import WeightAverage
 from lib.training.budget import Budget
-from lib.training.engine import Part, TrainingError, fewest_passes, steps_an_epoch, tiles_a_step, train_one_epoch
-from lib.training.optimizer import OptimizerStep, build_optimizer
+from lib.training.engine import (
+    Part,
+    TrainingError,
+    fewest_passes,
+    freeze_backbone,
+    is_frozen,
+    steps_an_epoch,
+    thaw,
+    tiles_a_step,
+    train_one_epoch,
+)
+from lib.training.optimizer import OptimizerStep, build_optimizer, warmup_steps
 from lib.training.world import World
 
 
@@ -250,14 +261,17 @@ def _train_member(
         build_optimizer(network, config),
         peak=config.learning_rate,
         total=planned,
-        warmup=round(steps * config.warmup_epochs),
+        warmup=warmup_steps(config, steps=steps),
         clip=config.clip_gradient,
         scaled=precision == torch.float16,
+        schedule=config.schedule,
     )
-    history = _resume(folder / files.unfinished, plan=plan, network=network, step=step, device=device)
+    average = WeightAverage(network, decay=config.ema) if config.ema else None
+    history = _resume(folder / files.unfinished, plan=plan, network=network, step=step, average=average, device=device)
+    predicting = network if average is None else average.module
     # Compiled first and wrapped then: both share their weights with the network, which is what is saved and predicts.
-    forward: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
-    forward = world.wrap(forward, synchronise_norms=config.synchronise_norms)
+    compiled: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
+    forward = _wrap(compiled, network, world, frozen=is_frozen(len(history), config), config=config)
     together = f", {world.size} processes" if world.size > 1 else ""
     say(
         f"{name}: {len(outside):,} tiles to learn from, {len(inside):,} out of fold, "
@@ -266,9 +280,9 @@ def _train_member(
     )
 
     def predict(views: int) -> np.ndarray:
-        world.share_buffers(network)
+        world.share_buffers(predicting)
         logits = predict_logits(
-            network,
+            predicting,
             task.tiles,
             world.my_part(inside),
             views=views,
@@ -280,6 +294,8 @@ def _train_member(
 
     look = _budget_look(task, world, members_left, step=step, inside=len(inside), say=lambda text: say(f"{name}: {text}"))
     for epoch in range(len(history), config.epochs):
+        if epoch and epoch == config.freeze_epochs:
+            forward = _wrap(compiled, network, world, frozen=False, config=config)
         loss = train_one_epoch(
             network,
             part,
@@ -292,6 +308,7 @@ def _train_member(
             world=world,
             passes=passes,
             forward=forward,
+            average=average,
         )
         line: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "learning_rate": step.learning_rate, "skipped": step.skipped}
         if passes > 1:
@@ -308,7 +325,7 @@ def _train_member(
         if step.done and step.total < planned:
             break
         if epoch + 1 < config.epochs and world.rank == 0:
-            _save_unfinished(folder / files.unfinished, plan=plan, network=network, step=step, history=history)
+            _save_unfinished(folder / files.unfinished, plan=plan, network=network, step=step, average=average, history=history)
     logits = predict(config.views)
     if world.rank:
         return
@@ -316,12 +333,22 @@ def _train_member(
     table = pd.DataFrame({"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits})
     write_whole(folder / files.history, "".join(json.dumps(line) + "\n" for line in history))
     write_whole(folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
-    save_checkpoint(folder / files.checkpoint, network, task.identity(member))
+    save_checkpoint(folder / files.checkpoint, predicting, task.identity(member))
     written = (files.checkpoint, files.out_of_fold, files.history)
     note = {"plan": plan, "sha256": {each: sha256_of(folder / each) for each in written}}
     write_whole(folder / files.finished, json.dumps(note))
     (folder / files.unfinished).unlink(missing_ok=True)
-    say(f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.views} views, last weights)")
+    used = "last" if average is None else "averaged"
+    say(f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.views} views, {used} weights)")
+
+
+def _wrap(compiled: nn.Module, network: Classifier, world: World, *, frozen: bool, config: Config) -> nn.Module:
+    """The network as it is called; made anew when the backbone joins in, because gradients are averaged for what learns."""
+    if frozen:
+        freeze_backbone(network)
+    else:
+        thaw(network)
+    return world.wrap(compiled, synchronise_norms=config.synchronise_norms)
 
 
 def _budget_look(
@@ -345,9 +372,19 @@ def _budget_look(
     return look
 
 
-def _save_unfinished(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, history: list[dict[str, Any]]) -> None:
+def _save_unfinished(
+    path: Path,
+    *,
+    plan: str,
+    network: Classifier,
+    step: OptimizerStep,
+    average: WeightAverage | None,
+    history: list[dict[str, Any]],
+) -> None:
     """The state after a whole epoch: weights, moments, scaler, schedule. Draws need none: they are keyed by the epoch."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.module.state_dict().items()}
     for number, moments in step.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
     facts = {"plan": plan, "history": history, "step": step.state()}
@@ -355,7 +392,15 @@ def _save_unfinished(path: Path, *, plan: str, network: Classifier, step: Optimi
     write_whole(path, save(tensors, metadata={"state": json.dumps(facts)}))
 
 
-def _resume(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, device: torch.device) -> list[dict[str, Any]]:
+def _resume(
+    path: Path,
+    *,
+    plan: str,
+    network: Classifier,
+    step: OptimizerStep,
+    average: WeightAverage | None,
+    device: torch.device,
+) -> list[dict[str, Any]]:
     """Load the state an interrupted run left, if it is whole and of the same plan; the history so far."""
     from safetensors import safe_open
 
@@ -367,7 +412,7 @@ def _resume(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, 
         tensors = load(path.read_bytes())
     except (OSError, ValueError, KeyError, SafetensorError):
         return []
-    network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
+    network.load_state_dict(_under("network.", tensors))
     parameters = [parameter for group in step.optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -381,5 +426,12 @@ def _resume(path: Path, *, plan: str, network: Classifier, step: OptimizerStep, 
     step.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     step.load_state(facts["step"])
     network.to(device)
+    if average is not None:
+        average.module.load_state_dict(_under("average.", tensors))
+        average.catch_up(step)
     history: list[dict[str, Any]] = facts["history"]
     return history
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

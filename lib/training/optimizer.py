@@ -5,32 +5,73 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from lib.config import Config
 
+_CLIMB, _FROM = 0.3, 25.0  # one-cycle: share of the steps that climb, and the peak's factor of where they begin
+
 
 def build_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW with decay on matrices and kernels only: biases and norms (one dimension) are exempt."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW with decay on matrices and kernels only: biases, norms and what the backbone names itself are exempt.
+
+    With `layer_decay` below 1 each layer's rate is that factor of the next one's towards the logit, in groups made by timm
+    (Clark et al. 2020, ELECTRA; Bao et al. 2021, BEiT): a group's `lr_scale` says by how much.
+    """
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    backbone, prefix = _timm_network(network)
+    exempt = {prefix + name for name in getattr(backbone, "no_weight_decay", set)()}
+    if config.layer_decay < 1:
+        groups = param_groups_layer_decay(
+            backbone,
+            weight_decay=config.weight_decay,
+            no_weight_decay_list=[name.removeprefix(prefix) for name in exempt],
+            layer_decay=config.layer_decay,
+        )
+        rest = {name: parameter for name, parameter in trained.items() if not name.startswith(prefix)}
+    else:
+        groups, rest = [], trained
+    decayed = [p for name, p in rest.items() if p.ndim > 1 and name not in exempt]
+    plain = [p for name, p in rest.items() if p.ndim <= 1 or name in exempt]
+    groups += [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
     # Fused: one kernel for all parameters, and a step that overflowed is skipped on the device without asking the host.
     # A rate in a tensor can change without asking it, either.
-    return torch.optim.AdamW(groups, lr=torch.tensor(config.learning_rate, device=trained[0].device), fused=True)
+    device = next(iter(trained.values())).device
+    return torch.optim.AdamW(groups, lr=torch.tensor(config.learning_rate, device=device), fused=True)
 
 
-def learning_rate_at(step: int, *, total: int, warmup: int, peak: float) -> float:
+def _timm_network(network: nn.Module) -> tuple[nn.Module, str]:
+    """Timm's own network inside ours, and what its parameters' names begin with."""
+    prefix = ""
+    while isinstance(inner := getattr(network, "backbone", None), nn.Module):
+        network, prefix = inner, f"{prefix}backbone."
+    return network, prefix
+
+
+def warmup_steps(config: Config, *, steps: int) -> int:
+    """Optimiser steps in which the rate climbs, of a plan with this many steps an epoch."""
+    if config.schedule == "one_cycle":
+        return round(_CLIMB * steps * config.epochs)
+    return round(steps * config.warmup_epochs)
+
+
+def learning_rate_at(step: int, *, total: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
     """Linear warm-up, then half a cosine from `peak` to (nearly) zero at the last step.
+
+    `one_cycle` climbs along half a cosine, too, from a 25th of the peak (Smith and Topin 2018, arXiv 1708.07120, in the shape
+    fastai gave it); the moments of AdamW stay as they are.
 
     Args:
         step: applied steps so far, from 0.
         total: steps of the whole plan.
         warmup: steps of the warm-up, fewer than `total`.
         peak: the highest rate. Source of the cosine: Loshchilov and Hutter 2017 (SGDR), without restarts.
+        schedule: cosine or one_cycle.
     """
+    if step < warmup and schedule == "one_cycle":
+        return peak * (1 / _FROM + (1 - 1 / _FROM) * 0.5 * (1 - math.cos(math.pi * step / warmup)))
     if step < warmup:
         return peak * (step + 1) / warmup
     share = min((step - warmup) / max(total - warmup, 1), 1.0)
@@ -44,8 +85,18 @@ class OptimizerStep:
     device, and so does the number that picks the next rate.
     """
 
-    def __init__(self, optimizer: torch.optim.AdamW, *, peak: float, total: int, warmup: int, clip: float, scaled: bool) -> None:
-        self.optimizer = optimizer
+    def __init__(
+        self,
+        optimizer: torch.optim.AdamW,
+        *,
+        peak: float,
+        total: int,
+        warmup: int,
+        clip: float,
+        scaled: bool,
+        schedule: str = "cosine",
+    ) -> None:
+        self.optimizer, self.schedule = optimizer, schedule
         self.peak, self.total, self.warmup, self.clip = peak, total, warmup, clip
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         device = self._parameters[0].device
@@ -65,7 +116,7 @@ class OptimizerStep:
     def _rate_at(self, applied: int) -> float:
         begin, share, height = self._knee
         if begin == self.warmup and share == 0.0 and height == 1.0:
-            return learning_rate_at(applied, total=self.total, warmup=self.warmup, peak=self.peak)
+            return learning_rate_at(applied, total=self.total, warmup=self.warmup, peak=self.peak, schedule=self.schedule)
         way = min(max(applied - begin, 0) / max(self.total - begin, 1), 1.0)
         return self.peak * height * 0.5 * (1 + math.cos(math.pi * (share + (1 - share) * way)))
 
@@ -95,6 +146,11 @@ class OptimizerStep:
     def done(self) -> bool:
         """Whether the plan is at its end; waits only when it may be."""
         return self.attempts - self._skips_seen >= self.total and self.left <= 0
+
+    @property
+    def applied_there(self) -> torch.Tensor:
+        """() float32, `applied` on the device: nobody waits."""
+        return (self.attempts - self._skipped).float()
 
     def shorten(self, left: int) -> None:
         """Let the plan end after `left` more steps; the rate falls from where it is, faster, to the same zero."""
@@ -145,7 +201,8 @@ class OptimizerStep:
         else:
             self._rate.fill_(self._rate_at(self.attempts))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate
+            scale = group.get("lr_scale", 1.0)
+            group["lr"] = self._rate if scale == 1.0 else self._rate * scale
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

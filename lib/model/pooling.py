@@ -1,0 +1,138 @@
+"""From the last feature map of a backbone to one vector, other than as the backbone does it itself."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+_EPSILON = 1e-6
+_CENTRE = 1 / 3  # standard deviation of the centre's prior, in halves of the tile's side: the label looks at its middle third
+
+
+def feature_map(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """What timm's `forward_features` returns, as (B, C, H, W) whatever the family.
+
+    Args:
+        backbone: a timm network; says where its channels are and how many tokens are not of the image.
+        features: (B, C, H, W), (B, H, W, C) or, of a vision transformer, (B, prefix + H*W, C) with H = W.
+
+    Raises:
+        ValueError: the features are no map of a square tile.
+    """
+    if features.ndim == 4:
+        return features.permute(0, 3, 1, 2) if str(getattr(backbone, "output_fmt", "")).endswith("NHWC") else features
+    if features.ndim != 3:
+        raise ValueError(f"its features have the shape {tuple(features.shape)}, which is no map")
+    tokens = features[:, int(getattr(backbone, "num_prefix_tokens", 0)) :]
+    side = round(tokens.shape[1] ** 0.5)
+    if side * side != tokens.shape[1]:
+        raise ValueError(f"its {tokens.shape[1]} tokens are no square map")
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+class AveragePool(nn.Module):
+    """(B, C, H, W) to (B, C): the mean."""
+
+    factor = 1  # vectors of C numbers side by side
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """In float32."""
+        return features.float().mean(dim=(2, 3))
+
+
+class AverageMaxPool(nn.Module):
+    """(B, C, H, W) to (B, 2C): the mean and the maximum side by side."""
+
+    factor = 2
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """In float32."""
+        features = features.float()
+        return torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
+
+
+class GeneralisedMeanPool(nn.Module):
+    """(B, C, H, W) to (B, C): (mean of x^p)^(1/p) with one learned p, from 3 (Radenovic et al. 2018, arXiv 1711.02512).
+
+    Negative features count as (nearly) nothing. The power is taken in float32: 41 to the third is more than float16 holds.
+    """
+
+    factor = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.power = nn.Parameter(torch.tensor([3.0]))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """In float32."""
+        power = self.power.float()
+        return features.float().clamp(min=_EPSILON).pow(power).mean(dim=(2, 3)).pow(1 / power)
+
+
+class GatedAttentionPool(nn.Module):
+    """(B, C, H, W) to (B, C): a weighted mean, its weights learned (gated attention, Ilse et al. 2018, arXiv 1802.04712).
+
+    The scores begin at zero, and a Gaussian about the centre, of learned strength, is added to them: the label is about the
+    centre of the tile, the rest is its context.
+    """
+
+    factor = 1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(32, channels // 4)
+        self.value = nn.Linear(channels, hidden)
+        self.gate = nn.Linear(channels, hidden)
+        self.score = nn.Linear(hidden, 1, bias=False)
+        self.centre = nn.Parameter(torch.tensor([1.0]))
+        nn.init.zeros_(self.score.weight)
+
+    def weights(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, H, W) float32, which sum to one."""
+        height, width = features.shape[2:]
+        cells = features.float().flatten(2).transpose(1, 2)  # (B, H*W, C)
+        scores = self.score(torch.tanh(self.value(cells)) * torch.sigmoid(self.gate(cells))).squeeze(2)  # (B, H*W)
+        down, across = (torch.linspace(-1 + 1 / n, 1 - 1 / n, n, device=features.device) for n in (height, width))
+        prior = -(down[:, None] ** 2 + across[None, :] ** 2) / (2 * _CENTRE**2)  # (H, W)
+        scores = scores + self.centre.float() * prior.flatten()
+        return functional.softmax(scores.float(), dim=1).view(-1, height, width)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """In float32."""
+        return (features.float() * self.weights(features).unsqueeze(1)).sum(dim=(2, 3))
+
+
+class PooledBackbone(nn.Module):
+    """A timm backbone without its own head, one of the pools above, dropout, one logit.
+
+    Attributes:
+        backbone: timm's, with num_classes = 0.
+    """
+
+    def __init__(self, backbone: nn.Module, pool: nn.Module, *, channels: int, drop_rate: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pool = pool
+        self.drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(channels, 1)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, object]:
+        """Of the backbone, as timm's networks have it."""
+        settings: dict[str, object] = getattr(self.backbone, "pretrained_cfg", {})
+        return settings
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 1) float32 logits of (B, 3, H, W)."""
+        features = feature_map(self.backbone, self.backbone.forward_features(images))  # type: ignore[operator]
+        with torch.autocast(features.device.type, enabled=False):
+            logits: torch.Tensor = self.head(self.drop(self.pool(features)))
+        return logits
+
+
+def build_pool(name: str, channels: int) -> nn.Module:
+    """The pool that `Config.pooling` names, for feature maps of this many channels."""
+    if name == "attention":
+        return GatedAttentionPool(channels)
+    return {"avg": AveragePool, "avgmax": AverageMaxPool, "gem": GeneralisedMeanPool}[name]()
