@@ -178,6 +178,70 @@ def test_a_fold_stopped_after_an_epoch_ends_in_the_same_bytes(
     assert not list(folder.glob(".*"))
 
 
+EVERYTHING: dict[str, Any] = {
+    "ema": 0.9,
+    "mixup": 0.4,
+    "cutmix": 0.5,
+    "label_smoothing": 0.1,
+    "schedule": "one_cycle",
+    "warmup_epochs": 0.0,
+    "layer_decay": 0.8,
+    "freeze_epochs": 1,
+    "pooling": "attention",
+    "stem": "no_pool",
+    "stain_normalisation": "reinhard",
+}
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(task: FoldTask, tmp_path: Path, after: int) -> None:
+    turned = _with(task, **EVERYTHING)
+    _train(turned, tmp_path / "whole")
+    with pytest.raises(Killed):
+        _train(turned, tmp_path / "stopped", say=_kill_at(f"epoch {after + 1} of 3"))
+    said: list[str] = []
+    _train(turned, tmp_path / "stopped", say=said.append)
+    assert any(f"going on after epoch {after}" in line for line in said)
+    assert any("averaged weights" in line for line in said)
+    assert _bytes(tmp_path / "stopped") == _bytes(tmp_path / "whole")
+    network, _ = load_checkpoint(tmp_path / "whole" / FILES[0])
+    rows = np.flatnonzero(task.folds == 1)
+    logits = predict_logits(network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32)
+    assert np.array_equal(pd.read_csv(tmp_path / "whole" / FILES[1])["logit"].to_numpy(dtype=np.float32), logits)
+
+
+def test_the_average_predicts_and_not_the_last_weights(task: FoldTask, whole: Path, tmp_path: Path) -> None:
+    _train(_with(task, ema=0.5), tmp_path / "averaged")
+    averaged, _ = load_checkpoint(tmp_path / "averaged" / FILES[0])
+    last, _ = load_checkpoint(whole / FILES[0])
+    assert any(not torch.equal(own, other) for own, other in zip(averaged.parameters(), last.parameters(), strict=True))
+    histories = [(folder / FILES[2]).read_text() for folder in (tmp_path / "averaged", whole)]
+    losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in histories]
+    assert losses[0] == losses[1]  # the average looks on: the training is the same
+
+
+def test_while_the_backbone_is_frozen_only_the_head_learns(
+    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[dict[str, torch.Tensor]] = []
+    real = module.train_one_epoch
+
+    def watched(network: Any, *arguments: Any, **rest: Any) -> float:
+        states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        loss = real(network, *arguments, **rest)
+        states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(module, "train_one_epoch", watched)
+    _train(_with(task, freeze_epochs=1), tmp_path / "frozen")
+    changed = [
+        {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+        for before, after in zip(states[::2], states[1::2], strict=True)
+    ]
+    assert changed[0] == {"backbone.fc.weight", "backbone.fc.bias"}  # nor the statistics of batch norms
+    assert len(changed[1]) > 20
+
+
 def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_same_bytes(
     task: FoldTask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lib.config import Config
 from lib.model.network import build_network
-from lib.training.optimizer import OptimizerStep, build_optimizer, learning_rate_at
+from lib.training.optimizer import OptimizerStep, build_optimizer, learning_rate_at, warmup_steps
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,6 +54,52 @@ def test_biases_and_norms_do_not_decay_and_every_parameter_is_in_one_group() -> 
         for kind in ("weight", "bias")
     }
     assert exempt == norms | {name for name in names.values() if name.endswith("bias")}
+
+
+def test_one_cycle_climbs_for_three_tenths_and_falls_to_nothing() -> None:
+    config = Config(schedule="one_cycle", epochs=10)
+    warmup = warmup_steps(config, steps=20)
+    assert warmup == 60
+    rates = [learning_rate_at(step, total=200, warmup=warmup, peak=1.0, schedule="one_cycle") for step in range(201)]
+    assert rates[0] == pytest.approx(1 / 25) and rates[30] == pytest.approx((1 + 1 / 25) / 2) and rates[60] == 1.0
+    assert all(later > earlier for earlier, later in zip(rates[:60], rates[1:61], strict=True))
+    assert all(later < earlier for earlier, later in zip(rates[60:200], rates[61:], strict=True))
+    assert rates[200] == pytest.approx(0, abs=1e-12)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), max_lr=1.0, total_steps=201, pct_start=61 / 201
+    )
+    for rate in rates[:200]:
+        assert theirs.get_last_lr()[0] == pytest.approx(rate, abs=1e-4)
+        theirs.optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize("pooling", ["native", "gem"])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.7])
+def test_with_layer_decay_each_layer_has_its_share_of_the_rate(backbone: str, pooling: str, layer_decay: float) -> None:
+    config = Config(backbone=backbone, input_size=64, weights="none", pooling=pooling, layer_decay=layer_decay, weight_decay=0.1)
+    network = build_network(config)
+    optimizer = build_optimizer(network, config)
+    scale, decay = {}, {}
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert names[id(parameter)] not in scale  # nobody is in two groups
+            scale[names[id(parameter)]] = group.get("lr_scale", 1.0)
+            decay[names[id(parameter)]] = group["weight_decay"]
+    assert set(scale) == set(names.values())
+    plain = [name for name, parameter in network.named_parameters() if parameter.ndim <= 1]
+    exempt = [name for name in names.values() if name.rsplit(".", 1)[-1] in ("pos_embed", "cls_token")]
+    assert all((decay[name] == 0) == (name in plain or name in exempt) for name in names.values())
+    head = "backbone.head." if pooling != "native" else {"test_vit": "backbone.head.", "test_resnet": "backbone.fc."}[backbone]
+    first = next(name for name in names.values() if "conv1" in name or "patch_embed.proj.weight" in name)
+    assert all(value == 1.0 for name, value in scale.items() if name.startswith(head))
+    assert (scale[first] < 0.5) == (layer_decay < 1)
+    step = OptimizerStep(optimizer, peak=0.01, total=10, warmup=0, clip=0.0, scaled=False)
+    step([network(torch.rand(4, 3, 96, 96)).sum()])
+    for group in optimizer.param_groups:
+        assert float(group["lr"]) == pytest.approx(0.01 * group.get("lr_scale", 1.0))
 
 
 # --- one step --------------------------------------------------------------------------------------------------------

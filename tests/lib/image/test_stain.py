@@ -1,0 +1,93 @@
+"""Stain normalisation: a tile made from known stains comes back in the reference's; nothing else is touched."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.image import stain
+from lib.image.dihedral import ORDER, transform
+from lib.image.stain import lalphabeta, normalise_stains
+
+METHODS = ["macenko", "reinhard"]
+
+
+def stained(stains: np.ndarray, *, strength: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """(1, 3, 48, 48) of two stains with these densities (2, 3), and the concentrations (2, 2304); some pixels have only one."""
+    generator = np.random.default_rng(seed)
+    amounts = generator.uniform(0.9, 1.5, (2, 48 * 48))
+    amounts[0, :200], amounts[1, 200:400] = 0.0, 0.0
+    density = strength * amounts.T @ stains  # (P, 3)
+    image = np.exp(-density).astype(np.float32).T.reshape(1, 3, 48, 48)
+    return torch.from_numpy(image), strength * amounts
+
+
+REFERENCE = np.asarray(stain._REFERENCE_STAINS)
+OTHER = np.array([[0.65, 0.70, 0.29], [0.30, 0.85, 0.45]])
+
+
+@pytest.mark.parametrize("strength", [0.8, 1.0])
+def test_macenko_finds_the_stains_and_their_strength(strength: float) -> None:
+    """The percentiles that Macenko's method takes leave it a little inside the true stains."""
+    image, amounts = stained(OTHER / np.linalg.norm(OTHER, axis=1, keepdims=True), strength=strength)
+    most = np.quantile(amounts, 0.99, axis=1)
+    wanted = np.exp(-(amounts / most[:, None] * np.array(stain._REFERENCE_MOST)[:, None]).T @ REFERENCE).T.reshape(1, 3, 48, 48)
+    found = normalise_stains(image, "macenko").numpy()
+    assert np.abs(found - wanted).max() < 0.05
+    assert np.abs(found - image.numpy()).max() > 0.1
+
+
+def test_macenko_gives_the_same_for_a_weaker_stain() -> None:
+    vectors = OTHER / np.linalg.norm(OTHER, axis=1, keepdims=True)
+    weak, strong = (normalise_stains(stained(vectors, strength=strength)[0], "macenko") for strength in (0.8, 1.1))
+    assert (weak - strong).abs().max() < 0.03
+
+
+def test_reinhard_gives_the_mean_and_the_spread_of_the_reference() -> None:
+    image = 0.4 + 0.2 * torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(3))
+    values = lalphabeta(normalise_stains(image, "reinhard").flatten(2))[0]
+    assert np.allclose(values.mean(dim=1), stain._REFERENCE_MEAN, atol=0.01)  # what leaves [0, 1] is cut off
+    assert np.allclose(values.std(dim=1), stain._REFERENCE_SPREAD, rtol=0.1)
+
+
+def test_the_decorrelated_space_is_that_of_the_paper() -> None:
+    """By hand: white is (log10 of the LMS row sums) turned by Ruderman's matrix."""
+    lms = np.asarray(stain._LMS).sum(axis=1)
+    by_hand = np.asarray(stain._RUDERMAN) @ np.log10(lms)
+    assert np.allclose(lalphabeta(torch.ones(1, 3, 1))[0, :, 0], by_hand, atol=1e-6)
+    matrix = np.asarray(stain._RUDERMAN)
+    assert np.allclose(matrix @ matrix.T, np.eye(3))  # so its transpose leads back
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tile_with_nothing_stained_is_left_alone(method: str) -> None:
+    for colour in (0.0, 0.95, 1.0):
+        image = torch.full((2, 3, 32, 32), colour)
+        found = normalise_stains(image, method)
+        assert found.isfinite().all()
+        if colour > 0.9:
+            assert torch.allclose(found, image, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(METHODS))
+def test_anything_gives_an_image_each_tile_for_itself(seed: int, method: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(3, 3, 16, 16, generator=generator) ** (torch.rand(3, 1, 1, 1, generator=generator) * 6)
+    found = normalise_stains(images, method)
+    assert found.shape == images.shape and found.isfinite().all() and found.min() >= 0 and found.max() <= 1
+    assert torch.allclose(found[1:2], normalise_stains(images[1:2], method), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_turned_tile_is_normalised_as_the_tile(method: str) -> None:
+    image, _ = stained(OTHER * 0.8)
+    found = normalise_stains(image, method)
+    for element in range(ORDER):
+        assert torch.allclose(normalise_stains(transform(image, element), method), transform(found, element), atol=1e-3)
+
+
+def test_none_is_nothing() -> None:
+    images = torch.rand(1, 3, 8, 8)
+    assert normalise_stains(images, "none") is images
