@@ -90,9 +90,20 @@ def test_a_member_a_process_gives_the_bytes_of_one_after_the_other(task: FoldTas
     assert len(_outputs(tmp_path / "two")) == 6
 
 
-def test_two_processes_on_one_member_give_the_losses_of_one(task: FoldTask, tmp_path: Path) -> None:
+FURTHER: dict[str, Any] = {
+    "ema": 0.9,
+    "freeze_epochs": 1,
+    "layer_decay": 0.8,
+    "schedule": "one_cycle",
+    "warmup_epochs": 0.0,
+    "label_smoothing": 0.1,
+}
+
+
+@pytest.mark.parametrize("knobs", [{}, FURTHER])
+def test_two_processes_on_one_member_give_the_losses_of_one(task: FoldTask, tmp_path: Path, knobs: dict[str, Any]) -> None:
     """In float64 and without batch statistics, to ten digits; and the same AUC, from predictions each made a half of."""
-    double = _with(task, members=1, epochs=3, batch_size=9, passes=2)
+    double = _with(task, members=1, epochs=3, batch_size=9, passes=2, **knobs)
     results = {}
     for size in (1, 2):
         folder = tmp_path / str(size)
