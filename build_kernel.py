@@ -25,6 +25,15 @@ _ATTACH = click.option(
 )
 
 
+_AVERAGE = click.option(
+    "--average",
+    type=click.Choice(["mean", "logit", "rank"]),
+    default="mean",
+    show_default=True,
+    help="How members are averaged: their probabilities, their logits, or their ranks over all test tiles.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Histopathologic Cancer Detection on Kaggle: from a checkout to a leaderboard score, rehearsed first.
@@ -46,6 +55,7 @@ def _say(text: str) -> None:
 @click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="A dataset to attach to the kernels.")
 @click.option("--thin", is_flag=True, help="Kernels that import the library from the dataset, after checking its hash.")
 @click.option("--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code.")
+@_AVERAGE
 @click.option("--out", default="dist", show_default=True, type=_FOLDER)
 def build(
     experiments: tuple[str, ...],
@@ -54,6 +64,7 @@ def build(
     datasets: tuple[str, ...],
     thin: bool,
     strict_bundle: bool,
+    average: str,
     out: Path,
 ) -> None:
     """Write the dataset and the kernels, complete for `kaggle kernels push`.
@@ -63,14 +74,16 @@ def build(
     from launch import build as builder
     from launch.bundle import SOURCE_LIMIT
     from launch.metadata import PLACEHOLDER_OWNER, default_experiment, read_base
-    from launch.plan import load_experiment
+    from launch.plan import load_experiments
 
     wrong = [dataset for dataset in datasets if dataset.count("/") != 1]
     if wrong:
         raise LaunchError(f"--dataset takes OWNER/SLUG, not {', '.join(wrong)}")
     names = experiments or (default_experiment(read_base()),)
-    loaded = [load_experiment(name, overrides) for name in names]
-    built = builder.build(loaded, out=out, owner=owner, datasets=datasets, thin=thin, strict_bundle=strict_bundle)
+    loaded = load_experiments(names, overrides)
+    built = builder.build(
+        loaded, out=out, owner=owner, datasets=datasets, average=average, thin=thin, strict_bundle=strict_bundle
+    )
     for kernel in built.kernels:
         size = built.sizes[kernel.slug]
         click.echo(f"{built.out}/kernels/{kernel.slug}  {size:,} bytes, {size / SOURCE_LIMIT:.0%} of the limit")
@@ -96,7 +109,7 @@ def check(out: Path) -> None:
 
 
 @main.command()
-@click.argument("experiment", default="smoke")
+@click.argument("experiments", nargs=-1)
 @click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
 @click.option("--tiles", type=click.IntRange(min=50), help="Labelled tiles to take (stratified) or to draw.")
 @click.option("--folds", type=click.IntRange(min=2, max=20), help="The same as --set folds=K.")
@@ -104,9 +117,10 @@ def check(out: Path) -> None:
 @click.option("--faults", type=_FILE, help="What the loopback Kaggle shall do wrong and when: a JSON list, see the README.")
 @click.option("--out", default="runs/smoke", show_default=True, type=_FOLDER)
 @_ATTACH
+@_AVERAGE
 @_SET
 def smoke(
-    experiment: str,
+    experiments: tuple[str, ...],
     data: Path | None,
     tiles: int | None,
     folds: int | None,
@@ -114,19 +128,22 @@ def smoke(
     faults: Path | None,
     out: Path,
     attach: tuple[Path, ...],
+    average: str,
     overrides: tuple[str, ...],
 ) -> None:
     """Rehearse `run` against a Kaggle on loopback: dataset, weights, prepare, folds, inference, submission, score.
 
+    Without EXPERIMENTS it is the one called smoke: a small network that two cores train in a minute.
+
     An interrupted rehearsal goes on where it stopped; one that came to its end starts anew.
     """
     from launch.metadata import owner_of, read_base
-    from launch.plan import load_experiment
+    from launch.plan import load_experiments
     from launch.rehearsal.faults import load_faults
     from launch.rehearsal.smoke import smoke as rehearse
 
     knobs = [*overrides, *([f"folds={folds}"] if folds else [])]
-    loaded = load_experiment(experiment, knobs)
+    loaded = load_experiments(experiments or ("smoke",), knobs)
     rehearse(
         loaded,
         data=data,
@@ -134,6 +151,7 @@ def smoke(
         out=out,
         attach=attach,
         thin=thin,
+        average=average,
         faults=load_faults(faults) if faults is not None else (),
         owner=owner_of(read_base()),
         say=_say,
@@ -150,19 +168,22 @@ def smoke(
 )
 @click.option("--out", default="runs/local", show_default=True, type=_FOLDER)
 @_ATTACH
+@_AVERAGE
 @_SET
-def local(experiments: tuple[str, ...], data: Path, out: Path, attach: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+def local(
+    experiments: tuple[str, ...], data: Path, out: Path, attach: tuple[Path, ...], average: str, overrides: tuple[str, ...]
+) -> None:
     """The whole training on this machine's GPU or CPU, by the kernels that would run on Kaggle.
 
     What is finished is not done again, so the same command continues an interrupted training.
     """
     from launch.local import local as train
     from launch.metadata import default_experiment, owner_of, read_base
-    from launch.plan import load_experiment
+    from launch.plan import load_experiments
 
     base = read_base()
-    loaded = [load_experiment(name, overrides) for name in experiments or (default_experiment(base),)]
-    train(loaded, data=data, out=out, attach=attach, owner=owner_of(base), say=_say)
+    loaded = load_experiments(experiments or (default_experiment(base),), overrides)
+    train(loaded, data=data, out=out, attach=attach, average=average, owner=owner_of(base), say=_say)
 
 
 @main.command()
@@ -179,10 +200,10 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
     """
     from launch.local import fetch_weights
     from launch.metadata import default_experiment, owner_of, read_base
-    from launch.plan import load_experiment
+    from launch.plan import load_experiments
 
     base = read_base()
-    loaded = [load_experiment(name, overrides) for name in experiments or (default_experiment(base),)]
+    loaded = load_experiments(experiments or (default_experiment(base),), overrides)
     click.echo(f"weights in {fetch_weights(loaded, owner=owner_of(base), say=_say)}")
     if upload:
         from launch.client import connect
@@ -216,10 +237,10 @@ def _order(
 ) -> Any:
     """The order for a campaign that is named by its experiments, or by --campaign."""
     from launch.metadata import default_experiment, read_base
-    from launch.plan import load_experiment
+    from launch.plan import load_experiments
     from launch.run import Order, campaign_folder, campaign_name
 
-    loaded = [load_experiment(name, overrides) for name in experiments or (default_experiment(read_base()),)]
+    loaded = load_experiments(experiments or (default_experiment(read_base()),), overrides)
     folder = campaign_folder(campaign or campaign_name(loaded))
     return Order(experiments=loaded, folder=folder, owner=owner or "", folds=folds, datasets=datasets, **rest)
 
@@ -242,6 +263,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--reuse", is_flag=True, help="Take over finished outputs of earlier campaigns even if other code made them.")
 @click.option("--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code.")
 @click.option("--no-probe", is_flag=True, help="Do not offer the canaries before the first fold.")
+@_AVERAGE
 @_OWNER
 @_DATASET
 @_SET
@@ -254,6 +276,7 @@ def run(
     reuse: bool,
     strict_bundle: bool,
     no_probe: bool,
+    average: str,
     owner: str | None,
     datasets: tuple[str, ...],
     overrides: tuple[str, ...],
@@ -277,6 +300,7 @@ def run(
         message=message,
         reuse=reuse,
         strict_bundle=strict_bundle,
+        average=average,
     )
     if not no_probe:
         _offer_probe(order)
@@ -388,9 +412,9 @@ def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]
     from launch.doctor import PROBE_FOLDER
     from launch.doctor import doctor as examine
     from launch.metadata import default_experiment, read_base
-    from launch.plan import load_experiment
+    from launch.plan import load_experiments
 
-    loaded = [load_experiment(name, overrides) for name in experiments or (default_experiment(read_base()),)]
+    loaded = load_experiments(experiments or (default_experiment(read_base()),), overrides)
     examine(loaded, probe=probe, folder=PROBE_FOLDER, say=_say)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from lib.data import prepared
 from lib.data.competition import read_competition
 from lib.files import write_whole
-from lib.inference.ensemble import EnsembleError, admit, mean_probability, read_fold_outputs
+from lib.inference.ensemble import EnsembleError, admit, average_members, member_table, read_fold_outputs
 from lib.inference.members import groups_of_one_pass, members_of
 from lib.inference.submission import check_submission, submission_csv
 from lib.model.predict import predict_on_all
@@ -24,6 +24,8 @@ from lib.session import (
     preflight,
     run_kernel,
 )
+
+_AVERAGED = {"mean": "mean probability", "logit": "mean logit", "rank": "mean rank"}
 
 
 def recipe(session: Session) -> None:
@@ -65,21 +67,30 @@ def recipe(session: Session) -> None:
             )
         by_member |= {member.name: values[:, at] for at, member in enumerate(group)}
     logits = pd.DataFrame({"id": data.test["id"], **{member.name: by_member[member.name] for member in members}})
-    probabilities = mean_probability(logits, competition.test_ids)
+    probabilities = average_members(logits, competition.test_ids, how=parameters.average)
+    about = pd.DataFrame({member.name: member.facts() for member in members}).T
+    table, correlations = member_table(logits, about)
+    texts = {
+        "members.csv": logits.to_csv(index=False, float_format="%.9g", lineterminator="\n"),
+        "ensemble.csv": table.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+        "correlations.csv": correlations.to_csv(float_format="%.6g", lineterminator="\n"),
+    }
     submission = submission_csv(competition.test_ids, probabilities)
     check_submission(submission, competition.sample)
     session.withdraw_record()
-    write_whole(session.working / "members.csv", logits.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+    for name, text in texts.items():
+        write_whole(session.working / name, text)
     write_whole(session.working / "submission.csv", submission)
     session.say(
-        f"submission.csv: {len(logits):,} tiles, mean of {len(members)} members, positive share {probabilities.mean():.4f}"
+        f"submission.csv: {len(logits):,} tiles, {_AVERAGED[parameters.average]} of {len(members)} members, "
+        f"mean {probabilities.mean():.4f}\n{table.round(4).to_string(index=False)}"
     )
     session.leave(
-        {"members.csv": True, "submission.csv": True},
+        {**dict.fromkeys(texts, True), "submission.csv": True},
         data_id=data.data_id,
         fold_table_id=outputs[0].record.fold_table_id,
         devices=describe_devices(devices),
-        scores={"members": len(members), "mean_probability": float(probabilities.mean())},
+        scores={"members": len(members), "mean_probability": float(probabilities.mean()), "average": parameters.average},
     )
 
 

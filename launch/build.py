@@ -151,6 +151,7 @@ def build(
     owner: str | None = None,
     datasets: Sequence[str] = (),
     folds: Sequence[int] | None = None,
+    average: str = "mean",
     thin: bool = False,
     strict_bundle: bool = False,
     root: Path = ROOT,
@@ -161,7 +162,7 @@ def build(
         LaunchError: with everything that is wrong.
     """
     source = read_source(owner=owner, thin=thin, strict_bundle=strict_bundle, root=root)
-    kernels = plan_kernels(experiments, datasets=datasets, folds=folds)
+    kernels = plan_kernels(experiments, datasets=datasets, folds=folds, average=average)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

@@ -74,6 +74,7 @@ def kernel_parameters(
         "fold": kernel.fold,
         "folds": [list(folds) for folds in kernel.folds],
         "encoders": list(kernel.encoders),
+        "average": kernel.average,
         "needs_gpu": kernel.needs_gpu,
         "internet": kernel.internet,
         "strict_bundle": strict_bundle,

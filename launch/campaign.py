@@ -359,6 +359,7 @@ class Campaign:
             assert output is not None, "asked for the identity of a kernel whose inputs are not there"
             inputs[slug] = output.key
         facts = [kernel.kind, kernel.fold, kernel.folds, kernel.encoders, kernel.datasets, kernel.experiments, configs, inputs]
+        facts += [kernel.average] if kernel.average != "mean" else []
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     # --- starting ----------------------------------------------------------------------------------------------------

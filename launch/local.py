@@ -231,6 +231,7 @@ def local(
     data: Path,
     out: Path,
     attach: Sequence[Path] = (),
+    average: str = "mean",
     owner: str,
     say: Callable[[str], None],
 ) -> list[Summary]:
@@ -249,7 +250,7 @@ def local(
     encoders = [e.config.backbone for e in experiments if e.config.weights == "timm"]
     if encoders and not has_weights(WEIGHTS_FOLDER, encoders):
         fetch_weights(experiments, owner=owner, say=say)
-    built = build(experiments, out=out / "build", owner=owner, datasets=tuple(attached))
+    built = build(experiments, out=out / "build", owner=owner, datasets=tuple(attached), average=average)
     weights = WEIGHTS_FOLDER if encoders else None
     run = LocalRun(out, built, data, attached, weights, say)
     say(f"{len(built.kernels)} kernels, bundle {built.bundle[:12]}, isolation by {isolation()}")

@@ -1,9 +1,11 @@
 """Which kernels there are, what each reads, and what it is called: the one place that knows."""
 
 import subprocess
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from launch.errors import LaunchError
 from lib.config import Config, ConfigError, apply_overrides, parse_toml
@@ -34,6 +36,7 @@ class Kernel:
         competition: whether it reads the competition's own files.
         sources: slugs of the kernels whose output it reads.
         datasets: owner/slug of datasets the user attached.
+        average: for the inference kernel: mean, logit or rank.
     """
 
     kind: str
@@ -48,6 +51,7 @@ class Kernel:
     competition: bool = False
     sources: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
+    average: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,43 @@ class Experiment:
 def experiment_names(root: Path = ROOT) -> list[str]:
     """The experiments there are."""
     return sorted(path.stem for path in (root / "experiments").glob("*.toml"))
+
+
+def load_experiments(names: Sequence[str], overrides: Sequence[str] = (), *, root: Path = ROOT) -> list[Experiment]:
+    """Experiments by their names; a file that holds nothing but `experiments = [...]` stands for all it names.
+
+    Raises:
+        LaunchError: there is no such experiment, a list names a list, one comes twice, or the values cannot be used.
+    """
+    loaded: list[Experiment] = []
+    for name in names:
+        loaded += [load_experiment(each, overrides, root=root) for each in _listed(name, root) or [name]]
+    twice = sorted({each.name for each in loaded if sum(each.name == other.name for other in loaded) > 1})
+    if twice:
+        raise LaunchError(f"{', '.join(twice)} is named more than once: an experiment counts once in an average")
+    return loaded
+
+
+def _listed(name: str, root: Path) -> list[str]:
+    """The experiments a file stands for; none when it is an experiment itself, or does not exist."""
+    values = _list_of(name, root)
+    if values is None:
+        return []
+    names = values["experiments"]
+    if len(values) > 1 or not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
+        raise LaunchError(f'experiments/{name}.toml: beside `experiments = ["...", "..."]` a list of experiments holds nothing')
+    if nested := [each for each in names if _list_of(each, root) is not None]:
+        raise LaunchError(f"experiments/{name}.toml names {', '.join(nested)}, which is a list itself: name its experiments")
+    return names
+
+
+def _list_of(name: str, root: Path) -> dict[str, Any] | None:
+    path = root / "experiments" / f"{name}.toml"
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # load_experiment says what is wrong with it
+        return None
+    return values if "experiments" in values else None
 
 
 def load_experiment(name: str, overrides: Sequence[str] = (), *, root: Path = ROOT) -> Experiment:
@@ -86,6 +127,7 @@ def plan_kernels(
     *,
     datasets: Sequence[str] = (),
     folds: Sequence[int] | None = None,
+    average: str = "mean",
 ) -> list[Kernel]:
     """The kernels of a campaign in an order in which they can run.
 
@@ -94,6 +136,7 @@ def plan_kernels(
         datasets: owner/slug of datasets to attach to every kernel that may look for a file in them. With hcd-encoders
             among them, the encoders' weights come from there, and no kernel fetches any.
         folds: which folds to train and average; all of them when None.
+        average: how inference averages: mean (of probabilities), logit or rank.
 
     Raises:
         LaunchError: the experiments differ in a knob that prepare depends on, or a fold does not exist.
@@ -152,6 +195,7 @@ def plan_kernels(
             needs_gpu=True,
             competition=True,
             sources=(prepare.slug, *(fold.slug for fold in trained)),
+            average=average,
         )
     )
     return kernels

@@ -39,6 +39,7 @@ class Order:
         message: what the submission says besides campaign and hash.
         thin: kernels that import the library from the dataset.
         strict_bundle: refuse to average folds that different code trained.
+        average: how inference averages members: mean, logit or rank.
         reuse: take over outputs of other campaigns even if other code made them.
         judge: who scores.
         pace, score_pace: waits.
@@ -54,6 +55,7 @@ class Order:
     message: str = ""
     thin: bool = False
     strict_bundle: bool = False
+    average: str = "mean"
     reuse: bool = False
     judge: str = "Kaggle"
     pace: Pace = field(default_factory=Pace)
@@ -179,6 +181,7 @@ def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
         owner=owner,
         datasets=order.datasets,
         folds=order.folds,
+        average=order.average,
         thin=order.thin,
         strict_bundle=order.strict_bundle,
     )
@@ -407,4 +410,4 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
 
 
 def _kernels(order: Order) -> Sequence[Kernel]:
-    return plan_kernels(order.experiments, datasets=order.datasets, folds=order.folds)
+    return plan_kernels(order.experiments, datasets=order.datasets, folds=order.folds, average=order.average)

@@ -10,7 +10,7 @@ from typing import Any
 from launch.client import ClientError, CredentialsError, Kaggle, NoAnswerError, RefusedError, Submission
 from launch.errors import LaunchError
 from launch.ledger import FAILED, INTENDED, Ledger, SubmissionEntry, stamp
-from launch.summary import Summary
+from launch.summary import Summary, calibration_facts, summarise_together
 from lib.errors import KernelError
 from lib.files import sha256_of, write_whole
 from lib.inference.submission import check_submission
@@ -201,11 +201,14 @@ def write_leaderboard(
                 "auc": summary.pooled,
                 "interval_95": list(summary.interval),
                 "resampled_groups": summary.groups,
+                "resampled": summary.grouping,
+                "calibration": calibration_facts(summary.calibration),
                 "tiles": len(summary.table),
                 "folds": {str(row.fold): row.auc for row in summary.folds.itertuples()},
             }
             for summary in summaries
         },
+        "mean_of_experiments_auc": summarise_together(summaries).pooled if len(summaries) > 1 else None,
         "kernels": members,
         "experiments": ledger.experiments,
     }

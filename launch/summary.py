@@ -10,6 +10,7 @@ import pandas as pd
 
 from launch.errors import LaunchError
 from launch.plan import Kernel
+from lib.calibration import Calibration, CalibrationError, calibrate_out_of_fold
 from lib.config import Config
 from lib.errors import KernelError
 from lib.inference.submission import check_submission
@@ -29,6 +30,8 @@ class Summary:
         pooled: AUC of all out-of-fold probabilities together.
         interval: its 95 % interval, resampling groups.
         groups: how many groups were resampled.
+        grouping: what they are: stain groups or slides.
+        calibration: of all out-of-fold probabilities; None where it is undefined.
         decisions: F1 and confusion matrix of all tiles, at 0.5 and at thresholds chosen on the other folds.
     """
 
@@ -39,6 +42,8 @@ class Summary:
     pooled: float
     interval: tuple[float, float]
     groups: int
+    grouping: str
+    calibration: Calibration | None
     decisions: dict[str, Any]
 
 
@@ -114,7 +119,50 @@ def summarise(experiment: str, kernels: Sequence[Kernel], folder_of: Callable[[s
         pooled=auc(labels, scores),
         interval=group_interval(lambda rows: auc(labels[rows], scores[rows]), groups, seed=0),
         groups=len(np.unique(groups)),
+        grouping="slides" if slides else "stain groups",
+        calibration=_calibrate(labels, scores, fold),
         decisions=decisions,
+    )
+
+
+def _calibrate(labels: np.ndarray, scores: np.ndarray, fold: np.ndarray) -> Calibration | None:
+    try:
+        return calibrate_out_of_fold(labels, scores, fold)
+    except CalibrationError:
+        return None
+
+
+@dataclass(frozen=True)
+class Together:
+    """The plain mean of several experiments, out of fold.
+
+    Attributes:
+        pooled: its AUC on the tiles that all of them predicted out of fold.
+        interval: 95 %, resampling groups.
+        tiles: how many they are.
+        correlations: (E, E) of the experiments' probabilities (Spearman).
+    """
+
+    pooled: float
+    interval: tuple[float, float]
+    tiles: int
+    correlations: pd.DataFrame
+
+
+def summarise_together(summaries: Sequence[Summary]) -> Together:
+    """Average experiments tile by tile, as the inference kernel does; each probability is out of its experiment's fold."""
+    tables = [summary.table.set_index("id") for summary in summaries]
+    common = tables[0].index
+    for table in tables[1:]:
+        common = common[common.isin(table.index)]
+    each = pd.DataFrame({s.experiment: t.loc[common, "probability"] for s, t in zip(summaries, tables, strict=True)})
+    labels, groups = tables[0].loc[common, "label"].to_numpy(), tables[0].loc[common, "group"].to_numpy()
+    mean = each.mean(axis=1).to_numpy()
+    return Together(
+        pooled=auc(labels, mean),
+        interval=group_interval(lambda rows: auc(labels[rows], mean[rows]), groups, seed=0),
+        tiles=len(common),
+        correlations=each.corr(method="spearman"),
     )
 
 
@@ -150,7 +198,8 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         some = "" if len(summary.folds) == config.folds else f" of {len(summary.folds)} of {config.folds} folds"
         console.print(
             f"pooled out-of-fold AUC {summary.pooled:.4f} on n = {len(summary.table):,} tiles{some} "
-            f"(95 % interval {low:.4f} to {high:.4f}, resampling {summary.groups} groups)",
+            f"(95 % interval {low:.4f} to {high:.4f}, resampling {summary.groups} {summary.grouping}); "
+            f"folds {summary.folds['auc'].min():.4f} to {summary.folds['auc'].max():.4f}",
             soft_wrap=True,
         )
         decisions = summary.decisions
@@ -164,6 +213,17 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
             ),
             soft_wrap=True,
         )
+        if summary.calibration is not None:
+            console.print(_calibration_line(summary.calibration), soft_wrap=True)
+    if len(summaries) > 1:
+        together = summarise_together(summaries)
+        low, high = together.interval
+        console.print(
+            f"mean of {len(summaries)} experiments: pooled out-of-fold AUC {together.pooled:.4f} on n = {together.tiles:,} tiles "
+            f"(95 % interval {low:.4f} to {high:.4f})\ncorrelation of their probabilities (Spearman):\n"
+            f"{together.correlations.round(3).to_string()}",
+            soft_wrap=True,
+        )
     text = submission.read_text(encoding="utf-8")
     try:
         check_submission(text, sample.read_bytes())
@@ -172,3 +232,23 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
     tiles = text.count(chr(10)) - 1
     console.print(f"submission: {submission} ({tiles:,} tiles, matches sample_submission.csv)", soft_wrap=True)
     console.print(f"total time: {seconds:.1f} s")
+
+
+def _calibration_line(found: Calibration) -> str:
+    slopes, intercepts = ([getattr(line, name) for line in found.lines] for name in ("slope", "intercept"))
+    return (
+        f"calibration: expected error {found.error[0]:.4f}, {found.error[1]:.4f} once each fold is mended by the others' line "
+        f"(slopes {min(slopes):.3f} to {max(slopes):.3f}, intercepts {min(intercepts):+.3f} to {max(intercepts):+.3f}); "
+        f"Brier {found.brier[0]:.4f} and {found.brier[1]:.4f}"
+    )
+
+
+def calibration_facts(found: Calibration | None) -> dict[str, Any] | None:
+    """A calibration as plain values, for leaderboard.json."""
+    if found is None:
+        return None
+    return {
+        "expected_error": list(found.error),
+        "brier": list(found.brier),
+        "lines": [{"slope": line.slope, "intercept": line.intercept} for line in found.lines],
+    }

@@ -53,6 +53,7 @@ class Parameters:
     fold: int = -1
     folds: tuple[tuple[int, ...], ...] = ()  # inference: which folds of each experiment are averaged
     encoders: tuple[str, ...] = ()
+    average: str = "mean"  # inference: mean, logit or rank
     needs_gpu: bool = False
     internet: bool = False
     strict_bundle: bool = False

@@ -23,7 +23,7 @@ from launch.plan import Experiment
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.server import Server
 from launch.rehearsal.service import LoopbackKaggle, Settings
-from launch.run import Order, Result, run
+from launch.run import Order, Result, campaign_name, run
 from launch.sandbox import isolation
 from launch.submission import ScorePace
 from lib.files import write_whole
@@ -38,13 +38,14 @@ _SETTINGS = Settings(dataset_delay=2.0, score_delay=0.5)
 
 
 def smoke(
-    experiment: Experiment,
+    experiments: Sequence[Experiment],
     *,
     data: Path | None,
     tiles: int | None,
     out: Path,
     attach: Sequence[Path] = (),
     thin: bool = False,
+    average: str = "mean",
     faults: Sequence[Fault] = (),
     owner: str,
     say: Callable[[str], None],
@@ -54,12 +55,13 @@ def smoke(
     A run that was interrupted goes on; one that came to its end is followed by a fresh one.
 
     Args:
-        experiment: to rehearse.
+        experiments: to rehearse; several are averaged.
         data: a folder in competition layout; None draws tiles.
         tiles: labelled tiles to take or to draw.
         out: where everything is left.
         attach: folders the kernels see as datasets.
         thin: kernels that import the library from the dataset.
+        average: how inference averages members: mean, logit or rank.
         faults: what the loopback Kaggle shall do wrong, and when.
         owner: the account's name.
         say: takes a line.
@@ -69,28 +71,38 @@ def smoke(
     """
     with campaign_lock(out, name=_LOCK):  # before anything of an earlier rehearsal is cleared away
         return _rehearse(
-            experiment, data=data, tiles=tiles, out=out, attach=attach, thin=thin, faults=faults, owner=owner, say=say
+            experiments,
+            data=data,
+            tiles=tiles,
+            out=out,
+            attach=attach,
+            thin=thin,
+            average=average,
+            faults=faults,
+            owner=owner,
+            say=say,
         )
 
 
 def _rehearse(
-    experiment: Experiment,
+    experiments: Sequence[Experiment],
     *,
     data: Path | None,
     tiles: int | None,
     out: Path,
     attach: Sequence[Path],
     thin: bool,
+    average: str,
     faults: Sequence[Fault],
     owner: str,
     say: Callable[[str], None],
 ) -> Result:
     started = time.monotonic()
-    folder, labels = _competition_folder(out, data=data, tiles=tiles, seed=experiment.config.seed, say=say)
+    folder, labels = _competition_folder(out, data=data, tiles=tiles, seed=experiments[0].config.seed, say=say)
     attached = attached_datasets(attach, owner)
     identity = {
         "bundle": read_source(owner=owner).bundle,
-        "experiment": {experiment.name: experiment.config.to_dict()},
+        "experiment": {experiment.name: experiment.config.to_dict() for experiment in experiments},
         "data": str(folder.resolve()),
         "attached": {name: str(path.resolve()) for name, path in attached.items()},
         "thin": thin,
@@ -99,10 +111,9 @@ def _rehearse(
     say(f"rehearsal in {out}: the kernels are isolated by {isolation()}")
     with ExitStack() as stack:
         environment = dict(os.environ)
-        if experiment.config.weights == "timm":
+        if encoders := [experiment.config.backbone for experiment in experiments if experiment.config.weights == "timm"]:
             from launch.rehearsal.hub import Hub
 
-            encoders = [experiment.config.backbone]
             hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=WEIGHTS_FOLDER, say=say))
             environment |= hub.environment()
         kaggle = LoopbackKaggle(
@@ -120,12 +131,13 @@ def _rehearse(
         server = stack.enter_context(Server(kaggle))
         stack.enter_context(_environment(server.environment()))
         order = Order(
-            experiments=[experiment],
+            experiments=experiments,
             folder=out / "campaign",
-            name=experiment.name,
+            name=campaign_name(experiments),
             owner=owner,
             datasets=tuple(attached),
             thin=thin,
+            average=average,
             judge=JUDGE,
             pace=REHEARSAL,
             score_pace=ScorePace(poll=0.2, settle=3.0, patience=60.0),

@@ -1,6 +1,6 @@
 """Which members may be averaged, and their average."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +115,14 @@ def admit(
     return chosen, warnings
 
 
-def mean_probability(logits: pd.DataFrame, ids: Sequence[str]) -> np.ndarray:
-    """The plain mean over members of their probabilities, aligned by id.
+def average_members(logits: pd.DataFrame, ids: Sequence[str], *, how: str = "mean") -> np.ndarray:
+    """The average over members, aligned by id.
 
     Args:
         logits: an `id` column and one column of logits per member; rows and columns in any order.
         ids: the order of the result.
+        how: mean: the plain mean of probabilities. logit: the logistic of the mean logit. rank: the mean of the ranks a member
+            gives the tiles (ties share theirs), divided by the number of tiles: an order, no probabilities.
 
     Returns:
         (N,) float64 in [0, 1]. The same whatever the order of members: they are added in the order of their values.
@@ -145,5 +147,45 @@ def mean_probability(logits: pd.DataFrame, ids: Sequence[str]) -> np.ndarray:
     if problems:
         raise EnsembleError(listed("the members cannot be averaged:", problems))
     aligned = logits.set_index("id")[members].loc[list(ids)].to_numpy(dtype=np.float64)
-    mean: np.ndarray = np.sort(probability(aligned), axis=1).mean(axis=1)
+    return _AVERAGES[how](aligned)
+
+
+def _mean_of(values: np.ndarray) -> np.ndarray:
+    mean: np.ndarray = np.sort(values, axis=1).mean(axis=1)
     return mean
+
+
+def _ranks(logits: np.ndarray) -> np.ndarray:
+    from scipy.stats import rankdata
+
+    ranks: np.ndarray = rankdata(logits, axis=0) / len(logits)
+    return ranks
+
+
+_AVERAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda logits: _mean_of(probability(logits)),
+    "logit": lambda logits: probability(_mean_of(logits)),
+    "rank": lambda logits: _mean_of(_ranks(logits)),
+}
+
+
+def member_table(logits: pd.DataFrame, about: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Each member beside the others: what it scored out of fold, and how much of what it says the others say, too.
+
+    Args:
+        logits: an `id` column and one column of logits per member.
+        about: indexed by the members' names, any columns (experiment, fold, out-of-fold AUC and so on).
+
+    Returns:
+        `about` with mean_probability and, of the probabilities of the test tiles, the correlation with the mean of the other
+        members (Pearson's and Spearman's; not a number for a lone member); and Spearman's correlations of every pair.
+    """
+    values = logits.drop(columns="id").apply(probability)
+    table = about.loc[values.columns].copy()
+    table["mean_probability"] = values.mean()
+    others = {name: values.drop(columns=name).mean(axis=1) for name in values.columns} if values.shape[1] > 1 else {}
+    for method in ("pearson", "spearman"):
+        table[f"{method}_with_others"] = [
+            values[name].corr(others[name], method=method) if others else float("nan") for name in values.columns
+        ]
+    return table.rename_axis("name").reset_index(), values.corr(method="spearman")

@@ -18,6 +18,7 @@ class Member:
 
     path: Path
     identity: Identity
+    auc: float  # out of fold
 
     @property
     def name(self) -> str:
@@ -28,6 +29,17 @@ class Member:
     def config(self) -> Config:
         """What it was trained with."""
         return config_of(self.identity)
+
+    def facts(self) -> dict[str, str | int | float]:
+        """What the table of members says of it."""
+        identity = self.identity
+        return {
+            "experiment": identity.experiment,
+            "fold": identity.fold,
+            "member": identity.member,
+            "backbone": self.config.backbone,
+            "out_of_fold_auc": self.auc,
+        }
 
     def load(self) -> Classifier:
         """The network, on the CPU."""
@@ -48,7 +60,7 @@ def members_of(output: FoldOutput) -> Iterator[Member]:
         named = (identity.experiment, identity.fold, identity.member, identity.data_id, identity.fold_table_id)
         if named != (record.experiment, record.fold, number, record.data_id, record.fold_table_id):
             raise EnsembleError(f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again")
-        yield Member(path, identity)
+        yield Member(path, identity, float(record.scores["members"][number]["auc"]))
 
 
 def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:

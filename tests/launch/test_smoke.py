@@ -38,7 +38,7 @@ def outputs(run: Path) -> dict[str, str]:
 def test_local_equals_smoke_to_the_last_digit_and_is_not_done_twice(data, tmp_path, capsys):
     experiment = load_experiment("smoke", KNOBS)
     said: list[str] = []
-    result = rehearsal.smoke(experiment, data=data, tiles=None, out=tmp_path / "smoke", owner="someone", say=said.append)
+    result = rehearsal.smoke([experiment], data=data, tiles=None, out=tmp_path / "smoke", owner="someone", say=said.append)
     [smoked] = result.summaries
     printed = capsys.readouterr().out
     assert f"pooled out-of-fold AUC {smoked.pooled:.4f} on n = 60 tiles" in printed
@@ -95,7 +95,7 @@ def test_a_stratified_part_of_a_folder_with_thin_kernels(data, tmp_path):
     experiment = load_experiment("smoke", KNOBS)
     said: list[str] = []
     out = tmp_path / "thin"
-    result = rehearsal.smoke(experiment, data=data, tiles=50, out=out, thin=True, owner="someone", say=said.append)
+    result = rehearsal.smoke([experiment], data=data, tiles=50, out=out, thin=True, owner="someone", say=said.append)
     [summary] = result.summaries
     assert len(summary.table) == 50
     labels = pd.read_csv(data / "train_labels.csv")
@@ -110,7 +110,7 @@ def test_a_stratified_part_of_a_folder_with_thin_kernels(data, tmp_path):
 
 def test_a_campaign_whose_labels_were_held_back_is_scored_and_recorded(data, tmp_path, capsys):
     out = tmp_path / "out"
-    result = rehearsal.smoke(load_experiment("smoke", KNOBS), data=None, tiles=60, out=out, owner="someone", say=print)
+    result = rehearsal.smoke([load_experiment("smoke", KNOBS)], data=None, tiles=60, out=out, owner="someone", say=print)
     entry = result.submission
     assert entry is not None and entry.public is not None and 0 <= entry.public <= 1
     printed = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_a_campaign_whose_labels_were_held_back_is_scored_and_recorded(data, tmp
     assert set(held_back["id"]) == set(submitted["id"])
     # What was interrupted goes on, what came to its end starts anew.
     before = result.ledger.id
-    again = rehearsal.smoke(load_experiment("smoke", KNOBS), data=None, tiles=60, out=out, owner="someone", say=print)
+    again = rehearsal.smoke([load_experiment("smoke", KNOBS)], data=None, tiles=60, out=out, owner="someone", say=print)
     assert again.ledger.id != before
     assert again.summaries[0].pooled == result.summaries[0].pooled
 
@@ -148,7 +148,9 @@ def test_a_kernel_that_fails_is_shown_with_the_end_of_its_log(data, tmp_path):
 
 def test_two_rehearsals_in_one_folder_are_kept_apart(data, tmp_path):
     with campaign_lock(tmp_path / "out", name="rehearsal.lock"), pytest.raises(LaunchError, match="is at work in"):
-        rehearsal.smoke(load_experiment("smoke", KNOBS), data=data, tiles=None, out=tmp_path / "out", owner="someone", say=print)
+        rehearsal.smoke(
+            [load_experiment("smoke", KNOBS)], data=data, tiles=None, out=tmp_path / "out", owner="someone", say=print
+        )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rehearsal.lock"]
 
 
@@ -156,4 +158,4 @@ def test_data_that_are_not_there_are_named(tmp_path):
     with pytest.raises(LaunchError, match="build_kernel.py download"):
         local([load_experiment("smoke")], data=tmp_path / "no", out=tmp_path / "out", owner="someone", say=print)
     with pytest.raises(LaunchError, match="no folder in competition layout"):
-        rehearsal.smoke(load_experiment("smoke"), data=tmp_path, tiles=None, out=tmp_path / "out", owner="someone", say=print)
+        rehearsal.smoke([load_experiment("smoke")], data=tmp_path, tiles=None, out=tmp_path / "out", owner="someone", say=print)

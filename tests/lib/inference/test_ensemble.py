@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from lib.config import Config
-from lib.inference.ensemble import EnsembleError, FoldOutput, admit, mean_probability, read_fold_outputs
+from lib.inference.ensemble import EnsembleError, FoldOutput, admit, average_members, member_table, read_fold_outputs
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.run_record import RunRecord, describe_files, write_run_record
 
@@ -131,11 +132,11 @@ def members(draw: st.DrawFn) -> pd.DataFrame:
 def test_neither_the_order_of_members_nor_of_rows_changes_a_bit(table: pd.DataFrame, seed: int) -> None:
     generator = np.random.default_rng(seed)
     ids = table["id"].tolist()
-    plain = mean_probability(table, ids)
+    plain = average_members(table, ids)
     shuffled = table.iloc[generator.permutation(len(table))][list(generator.permutation(table.columns))]
-    assert np.array_equal(mean_probability(shuffled, ids), plain)
+    assert np.array_equal(average_members(shuffled, ids), plain)
     order = generator.permutation(len(ids))
-    assert np.array_equal(mean_probability(table, [ids[at] for at in order]), plain[order])
+    assert np.array_equal(average_members(table, [ids[at] for at in order]), plain[order])
     assert plain.dtype == np.float64 and (plain >= 0).all() and (plain <= 1).all()
 
 
@@ -144,9 +145,9 @@ def test_neither_the_order_of_members_nor_of_rows_changes_a_bit(table: pd.DataFr
 def test_it_is_the_mean_of_probabilities_not_of_logits(table: pd.DataFrame) -> None:
     logits = table.drop(columns="id").to_numpy(dtype=np.float64)
     by_hand = (1 / (1 + np.exp(-logits))).mean(axis=1)
-    np.testing.assert_allclose(mean_probability(table, table["id"].tolist()), by_hand, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(average_members(table, table["id"].tolist()), by_hand, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(  # a member counted twice with all others counted twice changes nothing
-        mean_probability(pd.concat([table, table.drop(columns="id").add_suffix(" again")], axis=1), table["id"].tolist()),
+        average_members(pd.concat([table, table.drop(columns="id").add_suffix(" again")], axis=1), table["id"].tolist()),
         by_hand,
         rtol=1e-9,
         atol=1e-12,
@@ -168,12 +169,55 @@ TABLE_OF_TWO = pd.DataFrame({"id": ["a", "b", "c"], "one": [0.0, 1.0, -1.0], "tw
 )
 def test_holes_and_doubles_are_refused(logits: pd.DataFrame, ids: str, said: str) -> None:
     with pytest.raises(EnsembleError) as refused:
-        mean_probability(logits, list(ids))
+        average_members(logits, list(ids))
     assert said in str(refused.value)
 
 
 def test_everything_that_is_wrong_with_the_logits_is_listed() -> None:
     with pytest.raises(EnsembleError) as refused:
-        mean_probability(TABLE_OF_TWO.assign(id=["a", "a", "z"], one=[np.nan, 1, 1]), ["a", "b"])
+        average_members(TABLE_OF_TWO.assign(id=["a", "a", "z"], one=[np.nan, 1, 1]), ["a", "b"])
     for piece in ("more than once", "such as b", "such as z", "1 logits are not finite"):
         assert piece in str(refused.value)
+
+
+# --- other averages, and members beside each other -------------------------------------------------------------------
+
+
+def test_the_mean_logit_and_the_mean_rank_by_hand() -> None:
+    table = pd.DataFrame({"id": ["a", "b", "c"], "one": [0.0, 2.0, -1.0], "two": [3.0, 3.0, -5.0]})
+    found = average_members(table, ["c", "a", "b"], how="logit")
+    np.testing.assert_allclose(found, 1 / (1 + np.exp([3.0, -1.5, -2.5])))
+    # Ranks of one: 2, 3, 1; of two: 2.5, 2.5, 1 (a tie shares); divided by 3 tiles.
+    np.testing.assert_allclose(average_members(table, ["c", "a", "b"], how="rank"), np.array([1.0, 2.25, 2.75]) / 3)
+
+
+@pytest.mark.parametrize("how", ["mean", "logit", "rank"])
+def test_no_average_depends_on_the_order_of_members_or_rows(how: str) -> None:
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame({"id": [str(at) for at in range(50)], **{f"m{at}": generator.normal(0, 9, 50) for at in range(7)}})
+    plain = average_members(table, table["id"].tolist(), how=how)
+    turned = table[["m3", "m0", "id", "m6", "m1", "m5", "m2", "m4"]].sample(frac=1, random_state=1)
+    assert np.array_equal(average_members(turned, table["id"].tolist(), how=how), plain)
+    assert plain.min() >= 0 and plain.max() <= 1
+    with pytest.raises(EnsembleError, match="not finite"):
+        average_members(table.assign(m0=np.inf), table["id"].tolist(), how=how)
+
+
+def test_members_stand_beside_each_other() -> None:
+    generator = np.random.default_rng(1)
+    shared = generator.normal(0, 2, 400)
+    logits = pd.DataFrame(
+        {"id": range(400), **{f"m{at}": shared + generator.normal(0, 1 + 3 * (at == 2), 400) for at in range(3)}}
+    )
+    about = pd.DataFrame({"out_of_fold_auc": [0.9, 0.8, 0.7]}, index=["m0", "m1", "m2"])
+    table, correlations = member_table(logits, about)
+    assert table["name"].tolist() == ["m0", "m1", "m2"] and table["out_of_fold_auc"].tolist() == [0.9, 0.8, 0.7]
+    chances = 1 / (1 + np.exp(-logits[["m0", "m1", "m2"]].to_numpy()))
+    np.testing.assert_allclose(table["mean_probability"], chances.mean(axis=0))
+    by_hand = np.corrcoef(chances[:, 0], chances[:, 1:].mean(axis=1))[0, 1]
+    assert table["pearson_with_others"][0] == pytest.approx(by_hand)
+    assert table["spearman_with_others"].idxmin() == 2
+    assert correlations.loc["m0", "m1"] == pytest.approx(spearmanr(logits["m0"], logits["m1"]).statistic)
+    assert np.allclose(np.diag(correlations), 1)
+    alone, _ = member_table(logits[["id", "m1"]], about)
+    assert alone["name"].tolist() == ["m1"] and np.isnan(alone["pearson_with_others"][0])

@@ -15,7 +15,7 @@ def _member(folder: Path, number: int, config: Config, *, size: int = 10) -> Mem
     path = folder / f"{number}.safetensors"
     path.write_bytes(b"x" * size)
     identity = Identity(experiment="x", fold=number, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
-    return Member(path, identity)
+    return Member(path, identity, 0.9)
 
 
 def test_those_of_one_architecture_and_the_same_views_go_together(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Experiments by name, alone and in lists; the kernels they come to."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.errors import LaunchError
+from launch.plan import experiment_names, load_experiment, load_experiments, plan_kernels
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout with experiments of its own."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.toml").write_text(f'backbone = "test_resnet"\nweights = "none"\nepochs = {ord(name)}\n')
+    for name, text in {
+        "pair": 'experiments = ["a", "b"]',
+        "nested": 'experiments = ["pair", "c"]',
+        "mixed": 'experiments = ["a"]\nepochs = 3',
+        "none": "experiments = []",
+        "odd": "experiments = [1]",
+        "absent": 'experiments = ["a", "z"]',
+    }.items():
+        (folder / f"{name}.toml").write_text(text + "\n")
+    return tmp_path
+
+
+def test_a_list_stands_for_the_experiments_it_names(root: Path) -> None:
+    assert [each.name for each in load_experiments(["pair"], root=root)] == ["a", "b"]
+    assert [each.name for each in load_experiments(["c", "pair"], root=root)] == ["c", "a", "b"]
+    changed = load_experiments(["pair"], ["views=4"], root=root)
+    assert all(each.config.views == 4 and each.name[:2] in ("a-", "b-") for each in changed)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["nested"], "which is a list itself"),
+        (["mixed"], "holds nothing"),
+        (["none"], "holds nothing"),
+        (["odd"], "holds nothing"),
+        (["absent"], "there is no experiment 'z'"),
+        (["pair", "b"], "b is named more than once"),
+        (["z"], "there is no experiment 'z'"),
+    ],
+)
+def test_a_list_that_cannot_be_used_says_why(names: list[str], said: str, root: Path) -> None:
+    with pytest.raises(LaunchError, match=said):
+        load_experiments(names, root=root)
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_experiment_of_the_repository_can_be_planned(name: str) -> None:
+    experiments = load_experiments([name])
+    kernels = plan_kernels(experiments)
+    assert {kernel.kind for kernel in kernels} >= {"prepare", "train", "inference"}
+    inference = kernels[-1]
+    assert inference.experiments == tuple(each.name for each in experiments)
+    assert len(inference.sources) == 1 + sum(each.config.folds for each in experiments)
+
+
+def test_the_average_belongs_to_inference_alone() -> None:
+    plain, other = (plan_kernels([load_experiment("smoke")], average=how) for how in ("mean", "rank"))
+    differing = [one.kind for one, two in zip(plain, other, strict=True) if one != two]
+    assert differing == ["inference"]
