@@ -68,6 +68,8 @@ def recipe(session: Session) -> None:
     )
     session.withdraw_record()
     write_whole(session.working / FOLD_TABLE, fold_table_csv(folds))
+    if config.weights == "pretrain":
+        scores["transductive"] = True  # the encoder saw the tiles of the fold, without their labels
     scores["groups"] = len(set(groups_of(data.train, split=config.split)))
     session.leave(
         {**names, FOLD_TABLE: False},

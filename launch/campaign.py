@@ -351,7 +351,8 @@ class Campaign:
         configs = []
         for config in kernel.configs:
             plain = asdict(config)
-            plain.pop("hours")  # an expectation, not a cause
+            for expectation in ("hours", "pretrain_hours"):  # no causes
+                plain.pop(expectation)
             configs.append(plain)
         inputs: dict[str, str] = {}
         for slug in kernel.sources:

@@ -24,7 +24,7 @@ class Kernel:
     """One kernel of a campaign.
 
     Attributes:
-        kind: weights, prepare, train, inference or probe: the recipe under kernels/.
+        kind: weights, prepare, pretrain, train, inference or probe: the recipe under kernels/.
         slug: its name on Kaggle.
         experiments: names of the experiments it serves; none for weights and prepare, which serve all alike.
         configs: of the experiments, in the same order; for prepare the defaults with the knobs that matter to it.
@@ -171,6 +171,18 @@ def plan_kernels(
     trained = []
     for experiment, numbers in zip(experiments, chosen, strict=True):
         weights = (WEIGHTS_SLUG,) if experiment.config.weights == "timm" and not uploaded else ()
+        if experiment.config.weights == "pretrain":
+            weights = (f"hcd-{experiment.name}-pretrain",)
+            kernels.append(
+                Kernel(
+                    kind="pretrain",
+                    slug=weights[0],
+                    experiments=(experiment.name,),
+                    configs=(experiment.config,),
+                    needs_gpu=True,
+                    sources=(prepare.slug,),
+                )
+            )
         for fold in numbers:
             trained.append(
                 Kernel(

@@ -25,8 +25,13 @@ def expected_hours(kernel: Kernel, ledger: Ledger | None = None) -> float:
             for slug, entry in (ledger.kernels.items() if ledger else ())
             if slug.startswith(like) and entry.output is not None and entry.output.seconds > 0
         ]
-        return max(seconds) / 3600 if seconds else kernel.configs[0].hours
-    return _EXPECTED.get(kernel.kind, 0.25)
+        return max(seconds) / 3600 if seconds else _planned(kernel)
+    return _planned(kernel)
+
+
+def _planned(kernel: Kernel) -> float:
+    config = kernel.configs[0]
+    return {**_EXPECTED, "train": config.hours, "pretrain": config.pretrain_hours}.get(kernel.kind, 0.25)
 
 
 def time_limit(kernel: Kernel, *, ended_before: int = 0) -> float:
@@ -38,8 +43,7 @@ def time_limit(kernel: Kernel, *, ended_before: int = 0) -> float:
     """
     if kernel.kind == "probe":
         return PROBE_LIMIT
-    hours = kernel.configs[0].hours if kernel.kind == "train" else _EXPECTED.get(kernel.kind, 0.25)
-    return float(min(max(3 * hours * 3600, 3600.0) * 2**ended_before, LONGEST))
+    return float(min(max(3 * _planned(kernel) * 3600, 3600.0) * 2**ended_before, LONGEST))
 
 
 def next_reset(quota: Quota, moment: datetime | None = None) -> datetime:

@@ -213,6 +213,8 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
             ),
             soft_wrap=True,
         )
+        if config.weights == "pretrain":
+            console.print("transductive: the encoder was pretrained on all of these tiles, without their labels", soft_wrap=True)
         if summary.calibration is not None:
             console.print(_calibration_line(summary.calibration), soft_wrap=True)
     if len(summaries) > 1:

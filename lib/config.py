@@ -59,8 +59,8 @@ class Config:
     backbone: str = _knob("resnet34.tv_in1k", "any timm model, with the tag of its weights")
     weights: str = _knob(
         "timm",
-        "what the backbone starts from: timm (ImageNet, fetched by the weights kernel), none (random), or the name of "
-        "a .safetensors file in an attached dataset",
+        "what the backbone starts from: timm (ImageNet, fetched by the weights kernel), none (random), pretrain (self-supervised "
+        "on the competition's own tiles, by a kernel of its own), or the name of a .safetensors file in an attached dataset",
     )
     input_size: int = _knob(96, "side in pixels to which tiles are resized on the device", low=32, high=1024)
     drop_rate: float = _knob(0.0, "dropout before the logit", low=0.0, high=0.9)
@@ -144,6 +144,18 @@ class Config:
         high=12.0,
     )
 
+    # Self-supervised pretraining, for weights = pretrain
+    pretrain_epochs: int = _knob(40, "passes over the tiles", low=1, high=10_000)
+    pretrain_batch: int = _knob(256, "tiles per optimiser step, of all cards together, each seen twice", low=8, high=8192)
+    pretrain_rate: float = _knob(1e-3, "peak learning rate of AdamW", low=1e-8, high=10.0)
+    pretrain_width: int = _knob(1024, "numbers of the projection whose redundancy is reduced", low=8, high=16384)
+    pretrain_tiles: str = _knob(
+        "all",
+        "all (labelled tiles and test tiles) or train (labelled ones only); no label is seen either way",
+        choices=("all", "train"),
+    )
+    pretrain_hours: float = _knob(4.0, "hours it is expected to take on 2 x T4, as `hours` is for a fold", low=0.01, high=12.0)
+
     # The augmentation, each sample with its own draw
     flip: bool = _knob(True, "mirror at random")
     rotate: str = _knob(
@@ -168,8 +180,8 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = [problem for field in _fields() for problem in _problems_of(field, getattr(self, field.name))]
-        if not problems and self.weights not in ("timm", "none") and not self.weights.endswith(".safetensors"):
-            problems.append(f"weights = {self.weights!r}: timm, none, or the name of a file that ends in .safetensors")
+        if not problems and self.weights not in ("timm", "none", "pretrain") and not self.weights.endswith(".safetensors"):
+            problems.append(f"weights = {self.weights!r}: timm, none, pretrain, or the name of a file that ends in .safetensors")
         if not problems and not self.backbone.strip():
             problems.append("backbone is empty: name a timm model, such as resnet34.tv_in1k")
         if not problems and self.warmup_epochs >= self.epochs:

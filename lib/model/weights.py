@@ -12,6 +12,7 @@ from lib.run_record import read_run_record
 from lib.session import Session, find_file, find_outputs
 
 WEIGHTS_NAME = "model.safetensors"
+_KERNELS = {"timm": "weights", "pretrain": "pretrain"}  # the kind of kernel whose output holds them
 
 
 class WeightsError(KernelError):
@@ -33,21 +34,22 @@ def find_weights(session: Session, config: Config) -> dict[str, Path]:
     """
     if config.weights == "none":
         return {}
-    if config.weights != "timm":
+    if config.weights not in _KERNELS:
         remedy = "Attach the dataset that holds it (--attach), or use --set weights=timm or --set weights=none."
         return {"file": find_file(session.input, config.weights, remedy=remedy)}
-    folders = find_outputs(session.input, "weights")
+    kind = _KERNELS[config.weights]
+    folders = find_outputs(session.input, kind)
     holding = [folder for folder in folders if (folder / encoder_folder(config.backbone)).is_dir()]
     if not holding:
         held = [f"{folder.name} holds {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}" for folder in folders]
         raise WeightsError(
             listed(
                 f"the weights of {config.backbone} are not among the inputs:",
-                held or ["no output of a weights kernel is mounted"],
-                remedy="Run the weights kernel (build_kernel.py weights), or train from random weights: --set weights=none.",
+                held or [f"no output of a {kind} kernel is mounted"],
+                remedy=f"Run the {kind} kernel (build_kernel.py push {kind}), or train from random weights: --set weights=none.",
             )
         )
-    read_run_record(holding[0], kind="weights")
+    read_run_record(holding[0], kind=kind)
     return {"folder": holding[0] / encoder_folder(config.backbone)}
 
 

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import nn
 
 from lib.config import Config
@@ -37,6 +35,7 @@ from lib.training.engine import (
     train_one_epoch,
 )
 from lib.training.optimizer import OptimizerStep, build_optimizer, warmup_steps
+from lib.training.state import load_state, save_state
 from lib.training.world import World
 
 
@@ -267,7 +266,10 @@ def _train_member(
         schedule=config.schedule,
     )
     average = WeightAverage(network, decay=config.ema) if config.ema else None
-    history = _resume(folder / files.unfinished, plan=plan, network=network, step=step, average=average, device=device)
+    learning = {"network": network} | ({} if average is None else {"average": average.module})
+    history = load_state(folder / files.unfinished, plan=plan, modules=learning, step=step)
+    if average is not None:
+        average.catch_up(step)
     predicting = network if average is None else average.module
     # Compiled first and wrapped then: both share their weights with the network, which is what is saved and predicts.
     compiled: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
@@ -325,7 +327,7 @@ def _train_member(
         if step.done and step.total < planned:
             break
         if epoch + 1 < config.epochs and world.rank == 0:
-            _save_unfinished(folder / files.unfinished, plan=plan, network=network, step=step, average=average, history=history)
+            save_state(folder / files.unfinished, plan=plan, modules=learning, step=step, history=history)
     logits = predict(config.views)
     if world.rank:
         return
@@ -370,68 +372,3 @@ def _budget_look(
             step.shorten(total - step.applied)
 
     return look
-
-
-def _save_unfinished(
-    path: Path,
-    *,
-    plan: str,
-    network: Classifier,
-    step: OptimizerStep,
-    average: WeightAverage | None,
-    history: list[dict[str, Any]],
-) -> None:
-    """The state after a whole epoch: weights, moments, scaler, schedule. Draws need none: they are keyed by the epoch."""
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in average.module.state_dict().items()}
-    for number, moments in step.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
-    facts = {"plan": plan, "history": history, "step": step.state()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save(tensors, metadata={"state": json.dumps(facts)}))
-
-
-def _resume(
-    path: Path,
-    *,
-    plan: str,
-    network: Classifier,
-    step: OptimizerStep,
-    average: WeightAverage | None,
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """Load the state an interrupted run left, if it is whole and of the same plan; the history so far."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as content:
-            facts = json.loads((content.metadata() or {})["state"])
-        if facts["plan"] != plan:
-            return []
-        tensors = load(path.read_bytes())
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return []
-    network.load_state_dict(_under("network.", tensors))
-    parameters = [parameter for group in step.optimizer.param_groups for parameter in group["params"]]
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".", 2)
-            # In the order of the parameter's own memory, channels last perhaps: a fused optimiser pairs them as they lie there.
-            like = parameters[int(number)]
-            tensor = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-            moments.setdefault(int(number), {})[key] = tensor
-    groups = step.optimizer.state_dict()["param_groups"]
-    step.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    step.load_state(facts["step"])
-    network.to(device)
-    if average is not None:
-        average.module.load_state_dict(_under("average.", tensors))
-        average.catch_up(step)
-    history: list[dict[str, Any]] = facts["history"]
-    return history
-
-
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,54 @@
+"""Pretrain an experiment's backbone on the competition's own tiles, without their labels."""
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lib.data import prepared
+from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+from lib.training.pretrain import HISTORY, PretrainTask, pretrain
+
+
+def _first(memory: np.ndarray, size: int) -> np.ndarray:
+    return memory[:size]
+
+
+def recipe(session: Session) -> None:
+    """Verify the prepared data, read the tiles into one array, pretrain, leave the encoder for the folds."""
+    config, parameters = session.parameters.config, session.parameters
+    with session.stage("look at the prepared data"):
+        data = prepared.read_prepared(find_output(session.input, "prepare"))
+    devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
+    names = [prepared.TRAIN_TILES, *([prepared.TEST_TILES] if config.pretrain_tiles == "all" else [])]
+    preflight(session, disk=2 << 30, memory=sum(data.bytes_of(name) for name in names) + (2 << 30))
+    rows = len(data.train) + (len(data.test) if len(names) > 1 else 0)
+    tiles = np.empty((rows, *prepared.TILE_SHAPE), dtype=np.uint8)
+    with session.stage("read the tiles", note=f"{tiles.nbytes / (1 << 20):,.0f} MiB"):
+        begin = 0
+        for name in names:
+            begin += data.read_tiles(name, allocate=partial(_first, tiles.reshape(-1)[begin:])).size
+    seen = "all tiles are" if len(names) > 1 else "all labelled tiles are"
+    session.say(f"no label is seen, but {seen}: what builds on it is transductive")
+    task = PretrainTask(config=config, tiles=tiles, data_id=data.data_id, bundle_id=parameters.bundle_id, until=session.until)
+    with session.stage("pretrain"):
+        left, scores = pretrain(
+            task, folder=session.working, devices=devices, say=session.say, replace_outputs=session.withdraw_record
+        )
+    session.leave(
+        {name: name == HISTORY for name in left},
+        data_id=data.data_id,
+        devices=describe_devices(devices),
+        scores=scores,
+    )
+
+
+def main(parameters: Mapping[str, Any]) -> int:
+    """Run on the parameters that the builder wrote into the script."""
+    return run_kernel(recipe, parameters)
+
+
+if __name__ == "__main__":
+    sys.exit("this recipe runs inside a built kernel: python build_kernel.py build")
