@@ -13,6 +13,8 @@ from lib.files import write_whole
 from lib.inference.ensemble import EnsembleError, admit, average_members, member_table, read_fold_outputs
 from lib.inference.members import groups_of_one_pass, members_of
 from lib.inference.submission import check_submission, submission_csv
+from lib.model.features import find_features
+from lib.model.head import load_head
 from lib.model.predict import predict_on_all
 from lib.session import (
     Session,
@@ -49,12 +51,18 @@ def recipe(session: Session) -> None:
     for warning in warnings:
         session.say(f"warning: {warning}")
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
-    preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
-    tiles = data.read_tiles(prepared.TEST_TILES)
-
     members = [member for output in outputs for member in members_of(output)]
+    heads = [member for member in members if member.config.tune == "head"]
     by_member: dict[str, np.ndarray] = {}
-    for group in groups_of_one_pass(members):
+    for member in heads:
+        features = find_features(session, member.config, data_id=data.data_id)
+        by_member[member.name] = load_head(member.path)[0].logits(features.test)
+    networks = [member for member in members if member.config.tune != "head"]
+    tiles = np.empty((0, *prepared.TILE_SHAPE), dtype=np.uint8)
+    if networks:
+        preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
+        tiles = data.read_tiles(prepared.TEST_TILES)
+    for group in groups_of_one_pass(networks):
         each = group[0].config
         with session.stage(f"predict {', '.join(member.name for member in group)}", note=f"{each.views} views"):
             values = predict_on_all(

@@ -9,7 +9,7 @@ import numpy as np
 
 from lib.data import prepared
 from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
-from lib.training.pretrain import HISTORY, PretrainTask, pretrain
+from lib.training.pretrain import HISTORY, UNFINISHED, PretrainTask, pretrain
 
 
 def _first(memory: np.ndarray, size: int) -> np.ndarray:
@@ -43,6 +43,7 @@ def recipe(session: Session) -> None:
         devices=describe_devices(devices),
         scores=scores,
     )
+    (session.working / UNFINISHED).unlink(missing_ok=True)
 
 
 def main(parameters: Mapping[str, Any]) -> int:

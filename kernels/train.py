@@ -2,16 +2,21 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from lib.data import prepared
 from lib.data.folds import fold_report, fold_table_csv, fold_table_id, groups_of, make_folds
 from lib.data.shared import SharedMemory
 from lib.files import write_whole
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
+from lib.model.features import find_features
 from lib.model.weights import find_weights
 from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
 from lib.training.fold import FoldTask
+from lib.training.frozen import train_head
 from lib.training.workers import clear_progress, train_fold
 
 FOLD_TABLE = "fold-table.csv"
@@ -22,41 +27,47 @@ def recipe(session: Session) -> None:
     config, parameters = session.parameters.config, session.parameters
     with session.stage("look at the prepared data"):
         data = prepared.read_prepared(find_output(session.input, "prepare"))
-        weights = find_weights(session, config)
+        frozen = config.tune == "head"
+        features = find_features(session, config, data_id=data.data_id) if frozen else None
+        weights = {} if frozen else find_weights(session, config)
         folds = make_folds(data.train, split=config.split, number=config.folds, seed=config.seed)
         table_id = fold_table_id(folds)
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
-    # A network, its gradients and AdamW's moments are small beside the tiles; 2 GiB cover libraries and activations.
-    preflight(session, disk=1 << 30, memory=data.bytes_of(prepared.TRAIN_TILES) + (2 << 30))
+    groups = groups_of(data.train, split=config.split)
     report = fold_report(data.train["label"].to_numpy(), folds["fold"].to_numpy(), number=config.folds)
     session.say(f"folds by {config.split}, table {table_id[:8]}:\n{report.round(4).to_string(index=False)}")
-
-    memory = SharedMemory()  # one copy for all workers
-    with session.stage("read the tiles", note=f"{data.bytes_of(prepared.TRAIN_TILES) / (1 << 20):,.0f} MiB"):
-        tiles = data.read_tiles(prepared.TRAIN_TILES, allocate=memory.allocate)
     task = FoldTask(
         experiment=parameters.experiment,
         config=config,
         fold=parameters.fold,
-        tiles=tiles,
+        tiles=np.empty((0, *prepared.TILE_SHAPE), dtype=np.uint8),
         index=data.train,
         folds=folds["fold"].to_numpy(),
         data_id=data.data_id,
         fold_table_id=table_id,
         bundle_id=parameters.bundle_id,
         weights=weights,
-        memory=memory,
         until=session.until,
     )
-    with session.stage("train"):
-        trained = train_fold(
-            task,
-            folder=session.working,
-            devices=devices,
-            say=session.say,
-            replace=session.withdraw_record,
-            started=session.started,
-        )
+    trained: tuple[dict[str, bool], dict[str, Any]] | None
+    if features is not None:
+        # The features, once more standardised, and once more as the inner folds copy them.
+        preflight(session, disk=64 << 20, memory=3 * features.train.nbytes + (1 << 30))
+        with session.stage("fit the head"):
+            trained = train_head(
+                task, features.train, groups, folder=session.working, say=session.say, replace=session.withdraw_record
+            )
+    else:
+        task = _with_tiles(task, session, data)
+        with session.stage("train"):
+            trained = train_fold(
+                task,
+                folder=session.working,
+                devices=devices,
+                say=session.say,
+                replace=session.withdraw_record,
+                started=session.started,
+            )
     if trained is None:  # one of torchrun's processes, and not the one that writes
         return
     names, scores = trained
@@ -70,7 +81,7 @@ def recipe(session: Session) -> None:
     write_whole(session.working / FOLD_TABLE, fold_table_csv(folds))
     if config.weights == "pretrain":
         scores["transductive"] = True  # the encoder saw the tiles of the fold, without their labels
-    scores["groups"] = len(set(groups_of(data.train, split=config.split)))
+    scores["groups"] = len(set(groups))
     session.leave(
         {**names, FOLD_TABLE: False},
         data_id=data.data_id,
@@ -82,6 +93,16 @@ def recipe(session: Session) -> None:
         scores=scores,
     )
     clear_progress(session.working, task)
+
+
+def _with_tiles(task: FoldTask, session: Session, data: prepared.Prepared) -> FoldTask:
+    # A network, its gradients and AdamW's moments are small beside the tiles; 2 GiB cover libraries and activations.
+    size = data.bytes_of(prepared.TRAIN_TILES)
+    preflight(session, disk=1 << 30, memory=size + (2 << 30))
+    memory = SharedMemory()  # one copy for all workers
+    with session.stage("read the tiles", note=f"{size / (1 << 20):,.0f} MiB"):
+        tiles = data.read_tiles(prepared.TRAIN_TILES, allocate=memory.allocate)
+    return replace(task, tiles=tiles, memory=memory)
 
 
 def main(parameters: Mapping[str, Any]) -> int:

@@ -56,6 +56,7 @@ from launch.outputs import NoRecordError, fetch_output, output_key, peek_record
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
+from lib.config import EXPECTATIONS
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecord
 from lib.session import MISSING_INPUTS
@@ -351,7 +352,7 @@ class Campaign:
         configs = []
         for config in kernel.configs:
             plain = asdict(config)
-            for expectation in ("hours", "pretrain_hours"):  # no causes
+            for expectation in EXPECTATIONS:
                 plain.pop(expectation)
             configs.append(plain)
         inputs: dict[str, str] = {}
@@ -751,8 +752,8 @@ class Campaign:
     def _is_wanted(self, kernel: Kernel, content: dict[str, object]) -> bool:
         """Whether a record is of the kernel, its config and its inputs."""
         config, theirs = kernel.configs[0].to_dict(), content.get("config")
-        config.pop("hours")
-        same = isinstance(theirs, dict) and {k: v for k, v in theirs.items() if k != "hours"} == config
+        causes = {knob: value for knob, value in config.items() if knob not in EXPECTATIONS}
+        same = isinstance(theirs, dict) and {k: v for k, v in theirs.items() if k not in EXPECTATIONS} == causes
         if content.get("kind") != kernel.kind or content.get("complete") is not True or not content.get("push_id"):
             return False
         if kernel.kind == "weights":
@@ -761,7 +762,7 @@ class Campaign:
             return set(kernel.encoders) <= set(held)
         if not same or kernel.datasets:  # what was attached then is not recorded
             return False
-        if kernel.kind == "train":
+        if kernel.kind in ("pretrain", "embed", "train"):
             prepared = next(self.ledger.kernels[slug].output for slug in kernel.sources if self._kind(slug) == "prepare")
             right = content.get("experiment") == kernel.experiments[0] and content.get("fold") == kernel.fold
             return right and prepared is not None and content.get("data_id") == prepared.key

@@ -135,7 +135,7 @@ class LocalRun:
     def _set_aside(self, kernel: Kernel, folder: Path) -> None:
         """Make room for another plan. A finished training is kept, once: it may have taken hours."""
         working, earlier = folder / "working", folder / "earlier"
-        if kernel.kind == "train" and (working / RECORD_NAME).is_file():
+        if kernel.kind in ("pretrain", "embed", "train") and (working / RECORD_NAME).is_file():
             shutil.rmtree(earlier, ignore_errors=True)
             working.rename(earlier)
             self.say(f"{kernel.slug}: code, config or data changed since it was trained; that output is kept in {earlier}")

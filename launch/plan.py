@@ -24,7 +24,7 @@ class Kernel:
     """One kernel of a campaign.
 
     Attributes:
-        kind: weights, prepare, pretrain, train, inference or probe: the recipe under kernels/.
+        kind: weights, prepare, pretrain, embed, train, inference or probe: the recipe under kernels/.
         slug: its name on Kaggle.
         experiments: names of the experiments it serves; none for weights and prepare, which serve all alike.
         configs: of the experiments, in the same order; for prepare the defaults with the knobs that matter to it.
@@ -168,7 +168,7 @@ def plan_kernels(
     )
     kernels.append(prepare)
     chosen = [_chosen_folds(experiment, folds) for experiment in experiments]
-    trained = []
+    trained, embedded = [], []
     for experiment, numbers in zip(experiments, chosen, strict=True):
         weights = (WEIGHTS_SLUG,) if experiment.config.weights == "timm" and not uploaded else ()
         if experiment.config.weights == "pretrain":
@@ -183,6 +183,21 @@ def plan_kernels(
                     sources=(prepare.slug,),
                 )
             )
+        frozen = experiment.config.tune == "head"
+        if frozen:
+            kernels.append(
+                Kernel(
+                    kind="embed",
+                    slug=f"hcd-{experiment.name}-embed",
+                    experiments=(experiment.name,),
+                    configs=(experiment.config,),
+                    needs_gpu=True,
+                    sources=(prepare.slug, *weights),
+                    datasets=attached,
+                )
+            )
+            weights = (kernels[-1].slug,)
+            embedded.append(kernels[-1].slug)
         for fold in numbers:
             trained.append(
                 Kernel(
@@ -191,7 +206,7 @@ def plan_kernels(
                     experiments=(experiment.name,),
                     configs=(experiment.config,),
                     fold=fold,
-                    needs_gpu=True,
+                    needs_gpu=not frozen,
                     sources=(prepare.slug, *weights),
                     datasets=attached,
                 )
@@ -204,9 +219,9 @@ def plan_kernels(
             experiments=names,
             configs=configs,
             folds=tuple(chosen),
-            needs_gpu=True,
+            needs_gpu=any(config.tune == "all" for config in configs),
             competition=True,
-            sources=(prepare.slug, *(fold.slug for fold in trained)),
+            sources=(prepare.slug, *embedded, *(fold.slug for fold in trained)),
             average=average,
         )
     )

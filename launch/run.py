@@ -16,7 +16,7 @@ from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
 from launch.submission import LEADERBOARD, PICTURE, ScorePace, submit_file, write_leaderboard
 from launch.summary import Summary, print_summary, summarise
-from lib.config import Config, config_from_dict
+from lib.config import EXPECTATIONS, Config, config_from_dict
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, read_run_record
 
@@ -223,7 +223,9 @@ def _ledger_for(order: Order, owner: str) -> Ledger:
         problems.append(f"its attached datasets are {ledger.datasets or 'none'}, not {list(order.datasets) or 'none'}")
     for name, config in wanted.items():
         before = {**Config().to_dict(), **ledger.experiments.get(name, config)}  # a knob it does not know is a new one
-        changed = [knob for knob in sorted({*config, *before}) if config.get(knob) != before.get(knob) and knob != "hours"]
+        changed = [
+            knob for knob in sorted({*config, *before}) if config.get(knob) != before.get(knob) and knob not in EXPECTATIONS
+        ]
         problems += [f"{name}: {knob} was {before.get(knob)!r}, is {config.get(knob)!r}" for knob in changed]
     if problems:
         raise LaunchError(

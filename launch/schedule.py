@@ -11,6 +11,7 @@ LONGEST = 12 * 3600.0  # seconds: Kaggle ends a session then
 # Hours on Kaggle, until one has run: estimates, not measurements.
 PREPARE_HOURS = 1.0
 PROBE_HOURS = 0.1  # of quota, what the GPU canary is expected to cost at most
+_HEAD_HOURS = 0.5  # of a CPU, for a fold of a frozen encoder
 PROBE_LIMIT = 900.0  # seconds
 _EXPECTED = {"weights": 0.1, "prepare": PREPARE_HOURS, "inference": 0.25, "probe": PROBE_HOURS}
 _RESET_WEEKDAY = 5  # Saturday 00:00 UTC, where the service does not say
@@ -31,7 +32,8 @@ def expected_hours(kernel: Kernel, ledger: Ledger | None = None) -> float:
 
 def _planned(kernel: Kernel) -> float:
     config = kernel.configs[0]
-    return {**_EXPECTED, "train": config.hours, "pretrain": config.pretrain_hours}.get(kernel.kind, 0.25)
+    fold = _HEAD_HOURS if config.tune == "head" else config.hours
+    return {**_EXPECTED, "train": fold, "embed": config.hours, "pretrain": config.pretrain_hours}.get(kernel.kind, 0.25)
 
 
 def time_limit(kernel: Kernel, *, ended_before: int = 0) -> float:

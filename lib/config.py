@@ -17,6 +17,10 @@ from typing import Any
 Value = bool | int | float | str
 
 
+# Knobs that say what is expected, and decide nothing.
+EXPECTATIONS = ("hours", "pretrain_hours")
+
+
 class ConfigError(ValueError):
     """A configuration cannot be used; the message lists everything that is wrong with it."""
 
@@ -61,6 +65,12 @@ class Config:
         "timm",
         "what the backbone starts from: timm (ImageNet, fetched by the weights kernel), none (random), pretrain (self-supervised "
         "on the competition's own tiles, by a kernel of its own), or the name of a .safetensors file in an attached dataset",
+    )
+    tune: str = _knob(
+        "all",
+        "all (the whole network learns) or head (the backbone stays frozen: every tile is embedded once, by a kernel of its "
+        "own, and the folds fit a logistic regression on that, on CPUs)",
+        choices=("all", "head"),
     )
     input_size: int = _knob(96, "side in pixels to which tiles are resized on the device", low=32, high=1024)
     drop_rate: float = _knob(0.0, "dropout before the logit", low=0.0, high=0.9)
@@ -138,8 +148,9 @@ class Config:
     )
     hours: float = _knob(
         2.0,
-        "hours one fold is expected to take on 2 x T4: what a campaign counts against the quota before a fold has run; three "
-        "times this (1 to 12) is the time limit of the push, inside which a fold shortens its plan if it must",
+        "hours one fold (with tune = head: the embedding) is expected to take on 2 x T4: what a campaign counts against the "
+        "quota before a fold has run; three times this (1 to 12) is the time limit of the push, inside which a fold shortens its "
+        "plan if it must",
         low=0.01,
         high=12.0,
     )
@@ -188,10 +199,22 @@ class Config:
             problems.append(f"warmup_epochs = {self.warmup_epochs} leaves nothing of epochs = {self.epochs}")
         if not problems and self.freeze_epochs >= self.epochs:
             problems.append(f"freeze_epochs = {self.freeze_epochs} leaves nothing of epochs = {self.epochs}")
+        if not problems and self.tune == "head":
+            problems += self._problems_of_a_head()
         if not problems and self.schedule == "one_cycle" and self.warmup_epochs:
             problems.append("warmup_epochs is for schedule = cosine: one_cycle climbs by itself")
         if problems:
             raise ConfigError(_message(problems))
+
+    def _problems_of_a_head(self) -> list[str]:
+        problems = []
+        if self.members != 1:
+            problems.append("tune = head needs members = 1: a logistic regression comes out the same from every seed")
+        if self.pooling in ("gem", "attention"):
+            problems.append(f"tune = head with pooling = {self.pooling}: it has numbers to learn; use native, avg or avgmax")
+        if self.weights == "none":
+            problems.append("tune = head with weights = none: a frozen encoder of random numbers; name its weights")
+        return problems
 
     def to_dict(self) -> dict[str, Value]:
         """All fields, in their order, as plain values."""

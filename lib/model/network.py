@@ -55,6 +55,16 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """The vector before the logit, (B, C), of images (B, 3, H, W) in [0, 1] after `restain`."""
+        body: Any = self.backbone
+        images = self.normalise(self.resize(images))
+        if isinstance(body, PooledBackbone):
+            found: torch.Tensor = body.pooled(images)
+        else:
+            found = body.forward_head(body.forward_features(images), pre_logits=True)
+        return found
+
     def head_names(self) -> tuple[str, ...]:
         """What the names of the head's parameters begin with; empty when the backbone does not say."""
         if isinstance(self.backbone, PooledBackbone):

@@ -123,11 +123,18 @@ class PooledBackbone(nn.Module):
         settings: dict[str, object] = getattr(self.backbone, "pretrained_cfg", {})
         return settings
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 1) float32 logits of (B, 3, H, W)."""
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C) float32 of (B, 3, H, W)."""
         features = feature_map(self.backbone, self.backbone.forward_features(images))  # type: ignore[operator]
         with torch.autocast(features.device.type, enabled=False):
-            logits: torch.Tensor = self.head(self.drop(self.pool(features)))
+            found: torch.Tensor = self.pool(features)
+        return found
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 1) float32 logits of (B, 3, H, W)."""
+        vectors = self.pooled(images)
+        with torch.autocast(vectors.device.type, enabled=False):
+            logits: torch.Tensor = self.head(self.drop(vectors))
         return logits
 
 

@@ -49,7 +49,12 @@ def find_weights(session: Session, config: Config) -> dict[str, Path]:
                 remedy=f"Run the {kind} kernel (build_kernel.py push {kind}), or train from random weights: --set weights=none.",
             )
         )
-    read_run_record(holding[0], kind=kind)
+    record = read_run_record(holding[0], kind=kind)
+    if kind == "pretrain" and record.experiment != session.parameters.experiment:
+        raise WeightsError(
+            f"{holding[0].name} was pretrained for the experiment {record.experiment}, not for {session.parameters.experiment}: "
+            "attach the output of this experiment's own pretrain kernel"
+        )
     return {"folder": holding[0] / encoder_folder(config.backbone)}
 
 

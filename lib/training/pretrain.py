@@ -24,7 +24,7 @@ from lib.data.batches import load_batches
 from lib.files import write_whole
 from lib.image.augment import Draws, augment
 from lib.model.network import Classifier, autocast, build_network, choose_precision
-from lib.model.pooling import PooledBackbone, feature_map
+from lib.model.pooling import PooledBackbone
 from lib.model.weights import encoder_folder
 from lib.training.budget import Budget
 from lib.training.engine import TrainingError
@@ -38,6 +38,7 @@ _SMALLEST_CROP = 0.4  # share of the tile's area
 _LEAST_SPREAD = 0.05  # of an embedding, where 1 is that of numbers without a relation: below, all tiles look the same
 _WARMUP = 0.1  # share of the steps
 _WEIGHT_DECAY = 1e-4
+_OF_OTHER_WEIGHTS = ("url", "hf_hub_id", "license", "origin_url", "paper_ids", "paper_name", "notes")
 _STREAM = 4  # of the seeds: 0 to 3 are those of a fold's member
 
 
@@ -83,13 +84,7 @@ class Twin(nn.Module):
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C) of images (B, 3, H, W) in [0, 1], by the pool that the head will use."""
-        body: Any = self.network.backbone
-        images = self.network.normalise(self.network.resize(images))
-        if isinstance(body, PooledBackbone):
-            found: torch.Tensor = body.pool(feature_map(body.backbone, body.backbone.forward_features(images)))  # type: ignore[operator]
-        else:
-            found = body.forward_head(body.forward_features(images), pre_logits=True)
-        return found
+        return self.network.embed(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, width) projections."""
@@ -197,15 +192,21 @@ def pretrain(
         budget = Budget(deadline=task.until, deterministic=config.deterministic, say=say)
         budget.begin(step)
     for epoch in range(len(history), config.pretrain_epochs):
-        loss, apart = _epoch(forward, twin, task, step, epoch=epoch, device=device)
+        if step.done:  # a shortened plan that was interrupted at its end
+            break
+        try:
+            loss, apart = _epoch(forward, twin, task, step, epoch=epoch, device=device)
+        except torch.OutOfMemoryError as error:
+            half = config.pretrain_batch // 2
+            text = (
+                f"the device's memory does not suffice for pretrain_batch = {config.pretrain_batch}: --set pretrain_batch={half}"
+            )
+            raise TrainingError(text) from error
         if budget is not None:
             budget.look(step, prediction_batches=0)
         history.append({"epoch": epoch + 1, "loss": loss, "spread": apart, "steps": step.total})
         say(f"epoch {epoch + 1} of {config.pretrain_epochs}, loss {loss:.4f}, spread {apart:.3f}")
-        if step.done:
-            break
-        if epoch + 1 < config.pretrain_epochs:
-            save_state(folder / UNFINISHED, plan=plan, modules={"twin": twin}, step=step, history=history)
+        save_state(folder / UNFINISHED, plan=plan, modules={"twin": twin}, step=step, history=history)
     if history[-1]["spread"] < _LEAST_SPREAD:
         raise TrainingError(
             f"the pretraining collapsed: all tiles look the same to the network (spread {history[-1]['spread']:.3f}).\n"
@@ -213,7 +214,6 @@ def pretrain(
         )
     replace_outputs()
     names = _leave(network, config, folder, history)
-    (folder / UNFINISHED).unlink(missing_ok=True)
     facts = {"loss": history[-1]["loss"], "spread": history[-1]["spread"], "epochs": len(history), "tiles": len(task.tiles)}
     return names, {**facts, "transductive": True, "tiles_seen": config.pretrain_tiles}
 
@@ -279,6 +279,9 @@ def _leave(network: Classifier, config: Config, folder: Path, history: list[dict
 
     body: Any = network.backbone
     inner: Any = body.backbone if isinstance(body, PooledBackbone) else body
+    # What it knew of ImageNet's weights, their licence above all, is not true of these.
+    kept = {key: value for key, value in inner.pretrained_cfg.items() if key not in _OF_OTHER_WEIGHTS}
+    inner.pretrained_cfg = {**kept, "tag": "pretrained_here"}
     place = folder / encoder_folder(config.backbone)
     inner = inner.cpu().to(memory_format=torch.contiguous_format)
     save_for_hf(inner, str(place), safe_serialization=True)

@@ -58,7 +58,23 @@ def test_every_experiment_of_the_repository_can_be_planned(name: str) -> None:
     assert {kernel.kind for kernel in kernels} >= {"prepare", "train", "inference"}
     inference = kernels[-1]
     assert inference.experiments == tuple(each.name for each in experiments)
-    assert len(inference.sources) == 1 + sum(each.config.folds for each in experiments)
+    frozen = sum(each.config.tune == "head" for each in experiments)
+    assert len(inference.sources) == 1 + frozen + sum(each.config.folds for each in experiments)
+    assert inference.needs_gpu == (frozen < len(experiments))
+
+
+def test_a_frozen_encoder_is_asked_once_and_its_folds_need_no_gpu() -> None:
+    kernels = plan_kernels([load_experiment("pathology")])
+    assert [kernel.slug for kernel in kernels if kernel.needs_gpu] == ["hcd-pathology-embed"]
+    folds = [kernel for kernel in kernels if kernel.kind == "train"]
+    assert all(kernel.sources == ("hcd-prepare", "hcd-pathology-embed") for kernel in folds)
+
+
+def test_a_pretrained_experiment_has_a_kernel_before_its_folds() -> None:
+    kernels = plan_kernels([load_experiment("smoke", ["weights=pretrain"])])
+    kinds = [kernel.kind for kernel in kernels]
+    assert kinds == ["prepare", "pretrain", *["train"] * 5, "inference"]
+    assert all(kernel.sources == ("hcd-prepare", kernels[1].slug) for kernel in kernels[2:7])
 
 
 def test_the_average_belongs_to_inference_alone() -> None:

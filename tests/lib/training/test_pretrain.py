@@ -16,6 +16,7 @@ from lib.training import pretrain as module
 from lib.training.engine import TrainingError
 from lib.training.pretrain import (
     HISTORY,
+    UNFINISHED,
     PretrainTask,
     Twin,
     barlow_twins,
@@ -112,7 +113,9 @@ def test_it_learns_and_leaves_an_encoder_for_the_folds(task: PretrainTask, tmp_p
     assert len(history) == 12 and history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert facts["transductive"] is True and facts["tiles"] == 36 and facts["loss"] == history[-1]["loss"]
     assert names == [HISTORY, "test_resnet/config.json", "test_resnet/model.safetensors"]
-    assert set(_bytes(tmp_path)) == set(names)
+    assert set(_bytes(tmp_path)) == {*names, UNFINISHED}  # the state goes when run.json stands for the whole
+    config = json.loads((tmp_path / "test_resnet" / "config.json").read_text())
+    assert "license" not in config["pretrained_cfg"] and config["pretrained_cfg"]["tag"] == "pretrained_here"
     # What a fold starts from is what was trained: it tells tiles apart that random weights do not.
     found = build_network(CONFIG, folder=tmp_path / "test_resnet").backbone.state_dict()
     torch.manual_seed(module._seed(longer.config, 0))
@@ -121,7 +124,7 @@ def test_it_learns_and_leaves_an_encoder_for_the_folds(task: PretrainTask, tmp_p
     assert len(moved) > 20
 
 
-@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_pretraining_that_was_stopped_ends_in_the_same_bytes(task: PretrainTask, tmp_path: Path, after: int) -> None:
     _run(task, tmp_path / "whole")
 
@@ -129,8 +132,13 @@ def test_a_pretraining_that_was_stopped_ends_in_the_same_bytes(task: PretrainTas
         if f"epoch {after + 1} of 3" in text:
             raise Killed
 
+    def last() -> None:
+        raise Killed
+
     with pytest.raises(Killed):
-        _run(task, tmp_path / "stopped", say=dying)
+        folder = tmp_path / "stopped"
+        folder.mkdir()
+        pretrain(task, folder=folder, devices=[CPU], say=dying, replace_outputs=last)
     assert not (tmp_path / "stopped" / HISTORY).exists()
     said: list[str] = []
     _run(task, tmp_path / "stopped", say=said.append)

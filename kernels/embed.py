@@ -1,0 +1,66 @@
+"""Ask a frozen encoder once about every tile, so that all folds can train their heads on its answers."""
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from lib.data import prepared
+from lib.model.features import (
+    TEST_FEATURES,
+    TRAIN_FEATURES,
+    embed_tiles,
+    feature_facts,
+    feature_plan,
+    publish_features,
+    write_features,
+)
+from lib.model.network import build_network
+from lib.model.weights import find_weights
+from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+
+
+def recipe(session: Session) -> None:
+    """Verify data and weights, embed the tiles of both sets, leave one array for each."""
+    config, parameters = session.parameters.config, session.parameters
+    with session.stage("look at the prepared data and the weights"):
+        data = prepared.read_prepared(find_output(session.input, "prepare"))
+        weights = find_weights(session, config)
+        network = build_network(config, folder=weights.get("folder"), file=weights.get("file"))
+    devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
+    encoder = sum(parameter.numel() for parameter in network.parameters()) * 4
+    tiles_bytes = max(data.bytes_of(prepared.TRAIN_TILES), data.bytes_of(prepared.TEST_TILES))
+    preflight(session, disk=4 << 30, memory=tiles_bytes + encoder * (1 + len(devices)) + (2 << 30))
+    embed = partial(
+        embed_tiles,
+        network,
+        views=config.views,
+        batch_size=config.prediction_batch,
+        devices=devices,
+        precision=config.precision,
+    )
+    parts = ((prepared.TRAIN_TILES, TRAIN_FEATURES), (prepared.TEST_TILES, TEST_FEATURES))
+    for source, name in parts:
+        with session.stage(f"embed {source}", note=f"{config.views} views"):
+            tiles = data.read_tiles(source)
+            plan = feature_plan(config, data_id=data.data_id, bundle_id=parameters.bundle_id, tiles=len(tiles))
+            write_features(session.working / name, tiles, plan=plan, embed=embed, say=session.say)
+            del tiles
+    session.withdraw_record()
+    for _, name in parts:
+        publish_features(session.working / name)
+    session.leave(
+        {name: False for _, name in parts},
+        data_id=data.data_id,
+        devices=describe_devices(devices),
+        scores=feature_facts(config),
+    )
+
+
+def main(parameters: Mapping[str, Any]) -> int:
+    """Run on the parameters that the builder wrote into the script."""
+    return run_kernel(recipe, parameters)
+
+
+if __name__ == "__main__":
+    sys.exit("this recipe runs inside a built kernel: python build_kernel.py build")

@@ -1,0 +1,188 @@
+"""What a frozen encoder says of every tile, computed once and kept: all folds train their heads on it.
+
+Kept is the mean over the views of a tile. For a linear head nothing is lost by that: the mean of its logits over the views is
+its logit of the mean.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib.config import Config
+from lib.data.batches import as_images, load_batches
+from lib.errors import KernelError, listed
+from lib.files import write_whole
+from lib.image.dihedral import transform
+from lib.model.network import Classifier, autocast, choose_precision
+from lib.run_record import read_run_record
+from lib.session import Session, find_outputs
+
+TRAIN_FEATURES, TEST_FEATURES = "features-train.npy", "features-test.npy"
+# Knobs that decide what an encoder says of a tile; a head must have been given the same.
+FEATURE_KNOBS = ("backbone", "weights", "input_size", "pooling", "stem", "stain_normalisation", "views")
+_BLOCK = 8192  # tiles: what a kill costs at most
+
+
+class FeaturesError(KernelError):
+    """Features are absent, not those of this experiment, or not numbers; the message says which."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """The output of an embed kernel, verified.
+
+    Attributes:
+        train: (N, C) float32, in the order of index-train.csv.
+        test: (M, C) float32, in the order of index-test.csv.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+def embed_tiles(
+    network: Classifier,
+    tiles: np.ndarray,
+    *,
+    views: int,
+    batch_size: int,
+    devices: Sequence[torch.device],
+    precision: str,
+) -> np.ndarray:
+    """The mean over the views of each tile's vector, each device with its share of the tiles.
+
+    Args:
+        network: on the CPU.
+        tiles: (N, 96, 96, 3) uint8.
+        views: 1, 4 or 8.
+        batch_size: tiles per forward pass.
+        devices: of one kind.
+        precision: as the config has it; the mean is taken in float32.
+
+    Returns:
+        (N, C) float32.
+
+    Raises:
+        FeaturesError: a number is not finite: float16 overflowed.
+    """
+    places = list(dict.fromkeys(devices))
+    shares = np.array_split(np.arange(len(tiles)), len(places))
+
+    def embed(device: torch.device, rows: np.ndarray) -> np.ndarray:
+        own = deepcopy(network).to(device).eval()
+        kind = choose_precision(precision, device)
+        parts = []
+        with torch.inference_mode():
+            for sent, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
+                images = own.resize(own.restain(as_images(sent)))
+                total = torch.zeros(())
+                for view in range(views):
+                    with autocast(device, kind):
+                        found = own.embed(transform(images, view)).float()
+                    total = found if view == 0 else total + found
+                parts.append((total / views).cpu())
+        return torch.cat(parts).numpy() if parts else np.empty((0, 0), dtype=np.float32)
+
+    with ThreadPoolExecutor(max_workers=len(places)) as pool:
+        features = np.concatenate([part for part in pool.map(embed, places, shares) if len(part)])
+    if bad := int((~np.isfinite(features)).sum()):
+        raise FeaturesError(f"{bad:,} of {features.size:,} features are not finite: float16 overflowed; --set precision=float32")
+    return features
+
+
+def write_features(
+    path: Path,
+    tiles: np.ndarray,
+    *,
+    plan: str,
+    embed: Callable[[np.ndarray], np.ndarray],
+    say: Callable[[str], None],
+) -> Path:
+    """Embed block by block into a file beside `path`, from where an interrupted run stopped.
+
+    Args:
+        path: of the array that is meant.
+        tiles: (N, 96, 96, 3) uint8.
+        plan: the hash of all that decides the features.
+        embed: (n, 96, 96, 3) uint8 to (n, C) float32.
+        say: takes a line of progress.
+
+    Returns:
+        The file, whole, still under its other name.
+    """
+    part, note = path.with_name(f".{path.name}.unfinished"), path.with_name(f".{path.name}.json")
+    try:
+        known = json.loads(note.read_bytes())
+        done = int(known["rows"]) if known["plan"] == plan and part.is_file() else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        done = 0
+    while done < len(tiles):
+        block = embed(tiles[done : done + _BLOCK])
+        mode = "r+" if done else "w+"
+        shape = (len(tiles), block.shape[1])
+        store = np.lib.format.open_memmap(part, mode=mode, dtype=None if done else np.float32, shape=None if done else shape)
+        store[done : done + len(block)] = block
+        store.flush()
+        del store
+        done += len(block)
+        write_whole(note, json.dumps({"plan": plan, "rows": done}))
+        say(f"{path.name}: {done:,} of {len(tiles):,} tiles")
+    return part
+
+
+def publish_features(path: Path) -> None:
+    """Give the whole file its name."""
+    path.with_name(f".{path.name}.unfinished").replace(path)
+    path.with_name(f".{path.name}.json").unlink(missing_ok=True)
+
+
+def feature_plan(config: Config, *, data_id: str, bundle_id: str, tiles: int) -> str:
+    """The hash of all that decides the features of an array of tiles."""
+    facts = [_knobs(config), config.precision, data_id, bundle_id, tiles]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def feature_facts(config: Config) -> dict[str, Any]:
+    """What run.json says of the features, for `find_features` to compare."""
+    return {"features": _knobs(config)}
+
+
+def _knobs(config: Config) -> dict[str, Any]:
+    return {knob: getattr(config, knob) for knob in FEATURE_KNOBS}
+
+
+def find_features(session: Session, config: Config, *, data_id: str) -> Features:
+    """The features of this experiment's encoder, wherever they are mounted.
+
+    Raises:
+        FeaturesError: none are, or they are those of another encoder or of other data; each difference is named.
+        RunRecordError: a file is not what run.json says.
+    """
+    problems = []
+    for folder in find_outputs(session.input, "embed"):
+        record = read_run_record(folder, kind="embed")
+        theirs, ours = record.scores.get("features", {}), _knobs(config)
+        differing = [
+            f"{knob} {theirs.get(knob)!r} instead of {value!r}" for knob, value in ours.items() if theirs.get(knob) != value
+        ]
+        if record.data_id != data_id:
+            differing.append(f"data {record.data_id[:8]}... instead of {data_id[:8]}...")
+        if not differing:
+            arrays = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (TRAIN_FEATURES, TEST_FEATURES)]
+            return Features(*arrays)
+        problems.append(f"{folder.name} has {', '.join(differing)}")
+    raise FeaturesError(
+        listed(
+            f"the features of {config.backbone} are not among the inputs:",
+            problems or ["no output of an embed kernel is mounted"],
+            remedy="Run the embed kernel of this experiment to its end and attach its output.",
+        )
+    )

@@ -1,0 +1,110 @@
+"""What a frozen encoder says of tiles: view by view as by hand, and in blocks that survive a kill."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from lib.config import Config, ConfigError
+from lib.image.dihedral import transform
+from lib.model import features as module
+from lib.model.features import FeaturesError, embed_tiles, feature_plan, publish_features, write_features
+from lib.model.network import build_network
+
+CPU = torch.device("cpu")
+CONFIG = Config(backbone="test_vit", input_size=64, tune="head", members=1)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize("views", [1, 8])
+def test_a_vector_is_the_mean_of_the_backbones_over_the_views(
+    backbone: str, views: int, random_tiles: Callable[..., np.ndarray]
+) -> None:
+    torch.manual_seed(0)
+    network = build_network(dataclasses.replace(CONFIG, backbone=backbone)).eval()
+    tiles = random_tiles(5)
+    found = embed_tiles(network, tiles, views=views, batch_size=2, devices=[CPU, CPU], precision="float32")
+    plain = timm.create_model(backbone, num_classes=0, **({"img_size": 64} if "vit" in backbone else {})).eval()
+    own = {k: v for k, v in network.backbone.state_dict().items() if not k.startswith(("head.", "fc."))}
+    plain.load_state_dict(own, strict=True)
+    images = network.normalise(network.resize(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255))
+    with torch.no_grad():
+        by_hand = torch.stack([plain(transform(images, view)) for view in range(views)]).mean(dim=0)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, by_hand.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_of_the_mean_is_the_mean_of_the_heads(random_tiles: Callable[..., np.ndarray]) -> None:
+    """Why keeping the mean over the views loses nothing to a linear head."""
+    network = build_network(CONFIG).eval()
+    weight = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    tiles = random_tiles(4)
+    embed = partial(embed_tiles, network, batch_size=4, devices=[CPU], precision="float32")
+    turned = [
+        np.ascontiguousarray(transform(torch.from_numpy(tiles).permute(0, 3, 1, 2), v).permute(0, 2, 3, 1)) for v in range(8)
+    ]
+    each = np.mean([embed(some, views=1) @ weight for some in turned], axis=0)
+    np.testing.assert_allclose(embed(tiles, views=8) @ weight, each, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_an_embedding_that_was_stopped_ends_in_the_same_bytes(
+    block: int, tmp_path: Path, random_tiles: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 3)
+    tiles, asked = random_tiles(10), []
+
+    def embed(some: np.ndarray) -> np.ndarray:
+        asked.append(len(some))
+        if len(asked) == block + 1 and len(tiles) == 10 and dying:
+            raise KeyboardInterrupt
+        return some.reshape(len(some), -1)[:, :7].astype(np.float32)
+
+    dying = True
+    with pytest.raises(KeyboardInterrupt):
+        write_features(tmp_path / "a.npy", tiles, plan="p", embed=embed, say=print)
+    assert not (tmp_path / "a.npy").exists()
+    dying = False
+    asked.clear()
+    write_features(tmp_path / "a.npy", tiles, plan="p", embed=embed, say=print)
+    assert asked == [3, 3, 3, 1][block:]
+    publish_features(tmp_path / "a.npy")
+    write_features(tmp_path / "b.npy", tiles, plan="p", embed=embed, say=print)
+    publish_features(tmp_path / "b.npy")
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert np.array_equal(np.load(tmp_path / "a.npy"), tiles.reshape(10, -1)[:, :7].astype(np.float32))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "b.npy"]
+    # Another plan begins anew.
+    asked.clear()
+    write_features(tmp_path / "a.npy", tiles, plan="q", embed=embed, say=print)
+    assert asked == [3, 3, 3, 1]
+
+
+def test_the_plan_depends_on_the_encoder_and_not_on_the_training() -> None:
+    facts = {"data_id": "d", "bundle_id": "b", "tiles": 3}
+    plain = feature_plan(CONFIG, **facts)  # type: ignore[arg-type]
+    assert feature_plan(dataclasses.replace(CONFIG, epochs=9, folds=3), **facts) == plain  # type: ignore[arg-type]
+    for change in ({"views": 4}, {"input_size": 96}, {"backbone": "test_resnet"}, {"precision": "float16"}):
+        assert feature_plan(dataclasses.replace(CONFIG, **change), **facts) != plain  # type: ignore[arg-type]
+
+
+def test_numbers_that_overflowed_are_refused(random_tiles: Callable[..., np.ndarray]) -> None:
+    network = build_network(CONFIG)
+    with torch.no_grad():
+        network.backbone.norm.weight.fill_(float("inf"))  # type: ignore[union-attr, operator]
+    with pytest.raises(FeaturesError, match="precision=float32"):
+        embed_tiles(network, random_tiles(2), views=1, batch_size=2, devices=[CPU], precision="float32")
+
+
+REFUSED = [({"members": 2}, "members = 1"), ({"pooling": "gem"}, "native, avg"), ({"weights": "none"}, "random numbers")]
+
+
+@pytest.mark.parametrize(("knobs", "said"), REFUSED)
+def test_knobs_that_a_frozen_encoder_cannot_have(knobs: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(CONFIG, **knobs)  # type: ignore[arg-type]
