@@ -13,6 +13,7 @@ from lib.metrics import auc
 from lib.model.checkpoint import CheckpointError, Identity, read_identity
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of LogisticRegression: the larger, the weaker
+_UNASKED = 1e-2  # where there are too few groups to ask
 _INNER_FOLDS = 3
 _STEPS = 500  # of L-BFGS
 
@@ -50,14 +51,18 @@ def fit_head(
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(_INNER_FOLDS, shuffle=True, random_state=seed % 2**32)
-    parts = list(splitter.split(features, labels, groups))
+    parts = [] if len(np.unique(groups)) < _INNER_FOLDS else list(splitter.split(features, labels, groups))
+    parts = [part for part in parts if all(len(np.unique(labels[side])) == 2 for side in part)]
+    if not parts:
+        say(f"too few groups for inner folds with both classes: C {_UNASKED:g}")
+        return _fit(features, labels, _UNASKED), _UNASKED
     scores = []
     for penalty in PENALTIES:
         each = [auc(labels[held], _fit(features[rest], labels[rest], penalty).logits(features[held])) for rest, held in parts]
         scores.append(float(np.mean(each)))
     chosen = PENALTIES[int(np.argmax(scores))]
     shown = ", ".join(f"C {penalty:g}: {score:.4f}" for penalty, score in zip(PENALTIES, scores, strict=True))
-    say(f"mean AUC of {_INNER_FOLDS} inner folds by group: {shown}; chosen: C {chosen:g}")
+    say(f"mean AUC of {len(parts)} inner folds by group: {shown}; chosen: C {chosen:g}")
     return _fit(features, labels, chosen), chosen
 
 

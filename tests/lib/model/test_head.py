@@ -47,6 +47,15 @@ def test_the_penalty_is_chosen_with_groups_kept_apart() -> None:
     assert best_inner_score(groups) < 0.7
 
 
+def test_with_too_few_groups_the_penalty_is_not_asked_for() -> None:
+    features, labels, groups = drawn(60)
+    said: list[str] = []
+    head, penalty = fit_head(features, labels, np.zeros(60), seed=0, say=said.append)
+    assert penalty == 1e-2 and "too few groups" in said[0] and np.isfinite(head.logits(features)).all()
+    lone = np.where(labels == 1, 0, 1 + groups)  # all of the tumour in one group: no inner fold has both classes on both sides
+    assert fit_head(features, labels, lone, seed=0, say=said.append)[1] == 1e-2
+
+
 def test_a_head_comes_back_from_its_file(tmp_path: Path) -> None:
     features, labels, groups = drawn()
     head, _ = fit_head(features, labels, groups, seed=0, say=lambda text: None)
