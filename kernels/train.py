@@ -1,20 +1,27 @@
 """Train the members of one fold and predict the tiles they have not seen."""
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 
 from lib.data import prepared
 from lib.data.folds import fold_report, fold_table_csv, fold_table_id, groups_of, make_folds
 from lib.data.shared import SharedMemory
 from lib.files import write_whole
+from lib.inference.members import groups_of_one_pass, members_of
+from lib.inference.pseudo import choose_confident, find_teacher
+from lib.metrics import probability
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.model.features import find_features
+from lib.model.predict import predict_on_all
 from lib.model.weights import find_weights
-from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+from lib.session import Session, choose_devices, describe_devices, find_output, find_outputs, preflight, run_kernel
 from lib.training.fold import FoldTask
 from lib.training.frozen import train_head
 from lib.training.workers import clear_progress, train_fold
@@ -58,7 +65,8 @@ def recipe(session: Session) -> None:
                 task, features.train, groups, folder=session.working, say=session.say, replace=session.withdraw_record
             )
     else:
-        task = _with_tiles(task, session, data)
+        guessed = _guess(session, data, devices, table_id)
+        task = _with_tiles(task, session, data, guessed)
         with session.stage("train"):
             trained = train_fold(
                 task,
@@ -79,8 +87,9 @@ def recipe(session: Session) -> None:
     )
     session.withdraw_record()
     write_whole(session.working / FOLD_TABLE, fold_table_csv(folds))
-    if config.weights == "pretrain":
-        scores["transductive"] = True  # the encoder saw the tiles of the fold, without their labels
+    if config.weights == "pretrain" or config.pseudo_labels:
+        scores["transductive"] = True  # the encoder saw the fold's tiles without labels, or test tiles were learnt from
+    scores["pseudo_labelled"] = len(task.folds) - len(data.train)
     scores["groups"] = len(set(groups))
     session.leave(
         {**names, FOLD_TABLE: False},
@@ -95,14 +104,68 @@ def recipe(session: Session) -> None:
     clear_progress(session.working, task)
 
 
-def _with_tiles(task: FoldTask, session: Session, data: prepared.Prepared) -> FoldTask:
+def _with_tiles(task: FoldTask, session: Session, data: prepared.Prepared, guessed: pd.DataFrame | None) -> FoldTask:
+    """The task with its tiles, in memory that workers share; after them the test tiles whose labels were guessed."""
     # A network, its gradients and AdamW's moments are small beside the tiles; 2 GiB cover libraries and activations.
-    size = data.bytes_of(prepared.TRAIN_TILES)
-    preflight(session, disk=1 << 30, memory=size + (2 << 30))
+    own = data.bytes_of(prepared.TRAIN_TILES)
+    extra = 0 if guessed is None else len(guessed)
+    rows = len(data.train) + extra
+    preflight(session, disk=1 << 30, memory=own + (data.bytes_of(prepared.TEST_TILES) if extra else 0) + (2 << 30))
     memory = SharedMemory()  # one copy for all workers
-    with session.stage("read the tiles", note=f"{size / (1 << 20):,.0f} MiB"):
-        tiles = data.read_tiles(prepared.TRAIN_TILES, allocate=memory.allocate)
-    return replace(task, tiles=tiles, memory=memory)
+    tiles = memory.allocate(rows * prepared.TILE_BYTES).reshape(rows, *prepared.TILE_SHAPE)
+    with session.stage("read the tiles", note=f"{tiles.nbytes / (1 << 20):,.0f} MiB"):
+        data.read_tiles(prepared.TRAIN_TILES, allocate=lambda size: tiles.reshape(-1)[:size])
+        if guessed is not None:
+            tiles[len(data.train) :] = data.read_tiles(prepared.TEST_TILES)[guessed["row"]]
+    if guessed is None:
+        return replace(task, tiles=tiles, memory=memory)
+    labelled = guessed.assign(id=data.test["id"].to_numpy()[guessed["row"]])[["id", "label"]]
+    text = labelled.to_csv(index=False)
+    return replace(
+        task,
+        tiles=tiles,
+        memory=memory,
+        index=pd.concat([task.index[["id", "label"]], labelled], ignore_index=True),
+        folds=np.concatenate([task.folds, np.full(len(labelled), -1)]),
+        extra_id=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def _guess(session: Session, data: prepared.Prepared, devices: list[torch.device], table_id: str) -> pd.DataFrame | None:
+    """Labels of test tiles, by the members of this very fold of another experiment; None where none are asked for."""
+    config, parameters = session.parameters.config, session.parameters
+    if not config.pseudo_labels:
+        return None
+    teacher = find_teacher(
+        find_outputs(session.input, "train"),
+        experiment=config.pseudo_labels,
+        fold=parameters.fold,
+        data_id=data.data_id,
+        fold_table_id=table_id,
+    )
+    tiles = data.read_tiles(prepared.TEST_TILES)
+    logits = []
+    with session.stage("label test tiles", note=teacher.name):
+        for group in groups_of_one_pass(list(members_of(teacher))):
+            each = group[0].config
+            logits.append(
+                predict_on_all(
+                    [member.load() for member in group],
+                    tiles,
+                    views=each.views,
+                    batch_size=each.prediction_batch,
+                    devices=devices,
+                    precision=each.precision,
+                )
+            )
+    chances = probability(np.concatenate(logits, axis=1)).mean(axis=1)
+    guessed = choose_confident(chances, share=config.pseudo_share, prevalence=float(data.train["label"].mean()))
+    sure = [chances[guessed["row"][guessed["label"] == label]] for label in (0, 1)]
+    session.say(
+        f"{len(guessed):,} of {len(tiles):,} test tiles labelled by {teacher.name}: {len(sure[0]):,} without tumour (probability "
+        f"at most {sure[0].max(initial=0):.3f}), {len(sure[1]):,} with (at least {sure[1].min(initial=1):.3f})"
+    )
+    return guessed
 
 
 def main(parameters: Mapping[str, Any]) -> int:

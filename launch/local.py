@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launch.build import Built, build
 from launch.errors import LaunchError
-from launch.plan import GPU_SESSIONS, ROOT, Experiment, Kernel, plan_kernels
+from launch.plan import GPU_SESSIONS, ROOT, Experiment, Kernel, plan_kernels, with_teachers
 from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
 from launch.summary import Summary, print_summary, summarise
 from lib.files import write_whole
@@ -247,7 +247,7 @@ def local(
             "fetch it with build_kernel.py download, or name another folder with --data"
         )
     attached = attached_datasets(attach, owner)
-    encoders = [e.config.backbone for e in experiments if e.config.weights == "timm"]
+    encoders = [e.config.backbone for e in with_teachers(experiments) if e.config.weights == "timm"]
     if encoders and not has_weights(WEIGHTS_FOLDER, encoders):
         fetch_weights(experiments, owner=owner, say=say)
     built = build(experiments, out=out / "build", owner=owner, datasets=tuple(attached), average=average)

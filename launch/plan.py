@@ -16,6 +16,7 @@ WEIGHTS_SLUG = "hcd-weights"
 GPU_SESSIONS, CPU_SESSIONS = 2, 5  # what Kaggle runs at a time for one account
 ENCODERS_SLUG = "hcd-encoders"  # a dataset with the output of a weights kernel that ran on the user's machine
 # Knobs that decide what the prepare kernel leaves; experiments of one build must agree on them.
+FOLD_KNOBS = ("split", "folds", "seed", "stain_groups", "slide_map")  # what a fold table is a function of
 PREPARE_KNOBS = ("verify", "stain_groups", "slide_map", "seed")
 
 
@@ -60,6 +61,7 @@ class Experiment:
 
     name: str
     config: Config
+    teacher: "Experiment | None" = None  # whose folds label test tiles for those of this one
 
 
 def experiment_names(root: Path = ROOT) -> list[str]:
@@ -110,6 +112,11 @@ def load_experiment(name: str, overrides: Sequence[str] = (), *, root: Path = RO
     Raises:
         LaunchError: there is no such experiment, or the values cannot be used.
     """
+    found = _own_values(name, overrides, root)
+    return replace(found, teacher=_teacher(found.name, found.config, root)) if found.config.pseudo_labels else found
+
+
+def _own_values(name: str, overrides: Sequence[str], root: Path) -> Experiment:
     path = root / "experiments" / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(experiment_names(root))
@@ -120,6 +127,27 @@ def load_experiment(name: str, overrides: Sequence[str] = (), *, root: Path = RO
     except ConfigError as error:
         raise LaunchError(str(error)) from error
     return Experiment(name if changed == config else f"{name}-{changed.hash[:6]}", changed)
+
+
+def _teacher(name: str, config: Config, root: Path) -> Experiment:
+    """The experiment whose folds label test tiles.
+
+    Raises:
+        LaunchError: it cannot be used, is this one, takes pseudo-labels itself, or has other folds.
+    """
+    teacher = _own_values(config.pseudo_labels, (), root)
+    problems = []
+    if teacher.config.pseudo_labels:
+        problems.append(f"{teacher.name} takes pseudo-labels itself")
+    if teacher.config.tune == "head":
+        problems.append(f"{teacher.name} has a frozen encoder, whose folds have no network to ask")
+    for knob in FOLD_KNOBS:
+        theirs, ours = getattr(teacher.config, knob), getattr(config, knob)
+        if theirs != ours:
+            problems.append(f"{knob} is {theirs!r} there and {ours!r} here: its fold k saw tiles of this one's fold k")
+    if problems:
+        raise LaunchError(f"{name}: pseudo_labels = {config.pseudo_labels} cannot be used:\n  - " + "\n  - ".join(problems))
+    return teacher
 
 
 def plan_kernels(
@@ -145,7 +173,8 @@ def plan_kernels(
     configs = tuple(experiment.config for experiment in experiments)
     attached = tuple(datasets)
     kernels = []
-    encoders = tuple(dict.fromkeys(config.backbone for config in configs if config.weights == "timm"))
+    asked = with_teachers(experiments)
+    encoders = tuple(dict.fromkeys(e.config.backbone for e in asked if e.config.weights == "timm"))
     uploaded = any(dataset.split("/")[-1] == ENCODERS_SLUG for dataset in datasets)
     if encoders and not uploaded:
         kernels.append(
@@ -160,16 +189,17 @@ def plan_kernels(
         )
     prepare = Kernel(
         kind="prepare",
-        slug=_prepare_slug(configs),
+        slug=_prepare_slug([experiment.config for experiment in asked]),
         experiments=(),
-        configs=(_prepare_config(configs),),
+        configs=(_prepare_config([experiment.config for experiment in asked]),),
         competition=True,
         datasets=attached,
     )
     kernels.append(prepare)
     chosen = [_chosen_folds(experiment, folds) for experiment in experiments]
     trained, embedded = [], []
-    for experiment, numbers in zip(experiments, chosen, strict=True):
+    for experiment in asked:
+        numbers = _chosen_folds(experiment, folds)
         weights = (WEIGHTS_SLUG,) if experiment.config.weights == "timm" and not uploaded else ()
         if experiment.config.weights == "pretrain":
             weights = (f"hcd-{experiment.name}-pretrain",)
@@ -207,7 +237,7 @@ def plan_kernels(
                     configs=(experiment.config,),
                     fold=fold,
                     needs_gpu=not frozen,
-                    sources=(prepare.slug, *weights),
+                    sources=(prepare.slug, *weights, *_teachers_fold(experiment, fold)),
                     datasets=attached,
                 )
             )
@@ -221,11 +251,25 @@ def plan_kernels(
             folds=tuple(chosen),
             needs_gpu=any(config.tune == "all" for config in configs),
             competition=True,
-            sources=(prepare.slug, *embedded, *(fold.slug for fold in trained)),
+            sources=(prepare.slug, *embedded, *(fold.slug for fold in trained if fold.experiments[0] in names)),
             average=average,
         )
     )
     return kernels
+
+
+def with_teachers(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """The experiments, each after the one that labels test tiles for it; none twice."""
+    found: dict[str, Experiment] = {}
+    for experiment in experiments:
+        for each in (experiment.teacher, experiment):
+            if each is not None:
+                found.setdefault(each.name, each)
+    return list(found.values())
+
+
+def _teachers_fold(experiment: Experiment, fold: int) -> tuple[str, ...]:
+    return () if experiment.teacher is None else (f"hcd-{experiment.teacher.name}-fold-{fold}",)
 
 
 def _chosen_folds(experiment: Experiment, folds: Sequence[int] | None) -> tuple[int, ...]:

@@ -155,6 +155,15 @@ class Config:
         high=12.0,
     )
 
+    pseudo_labels: str = _knob(
+        "",
+        "name of another experiment: fold k learns from test tiles, too, with the labels that fold k of that experiment gives "
+        "them (a declared variant: what comes of it is transductive); empty: not",
+    )
+    pseudo_share: float = _knob(
+        0.5, "share of the test tiles that are used: the most confident ones of each class", low=0.01, high=1.0
+    )
+
     # Self-supervised pretraining, for weights = pretrain
     pretrain_epochs: int = _knob(40, "passes over the tiles", low=1, high=10_000)
     pretrain_batch: int = _knob(256, "tiles per optimiser step, of all cards together, each seen twice", low=8, high=8192)
@@ -199,6 +208,8 @@ class Config:
             problems.append(f"warmup_epochs = {self.warmup_epochs} leaves nothing of epochs = {self.epochs}")
         if not problems and self.freeze_epochs >= self.epochs:
             problems.append(f"freeze_epochs = {self.freeze_epochs} leaves nothing of epochs = {self.epochs}")
+        if not problems and self.tune == "head" and self.pseudo_labels:
+            problems.append("pseudo_labels with tune = head: only networks that learn take them")
         if not problems and self.tune == "head":
             problems += self._problems_of_a_head()
         if not problems and self.schedule == "one_cycle" and self.warmup_epochs:

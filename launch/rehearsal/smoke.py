@@ -19,7 +19,7 @@ from launch.client import Patience, connect
 from launch.errors import LaunchError
 from launch.ledger import campaign_lock
 from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy
-from launch.plan import Experiment
+from launch.plan import Experiment, with_teachers
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.server import Server
 from launch.rehearsal.service import LoopbackKaggle, Settings
@@ -111,7 +111,7 @@ def _rehearse(
     say(f"rehearsal in {out}: the kernels are isolated by {isolation()}")
     with ExitStack() as stack:
         environment = dict(os.environ)
-        if encoders := [experiment.config.backbone for experiment in experiments if experiment.config.weights == "timm"]:
+        if encoders := [each.config.backbone for each in with_teachers(experiments) if each.config.weights == "timm"]:
             from launch.rehearsal.hub import Hub
 
             hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=WEIGHTS_FOLDER, say=say))

@@ -54,6 +54,7 @@ class FoldTask:
         fold_table_id: of the fold table.
         bundle_id: of the code: a member begun by other code is begun anew.
         weights: `folder` or `file` for `build_network`, or empty.
+        extra_id: hash of what is learnt from besides the index's own tiles, such as pseudo-labels; such rows have fold -1.
         memory: what the tiles lie in, where other processes may map it.
         until: when all members must be done, on the monotonic clock; infinite where no clock binds.
     """
@@ -68,6 +69,7 @@ class FoldTask:
     fold_table_id: str
     bundle_id: str
     weights: dict[str, Path]
+    extra_id: str = ""
     memory: SharedMemory | None = None
     until: float = math.inf
 
@@ -99,6 +101,7 @@ class FoldTask:
             "bundle": self.bundle_id,
             "weights": sources,
             "processes": processes,
+            "extra": self.extra_id,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -149,6 +149,7 @@ def _supervise(task: FoldTask, crews: list[_Crew], *, folder: Path, say: Callabl
             "data_id": task.data_id,
             "fold_table_id": task.fold_table_id,
             "bundle_id": task.bundle_id,
+            "extra_id": task.extra_id,
             "weights": {name: str(path.resolve()) for name, path in task.weights.items()},
             "until": None if math.isinf(task.until) else task.until,
             "started": time.monotonic() if started is None else started,
@@ -238,6 +239,7 @@ def _work(place: Path, orders: dict[str, Any]) -> None:
         data_id=facts["data_id"],
         fold_table_id=facts["fold_table_id"],
         bundle_id=facts["bundle_id"],
+        extra_id=facts["extra_id"],
         weights={name: Path(path) for name, path in facts["weights"].items()},
         until=math.inf if facts["until"] is None else facts["until"],
     )

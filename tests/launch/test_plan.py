@@ -81,3 +81,32 @@ def test_the_average_belongs_to_inference_alone() -> None:
     plain, other = (plan_kernels([load_experiment("smoke")], average=how) for how in ("mean", "rank"))
     differing = [one.kind for one, two in zip(plain, other, strict=True) if one != two]
     assert differing == ["inference"]
+
+
+def test_the_folds_of_the_teacher_come_before_those_that_learn_from_them(root: Path) -> None:
+    (root / "experiments" / "student.toml").write_text('backbone = "test_resnet"\nweights = "none"\npseudo_labels = "a"\n')
+    [student] = load_experiments(["student"], root=root)
+    kernels = plan_kernels([student])
+    slugs = [kernel.slug for kernel in kernels]
+    for fold in range(5):
+        own = kernels[slugs.index(f"hcd-student-fold-{fold}")]
+        assert own.sources == ("hcd-prepare", f"hcd-a-fold-{fold}")
+        assert slugs.index(f"hcd-a-fold-{fold}") < slugs.index(own.slug)
+    assert not any("hcd-a-" in source for source in kernels[-1].sources)  # the teacher is not averaged
+    both = plan_kernels(load_experiments(["a", "student"], root=root))
+    assert len(both) == len(kernels) and any("hcd-a-" in source for source in both[-1].sources)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('pseudo_labels = "self"', "takes pseudo-labels itself"),
+        ('pseudo_labels = "z"', "there is no experiment 'z'"),
+        ('pseudo_labels = "a"\nfolds = 3', "folds is 5 there and 3 here"),
+        ('pseudo_labels = "a"\nsplit = "stain"', "split is 'stratified' there and 'stain' here"),
+    ],
+)
+def test_a_teacher_that_cannot_label_says_why(text: str, said: str, root: Path) -> None:
+    (root / "experiments" / "self.toml").write_text(f'backbone = "test_resnet"\nweights = "none"\n{text}\n')
+    with pytest.raises(LaunchError, match=said):
+        load_experiments(["self"], root=root)

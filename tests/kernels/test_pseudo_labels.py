@@ -1,0 +1,65 @@
+"""Pseudo-labels in the kernels: fold k learns from what fold k of another experiment says of test tiles, from nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import workbench
+
+from lib.inference.pseudo import choose_confident
+from lib.metrics import probability
+from lib.model.checkpoint import load_checkpoint
+from lib.model.predict import predict_logits
+
+PREPARE = "notebooks/someone/hcd-prepare"
+
+
+@pytest.fixture
+def teacher(folds: list[Path]) -> str:
+    """The name of the experiment whose folds are at hand."""
+    name: str = json.loads((folds[0] / "run.json").read_text())["experiment"]
+    return name
+
+
+def student(teacher: str, fold: int) -> dict[str, Any]:
+    """The parameters of a fold that learns from a teacher; the names need not stand in experiments/."""
+    parameters = workbench.parameters_of("train", fold=fold)
+    parameters["experiments"] = ["student"]
+    parameters["configs"][0] |= {"pseudo_labels": teacher, "pseudo_share": 0.5}
+    return parameters
+
+
+def test_a_fold_learns_from_its_own_teachers_labels(bench: Any, prepared: Path, folds: list[Path], teacher: str) -> None:
+    import torch
+
+    bench.mount(prepared, PREPARE)
+    bench.mount(folds[0], "notebooks/someone/teacher-0")
+    bench.mount(folds[1], "notebooks/someone/teacher-1")  # it saw the tiles of fold 0, and must not be asked
+    code, said, errors = bench.run("train", parameters=student(teacher, 0))
+    assert (code, errors) == (0, "")
+    tiles = np.load(prepared / "tiles-test.npy")
+    network, _ = load_checkpoint(folds[0] / "fold-0-member-0.safetensors")
+    rows = np.arange(len(tiles))
+    logits = predict_logits(network, tiles, rows, views=1, batch_size=512, device=torch.device("cpu"), precision=torch.float32)
+    train = pd.read_csv(prepared / "index-train.csv", dtype={"id": str})
+    wanted = choose_confident(probability(logits), share=0.5, prevalence=float(train["label"].mean()))
+    assert f"{len(wanted):,} of {len(tiles):,} test tiles labelled by fold 0 of {teacher}" in said
+    record = json.loads((bench.working / "run.json").read_text())
+    assert record["scores"]["pseudo_labelled"] == len(wanted) and record["scores"]["transductive"] is True
+    table = pd.read_csv(bench.working / "oof-0-member-0.csv", dtype={"id": str})
+    own = pd.read_csv(folds[0] / "oof-0-member-0.csv", dtype={"id": str})
+    assert table["id"].tolist() == own["id"].tolist()  # scored on labelled tiles only
+    outside = len(train) - len(own)
+    assert f"{outside + len(wanted):,} tiles to learn from, {len(own):,} out of fold" in said
+    assert not np.array_equal(table["logit"], own["logit"])
+
+
+def test_without_its_own_fold_of_the_teacher_it_refuses(bench: Any, prepared: Path, folds: list[Path], teacher: str) -> None:
+    bench.mount(prepared, PREPARE)
+    bench.mount(folds[1], "notebooks/someone/teacher-1")
+    message = bench.refused("train", parameters=student(teacher, 0))
+    assert f"fold 0 of {teacher}, which pseudo_labels asks for, is not among the inputs" in message
+    assert f"mounted: fold 1 of {teacher}" in message
