@@ -11,11 +11,10 @@ from lib.data import prepared
 from lib.data.competition import read_competition
 from lib.files import write_whole
 from lib.inference.ensemble import EnsembleError, admit, average_members, member_table, read_fold_outputs
-from lib.inference.members import groups_of_one_pass, members_of
+from lib.inference.members import ask_members, members_of
 from lib.inference.submission import check_submission, submission_csv
 from lib.model.features import find_features
 from lib.model.head import load_head
-from lib.model.predict import predict_on_all
 from lib.session import (
     Session,
     choose_devices,
@@ -62,18 +61,7 @@ def recipe(session: Session) -> None:
     if networks:
         preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
         tiles = data.read_tiles(prepared.TEST_TILES)
-    for group in groups_of_one_pass(networks):
-        each = group[0].config
-        with session.stage(f"predict {', '.join(member.name for member in group)}", note=f"{each.views} views"):
-            values = predict_on_all(
-                [member.load() for member in group],
-                tiles,
-                views=each.views,
-                batch_size=each.prediction_batch,
-                devices=devices,
-                precision=each.precision,
-            )
-        by_member |= {member.name: values[:, at] for at, member in enumerate(group)}
+    by_member |= ask_members(networks, tiles, devices=devices, stage=session.stage)
     logits = pd.DataFrame({"id": data.test["id"], **{member.name: by_member[member.name] for member in members}})
     probabilities = average_members(logits, competition.test_ids, how=parameters.average)
     about = pd.DataFrame({member.name: member.facts() for member in members}).T

@@ -14,12 +14,11 @@ from lib.data import prepared
 from lib.data.folds import fold_report, fold_table_csv, fold_table_id, groups_of, make_folds
 from lib.data.shared import SharedMemory
 from lib.files import write_whole
-from lib.inference.members import groups_of_one_pass, members_of
+from lib.inference.members import ask_members, members_of
 from lib.inference.pseudo import choose_confident, find_teacher
 from lib.metrics import probability
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.model.features import find_features
-from lib.model.predict import predict_on_all
 from lib.model.weights import find_weights
 from lib.session import Session, choose_devices, describe_devices, find_output, find_outputs, preflight, run_kernel
 from lib.training.fold import FoldTask
@@ -144,21 +143,8 @@ def _guess(session: Session, data: prepared.Prepared, devices: list[torch.device
         fold_table_id=table_id,
     )
     tiles = data.read_tiles(prepared.TEST_TILES)
-    logits = []
-    with session.stage("label test tiles", note=teacher.name):
-        for group in groups_of_one_pass(list(members_of(teacher))):
-            each = group[0].config
-            logits.append(
-                predict_on_all(
-                    [member.load() for member in group],
-                    tiles,
-                    views=each.views,
-                    batch_size=each.prediction_batch,
-                    devices=devices,
-                    precision=each.precision,
-                )
-            )
-    chances = probability(np.concatenate(logits, axis=1)).mean(axis=1)
+    by_member = ask_members(list(members_of(teacher)), tiles, devices=devices, stage=session.stage)
+    chances = probability(np.stack(list(by_member.values()), axis=1)).mean(axis=1)
     guessed = choose_confident(chances, share=config.pseudo_share, prevalence=float(data.train["label"].mean()))
     sure = [chances[guessed["row"][guessed["label"] == label]] for label in (0, 1)]
     session.say(

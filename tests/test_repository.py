@@ -33,7 +33,7 @@ def test_the_tree_in_the_readme_is_the_tree():
         path.relative_to(ROOT).as_posix()
         for top in ("lib", "launch", "kernels", "experiments", "benchmarks")
         for path in (ROOT / top).rglob("*.*")
-        if path.suffix in (".py", ".toml") and path.name != "__init__.py"
+        if path.suffix in (".py", ".toml", ".md") and path.name != "__init__.py"
     }
     named = tree()
     assert {name for name in named if name.split("/")[0] in ("lib", "launch", "kernels", "experiments", "benchmarks")} == here

@@ -1,13 +1,18 @@
 """The members of an ensemble, and which of them are asked in one pass over the tiles."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from lib.config import Config
 from lib.inference.ensemble import EnsembleError, FoldOutput
 from lib.model.checkpoint import Identity, config_of, load_checkpoint, read_identity
 from lib.model.network import Classifier
+from lib.model.predict import predict_on_all
 
 _AT_A_TIME = 3 << 30  # bytes of weights on a device: a T4 has 14.6 GiB, and activations need theirs
 
@@ -84,3 +89,34 @@ def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:
         groups[key][-1].append(member)
         room[key] -= size
     return [group for of_key in groups.values() for group in of_key]
+
+
+def ask_members(
+    members: Sequence[Member],
+    tiles: np.ndarray,
+    *,
+    devices: Sequence[torch.device],
+    stage: Callable[..., AbstractContextManager[None]],
+) -> dict[str, np.ndarray]:
+    """The logits every member gives the tiles, (N,) float32 by its name.
+
+    Args:
+        members: networks, no heads.
+        tiles: (N, 96, 96, 3) uint8.
+        devices: of one kind.
+        stage: times what is done under a name (lib.session.Session.stage).
+    """
+    found: dict[str, np.ndarray] = {}
+    for group in groups_of_one_pass(members):
+        config = group[0].config
+        with stage(f"predict {', '.join(member.name for member in group)}", note=f"{config.views} views"):
+            values = predict_on_all(
+                [member.load() for member in group],
+                tiles,
+                views=config.views,
+                batch_size=config.prediction_batch,
+                devices=devices,
+                precision=config.precision,
+            )
+        found |= {member.name: values[:, at] for at, member in enumerate(group)}
+    return {member.name: found[member.name] for member in members}
