@@ -9,6 +9,7 @@ import pandas as pd
 
 from lib.data import prepared
 from lib.data.competition import read_competition
+from lib.data.tiff import TILE_SHAPE
 from lib.files import write_whole
 from lib.inference.ensemble import EnsembleError, admit, average_members, member_table, read_fold_outputs
 from lib.inference.members import ask_members, members_of
@@ -57,7 +58,7 @@ def recipe(session: Session) -> None:
         features = find_features(session, member.config, data_id=data.data_id)
         by_member[member.name] = load_head(member.path)[0].logits(features.test)
     networks = [member for member in members if member.config.tune != "head"]
-    tiles = np.empty((0, *prepared.TILE_SHAPE), dtype=np.uint8)
+    tiles = np.empty((0, *TILE_SHAPE), dtype=np.uint8)
     if networks:
         preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
         tiles = data.read_tiles(prepared.TEST_TILES)

@@ -8,7 +8,9 @@ import numpy as np
 
 from lib.data import prepared
 from lib.data.competition import data_id, read_competition
-from lib.report.figures import brightness_histogram, contact_sheet
+from lib.data.exploration import describe_tiles, explore, outliers
+from lib.data.groups import FEATURES
+from lib.report.figures import brightness_histogram, contact_sheet, group_scatter, outlier_sheet, stain_histograms
 from lib.session import Session, find_competition, find_file, preflight, run_kernel
 
 
@@ -32,15 +34,20 @@ def recipe(session: Session) -> None:
         session.say(f"{name}: {store.tiles:,} tiles, {len(store.mismatches):,} not what their SHA-1 says{wrong}")
     builders = {name: builder for name, (builder, _) in stores.items()}
     with session.stage("describe the tiles and group them by stain"):
-        train = prepared.describe_tiles(builders[prepared.TRAIN_TILES].part, with_stain=True)
-        test = prepared.describe_tiles(builders[prepared.TEST_TILES].part, with_stain=False)
+        train = describe_tiles(builders[prepared.TRAIN_TILES].part, with_stain=True)
+        test = describe_tiles(builders[prepared.TEST_TILES].part, with_stain=False)
         index = prepared.index_table(competition, train.features, config, slide_map)
         results = {name: result for name, (_, result) in stores.items()}
-        eda = prepared.explore(index, train, test, results, config)
+        eda = explore(index, train, test, results, config, test_ids=competition.test_ids)
     groups = eda["stain_groups"]
     session.say(
         f"{groups['number']} stain groups of {groups['smallest']:,} to {groups['largest']:,} tiles; "
         f"the group number alone reaches AUC {groups['auc_of_group_number']:.4f}"
+    )
+    copies = eda["near_copies"]
+    session.say(
+        f"{copies['pairs']:,} pairs of tiles that look the same, {copies['between_labelled_and_test']:,} of them between "
+        f"labelled and test tiles, {copies['with_another_label']:,} with different labels"
     )
 
     with session.stage("draw the figures"):
@@ -49,6 +56,9 @@ def recipe(session: Session) -> None:
         session.withdraw_record()
         contact_sheet(tiles, labels, working / prepared.SHEET, seed=config.seed)
         brightness_histogram(train.means, labels, working / prepared.BRIGHTNESS)
+        outlier_sheet(tiles, outliers(train), working / prepared.OUTLIERS)
+        group_scatter(groups["table"], working / prepared.GROUPS)
+        stain_histograms(train.features, FEATURES, labels, working / prepared.STAINS)
     names = prepared.publish(working, competition=competition, index=index, eda=eda, builders=builders)
     hashes = {name: result.sha256 for name, result in results.items()}
     session.leave(names, hashes=hashes, data_id=data_id(index), label_set=[0, 1], devices=["CPU"], scores={"eda": eda})

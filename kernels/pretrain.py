@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lib.data import prepared
+from lib.data.tiff import TILE_SHAPE
 from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
 from lib.training.pretrain import HISTORY, UNFINISHED, PretrainTask, pretrain
 
@@ -25,7 +26,7 @@ def recipe(session: Session) -> None:
     names = [prepared.TRAIN_TILES, *([prepared.TEST_TILES] if config.pretrain_tiles == "all" else [])]
     preflight(session, disk=2 << 30, memory=sum(data.bytes_of(name) for name in names) + (2 << 30))
     rows = len(data.train) + (len(data.test) if len(names) > 1 else 0)
-    tiles = np.empty((rows, *prepared.TILE_SHAPE), dtype=np.uint8)
+    tiles = np.empty((rows, *TILE_SHAPE), dtype=np.uint8)
     with session.stage("read the tiles", note=f"{tiles.nbytes / (1 << 20):,.0f} MiB"):
         begin = 0
         for name in names:

@@ -13,6 +13,7 @@ import torch
 from lib.data import prepared
 from lib.data.folds import fold_report, fold_table_csv, fold_table_id, groups_of, make_folds
 from lib.data.shared import SharedMemory
+from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.files import write_whole
 from lib.inference.members import ask_members, members_of
 from lib.inference.pseudo import choose_confident, find_teacher
@@ -46,7 +47,7 @@ def recipe(session: Session) -> None:
         experiment=parameters.experiment,
         config=config,
         fold=parameters.fold,
-        tiles=np.empty((0, *prepared.TILE_SHAPE), dtype=np.uint8),
+        tiles=np.empty((0, *TILE_SHAPE), dtype=np.uint8),
         index=data.train,
         folds=folds["fold"].to_numpy(),
         data_id=data.data_id,
@@ -111,7 +112,7 @@ def _with_tiles(task: FoldTask, session: Session, data: prepared.Prepared, guess
     rows = len(data.train) + extra
     preflight(session, disk=1 << 30, memory=own + (data.bytes_of(prepared.TEST_TILES) if extra else 0) + (2 << 30))
     memory = SharedMemory()  # one copy for all workers
-    tiles = memory.allocate(rows * prepared.TILE_BYTES).reshape(rows, *prepared.TILE_SHAPE)
+    tiles = memory.allocate(rows * TILE_BYTES).reshape(rows, *TILE_SHAPE)
     with session.stage("read the tiles", note=f"{tiles.nbytes / (1 << 20):,.0f} MiB"):
         data.read_tiles(prepared.TRAIN_TILES, allocate=lambda size: tiles.reshape(-1)[:size])
         if guessed is not None:

@@ -1,9 +1,7 @@
 """What the prepare kernel leaves and every later kernel reads."""
 
 import json
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ import pandas as pd
 
 from lib.config import Config
 from lib.data.competition import Competition, data_id
-from lib.data.groups import FEATURES, group_auc, read_slide_map, stain_features, stain_groups
-from lib.data.store import BuiltStore, StoreBuilder, StoreError, array_layout, read_array
-from lib.data.tiff import TILE_BYTES, TILE_SHAPE
+from lib.data.groups import read_slide_map, stain_groups
+from lib.data.store import BuiltStore, StoreBuilder, StoreError, read_array
 from lib.errors import KernelError
 from lib.files import write_whole
 from lib.run_record import RunRecord, read_run_record
@@ -23,11 +20,9 @@ from lib.run_record import RunRecord, read_run_record
 TRAIN_TILES, TEST_TILES = "tiles-train.npy", "tiles-test.npy"
 TRAIN_INDEX, TEST_INDEX = "index-train.csv", "index-test.csv"
 SAMPLE, EDA = "sample_submission.csv", "eda.json"
-SHEET, BRIGHTNESS = "tiles.png", "brightness.png"
+SHEET, BRIGHTNESS, OUTLIERS = "tiles.png", "brightness.png", "outliers.png"
+GROUPS, STAINS = "groups.png", "stains.png"
 _READERS = 32  # threads: the mounted network file system answers slowly, and many questions at a time
-_PIECE = 512  # tiles a thread describes at a time: 14 MiB, and about 80 MiB for their stain features
-_CORES = 8  # at most: more would take memory, not time
-_CACHED = 8  # tiles, 0.9 MiB as float32: what a core's cache holds
 
 
 class PreparedError(KernelError):
@@ -109,47 +104,6 @@ def bytes_to_write(competition: Competition, folder: Path) -> int:
     return total
 
 
-@dataclass(frozen=True)
-class Description:
-    """Statistics of the tiles: for eda.json, for the groups, for the figures."""
-
-    means: np.ndarray  # (N, 3) mean of each channel, 0 to 255
-    deviations: np.ndarray  # (N, 3) standard deviation of each channel
-    features: np.ndarray  # (N, 7) of lib.data.groups; empty for test tiles
-
-
-def describe_tiles(path: Path, *, with_stain: bool) -> Description:
-    """One pass over an array, some tiles at a time on every core; plain reads, because mapped pages count as memory in use."""
-    tiles, start = array_layout(path)
-
-    def describe(at: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        count = min(_PIECE, tiles - at)
-        pixels = np.fromfile(path, dtype=np.uint8, count=count * TILE_BYTES, offset=start + at * TILE_BYTES)
-        piece = pixels.reshape(count, *TILE_SHAPE)
-        return (*_colours(piece), stain_features(piece) if with_stain else np.empty((0, len(FEATURES))))
-
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _CORES)) as pool:
-        means, deviations, features = zip(*pool.map(describe, range(0, tiles, _PIECE)), strict=True)
-    return Description(np.concatenate(means), np.concatenate(deviations), np.concatenate(features))
-
-
-def _colours(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel, twice (N, 3), exact: the sums are whole numbers, however they are added.
-
-    Down a column of 96 pixels the squares add up to 6.2 million at most, which float32 still holds exactly; float64 from the
-    start takes ten times as long.
-    """
-    area = tiles.shape[1] * tiles.shape[2]
-    sums, squares = np.empty((2, len(tiles), 3))
-    for at in range(0, len(tiles), _CACHED):
-        part = tiles[at : at + _CACHED].astype(np.float32)  # (b, H, W, 3)
-        sums[at : at + _CACHED] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
-        part *= part
-        squares[at : at + _CACHED] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
-    means = sums / area
-    return means, np.sqrt(np.maximum(squares / area - means**2, 0))
-
-
 def index_table(competition: Competition, features: np.ndarray, config: Config, slide_map: Path | None) -> pd.DataFrame:
     """row, id, label, stain_group, slide of the training tiles."""
     train = competition.train
@@ -165,46 +119,6 @@ def index_table(competition: Competition, features: np.ndarray, config: Config, 
             "slide": slides,
         }
     )
-
-
-def explore(
-    index: pd.DataFrame, train: Description, test: Description, stores: dict[str, BuiltStore], config: Config
-) -> dict[str, Any]:
-    """eda.json: counts, colours, outliers, mismatches, and what the group number alone is worth."""
-    labels, groups = index["label"].to_numpy(), index["stain_group"].to_numpy()
-
-    def colours(description: Description) -> dict[str, Any]:
-        dark, flat = description.means.max(axis=1) < 10, description.deviations.max(axis=1) < 2
-        mean = description.means.mean(axis=0)
-        spread = np.sqrt((description.deviations**2 + (description.means - mean) ** 2).mean(axis=0))
-        return {
-            "tiles": len(description.means),
-            "mean": [round(float(value) / 255, 6) for value in mean],
-            "std": [round(float(value) / 255, 6) for value in spread],
-            "black": int(dark.sum()),
-            "blank": int((flat & ~dark).sum()),
-        }
-
-    def worth(names: np.ndarray) -> float | None:
-        value = group_auc(labels, names, seed=config.seed)
-        return None if np.isnan(value) else value
-
-    sizes = np.bincount(groups)
-    return {
-        "train": {**colours(train), "positives": int(labels.sum()), "positive_share": round(float(labels.mean()), 6)},
-        "test": colours(test),
-        "mismatches": {name: store.mismatches for name, store in stores.items()},
-        "stain_groups": {
-            "number": len(sizes),
-            "smallest": int(sizes.min()),
-            "largest": int(sizes.max()),
-            "auc_of_group_number": worth(groups),
-        },
-        "slides": {
-            "number": int(index.loc[index["slide"] != "", "slide"].nunique()),
-            "auc_of_slide_number": worth(index["slide"].to_numpy()) if (index["slide"] != "").any() else None,
-        },
-    }
 
 
 def publish(
@@ -231,5 +145,5 @@ def publish(
         SAMPLE: True,
         EDA: True,
         SHEET: True,
-        BRIGHTNESS: True,
+        **dict.fromkeys((BRIGHTNESS, OUTLIERS, GROUPS, STAINS), True),
     }

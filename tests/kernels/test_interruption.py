@@ -263,7 +263,6 @@ def test_prepare_killed_after_its_record_keeps_its_output_when_the_next_run_fail
     bench: Any, competition: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The moment between run.json and the journals' removal; then a run that cannot come to its end."""
-    import lib.data.prepared
 
     bench.mount(competition, workbench.COMPETITION)
     with monkeypatch.context() as patched:
@@ -273,7 +272,7 @@ def test_prepare_killed_after_its_record_keeps_its_output_when_the_next_run_fail
     def fail(*_: object, **__: object) -> None:
         raise store.StoreError("something else went wrong")
 
-    monkeypatch.setattr(lib.data.prepared, "describe_tiles", fail)
+    monkeypatch.setattr("kernels.prepare.describe_tiles", fail)
     bench.refused("prepare")
 
 

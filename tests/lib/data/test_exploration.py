@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lib.config import Config
-from lib.data.prepared import describe_tiles, explore
+from lib.data.exploration import THUMB, describe_tiles, explore, near_copies, outliers
 from lib.data.store import BuiltStore
 
 
@@ -27,11 +27,12 @@ def _explore(array: Path, labels: np.ndarray, slides: list[str] | None = None) -
     index = pd.DataFrame(
         {"id": [str(n) for n in range(40)], "label": labels, "stain_group": np.arange(40) % 4, "slide": slides or [""] * 40}
     )
-    return explore(index, description, description, {"tiles.npy": BuiltStore(tiles=40, mismatches=["3"])}, Config())
+    stores = {"tiles.npy": BuiltStore(tiles=40, mismatches=["3"])}
+    return explore(index, description, description, stores, Config(), test_ids=[f"t{n}" for n in range(40)])
 
 
 def test_means_and_deviations_are_those_of_all_pixels(array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib.data.prepared._PIECE", 7)
+    monkeypatch.setattr("lib.data.exploration._PIECE", 7)
     tiles = np.load(array)
     found = describe_tiles(array, with_stain=False)
     np.testing.assert_allclose(found.means, tiles.mean(axis=(1, 2)), rtol=1e-9)
@@ -56,9 +57,9 @@ def test_what_is_undefined_is_left_out_of_a_record_not_written_as_nan(array: Pat
 
 def test_a_description_does_not_depend_on_the_pieces(array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = describe_tiles(array, with_stain=True)
-    monkeypatch.setattr("lib.data.prepared._CACHED", 3)
+    monkeypatch.setattr("lib.data.exploration._CACHED", 3)
     again = describe_tiles(array, with_stain=True)
-    for name in ("means", "deviations", "features"):
+    for name in ("means", "deviations", "focus", "thumbs", "features"):
         assert getattr(whole, name).tobytes() == getattr(again, name).tobytes()
     assert describe_tiles(array, with_stain=False).features.shape == (0, 7)
 
@@ -71,3 +72,44 @@ def test_sums_are_exact_where_they_are_largest(tmp_path: Path) -> None:
     square = (tiles.astype(np.int64) ** 2).sum(axis=(1, 2)) / 9216
     assert np.array_equal(found.means, tiles.sum(axis=(1, 2), dtype=np.int64) / 9216)
     assert np.array_equal(found.deviations, np.sqrt(np.maximum(square - found.means**2, 0)))
+
+
+def test_focus_is_the_variance_of_the_laplacian_and_falls_with_blur(tmp_path: Path) -> None:
+    from scipy.ndimage import gaussian_filter, laplace
+
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3))
+    tiles = np.stack([noise, gaussian_filter(noise, (1, 1, 0)), gaussian_filter(noise, (4, 4, 0))]).astype(np.uint8)
+    np.save(tmp_path / "tiles.npy", tiles)
+    found = describe_tiles(tmp_path / "tiles.npy", with_stain=False).focus
+    grey = tiles @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(found, [laplace(tile)[1:-1, 1:-1].var() for tile in grey], rtol=1e-4)
+    assert found[0] > 10 * found[1] > 100 * found[2]
+
+
+def test_outliers_are_the_furthest_first(tmp_path: Path, random_tiles: Callable[..., np.ndarray]) -> None:
+    tiles = random_tiles(20)
+    tiles[3], tiles[7], tiles[11] = 0, 255, 0
+    tiles[5] = tiles[5] // 40 * 4 + 120
+    np.save(tmp_path / "tiles.npy", tiles)
+    found = outliers(describe_tiles(tmp_path / "tiles.npy", with_stain=False))
+    assert found["darkest"][:2] == [3, 11] and found["lightest"][0] == 7
+    assert set(found["plainest"][:3]) == {3, 7, 11}
+    assert found["blurred"][0] == 5  # what has no contrast at all is not called blurred
+
+
+def test_copies_are_found_and_told_from_lookalikes(array: Path) -> None:
+    """A copy, one with a little noise, one shifted by a cell, and plain tiles that all look alike."""
+    generator = np.random.default_rng(2)
+    thumbs = generator.integers(0, 256, (40, THUMB, THUMB), dtype=np.uint8)
+    thumbs[9] = thumbs[2]
+    thumbs[30] = np.clip(thumbs[4].astype(int) + (np.arange(THUMB) % 2), 0, 255)
+    thumbs[17] = np.roll(thumbs[5], 1, axis=1)
+    thumbs[20:25] = 240
+    assert near_copies(thumbs) == [(2, 9), (4, 30)]
+    eda = _explore(array, np.arange(40) % 2)  # the test tiles are the labelled ones once more; two of them are plain
+    assert eda["near_copies"]["pairs"] == eda["near_copies"]["between_labelled_and_test"] == 38
+    assert eda["near_copies"]["examples"][0] == ["2", "t2"] and eda["near_copies"]["with_another_label"] == 0
+
+
+def test_no_tile_has_no_copy() -> None:
+    assert near_copies(np.empty((0, THUMB, THUMB), np.uint8)) == []
