@@ -695,7 +695,7 @@ def test_the_inference_script_itself(tmp_path: Path, built: Built, competition: 
     workbench.mount(inputs, folds[0], "notebooks/someone/b")
     done = workbench.run(script, working=working, inputs=inputs)
     assert (done.returncode, done.stderr) == (0, "")
-    assert set(workbench.outputs(working)) == {"run.json", "submission.csv", "members.csv"}
+    assert set(workbench.outputs(working)) == {"run.json", "submission.csv", "members.csv", "ensemble.csv", "correlations.csv"}
     wanted = pd.read_csv(competition / "sample_submission.csv")["id"].tolist()
     assert pd.read_csv(working / "submission.csv")["id"].tolist() == wanted
 
@@ -744,7 +744,13 @@ def test_data_that_are_no_competition(subcommand: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["biuld"], ["build", "--otu", "x"], ["smoke", "--tiles", "many"], ["smoke", "a", "b"], ["smoke", "--folds", "1"]],
+    [
+        ["biuld"],
+        ["build", "--otu", "x"],
+        ["smoke", "--tiles", "many"],
+        ["doctor", "--average", "mean"],
+        ["smoke", "--folds", "1"],
+    ],
 )
 def test_wrong_use_is_exit_code_2(arguments: list[str]) -> None:
     done = command(*arguments)

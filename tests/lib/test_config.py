@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from lib.config import Config, ConfigError, apply_overrides, config_from_dict, parse_toml
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-ROOMY = Config(epochs=1000)  # leaves room for every warm-up
+ROOMY = Config(epochs=1000, members=1)  # leaves room for every warm-up, and for a frozen encoder
 _TEXTS = {
     "backbone": ["resnet18.tv_in1k", "hf-hub:someone/thing", "test_vit"],
     "weights": ["none", "encoder.safetensors"],
+    "pseudo_labels": ["smoke", "strong-12ab34"],
     "slide_map": ["slides.csv", "a file.csv"],
 }
 by_name = pytest.mark.parametrize("name", FIELDS)
@@ -162,3 +163,18 @@ def test_text_needs_no_quotes_and_loses_those_it_has() -> None:
 def test_equal_configs_share_their_hash() -> None:
     assert Config(hue=-0.0) == Config(hue=0.0)
     assert Config(hue=-0.0).hash == Config(hue=0.0).hash
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"freeze_epochs": 5}, "leaves nothing of epochs = 5"),
+        ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "one_cycle climbs by itself"),
+        ({"weights": "imagenet"}, "timm, none, pretrain, or the name of a file"),
+        ({"tune": "head"}, "members = 1"),
+        ({"tune": "head", "members": 1, "pseudo_labels": "x"}, "only networks that learn"),
+    ],
+)
+def test_knobs_that_contradict_each_other_say_so(knobs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Config(**knobs)
