@@ -13,6 +13,7 @@ from lib.inference.ensemble import EnsembleError, FoldOutput
 from lib.model.checkpoint import Identity, config_of, load_checkpoint, read_identity
 from lib.model.network import Classifier
 from lib.model.predict import predict_on_all
+from lib.run_record import RunRecord
 
 _AT_A_TIME = 3 << 30  # bytes of weights on a device: a T4 has 14.6 GiB, and activations need theirs
 
@@ -65,7 +66,15 @@ def members_of(output: FoldOutput) -> Iterator[Member]:
         named = (identity.experiment, identity.fold, identity.member, identity.data_id, identity.fold_table_id)
         if named != (record.experiment, record.fold, number, record.data_id, record.fold_table_id):
             raise EnsembleError(f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again")
-        yield Member(path, identity, float(record.scores["members"][number]["auc"]))
+        yield Member(path, identity, _score_of(record, number))
+
+
+def _score_of(record: RunRecord, number: int) -> float:
+    """A member's out-of-fold AUC as its fold's run.json has it; not a number where it does not."""
+    try:
+        return float(record.scores["members"][number]["auc"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return float("nan")
 
 
 def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:

@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lib.config import Config
 from lib.inference import members as module
 from lib.inference.members import Member, groups_of_one_pass
 from lib.model.checkpoint import Identity
+from lib.run_record import RunRecord
 
 
 def _member(folder: Path, number: int, config: Config, *, size: int = 10) -> Member:
@@ -27,10 +29,11 @@ def test_those_of_one_architecture_and_the_same_views_go_together(tmp_path: Path
         replace(one, views=4),
         replace(one, learning_rate=1.0),
         replace(one, seed=1),
+        replace(one, stain_normalisation="macenko"),
     ]
     members = [_member(tmp_path, number, config) for number, config in enumerate(others)]
     groups = [[member.identity.fold for member in group] for group in groups_of_one_pass(members)]
-    assert groups == [[0, 2, 4, 5], [1], [3]]
+    assert groups == [[0, 2, 4, 5], [1], [3], [6]]
 
 
 def test_no_more_go_together_than_a_device_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +42,12 @@ def test_no_more_go_together_than_a_device_holds(tmp_path: Path, monkeypatch: py
     groups = [[member.identity.fold for member in group] for group in groups_of_one_pass(members)]
     assert groups == [[0, 1], [2], [3], [4]]
     assert members[0].name == "x-fold-0-member-0"
+
+
+@pytest.mark.parametrize("scores", [{}, {"members": []}, {"members": [{"auc": "high"}]}, {"members": None}])
+def test_a_record_without_a_score_is_no_reason_to_stop(scores: dict[str, object]) -> None:
+    record = RunRecord.__new__(RunRecord)
+    object.__setattr__(record, "scores", scores)
+    assert np.isnan(module._score_of(record, 0))
+    object.__setattr__(record, "scores", {"members": [{"auc": 0.75}]})
+    assert module._score_of(record, 0) == 0.75
