@@ -262,8 +262,8 @@ def test_a_folder_of_another_user_is_not_used(built: Built, tmp_path: Path) -> N
 
 def test_a_script_changed_after_the_build_refuses(built: Built, tmp_path: Path) -> None:
     text = built.script(kernel_of(built, "prepare")).read_text()
-    assert text.count("SHEET, BRIGHTNESS = ") == 1
-    (tmp_path / "script.py").write_text(text.replace("SHEET, BRIGHTNESS = ", "BRIGHTNESS, SHEET = "))
+    assert text.count("SHEET, BRIGHTNESS, OUTLIERS = ") == 1
+    (tmp_path / "script.py").write_text(text.replace("SHEET, BRIGHTNESS, OUTLIERS = ", "BRIGHTNESS, SHEET, OUTLIERS = "))
     done = run(tmp_path / "script.py", tmp_path)
     assert done.returncode == 1
     assert done.stderr == "error: this script was changed after it was built (its files do not match bundle_id): build it again\n"
