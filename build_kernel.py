@@ -335,7 +335,8 @@ def push(
     datasets: tuple[str, ...],
     overrides: tuple[str, ...],
 ) -> None:
-    """Push single kernels by hand, under the same rules as `run`: dataset, weights, prepare, fold-0 ..., inference.
+    """Push single kernels by hand, under the same rules as `run`: dataset, weights, prepare, fold-0 ..., inference,
+    report.
 
     It returns when Kaggle has them; `run` fetches their outputs and goes on from there.
     """
@@ -378,6 +379,19 @@ def logs(name: str, follow: bool, campaign: str | None) -> None:
     from launch.run import find_campaign, show_log
 
     show_log(find_campaign(campaign), name, follow=follow, connect=connect)
+
+
+@main.command()
+@_CAMPAIGN
+def report(campaign: str | None) -> None:
+    """Make the report of a campaign on this machine, from what was fetched so far, and print where it is.
+
+    `run` makes it on Kaggle, last of all; this needs no account. The notebook beside it opens in Jupyter.
+    """
+    from launch.report import make_report
+    from launch.run import find_campaign
+
+    click.echo(f"report: {make_report(find_campaign(campaign), say=_say)}")
 
 
 @main.command()

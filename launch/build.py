@@ -1,5 +1,6 @@
 """`build` writes dist/, complete for the plain Kaggle client; `check` holds it against every rule at once."""
 
+import json
 import re
 import shutil
 import tempfile
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.bundle import SOURCE_LIMIT, bundle_id, kernel_parameters, library_files, render_script
+from launch.bundle import SOURCE_LIMIT, bundle_id, kernel_parameters, library_files, render_notebook, render_script
 from launch.errors import LaunchError
 from launch.metadata import (
     DATASET_METADATA,
@@ -22,7 +23,7 @@ from launch.metadata import (
     read_base,
     render,
 )
-from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, git_commit, plan_kernels
+from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Experiment, Kernel, git_commit, plan_kernels
 from lib.files import write_whole
 
 # What must never travel: tokens and keys of the services in use.
@@ -86,9 +87,10 @@ class Source:
             limit=limit,
             inputs=inputs,
         )
-        script = render_script(kernel, self.files, parameters, thin=self.thin).encode()
+        write = render_notebook if kernel.kind in NOTEBOOK_KINDS else render_script
+        script = write(kernel, self.files, parameters, thin=self.thin).encode()
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{kernel.slug}.py", script)
+        write_whole(folder / kernel.file_name, script)
         metadata = kernel_metadata(kernel, base=self.base, owner=self.owner, thin=self.thin)
         write_whole(folder / METADATA, render(metadata))
         return len(script)
@@ -140,8 +142,8 @@ class Built:
         return self.source.thin
 
     def script(self, kernel: Kernel) -> Path:
-        """The kernel's script."""
-        return self.out / "kernels" / kernel.slug / f"{kernel.slug}.py"
+        """The kernel's source."""
+        return self.out / "kernels" / kernel.slug / kernel.file_name
 
 
 def build(
@@ -192,8 +194,6 @@ def check(out: Path) -> tuple[list[str], list[str], list[str]]:
     Returns:
         What was looked at (one line a kernel), problems, and warnings.
     """
-    import json
-
     problems: list[str] = []
     warnings: list[str] = []
     looked: list[str] = []
@@ -248,10 +248,19 @@ def _check_source(content: bytes, *, name: str) -> list[str]:
         problems.append(f"{len(content):,} bytes, Kaggle takes less than {SOURCE_LIMIT:,}")
     try:
         text = content.decode("utf-8")
-        compile(text, name, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
+        for code in _code_of(text, name):
+            compile(code, name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, KeyError, TypeError) as error:
         return [*problems, f"does not compile: {error}"]
     return problems + _leaks(text)
+
+
+def _code_of(text: str, name: str) -> list[str]:
+    """What a source holds to be compiled: a script is one piece, a notebook one a cell."""
+    if not name.endswith(".ipynb"):
+        return [text]
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in cells]
 
 
 def _leaks(text: str) -> list[str]:

@@ -8,16 +8,24 @@ import ast
 import hashlib
 import json
 import pprint
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
-from launch.plan import LIBRARY_SLUG, ROOT, Kernel
+from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Kernel
 
 SOURCE_LIMIT = 1_000_000  # bytes; the service refuses more ("must be less than 1 megabytes")
 _BUNDLED = ("lib", "kernels")
+LIBRARY_TAG = "library"  # of the cell of a notebook that parameters and library take the place of
+# Folded in JupyterLab, and on Kaggle.
+_FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
+_NOTEBOOK_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 def library_files(root: Path = ROOT) -> dict[str, str]:
@@ -27,8 +35,11 @@ def library_files(root: Path = ROOT) -> dict[str, str]:
         LaunchError: a file that cannot be embedded as text without changing it; all of them listed.
     """
     files, problems = {}, []
+    notebooks = {f"kernels/{kind}.py" for kind in NOTEBOOK_KINDS}  # cells, no module
     for path in sorted(path for top in _BUNDLED for path in (root / top).rglob("*.py")):
         name = path.relative_to(root).as_posix()
+        if name in notebooks:
+            continue
         try:
             text = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
@@ -75,6 +86,7 @@ def kernel_parameters(
         "folds": [list(folds) for folds in kernel.folds],
         "encoders": list(kernel.encoders),
         "average": kernel.average,
+        "facts": dict(kernel.facts),
         "needs_gpu": kernel.needs_gpu,
         "internet": kernel.internet,
         "strict_bundle": strict_bundle,
@@ -97,7 +109,7 @@ def _literal(text: str) -> str:
 _HEAD = '''\
 """{title}
 
-One file that carries the whole library as plain text and runs by itself: this is what `kaggle kernels push` uploads.
+One {what} that carries the whole library as plain text and runs by itself: this is what `kaggle kernels push` uploads.
 Made by `python build_kernel.py build`. Change lib/ or kernels/ and build again, not this file.
 """
 
@@ -146,13 +158,6 @@ def unpack():
     except OSError:  # another process was first, or something else lies there: trust it only if it is the same
         return folder if intact(folder) else beside
     return folder
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(unpack()))
-    from kernels.{recipe} import main
-
-    sys.exit(main(PARAMETERS))
 '''
 
 _THIN = '''\
@@ -181,15 +186,22 @@ def find_library():
             + "\\nUpload dist/dataset, wait until the new version is ready, and push again; or build without --thin."
         )
     return found[0]
+'''
+
+_RUN = """\
 
 
 if __name__ == "__main__":
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, str(find_library()))
+{imports}
     from kernels.{recipe} import main
 
     sys.exit(main(PARAMETERS))
-'''
+"""
+# How the library gets onto the path; a thin kernel's dataset is mounted read-only.
+_IMPORTS = {
+    False: "sys.path.insert(0, str(unpack()))",
+    True: "sys.dont_write_bytecode = True\nsys.path.insert(0, str(find_library()))",
+}
 
 
 def render_script(kernel: Kernel, files: dict[str, str], parameters: dict[str, Any], *, thin: bool = False) -> str:
@@ -198,23 +210,64 @@ def render_script(kernel: Kernel, files: dict[str, str], parameters: dict[str, A
     Raises:
         LaunchError: it is over the limit, or does not read back as what went in.
     """
-    of = f" of {' + '.join(kernel.experiments)}" if kernel.experiments else ""
-    title = f"{kernel.slug}: the {kernel.kind} kernel{of}."
-    head = _HEAD.format(title=title, parameters=pprint.pformat(parameters, sort_dicts=False, width=118))
-    if thin:
-        digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
-        body = _THIN.format(digests=pprint.pformat(digests, width=118), slug=LIBRARY_SLUG, recipe=kernel.kind)
-    else:
-        # The recipe last: whoever scrolls to the end of the script finds what it does.
-        recipe = f"kernels/{kernel.kind}.py"
-        order = [name for name in files if name != recipe] + [recipe]
-        embedded = "".join(f"    {name!r}: {_literal(files[name])},\n" for name in order)
-        body = _FULL.format(files=embedded, recipe=kernel.kind)
-    source = head + body
-    if (size := len(source.encode())) >= SOURCE_LIMIT:
-        raise LaunchError(f"{kernel.slug} has {size:,} bytes, Kaggle takes less than {SOURCE_LIMIT:,}: build with --thin")
+    # The recipe last: whoever scrolls to the end of the script finds what it does.
+    recipe = f"kernels/{kernel.kind}.py"
+    order = [name for name in files if name != recipe] + [recipe]
+    run = _RUN.format(imports=textwrap.indent(_IMPORTS[thin], "    "), recipe=kernel.kind)
+    source = _library(kernel, {name: files[name] for name in order}, parameters, thin=thin, what="file") + run
+    _hold_to_limit(kernel, source)
     _verify(source, files if not thin else None, parameters)
     return source
+
+
+def render_notebook(
+    kernel: Kernel, files: dict[str, str], parameters: dict[str, Any], *, thin: bool = False, root: Path = ROOT
+) -> str:
+    """The source of a kernel that is a notebook: its cells, and the library in a folded one.
+
+    `kernels/<kind>.py` holds the cells in jupytext's percent format; the one tagged `library` stands for parameters and library.
+
+    Raises:
+        LaunchError: it is over the limit, has no place for the library, or does not read back as what went in.
+    """
+    import jupytext
+    import nbformat
+
+    name = f"kernels/{kernel.kind}.py"
+    notebook = jupytext.reads((root / name).read_text(encoding="utf-8"), fmt="py:percent")
+    places = [cell for cell in notebook.cells if LIBRARY_TAG in cell.metadata.get("tags", [])]
+    if len(places) != 1:
+        raise LaunchError(f"{name} needs one cell with the tag {LIBRARY_TAG}, it has {len(places)}")
+    library = _library(kernel, files, parameters, thin=thin, what="notebook") + f"\n\n{_IMPORTS[thin]}\n"
+    places[0].source = library
+    places[0].metadata |= _FOLDED
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"  # jupytext draws them at random, and the same tree shall give the same bytes
+    notebook.metadata.clear()
+    notebook.metadata.update(_NOTEBOOK_METADATA)
+    nbformat.validate(notebook)
+    plain = dict(notebook) | {"cells": [{**cell, "source": cell.source.splitlines(keepends=True)} for cell in notebook.cells]}
+    source = json.dumps(plain, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    _hold_to_limit(kernel, source)
+    _verify(library, files if not thin else None, parameters)
+    return source
+
+
+def _library(kernel: Kernel, files: dict[str, str], parameters: dict[str, Any], *, thin: bool, what: str) -> str:
+    """Parameters, and the library or where to find it."""
+    of = f" of {' + '.join(kernel.experiments)}" if kernel.experiments else ""
+    title = f"{kernel.slug}: the {kernel.kind} kernel{of}."
+    head = _HEAD.format(title=title, what=what, parameters=pprint.pformat(parameters, sort_dicts=False, width=118))
+    if thin:
+        digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(files.items())}
+        return head + _THIN.format(digests=pprint.pformat(digests, width=118), slug=LIBRARY_SLUG)
+    embedded = "".join(f"    {name!r}: {_literal(text)},\n" for name, text in files.items())
+    return head + _FULL.format(files=embedded)
+
+
+def _hold_to_limit(kernel: Kernel, source: str) -> None:
+    if (size := len(source.encode())) >= SOURCE_LIMIT:
+        raise LaunchError(f"{kernel.slug} has {size:,} bytes, Kaggle takes less than {SOURCE_LIMIT:,}: build with --thin")
 
 
 def _verify(source: str, files: dict[str, str] | None, parameters: dict[str, Any]) -> None:

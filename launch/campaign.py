@@ -1,4 +1,4 @@
-"""Which kernel runs when: weights and prepare, folds, inference; resumable, and never the same push twice.
+"""Which kernel runs when: weights and prepare, folds, inference, the report; resumable, and never the same push twice.
 
 The campaign looks at what is open, fetches what has ended, starts what is ready, and waits; the ledger knows what was
 asked. Three rules hold everywhere. An answer is believed only about the push it can be tied to (the push id in source,
@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from launch.build import Source
 from launch.client import (
@@ -63,6 +64,7 @@ from lib.session import MISSING_INPUTS
 
 OUTPUTS, PUSHES, LOGS = "outputs", "pushes", "logs"
 _LOG_LINES = 25  # of a failed kernel, shown
+_TRACEBACK = "Traceback (most recent call last)"  # at the start of a line in a script's log, behind the error in a notebook's
 
 
 class CampaignStoppedError(LaunchError):
@@ -154,6 +156,7 @@ class Campaign:
         say: takes a line that stays.
         show: takes the standings, whenever they were looked at.
         reuse: take over finished outputs of other campaigns even if other code made them.
+        held: slugs that are neither started nor waited for, until they are taken out of here.
     """
 
     kaggle: Kaggle
@@ -166,6 +169,7 @@ class Campaign:
     say: Callable[[str], None]
     show: Callable[[Sequence[Standing], Quota | None], None] = lambda standings, quota: None
     reuse: bool = False
+    held: set[str] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
     quota: Quota | None = None
 
@@ -192,6 +196,10 @@ class Campaign:
             if entry.output is not None:
                 self._stands(kernel, "done", auc=entry.output.auc, version=entry.output.version)
 
+    def tell(self, slug: str, facts: Mapping[str, Any]) -> None:
+        """Give a kernel what only the user's machine knows: it belongs to what decides its output."""
+        self.kernels = [replace(each, facts=facts) if each.slug == slug else each for each in self.kernels]
+
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -206,7 +214,8 @@ class Campaign:
             self.publisher.step()
             self.tick()
             self.show(list(self.standings.values()), self.quota)
-            if all(self.is_done(kernel) for kernel in self.kernels) and self.publisher.rests:
+            wanted = (kernel for kernel in self.kernels if kernel.slug not in self.held)
+            if all(self.is_done(kernel) for kernel in wanted) and self.publisher.rests:
                 break
             if not self._can_go_on():
                 raise CampaignStoppedError(self._reasons())
@@ -341,7 +350,7 @@ class Campaign:
 
     def _is_ready(self, kernel: Kernel) -> bool:
         entry = self.ledger.entry(kernel.slug, kernel.kind)
-        if kernel.slug in self.failures or entry.open is not None or self.is_done(kernel):
+        if kernel.slug in self.held or kernel.slug in self.failures or entry.open is not None or self.is_done(kernel):
             return False
         if self.source.thin and not self.publisher.is_ready:
             return False
@@ -362,6 +371,7 @@ class Campaign:
             inputs[slug] = output.key
         facts = [kernel.kind, kernel.fold, kernel.folds, kernel.encoders, kernel.datasets, kernel.experiments, configs, inputs]
         facts += [kernel.average] if kernel.average != "mean" else []
+        facts += [dict(kernel.facts)] if kernel.facts else []
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     # --- starting ----------------------------------------------------------------------------------------------------
@@ -383,7 +393,7 @@ class Campaign:
             status.name == COMPLETE
             and not entry.pushes
             and kernel.slug not in self._looked_for
-            and kernel.kind not in ("inference", "probe")
+            and kernel.kind not in ("inference", "report", "probe")
         ):
             self._looked_for.add(kernel.slug)
             if self._take_over(kernel, entry):
@@ -709,7 +719,7 @@ class Campaign:
         if any(MISSING_INPUTS in line for line in said):
             self._end(kernel, push, UNFINISHED, "Kaggle had not mounted the outputs it reads yet, or had mounted earlier ones")
             return
-        if any(line.startswith(("error: ", "Traceback")) for line in said):
+        if any(line.startswith("error: ") or _TRACEBACK in line for line in said):
             shown = "\n".join(f"      {line}" for line in said[-_LOG_LINES:])
             self._end(kernel, push, FAILED, said[-1])
             message = f" ({status.message})" if status.message else ""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from launch.build import Built, build
 from launch.errors import LaunchError
-from launch.plan import GPU_SESSIONS, ROOT, Experiment, Kernel, plan_kernels, with_teachers
+from launch.plan import GPU_SESSIONS, REPORT_SLUG, ROOT, Experiment, Kernel, plan_kernels, with_teachers
+from launch.report import PAGE
 from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
 from launch.summary import Summary, print_summary, summarise
 from lib.files import write_whole
@@ -167,7 +168,7 @@ class LocalRun:
     def _identity(self, kernel: Kernel) -> str:
         """What decides a kernel's output: its script, less the commit it was built from, and its inputs' records."""
         script = self.built.script(kernel).read_text(encoding="utf-8")
-        kept = "\n".join(line for line in script.splitlines() if not line.strip().startswith("'git_commit':"))
+        kept = "\n".join(line for line in script.splitlines() if not line.strip(' "').startswith("'git_commit':"))
         facts: dict[str, object] = {"script": hashlib.sha256(kept.encode()).hexdigest()}
         if kernel.competition:
             facts["data"] = _fingerprint(self.data)
@@ -259,6 +260,7 @@ def local(
     inference = next(kernel for kernel in built.kernels if kernel.kind == "inference")
     submission = run.working(inference.slug) / "submission.csv"
     print_summary(summaries, submission, data / "sample_submission.csv", seconds=time.monotonic() - started)
+    say(f"report: {run.working(REPORT_SLUG) / PAGE}")
     return summaries
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
-from launch.plan import LIBRARY_SLUG, ROOT, Kernel
+from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Kernel
 from lib.session import COMPETITION
 
 METADATA = "kernel-metadata.json"
@@ -58,9 +58,9 @@ def kernel_metadata(kernel: Kernel, *, base: dict[str, Any], owner: str, thin: b
         **base,
         "id": f"{owner}/{kernel.slug}",
         "title": title_of(kernel.slug),
-        "code_file": f"{kernel.slug}.py",
+        "code_file": kernel.file_name,
         "language": "python",
-        "kernel_type": "script",
+        "kernel_type": "notebook" if kernel.kind in NOTEBOOK_KINDS else "script",
         "is_private": base.get("is_private", True),
         "enable_gpu": kernel.needs_gpu,
         "enable_tpu": False,

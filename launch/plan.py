@@ -2,8 +2,8 @@
 
 import subprocess
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from lib.config import Config, ConfigError, apply_overrides, parse_toml
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY_SLUG = "hcd-lib"
 WEIGHTS_SLUG = "hcd-weights"
+REPORT_SLUG = "hcd-report"
+NOTEBOOK_KINDS = ("report",)  # kernels that are notebooks; all others are scripts
 GPU_SESSIONS, CPU_SESSIONS = 2, 5  # what Kaggle runs at a time for one account
 ENCODERS_SLUG = "hcd-encoders"  # a dataset with the output of a weights kernel that ran on the user's machine
 # Knobs that decide what the prepare kernel leaves; experiments of one build must agree on them.
@@ -25,7 +27,7 @@ class Kernel:
     """One kernel of a campaign.
 
     Attributes:
-        kind: weights, prepare, pretrain, embed, train, inference or probe: the recipe under kernels/.
+        kind: weights, prepare, pretrain, embed, train, inference, report or probe: the recipe under kernels/.
         slug: its name on Kaggle.
         experiments: names of the experiments it serves; none for weights and prepare, which serve all alike.
         configs: of the experiments, in the same order; for prepare the defaults with the knobs that matter to it.
@@ -38,6 +40,7 @@ class Kernel:
         sources: slugs of the kernels whose output it reads.
         datasets: owner/slug of datasets the user attached.
         average: for the inference kernel: mean, logit or rank.
+        facts: for the report: what no kernel knows, such as the leaderboard's score.
     """
 
     kind: str
@@ -53,6 +56,12 @@ class Kernel:
     sources: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     average: str = "mean"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def file_name(self) -> str:
+        """Of its source."""
+        return f"{self.slug}.ipynb" if self.kind in NOTEBOOK_KINDS else f"{self.slug}.py"
 
 
 @dataclass(frozen=True)
@@ -242,17 +251,29 @@ def plan_kernels(
                 )
             )
     kernels += trained
+    averaged = tuple(fold.slug for fold in trained if fold.experiments[0] in names)  # a teacher's are not
+    inference = f"hcd-{names[0]}-inference" if len(names) == 1 else "hcd-ensemble-inference"
     kernels.append(
         Kernel(
             kind="inference",
-            slug=f"hcd-{names[0]}-inference" if len(names) == 1 else "hcd-ensemble-inference",
+            slug=inference,
             experiments=names,
             configs=configs,
             folds=tuple(chosen),
             needs_gpu=any(config.tune == "all" for config in configs),
             competition=True,
-            sources=(prepare.slug, *embedded, *(fold.slug for fold in trained if fold.experiments[0] in names)),
+            sources=(prepare.slug, *embedded, *averaged),
             average=average,
+        )
+    )
+    kernels.append(
+        Kernel(
+            kind="report",
+            slug=REPORT_SLUG,
+            experiments=names,
+            configs=configs,
+            folds=tuple(chosen),
+            sources=(prepare.slug, *averaged, inference),
         )
     )
     return kernels

@@ -18,7 +18,7 @@ from launch.campaign import OUTPUTS, REHEARSAL, Campaign, CampaignStoppedError, 
 from launch.client import ClientError, CredentialsError, Kaggle, clean
 from launch.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_lock, new_ledger, read_ledger, stamp
 from launch.plan import Kernel
-from launch.sandbox import ADDED_BY_KAGGLE
+from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED
 from launch.schedule import PREPARE_HOURS, PROBE_HOURS, PROBE_LIMIT
 from lib.config import Config
 from lib.files import write_whole
@@ -406,7 +406,7 @@ def _mounted(scores: Mapping[str, Any], record: Mapping[str, Any], *, wanted: st
     age = facts.get("seconds_since_it_ended")
     delay = f", readable at most {age:.0f} s after its kernel ended" if isinstance(age, int | float) else ""
     added = facts["added"]
-    unknown = [name for name in added if name not in (*ADDED_BY_KAGGLE, "__notebook__.ipynb") and not name.endswith(".log")]
+    unknown = [name for name in added if name not in (*ADDED_BY_KAGGLE, EXECUTED) and not name.endswith(".log")]
     usual = facts["place"].startswith("notebooks/") and not unknown
     found = f"found at {facts['place']}, whole{delay}; added by Kaggle: {', '.join(added) or 'nothing'}"
     return Finding("", True if usual else None, found, "Not as recorded in 2026, but the code reads it.")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from launch.board import Board, ledger_standings, quota_line, standings_table
 from launch.build import build
-from launch.campaign import LOGS, OUTPUTS, Campaign, Pace
+from launch.campaign import LOGS, OUTPUTS, Campaign, CampaignStoppedError, Pace
 from launch.client import ACTIVE, ClientError, Kaggle
 from launch.errors import LaunchError
 from launch.ledger import LEDGER_NAME, Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, seconds_since
 from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
-from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
+from launch.plan import LIBRARY_SLUG, REPORT_SLUG, ROOT, Experiment, Kernel, plan_kernels
+from launch.report import NOTEBOOK, PAGE, leave_notebook, report_facts
 from launch.submission import LEADERBOARD, PICTURE, ScorePace, submit_file, write_leaderboard
 from launch.summary import Summary, print_summary, summarise
 from lib.config import EXPECTATIONS, Config, config_from_dict
@@ -97,13 +98,31 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
     with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         kaggle = connect()
         campaign = open_campaign(order, kaggle, board)
+        campaign.held.add(REPORT_SLUG)  # it tells of the score
         campaign.run()
         done = _read_outputs(order, campaign)
         entry = _submit(order, campaign, done, say=board.say) if order.submit else None
+        problem = _report(order, campaign)
     print_summary(done.summaries, done.submission, done.sample, seconds=time.monotonic() - started)
     if entry is not None:
         print_score(entry, order)
+    if problem:
+        raise LaunchError(f"everything but the report is done and kept. {problem}\nOn this machine: build_kernel.py report")
+    print(f"report: {order.folder / OUTPUTS / REPORT_SLUG / PAGE}, to be run in Jupyter: {order.folder / NOTEBOOK}", flush=True)
     return Result(done.summaries, entry, campaign.ledger)
+
+
+def _report(order: Order, campaign: Campaign) -> str:
+    """Run the report kernel over everything else, the score included; what went wrong, or an empty text."""
+    campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
+    campaign.held.discard(REPORT_SLUG)
+    kernel = next(each for each in campaign.kernels if each.slug == REPORT_SLUG)
+    leave_notebook(campaign.source, kernel, order.folder)
+    try:
+        campaign.run()
+    except CampaignStoppedError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,7 @@ def _submit(order: Order, campaign: Campaign, done: _Done, *, say: Callable[[str
     records = {
         kernel.slug: read_run_record(order.folder / OUTPUTS / kernel.slug, kind=kernel.kind, fetched_only=True)
         for kernel in campaign.kernels
+        if kernel.slug != REPORT_SLUG
     }
     write_leaderboard(
         order.folder, ledger=campaign.ledger, entry=entry, summaries=done.summaries, records=records, judge=order.judge
@@ -303,6 +323,7 @@ def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -
     """
     with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
+        campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
         chosen = [resolve(name, campaign.kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
         if len(chosen) < len(names):
             campaign.publisher.finish(campaign.pace.poll)
@@ -360,7 +381,7 @@ def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> None:
 def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kaggle]) -> None:
     """Print the log of a kernel: as Kaggle holds it, line by line while it runs with `follow`."""
     order = order_of(folder)
-    kernel = resolve(name, _kernels(order))
+    kernel = resolve(name, plan_of(order))
     kaggle = connect()
     if follow:
         for line in kaggle.follow(kernel.slug):
@@ -382,7 +403,7 @@ def pull_outputs(folder: Path, names: Sequence[str], *, to: Path | None, connect
     order = order_of(folder)
     kaggle = connect()
     target = to or folder / "pulled"
-    for kernel in [resolve(name, _kernels(order)) for name in names]:
+    for kernel in [resolve(name, plan_of(order)) for name in names]:
         listing = kaggle.output(kernel.slug)
         content = peek_record(kaggle, kernel.slug, listing, folder=target)
         record = fetch_output(kaggle, kernel.slug, listing, content, kind=kernel.kind, folder=target)
@@ -403,7 +424,7 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
     order.message = message
     with campaign_lock(folder.parent), Board(f"campaign {folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
-        open_ = [kernel.slug for kernel in campaign.kernels if not campaign.is_done(kernel)]
+        open_ = [k.slug for k in campaign.kernels if k.slug != REPORT_SLUG and not campaign.is_done(k)]
         if open_:
             raise LaunchError(f"nothing to submit yet: {', '.join(open_)} are not done. build_kernel.py run does it all")
         entry = _submit(order, campaign, _read_outputs(order, campaign), say=board.say)
@@ -411,5 +432,6 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
     return entry
 
 
-def _kernels(order: Order) -> Sequence[Kernel]:
+def plan_of(order: Order) -> Sequence[Kernel]:
+    """The kernels of an order."""
     return plan_kernels(order.experiments, datasets=order.datasets, folds=order.folds, average=order.average)

@@ -31,6 +31,7 @@ _PASSED_WITH_NETWORK = (
 )  # fmt: skip
 # What Kaggle adds to the output of a script when it mounts it; readers must not stumble over it.
 ADDED_BY_KAGGLE = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
+EXECUTED = "__notebook__.ipynb"  # what it adds to that of a notebook, in place of the script: the cells with their outputs
 _LOCK_WAIT = 5.0  # seconds
 _LOOK_EVERY = 0.5  # seconds between looks at the wish to stop
 _GUARD = '''\
@@ -52,6 +53,48 @@ for _name in ("connect", "connect_ex", "sendto"):
     _way = getattr(_socket.socket, _name)
     setattr(_socket.socket, _name, lambda self, *arguments, way=_way: _guarded(self, *arguments, way=way))
 '''
+
+# Runs a notebook as Kaggle does, cell after cell: what they print goes to the log, the first error ends it, and the cells with
+# their outputs are left in the working folder either way. Its kernel is reached over a socket file: there may be no network,
+# not even a loopback device; the path of such a file may have no more than about 100 characters.
+_EXECUTE = """\
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+notebook = nbformat.read(source, as_version=4)
+
+
+class Client(NotebookClient):
+    def create_kernel_manager(self):
+        self.km = AsyncKernelManager(transport="ipc", ip=folder + "/k", connection_file=folder + "/connection.json")
+        return self.km
+
+
+def show(cell, cell_index, execute_reply):
+    for output in cell.get("outputs", []):
+        if output.output_type == "stream":
+            print(output.text, end="", flush=True)
+
+
+with tempfile.TemporaryDirectory(prefix="hcd-", dir="/tmp") as folder:
+    client = Client(notebook, timeout=None, resources={"metadata": {"path": "."}}, on_cell_executed=show)
+    code = 0
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        print(re.sub(r"\\x1b\\[[0-9;]*m", "", str(error)), file=sys.stderr, flush=True)
+        code = 1
+    nbformat.write(notebook, target)
+sys.exit(code)
+"""
 
 
 @dataclass(frozen=True)
@@ -116,10 +159,10 @@ def run_script(
     stop: threading.Event | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run a built script and wait for it.
+    """Run a built script, or a built notebook, and wait for it.
 
     Args:
-        script: the built script; a copy is run, alone in its folder.
+        script: the built script or .ipynb; a copy is run, alone in its folder.
         folder: of this kernel; working/ in it survives, so that an interrupted run goes on. All else is made anew.
         mounts: its inputs.
         place: what `lib.session` is told: rehearsal or local.
@@ -142,7 +185,8 @@ def run_script(
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
         working.mkdir(exist_ok=True)
-        (source / "script.py").write_bytes(script.read_bytes())
+        copy = source / f"script{script.suffix}"
+        copy.write_bytes(script.read_bytes())
         real = isolation() == "namespaces"
         bound = []
         for mount in mounts:
@@ -153,7 +197,9 @@ def run_script(
                 bound.append((mount.source.resolve(), at))
             else:
                 at.symlink_to(mount.source.resolve(), target_is_directory=True)
-        command = [sys.executable, str(source / "script.py")]
+        command = [sys.executable, str(copy)]
+        if script.suffix == ".ipynb":
+            command = [sys.executable, "-c", _EXECUTE, str(copy), str(working / EXECUTED)]
         if real:
             command = _namespace_command(command, bound, network=network)
         environment = _environment(
@@ -198,8 +244,9 @@ def workers_of(slug: str) -> int:
 
 def decorate(working: Path) -> None:
     """Add to a finished output what Kaggle adds."""
+    notebook = (working / EXECUTED).exists()
     for name in ADDED_BY_KAGGLE:
-        if not (working / name).exists():
+        if not (working / name).exists() and not (notebook and name == "__script__.py"):
             (working / name).touch()
 
 

@@ -13,7 +13,7 @@ PREPARE_HOURS = 1.0
 PROBE_HOURS = 0.1  # of quota, what the GPU canary is expected to cost at most
 _HEAD_HOURS = 0.5  # of a CPU, for a fold of a frozen encoder
 PROBE_LIMIT = 900.0  # seconds
-_EXPECTED = {"weights": 0.1, "prepare": PREPARE_HOURS, "inference": 0.25, "probe": PROBE_HOURS}
+_EXPECTED = {"weights": 0.1, "prepare": PREPARE_HOURS, "inference": 0.25, "report": 0.1, "probe": PROBE_HOURS}
 _RESET_WEEKDAY = 5  # Saturday 00:00 UTC, where the service does not say
 
 

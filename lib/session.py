@@ -54,6 +54,7 @@ class Parameters:
     folds: tuple[tuple[int, ...], ...] = ()  # inference: which folds of each experiment are averaged
     encoders: tuple[str, ...] = ()
     average: str = "mean"  # inference: mean, logit or rank
+    facts: Mapping[str, Any] = field(default_factory=dict)  # report: what no kernel knows, such as the score
     needs_gpu: bool = False
     internet: bool = False
     strict_bundle: bool = False
@@ -160,7 +161,7 @@ def open_session(parameters: Parameters) -> Session:
     place = os.environ.get("HCD_PLACE") or ("kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else "local")
     session = Session(
         parameters=parameters,
-        input=Path(os.environ.get("HCD_INPUT", "/kaggle/input")),
+        input=_input_root(),
         working=Path.cwd(),
         place=place,
     )
@@ -171,6 +172,28 @@ def open_session(parameters: Parameters) -> Session:
         f"{parameters.slug}: bundle {parameters.bundle_id[:12]}, "
         f"push {parameters.push_id or 'none'}, Python {platform.python_version()}, on {place}"
     )
+    return session
+
+
+def _input_root() -> Path:
+    """Where inputs are mounted; for a notebook opened beside a downloaded campaign, its outputs."""
+    if "HCD_INPUT" in os.environ:
+        return Path(os.environ["HCD_INPUT"])
+    mounted = Path("/kaggle/input")
+    here = Path.cwd()
+    fetched = [folder / "outputs" for folder in (here, *here.parents) if (folder / "outputs").is_dir()]
+    return fetched[0] if fetched and not mounted.is_dir() else mounted
+
+
+def open_notebook(values: Mapping[str, Any]) -> Session:
+    """The session of a kernel that is a notebook: what `run_kernel` does before it calls a recipe.
+
+    Raises:
+        ConfigError: a config was edited by hand into something that cannot be used.
+        PreflightError: outputs that must be mounted are not.
+    """
+    session = open_session(read_parameters(values))
+    demand_inputs(session)
     return session
 
 

@@ -30,7 +30,7 @@ from launch.errors import LaunchError
 from launch.metadata import MACHINE_SHAPE
 from launch.rehearsal.faults import Fault, Faults
 from launch.rehearsal.scheduler import Executor, Job, KernelExecutor, Scheduler
-from launch.sandbox import ADDED_BY_KAGGLE, Mount, Outcome, decorate
+from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED, Mount, Outcome, decorate
 from lib.files import write_whole
 from lib.session import COMPETITION
 
@@ -276,8 +276,11 @@ class LoopbackKaggle:
             raise ApiError(409, f"The slug {slug} is used by a dataset of yours")
         if not self.settings.phone_verified and (body.get("enableGpu") or body.get("enableInternet")):
             return {"error": "Phone verification is required to use GPUs and internet."}
-        if body.get("kernelType", "script") != "script" or body.get("language", "python") != "python":
-            return {"error": "the loopback Kaggle runs Python scripts only"}  # Kaggle runs notebooks and R, too
+        if body.get("kernelType", "script") not in ("script", "notebook") or body.get("language", "python") != "python":
+            return {"error": "the loopback Kaggle runs Python only"}  # Kaggle runs R, too
+        filed = self._state["kernels"].get(slug, {}).get("versions")
+        if filed and filed[-1]["type"] != body.get("kernelType", "script"):
+            return {"error": f"Kernel type cannot be changed from {filed[-1]['type']}"}
         refusal = self._refusal(slug, body, what)
         if refusal:
             return {"error": refusal, "versionNumber": 0}
@@ -333,7 +336,8 @@ class LoopbackKaggle:
         number = len(kernel["versions"]) + 1
         folder = self._version_folder(slug, number)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "script.py").write_text(str(body.get("text", "")), encoding="utf-8")
+        name = _source_name(str(body.get("kernelType", "script")))
+        (folder / name).write_text(str(body.get("text", "")), encoding="utf-8")
         gone = {source for sources in dropped.values() for source in sources}
         version = {
             "number": number,
@@ -420,7 +424,7 @@ class LoopbackKaggle:
         return Job(
             slug=slug,
             version=version["number"],
-            script=folder / "script.py",
+            script=folder / _source_name(version["type"]),
             folder=folder,
             mounts=tuple(mounts),
             gpu=version["gpu"],
@@ -538,7 +542,7 @@ class LoopbackKaggle:
     def _output_names(working: Path) -> list[str]:
         found = (path for path in sorted(working.rglob("*")) if path.is_file())
         names = [path.relative_to(working).as_posix() for path in found]
-        return [name for name in names if name not in ADDED_BY_KAGGLE]
+        return [name for name in names if name not in (*ADDED_BY_KAGGLE, EXECUTED)]
 
     def _log(self, folder: Path) -> str:
         path = folder / "log.txt"
@@ -590,7 +594,8 @@ class LoopbackKaggle:
         if not kernel["versions"]:
             raise ApiError(500, "Internal error")
         version = kernel["versions"][-1]
-        source = (self._version_folder(slug, version["number"]) / "script.py").read_text(encoding="utf-8")
+        folder = self._version_folder(slug, version["number"])
+        source = (folder / _source_name(version["type"])).read_text(encoding="utf-8")
         return {
             "metadata": self._kernel_facts(slug, kernel, version),
             "blob": {"source": source, "language": version["language"], "kernelType": version["type"], "slug": slug},
@@ -1047,6 +1052,11 @@ def _slugify(title: str) -> str:
     from slugify import slugify
 
     return str(slugify(title))
+
+
+def _source_name(kernel_type: str) -> str:
+    """What a version's source is called in its folder."""
+    return "script.ipynb" if kernel_type == "notebook" else "script.py"
 
 
 def _duration(value: Any) -> float:

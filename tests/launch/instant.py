@@ -21,8 +21,13 @@ TILES, TEST_TILES, GROUPS = 40, 12, 8
 
 
 def parameters_in(script: Path) -> dict[str, Any]:
-    """What the builder wrote into a script."""
-    for node in ast.parse(script.read_text()).body:
+    """What the builder wrote into a script, or into the library's cell of a notebook."""
+    text = script.read_text()
+    if script.suffix == ".ipynb":
+        text = next(
+            "".join(cell["source"]) for cell in json.loads(text)["cells"] if "library" in cell["metadata"].get("tags", [])
+        )
+    for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PARAMETERS":
             return ast.literal_eval(node.value)
     raise AssertionError(f"{script} holds no PARAMETERS")
@@ -115,6 +120,9 @@ def leave(working: Path, parameters: dict[str, Any], data: Path) -> None:
         generator = np.random.default_rng(len(parameters["folds"][0]))
         table("submission.csv", sample.assign(label=generator.uniform(0.05, 0.95, len(sample)).round(6)))
         facts["fold_table_id"] = "f" * 64
+    elif kind == "report":
+        (working / "report.html").write_text(json.dumps(parameters["facts"]))
+        names["report.html"] = True
     elif kind == "weights":
         for encoder in parameters["encoders"]:
             (working / encoder).mkdir(exist_ok=True)

@@ -88,7 +88,7 @@ class World:
 
     def assert_finished_once(self) -> None:
         """The campaign has its score, and the service saw each push, upload and submission once."""
-        slugs = ["hcd-prepare", *(f"{self._stem()}-fold-{fold}" for fold in range(3)), f"{self._stem()}-inference"]
+        slugs = ["hcd-prepare", *(f"{self._stem()}-fold-{fold}" for fold in range(3)), f"{self._stem()}-inference", "hcd-report"]
         changed = self.changes()
         assert sorted(slug for method, slug in changed if method == "SaveKernel") == sorted(slugs)
         assert [method for method, _ in changed if "Dataset" in method] == ["CreateDataset"]

@@ -39,7 +39,7 @@ def test_one_fold_first_then_all_of_them(world):
     kaggle = world()
     assert kaggle.run(folds=[0]).code == 0
     first = kaggle.changes()
-    assert sum(method == "SaveKernel" for method, _ in first) == 3
+    assert sum(method == "SaveKernel" for method, _ in first) == 4  # prepare, the fold, inference, the report
     ended = kaggle.run()
     assert ended.code == 0, ended
     pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
@@ -103,7 +103,7 @@ def test_no_push_over_a_running_version(world):
     )
     script = kaggle.folder / "by-hand" / "hand.py"
     script.write_text("PARAMETERS = " + repr(_prepare_parameters()) + "\n")
-    kaggle.kernels.seconds = 3.0
+    kaggle.kernels.seconds = 8.0
     done = subprocess.run(
         [str(Path(sys.executable).parent / "kaggle"), "kernels", "push", "-p", str(folder)],
         env=kaggle.environment(),

@@ -56,7 +56,8 @@ def test_every_experiment_of_the_repository_can_be_planned(name: str) -> None:
     experiments = load_experiments([name])
     kernels = plan_kernels(experiments)
     assert {kernel.kind for kernel in kernels} >= {"prepare", "train", "inference"}
-    inference = kernels[-1]
+    inference, report = kernels[-2:]
+    assert report.kind == "report" and report.sources[-1] == inference.slug and not report.needs_gpu
     assert inference.experiments == tuple(each.name for each in experiments)
     frozen = sum(each.config.tune == "head" for each in experiments)
     assert len(inference.sources) == 1 + frozen + sum(each.config.folds for each in experiments)
@@ -73,7 +74,7 @@ def test_a_frozen_encoder_is_asked_once_and_its_folds_need_no_gpu() -> None:
 def test_a_pretrained_experiment_has_a_kernel_before_its_folds() -> None:
     kernels = plan_kernels([load_experiment("smoke", ["weights=pretrain"])])
     kinds = [kernel.kind for kernel in kernels]
-    assert kinds == ["prepare", "pretrain", *["train"] * 5, "inference"]
+    assert kinds == ["prepare", "pretrain", *["train"] * 5, "inference", "report"]
     assert all(kernel.sources == ("hcd-prepare", kernels[1].slug) for kernel in kernels[2:7])
 
 
@@ -92,7 +93,8 @@ def test_the_folds_of_the_teacher_come_before_those_that_learn_from_them(root: P
         own = kernels[slugs.index(f"hcd-student-fold-{fold}")]
         assert own.sources == ("hcd-prepare", f"hcd-a-fold-{fold}")
         assert slugs.index(f"hcd-a-fold-{fold}") < slugs.index(own.slug)
-    assert not any("hcd-a-" in source for source in kernels[-1].sources)  # the teacher is not averaged
+    for kernel in kernels[-2:]:
+        assert not any("hcd-a-" in source for source in kernel.sources)  # the teacher is neither averaged nor reported
     both = plan_kernels(load_experiments(["a", "student"], root=root))
     assert len(both) == len(kernels) and any("hcd-a-" in source for source in both[-1].sources)
 
