@@ -1,6 +1,8 @@
 """Where a backbone's weights come from: the weights kernel, a file the user attached, or nowhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +14,7 @@ from lib.run_record import read_run_record
 from lib.session import Session, find_file, find_outputs
 
 WEIGHTS_NAME = "model.safetensors"
+_HUB = "hf-hub:"
 _KERNELS = {"timm": "weights", "pretrain": "pretrain"}  # the kind of kernel whose output holds them
 
 
@@ -121,4 +124,19 @@ def fetch_encoder(encoder: str, folder: Path) -> dict[str, float | str]:
     del network
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return {"parameters_millions": round(millions, 3), "license": str(settings.get("license") or "not stated")}
+    return {"parameters_millions": round(millions, 3), "license": _licence(encoder, settings)}
+
+
+def _licence(encoder: str, settings: Mapping[str, Any]) -> str:
+    """What timm knows of it, else what the encoder's page on its hub declares: many of its config.json say nothing."""
+    stated = settings.get("license")
+    if not stated and encoder.startswith(_HUB):
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            card = huggingface_hub.model_info(encoder.removeprefix(_HUB).split("@")[0]).card_data
+            stated = getattr(card, "license_name", None) or getattr(card, "license", None)
+        except (HfHubHTTPError, OSError, ValueError):  # it gave us the weights: a page that does not answer is no reason to stop
+            stated = None
+    return str(stated or "not stated")

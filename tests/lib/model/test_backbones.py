@@ -1,14 +1,18 @@
 """Every network the experiments name takes a step, is written, read back, and predicts the same."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf
 
 from lib.config import Config
 from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint
-from lib.model.network import build_network
+from lib.model.network import Classifier, build_network
 from lib.model.predict import predict_logits
 from lib.training.engine import Part, train_one_epoch
 from lib.training.optimizer import OptimizerStep, build_optimizer
@@ -39,6 +43,60 @@ def test_it_learns_is_written_and_predicts(backbone: str, tmp_path: Path) -> Non
     )
     torch.manual_seed(0)
     network = build_network(config)
+    learn_write_and_predict(network, config, tmp_path)
+
+
+# What the experiment `pathology` names as worked examples, at a depth and width that a test can bear: architecture, its arguments,
+# and the mean and deviation their authors publish.
+PATHOLOGY: dict[str, tuple[str, dict[str, Any], list[float], list[float]]] = {
+    "hf-hub:bioptimus/H-optimus-0": (
+        "vit_giant_patch14_reg4_dinov2",
+        {"global_pool": "token", "init_values": 1e-5, "embed_dim": 96, "num_heads": 3},
+        [0.7072, 0.5787, 0.7036],
+        [0.2119, 0.2301, 0.1775],
+    ),
+    "hf-hub:1aurent/vit_small_patch8_224.lunit_dino": (
+        "vit_small_patch8_224",
+        {},
+        [0.7032, 0.5361, 0.6610],
+        [0.2172, 0.2608, 0.2072],
+    ),
+    "hf-hub:1aurent/vit_small_patch16_224.kaiko_ai_towards_large_pathology_fms": (
+        "vit_small_patch16_224",
+        {"dynamic_img_size": True},
+        [0.5, 0.5, 0.5],
+        [0.5, 0.5, 0.5],
+    ),
+}
+
+
+@pytest.mark.parametrize("encoder", PATHOLOGY)
+@pytest.mark.parametrize("tune", ["all", "head"])
+def test_a_pathology_encoder_brings_its_own_normalisation_and_learns_or_embeds(encoder: str, tune: str, tmp_path: Path) -> None:
+    architecture, arguments, mean, std = PATHOLOGY[encoder]
+    original = timm.create_model(architecture, num_classes=0, depth=2, **arguments)
+    save_for_hf(original, str(tmp_path / "encoder"), model_args={"depth": 2, **arguments}, safe_serialization=True)
+    path = tmp_path / "encoder" / "config.json"
+    content = json.loads(path.read_text())
+    content["pretrained_cfg"] |= {"mean": mean, "std": std}
+    path.write_text(json.dumps(content))
+    config = Config(
+        backbone=encoder, weights="timm", tune=tune, members=1, views=1, input_size=112, batch_size=4, layer_decay=0.8
+    )
+    torch.manual_seed(0)
+    network = build_network(config, folder=tmp_path / "encoder")
+    assert network.mean.flatten().tolist() == pytest.approx(mean) and network.std.flatten().tolist() == pytest.approx(std)
+    first = next(name for name in original.state_dict() if name.startswith("blocks.0."))
+    assert torch.equal(network.backbone.state_dict()[first], original.state_dict()[first])  # its weights, not random ones
+    if tune == "head":
+        embedded = network.eval().embed(torch.zeros(2, 3, 96, 96))
+        assert embedded.shape == (2, original.num_features)
+        return
+    learn_write_and_predict(network, config, tmp_path)
+
+
+def learn_write_and_predict(network: Classifier, config: Config, folder: Path) -> None:
+    """A step changes it; its checkpoint, read back without anything else, predicts the same."""
     tiles = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
     part = Part(tiles=tiles, labels=np.array([0, 1, 0, 1], np.float32), rows=np.arange(4), entropy=(0, 0, 0))
     step = OptimizerStep(build_optimizer(network, config), peak=1e-3, total=1, warmup=0, clip=0.0, scaled=False)
@@ -47,11 +105,11 @@ def test_it_learns_is_written_and_predicts(backbone: str, tmp_path: Path) -> Non
     assert 0 < loss < 20 and step.applied == 1
     assert not torch.equal(before, torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
     identity = Identity(experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
-    save_checkpoint(tmp_path / "x.safetensors", network, identity)
+    save_checkpoint(folder / "x.safetensors", network, identity)
 
     def predict(some: torch.nn.Module) -> np.ndarray:
         rows = np.arange(4)
         found: np.ndarray = predict_logits(some, tiles, rows, views=1, batch_size=4, device=CPU, precision=torch.float32)  # type: ignore[arg-type]
         return found
 
-    assert np.array_equal(predict(load_checkpoint(tmp_path / "x.safetensors")[0]), predict(network))
+    assert np.array_equal(predict(load_checkpoint(folder / "x.safetensors")[0]), predict(network))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +126,36 @@ def test_a_folder_that_contradicts_itself_or_is_empty_is_refused(folder: Path, t
     (empty / "config.json").write_text(settings)
     with pytest.raises(WeightsError, match="model.safetensors"):
         build_network(tiny, folder=empty)
+
+
+@pytest.mark.parametrize(
+    ("settings", "card", "said"),
+    [
+        ({"license": "apache-2.0"}, {"license": "mit"}, "apache-2.0"),
+        ({}, {"license": "apache-2.0"}, "apache-2.0"),
+        ({}, {"license": "other", "license_name": "lunit-non-commercial"}, "lunit-non-commercial"),
+        ({}, {}, "not stated"),
+        ({}, None, "not stated"),
+        ({}, OSError("no network"), "not stated"),
+    ],
+)
+def test_the_licence_is_what_timm_or_the_encoders_page_says(settings, card, said, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    from lib.model.weights import _licence
+
+    asked = []
+
+    def model_info(name: str) -> object:
+        asked.append(name)
+        if isinstance(card, Exception):
+            raise card
+        return SimpleNamespace(card_data=None if card is None else SimpleNamespace(**card))
+
+    monkeypatch.setattr(huggingface_hub, "model_info", model_info)
+    assert _licence("hf-hub:owner/encoder@main", settings) == said
+    assert asked == ([] if settings else ["owner/encoder"])
+    assert _licence("resnet18.tv_in1k", settings) == settings.get("license", "not stated")
 
 
 def test_an_encoder_from_a_hub_needs_the_hub_never_again(folder: Path, tmp_path: Path, tiny: Config) -> None:
