@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pytest
 import requests
 from loopback_wire import FAST, Wire
@@ -112,6 +113,23 @@ def test_kernels_by_hand(real, tmp_path):
     assert "found something" in log and "added True" in log and "competition True" in log
     assert cli(real, "kernels", "delete", "alice/first-kernel", "-y").returncode == 0
     assert "first-kernel" not in cli(real, "kernels", "list", "-m").stdout
+
+
+def test_a_notebook_by_hand(real, tmp_path):
+    code = ["print('hello from a cell')", "open('left.txt', 'w').write('x')"]
+    cells = [nbformat.v4.new_code_cell(text) for text in code]
+    folder = kernel(tmp_path / "one", "first-notebook", "", code_file="code.ipynb", kernel_type="notebook")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "code.ipynb")
+    assert "successfully pushed" in cli(real, "kernels", "push", "-p", str(folder)).stdout
+    wait_for(real, "first-notebook", "COMPLETE")
+    assert "hello from a cell" in cli(real, "kernels", "logs", "alice/first-notebook").stdout
+    fetched = cli(real, "kernels", "output", "alice/first-notebook", "-p", str(tmp_path / "out"))
+    assert fetched.returncode == 0 and (tmp_path / "out" / "left.txt").read_text() == "x"
+    assert cli(real, "kernels", "pull", "alice/first-notebook", "-p", str(tmp_path / "pulled")).returncode == 0
+    pulled = nbformat.read(next((tmp_path / "pulled").glob("*.ipynb")), as_version=4)
+    assert [cell.source for cell in pulled.cells] == code
+    script = kernel(tmp_path / "two", "first-notebook", "print(1)")
+    assert "Kernel type cannot be changed" in cli(real, "kernels", "push", "-p", str(script)).stdout
 
 
 def test_a_kernel_that_fails_and_one_that_takes_too_long(real, tmp_path):
@@ -385,7 +403,7 @@ def test_pushes_filed_elsewhere_and_refused_with_a_word(wire):
     assert kaggle.ask("SaveKernel", **kaggle.push_body("my-data")).status_code == 409
     assert kaggle.ask("SaveKernel", **kaggle.push_body("x-kernel", slug="bob/x-kernel")).status_code == 403
     assert kaggle.ask("SaveKernel", **kaggle.push_body("x-kernel", text="#" * 1_000_000)).status_code == 400
-    assert "scripts only" in kaggle.push("x-kernel", kernelType="notebook")["error"]
+    assert "Python only" in kaggle.push("x-kernel", language="r")["error"]
     assert "Phone" in wire(settings={"phone_verified": False}).push("x-kernel", enableInternet=True)["error"]
 
 
