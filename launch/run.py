@@ -15,9 +15,10 @@ from launch.ledger import LEDGER_NAME, Ledger, SubmissionEntry, campaign_lock, n
 from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
 from launch.submission import LEADERBOARD, PICTURE, ScorePace, submit_file, write_leaderboard
-from launch.summary import Summary, print_summary, summarise
+from launch.summary import print_summary, summarise
 from lib.config import EXPECTATIONS, Config, config_from_dict
 from lib.files import write_whole
+from lib.report.results import Summary
 from lib.run_record import RECORD_NAME, read_run_record
 
 CAMPAIGNS = ROOT / "runs" / "campaigns"
