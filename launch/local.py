@@ -16,8 +16,9 @@ from launch.errors import LaunchError
 from launch.plan import GPU_SESSIONS, REPORT_SLUG, ROOT, Experiment, Kernel, plan_kernels, with_teachers
 from launch.report import PAGE
 from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
-from launch.summary import Summary, print_summary, summarise
+from launch.summary import print_summary, summarise
 from lib.files import write_whole
+from lib.report.results import Summary
 from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
 from lib.session import COMPETITION
 

@@ -16,9 +16,10 @@ from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, REPORT_SLUG, ROOT, Experiment, Kernel, plan_kernels
 from launch.report import NOTEBOOK, PAGE, leave_notebook, report_facts
 from launch.submission import LEADERBOARD, PICTURE, ScorePace, submit_file, write_leaderboard
-from launch.summary import Summary, print_summary, summarise
+from launch.summary import print_summary, summarise
 from lib.config import EXPECTATIONS, Config, config_from_dict
 from lib.files import write_whole
+from lib.report.results import Summary
 from lib.run_record import RECORD_NAME, read_run_record
 
 CAMPAIGNS = ROOT / "runs" / "campaigns"

@@ -10,10 +10,10 @@ from typing import Any
 from launch.client import ClientError, CredentialsError, Kaggle, NoAnswerError, RefusedError, Submission
 from launch.errors import LaunchError
 from launch.ledger import FAILED, INTENDED, Ledger, SubmissionEntry, stamp
-from launch.summary import Summary, calibration_facts, summarise_together
 from lib.errors import KernelError
 from lib.files import sha256_of, write_whole
 from lib.inference.submission import check_submission
+from lib.report.results import Summary, calibration_facts, summarise_together
 from lib.session import COMPETITION
 
 LEADERBOARD, PICTURE = "leaderboard.json", "leaderboard.png"

@@ -144,3 +144,40 @@ def group_interval(
         raise MetricError("the statistic is undefined in every resample")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def auc_interval(
+    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, seed: int, level: float = 0.95, rounds: int = 1000
+) -> tuple[float, float]:
+    """`group_interval` of the AUC, with the same draws and without sorting the scores anew in each round.
+
+    A resample is how often each group was drawn; tumour and other tiles are counted by their scores, and the AUC is the share
+    of pairs in the right order, ties by half (Mann and Whitney 1947). On 220,025 tiles a round costs milliseconds.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) finite.
+        groups: (N,) the group of each row.
+        seed: of the resampling.
+        level: coverage.
+        rounds: resamples; those with one class only are left out.
+
+    Raises:
+        MetricError: one class in every resample.
+    """
+    generator = np.random.default_rng(seed)
+    names, group = np.unique(groups, return_inverse=True)
+    distinct, place = np.unique(scores, return_inverse=True)
+    positive = np.asarray(labels) == 1
+    values = []
+    for _ in range(rounds):
+        drawn = np.bincount(generator.integers(0, len(names), len(names)), minlength=len(names))[group].astype(np.float64)
+        tumour = np.bincount(place[positive], drawn[positive], len(distinct))
+        other = np.bincount(place[~positive], drawn[~positive], len(distinct))
+        pairs = tumour.sum() * other.sum()
+        if pairs:
+            values.append(float((tumour * (np.cumsum(other) - other / 2)).sum() / pairs))
+    if not values:
+        raise MetricError("the AUC is undefined in every resample")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

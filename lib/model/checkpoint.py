@@ -1,6 +1,7 @@
 """One trained member as one safetensors file that says what it is. Never unpickled."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from lib.model.network import Classifier, NetworkError, build_network
 CHECKPOINT_FORMAT = 1
 LABEL_SET = [0, 1]
 _AGAIN = "Train this member again."
+# Tensors of a checkpoint that nothing learns: running statistics, the normalisation of pixels or features.
+_NOT_LEARNT = ("running_mean", "running_var", "num_batches_tracked", "mean", "std", "spread")
 
 
 class CheckpointError(KernelError):
@@ -63,6 +66,20 @@ def read_identity(path: Path) -> Identity:
         return Identity(**facts)
     except TypeError as error:
         raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {_AGAIN}") from error
+
+
+def count_parameters(path: Path) -> int:
+    """How many numbers of a member were learnt; of a frozen encoder, those of its head. Its weights are not read.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as content:
+            learnt = [name for name in content.keys() if name.split(".")[-1] not in _NOT_LEARNT]  # noqa: SIM118
+            return sum(math.prod(content.get_slice(name).get_shape()) for name in learnt)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}") from error
 
 
 def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:

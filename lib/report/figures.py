@@ -1,26 +1,11 @@
-"""Figures that are readable in print and by the colour-blind: labelled axes with units, n in the title, direct labels."""
+"""Figures of the data, before any training: what prepare draws."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lib.files import write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Okabe and Ito 2008: told apart under every common form of colour blindness.
-NEGATIVE, POSITIVE = "#0072B2", "#D55E00"
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    import io
-
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})  # no version: the same bytes each time
-    write_whole(path, stream.getvalue())
+from lib.report.style import NEGATIVE, POSITIVE, save
 
 
 def contact_sheet(tiles: np.ndarray, labels: np.ndarray, path: Path, *, columns: int = 10, seed: int = 0) -> None:
@@ -51,7 +36,7 @@ def contact_sheet(tiles: np.ndarray, labels: np.ndarray, path: Path, *, columns:
                 axis.plot([31.5, 63.5, 63.5, 31.5, 31.5], [31.5, 31.5, 63.5, 63.5, 31.5], color="white", linewidth=0.8)
         for line in (row, row + 1):
             axes[line, 0].set_ylabel("tumour" if label else "no tumour", color=POSITIVE if label else NEGATIVE)
-    _save(figure, path)
+    save(figure, path)
 
 
 def brightness_histogram(means: np.ndarray, labels: np.ndarray, path: Path) -> None:
@@ -77,7 +62,7 @@ def brightness_histogram(means: np.ndarray, labels: np.ndarray, path: Path) -> N
     axis.set_xlabel("mean brightness of a tile (0 to 255)")
     axis.set_ylabel("density")
     axis.set_title(f"Brightness by class, n = {len(labels):,} tiles")
-    _save(figure, path)
+    save(figure, path)
 
 
 def outlier_sheet(tiles: np.ndarray, rows: Mapping[str, Sequence[int]], path: Path) -> None:
@@ -104,7 +89,7 @@ def outlier_sheet(tiles: np.ndarray, rows: Mapping[str, Sequence[int]], path: Pa
             else:
                 axis.axis("off")
         axes[line, 0].set_ylabel(name)
-    _save(figure, path)
+    save(figure, path)
 
 
 def group_scatter(table: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -131,7 +116,7 @@ def group_scatter(table: Sequence[Mapping[str, float]], path: Path) -> None:
     axis.set_ylabel("tumour, % of its tiles")
     axis.set_ylim(-4, 104)
     axis.set_title(f"Stain groups, n = {len(table)} of {tiles.sum():,} tiles")
-    _save(figure, path)
+    save(figure, path)
 
 
 def stain_histograms(features: np.ndarray, names: Sequence[str], labels: np.ndarray, path: Path) -> None:
@@ -161,4 +146,4 @@ def stain_histograms(features: np.ndarray, names: Sequence[str], labels: np.ndar
         axis.set_ylabel("density")
     for text, colour, down in (("no tumour: solid", NEGATIVE, 0.7), ("tumour: dashed", POSITIVE, 0.4)):
         axes[-1].text(0.1, down, text, color=colour, transform=axes[-1].transAxes)
-    _save(figure, path)
+    save(figure, path)

@@ -18,7 +18,7 @@ from lib.config import Config
 from lib.data.shared import SharedMemory
 from lib.files import sha256_of, write_whole
 from lib.metrics import auc, fold_scores, probability
-from lib.model.checkpoint import Identity, save_checkpoint
+from lib.model.checkpoint import Identity, count_parameters, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
 from lib.model.predict import predict_logits
 from lib.training.average import WeightAverage
@@ -155,7 +155,9 @@ def collect(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], dict[str,
     labels = task.index["label"].to_numpy()[task.folds == task.fold]
     members = [fold_scores(labels, probability(each), seed=task.config.seed) for each in logits]
     mean = np.mean([probability(each) for each in logits], axis=0)
-    return names, {"fold": fold_scores(labels, mean, seed=task.config.seed), "members": members}
+    millions = count_parameters(folder / MemberFiles(task.fold, 0).checkpoint) / 1e6
+    scores = {"fold": fold_scores(labels, mean, seed=task.config.seed), "members": members, "parameters_millions": millions}
+    return names, scores
 
 
 def is_finished(task: FoldTask, member: int, *, folder: Path, processes: int) -> bool:
