@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from launch.build import Source
 from launch.client import (
@@ -52,13 +53,14 @@ from launch.ledger import (
     stamp,
 )
 from launch.metadata import MACHINE_SHAPE
-from launch.outputs import NoRecordError, fetch_output, output_key, peek_record
+from launch.outputs import TRIALS, NoRecordError, fetch_output, output_key, peek_record
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
 from lib.config import EXPECTATIONS
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecord
+from lib.search_space import settled
 from lib.session import MISSING_INPUTS
 
 OUTPUTS, PUSHES, LOGS = "outputs", "pushes", "logs"
@@ -154,6 +156,7 @@ class Campaign:
         say: takes a line that stays.
         show: takes the standings, whenever they were looked at.
         reuse: take over finished outputs of other campaigns even if other code made them.
+        goal: slugs of the kernels that `run` brings to their ends; None for all. The others are followed where they are open.
     """
 
     kaggle: Kaggle
@@ -166,6 +169,7 @@ class Campaign:
     say: Callable[[str], None]
     show: Callable[[Sequence[Standing], Quota | None], None] = lambda standings, quota: None
     reuse: bool = False
+    goal: Collection[str] | None = None
     failures: dict[str, str] = field(default_factory=dict)
     quota: Quota | None = None
 
@@ -206,13 +210,18 @@ class Campaign:
             self.publisher.step()
             self.tick()
             self.show(list(self.standings.values()), self.quota)
-            if all(self.is_done(kernel) for kernel in self.kernels) and self.publisher.rests:
+            if all(self.is_done(kernel) for kernel in self.wanted) and self.publisher.rests:
                 break
             if not self._can_go_on():
                 raise CampaignStoppedError(self._reasons())
             time.sleep(self.pace.poll)
         for problem in self.publisher.problems:
             self.say(f"warning: {problem}; the kernels carry the library themselves, so nothing else depends on it")
+
+    @property
+    def wanted(self) -> list[Kernel]:
+        """The kernels of the goal."""
+        return [kernel for kernel in self.kernels if self.goal is None or kernel.slug in self.goal]
 
     def push_only(self, kernels: Sequence[Kernel]) -> None:
         """Push these kernels and return when Kaggle has them; nothing waits for their end.
@@ -225,7 +234,11 @@ class Campaign:
             lacking = [slug for slug in kernel.sources if not self._source_is_done(slug)]
             if lacking:
                 problems.append(f"{kernel.slug} reads {', '.join(lacking)}, not done yet: run them first")
-            if self.ledger.entry(kernel.slug, kernel.kind).open is not None:
+            entry = self.ledger.entry(kernel.slug, kernel.kind)
+            if kernel.search is not None and entry.open is not None:
+                self._follow(kernel, entry, entry.open)  # what it came to, if it has ended, is where the next push goes on
+                self.failures.pop(kernel.slug, None)
+            if entry.open is not None:
                 problems.append(f"{kernel.slug} was pushed and has not ended: see build_kernel.py status")
         if problems:
             raise CampaignStoppedError("nothing was pushed:\n  - " + "\n  - ".join(problems))
@@ -284,7 +297,7 @@ class Campaign:
 
     def _open(self) -> None:
         self.quota = self._read_quota()
-        left = {k.slug: expected_hours(k, self.ledger) for k in self.kernels if k.needs_gpu and not self.is_done(k)}
+        left = {k.slug: expected_hours(k, self.ledger) for k in self.wanted if k.needs_gpu and not self.is_done(k)}
         if not left:
             return
         cost = sum(left.values())
@@ -320,7 +333,7 @@ class Campaign:
         lines = [f"{slug}: {text}" for slug, text in self.failures.items()]
         if self.source.thin and self.publisher.failed:
             lines += self.publisher.problems
-        done = [kernel.slug for kernel in self.kernels if self.is_done(kernel)]
+        done = [kernel.slug for kernel in self.wanted if self.is_done(kernel)]
         kept = f"\nDone and kept: {', '.join(done)}." if done else ""
         return "the campaign stopped:\n  - " + "\n  - ".join(lines) + f"{kept}\nMend the cause and run the same command again."
 
@@ -341,6 +354,8 @@ class Campaign:
 
     def _is_ready(self, kernel: Kernel) -> bool:
         entry = self.ledger.entry(kernel.slug, kernel.kind)
+        if self.goal is not None and kernel.slug not in self.goal:
+            return False
         if kernel.slug in self.failures or entry.open is not None or self.is_done(kernel):
             return False
         if self.source.thin and not self.publisher.is_ready:
@@ -362,6 +377,7 @@ class Campaign:
             inputs[slug] = output.key
         facts = [kernel.kind, kernel.fold, kernel.folds, kernel.encoders, kernel.datasets, kernel.experiments, configs, inputs]
         facts += [kernel.average] if kernel.average != "mean" else []
+        facts += [kernel.search.to_dict()] if kernel.search is not None else []
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     # --- starting ----------------------------------------------------------------------------------------------------
@@ -411,7 +427,8 @@ class Campaign:
         folder = self.folder / PUSHES / kernel.slug
         outputs = {slug: self.ledger.kernels[slug].output for slug in kernel.sources}
         inputs = {slug: output.push_id for slug, output in outputs.items() if output is not None}
-        self.source.write_kernel(kernel, folder, push_id=push.push_id, limit=push.limit, inputs=inputs)
+        finished = self._finished_trials(kernel)
+        self.source.write_kernel(kernel, folder, push_id=push.push_id, limit=push.limit, inputs=inputs, finished=finished)
         push.bundle_id = self.source.bundle
         try:
             pushed = self.kaggle.push(folder, limit=push.limit)
@@ -450,6 +467,18 @@ class Campaign:
             self._fail(kernel, str(error))
         else:
             self._was_pushed(kernel, push, version=pushed.version, url=pushed.url)
+
+    def _finished_trials(self, kernel: Kernel) -> list[dict[str, Any]]:
+        """What the last output of a search that is here came to: its trials are not run again, and nothing mounts itself."""
+        if kernel.search is None:
+            return []
+        try:
+            records = settled(json.loads((self._outputs() / kernel.slug / TRIALS).read_bytes())["trials"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return []
+        if records:
+            self.say(f"{kernel.slug}: {len(records)} trials of its last output are not run again")
+        return records
 
     def _was_pushed(self, kernel: Kernel, push: Push, *, version: int | None, url: str = "") -> None:
         push.state, push.version, push.pushed_at = PUSHED, version, stamp()
@@ -549,7 +578,7 @@ class Campaign:
             self._once("GPU", "quota", f"{why}. Asking again until there is quota")
             return
         text = f"{why}. Waiting until {next_reset(self.quota):%a %d %b %H:%M} UTC, then going on by itself"
-        left = {k.slug: expected_hours(k, self.ledger) for k in self.kernels if k.needs_gpu and not self.is_done(k)}
+        left = {k.slug: expected_hours(k, self.ledger) for k in self.wanted if k.needs_gpu and not self.is_done(k)}
         running = {k.slug for k in self.kernels if self.ledger.entry(k.slug, k.kind).open is not None}
         waiting = {slug: hours for slug, hours in left.items() if slug not in running}
         self._once("GPU", "quota", "\n".join([text, *(f"  {line}" for line in plan_over_weeks(waiting, self.quota))]))
@@ -671,7 +700,7 @@ class Campaign:
             )
 
     def _is_finished(self, kernel: Kernel, entry: KernelEntry, record: RunRecord, *, identity: str, version: int | None) -> None:
-        fold = record.scores.get("fold")
+        fold = record.scores.get("fold") or record.scores.get("search")
         entry.output = Output(
             push_id=record.push_id,
             bundle_id=record.bundle_id,
@@ -762,7 +791,12 @@ class Campaign:
             return set(kernel.encoders) <= set(held)
         if not same or kernel.datasets:  # what was attached then is not recorded
             return False
-        if kernel.kind in ("pretrain", "embed", "train"):
+        if kernel.search is not None:
+            scores = content.get("scores")
+            searched = scores.get("search", {}).get("space") if isinstance(scores, dict) else None
+            if searched != kernel.search.to_dict():
+                return False
+        if kernel.kind in ("pretrain", "embed", "train", "search"):
             prepared = next(self.ledger.kernels[slug].output for slug in kernel.sources if self._kind(slug) == "prepare")
             right = content.get("experiment") == kernel.experiments[0] and content.get("fold") == kernel.fold
             return right and prepared is not None and content.get("data_id") == prepared.key
@@ -837,7 +871,7 @@ def _machine(kernel: Kernel) -> str:
 
 def _facts(record: RunRecord) -> str:
     seconds = float(record.seconds.get("total", 0.0))
-    fold = record.scores.get("fold")
+    fold = record.scores.get("fold") or record.scores.get("search")
     auc = f", AUC {fold['auc']:.4f}" if isinstance(fold, dict) and "auc" in fold else ""
     return f" in {_words(seconds)}{auc}"
 
