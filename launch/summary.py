@@ -255,8 +255,10 @@ def print_ranking(folder: Path, *, seconds: float) -> None:
     content = json.loads((folder / TRIALS).read_bytes())
     ranking = pd.read_csv(folder / RANKING, dtype=str, keep_default_na=False)
     table = Table(title=f"search {content['name']} over {content['experiment']}", title_justify="left")
-    interval = [f"{a[:6]} to {b[:6]}" if a else "" for a, b in zip(ranking["low"], ranking["high"], strict=True)]
-    shown = ranking.assign(auc=ranking["auc"].str[:6], low=interval).drop(columns=["high", "note"])
+    ends = zip(ranking["low"], ranking["high"], strict=True)
+    interval = [f"{float(low):.4f} to {float(high):.4f}" if low else "" for low, high in ends]
+    scores = [f"{float(score):.4f}" if score else "" for score in ranking["auc"]]
+    shown = ranking.assign(auc=scores, low=interval).drop(columns=["high", "note"])
     shown = shown.rename(columns={"auc": "AUC", "low": "95 %", "parameters_millions": "M weights"})
     for name in shown.columns:
         table.add_column(name, justify="left" if name in ("trial", "status", "backbone") else "right", overflow="fold")
