@@ -16,9 +16,8 @@ from launch.plan import plan_kernels
 from lib.config import parse_toml
 from lib.search_space import SearchSpace, search_from_dict, settled
 
-# The default grid's shape, with networks and epochs that take seconds.
-GRID = {"learning_rate": [4e-3, 1e-3], "weight_decay": [0.05, 0.01], "backbone": ["test_resnet", "test_vit"]}
-EPOCHS = 4
+GRID = {"learning_rate": [4e-3, 1e-3], "backbone": ["test_resnet", "test_vit"]}
+EPOCHS = 6
 
 
 def space(**values: Any) -> SearchSpace:
@@ -67,17 +66,17 @@ def test_a_search_killed_in_the_middle_goes_on_without_repeating_a_trial(
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"finished before, not run again", done.stdout)) == 2
     second = started(done.stdout)
-    assert second[0] == first[2] and set(second).isdisjoint(first[:2]) and len({*first, *second}) == 8 == len(second) + 2
-    assert re.search(rf"trial {first[2]}: fold 0, .*going on after epoch [12]", done.stdout)  # not from its start
+    assert second[0] == first[2] and set(second).isdisjoint(first[:2]) and len({*first, *second}) == 4 == len(second) + 2
+    assert re.search(rf"trial {first[2]}: fold 0, .*going on after epoch \d", done.stdout)  # not from its start
     assert all((working / "trials" / name).read_bytes() == content for name, content in kept.items())
     ranking = pd.read_csv(working / "search.csv", keep_default_na=False)
-    assert ranking["rank"].tolist() == list(range(1, 9)) and ranking["auc"].is_monotonic_decreasing
+    assert ranking["rank"].tolist() == list(range(1, 5)) and ranking["auc"].is_monotonic_decreasing
     assert set(ranking["trial"]) == {*first, *second}
     assert sum("taken up after an interruption" in note for note in ranking["note"]) == 1
     # The kernel's outputs are those of the record; a search that is done is not done again.
     record = workbench.record_of(working)
     assert set(record["files"]) == {"search.csv", "trials.json", "winner.toml"}
-    assert record["scores"]["search"]["complete"] and record["scores"]["search"]["finished"] == 8
+    assert record["scores"]["search"]["complete"] and record["scores"]["search"]["finished"] == 4
     winner = parse_toml((working / "winner.toml").read_text(), name="winner")
     assert winner.backbone in GRID["backbone"] and winner.epochs == EPOCHS
     assert not list((working / "trials").glob("*/"))
