@@ -34,6 +34,21 @@ _AVERAGE = click.option(
 )
 
 
+def _search_option(default: str) -> Any:
+    """--search, or --search NAME: a search of experiments/searches; the command then says which by `load_search`."""
+    text = f"A search of experiments/searches (without a NAME: {default}) over the experiment, and only what it reads."
+    return click.option("--search", "searched", is_flag=False, flag_value=default, metavar="[NAME]", help=text)
+
+
+_SEARCH = _search_option("baseline")
+
+
+def _load_search(name: str | None) -> Any:
+    from launch.plan import load_search
+
+    return None if name is None else load_search(name)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Histopathologic Cancer Detection on Kaggle: from a checkout to a leaderboard score, rehearsed first.
@@ -56,6 +71,7 @@ def _say(text: str) -> None:
 @click.option("--thin", is_flag=True, help="Kernels that import the library from the dataset, after checking its hash.")
 @click.option("--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code.")
 @_AVERAGE
+@_SEARCH
 @click.option("--out", default="dist", show_default=True, type=_FOLDER)
 def build(
     experiments: tuple[str, ...],
@@ -65,6 +81,7 @@ def build(
     thin: bool,
     strict_bundle: bool,
     average: str,
+    searched: str | None,
     out: Path,
 ) -> None:
     """Write the dataset and the kernels, complete for `kaggle kernels push`.
@@ -82,7 +99,14 @@ def build(
     names = experiments or (default_experiment(read_base()),)
     loaded = load_experiments(names, overrides)
     built = builder.build(
-        loaded, out=out, owner=owner, datasets=datasets, average=average, thin=thin, strict_bundle=strict_bundle
+        loaded,
+        out=out,
+        owner=owner,
+        datasets=datasets,
+        average=average,
+        search=_load_search(searched),
+        thin=thin,
+        strict_bundle=strict_bundle,
     )
     for kernel in built.kernels:
         size = built.sizes[kernel.slug]
@@ -116,6 +140,7 @@ def check(out: Path) -> None:
 @click.option("--thin", is_flag=True, help="Rehearse thin kernels, with the dataset mounted.")
 @click.option("--faults", type=_FILE, help="What the loopback Kaggle shall do wrong and when: a JSON list, see the README.")
 @click.option("--out", default="runs/smoke", show_default=True, type=_FOLDER)
+@_search_option("smoke")
 @_ATTACH
 @_AVERAGE
 @_SET
@@ -127,6 +152,7 @@ def smoke(
     thin: bool,
     faults: Path | None,
     out: Path,
+    searched: str | None,
     attach: tuple[Path, ...],
     average: str,
     overrides: tuple[str, ...],
@@ -152,6 +178,7 @@ def smoke(
         attach=attach,
         thin=thin,
         average=average,
+        search=_load_search(searched),
         faults=load_faults(faults) if faults is not None else (),
         owner=owner_of(read_base()),
         say=_say,
@@ -167,11 +194,18 @@ def smoke(
     type=_FOLDER,
 )
 @click.option("--out", default="runs/local", show_default=True, type=_FOLDER)
+@_SEARCH
 @_ATTACH
 @_AVERAGE
 @_SET
 def local(
-    experiments: tuple[str, ...], data: Path, out: Path, attach: tuple[Path, ...], average: str, overrides: tuple[str, ...]
+    experiments: tuple[str, ...],
+    data: Path,
+    out: Path,
+    searched: str | None,
+    attach: tuple[Path, ...],
+    average: str,
+    overrides: tuple[str, ...],
 ) -> None:
     """The whole training on this machine's GPU or CPU, by the kernels that would run on Kaggle.
 
@@ -183,7 +217,8 @@ def local(
 
     base = read_base()
     loaded = load_experiments(experiments or (default_experiment(base),), overrides)
-    train(loaded, data=data, out=out, attach=attach, average=average, owner=owner_of(base), say=_say)
+    search = _load_search(searched)
+    train(loaded, data=data, out=out, attach=attach, average=average, search=search, owner=owner_of(base), say=_say)
 
 
 @main.command()
@@ -264,6 +299,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code.")
 @click.option("--no-probe", is_flag=True, help="Do not offer the canaries before the first fold.")
 @_AVERAGE
+@_SEARCH
 @_OWNER
 @_DATASET
 @_SET
@@ -277,6 +313,7 @@ def run(
     strict_bundle: bool,
     no_probe: bool,
     average: str,
+    searched: str | None,
     owner: str | None,
     datasets: tuple[str, ...],
     overrides: tuple[str, ...],
@@ -301,6 +338,7 @@ def run(
         reuse=reuse,
         strict_bundle=strict_bundle,
         average=average,
+        search=_load_search(searched),
     )
     if not no_probe:
         _offer_probe(order)
@@ -324,6 +362,7 @@ def _offer_probe(order: Any) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--experiment", "experiments", multiple=True, help="Which experiments the campaign is about.")
 @click.option("--campaign", metavar="NAME", help="A name of its own. [default: the experiments' names]")
+@_SEARCH
 @_OWNER
 @_DATASET
 @_SET
@@ -331,19 +370,22 @@ def push(
     names: tuple[str, ...],
     experiments: tuple[str, ...],
     campaign: str | None,
+    searched: str | None,
     owner: str | None,
     datasets: tuple[str, ...],
     overrides: tuple[str, ...],
 ) -> None:
-    """Push single kernels by hand, under the same rules as `run`: dataset, weights, prepare, fold-0 ..., inference,
+    """Push single kernels by hand, under the same rules as `run`: dataset, weights, prepare, fold-0 ..., inference, search,
     report.
 
-    It returns when Kaggle has them; `run` fetches their outputs and goes on from there.
+    It returns when Kaggle has them; `run` fetches their outputs and goes on from there. A search that was pushed before goes
+    on: the trials of its output are not run again.
     """
     from launch.client import connect
     from launch.run import push as push_names
 
-    order = _order(experiments, overrides, campaign=campaign, owner=owner, datasets=datasets)
+    search = _load_search(searched)
+    order = _order(experiments, overrides, campaign=campaign, owner=owner, datasets=datasets, search=search)
     push_names(order, names, connect=connect)
 
 

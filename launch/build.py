@@ -25,6 +25,7 @@ from launch.metadata import (
 )
 from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Experiment, Kernel, git_commit, plan_kernels
 from lib.files import write_whole
+from lib.search_space import SearchSpace
 
 # What must never travel: tokens and keys of the services in use.
 _SECRETS = {
@@ -67,6 +68,7 @@ class Source:
         push_id: str = "",
         limit: float = 0.0,
         inputs: Mapping[str, str] | None = None,
+        finished: Sequence[Mapping[str, Any]] = (),
     ) -> int:
         """Write script and metadata of a kernel, complete for the plain client; returns the script's bytes.
 
@@ -76,6 +78,7 @@ class Source:
             push_id: proves which push an output came from.
             limit: seconds after which the service will end the session; 0 says nothing.
             inputs: slug to push id of the outputs it must find mounted; others are refused as earlier ones.
+            finished: for a search: records of trials that need not be run again.
         """
         parameters = kernel_parameters(
             kernel,
@@ -86,6 +89,7 @@ class Source:
             push_id=push_id,
             limit=limit,
             inputs=inputs,
+            finished=finished,
         )
         write = render_notebook if kernel.kind in NOTEBOOK_KINDS else render_script
         script = write(kernel, self.files, parameters, thin=self.thin).encode()
@@ -156,6 +160,7 @@ def build(
     average: str = "mean",
     thin: bool = False,
     strict_bundle: bool = False,
+    search: SearchSpace | None = None,
     root: Path = ROOT,
 ) -> Built:
     """Write dataset/ and kernels/ under `out`, whole: a failed build leaves the earlier one.
@@ -164,7 +169,7 @@ def build(
         LaunchError: with everything that is wrong.
     """
     source = read_source(owner=owner, thin=thin, strict_bundle=strict_bundle, root=root)
-    kernels = plan_kernels(experiments, datasets=datasets, folds=folds, average=average)
+    kernels = plan_kernels(experiments, datasets=datasets, folds=folds, average=average, search=search)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import pprint
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,11 @@ def kernel_parameters(
     push_id: str = "",
     limit: float = 0.0,
     inputs: Mapping[str, str] | None = None,
+    finished: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What the script tells `lib.session.read_parameters`."""
+    search = kernel.search
+    searched = {} if search is None else {"search": {"name": search.name, "values": search.to_dict()}}
     return {
         "kind": kernel.kind,
         "slug": kernel.slug,
@@ -96,6 +99,8 @@ def kernel_parameters(
         "bundle_id": bundle,
         "git_commit": commit,
         "configs": [asdict(config) for config in kernel.configs],
+        **searched,
+        **({"finished": [dict(record) for record in finished]} if finished else {}),
     }
 
 

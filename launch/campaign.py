@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,14 @@ from launch.ledger import (
     stamp,
 )
 from launch.metadata import MACHINE_SHAPE
-from launch.outputs import NoRecordError, fetch_output, output_key, peek_record
+from launch.outputs import TRIALS, NoRecordError, fetch_output, output_key, peek_record
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
 from lib.config import EXPECTATIONS
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecord
+from lib.search_space import settled
 from lib.session import MISSING_INPUTS
 
 OUTPUTS, PUSHES, LOGS = "outputs", "pushes", "logs"
@@ -156,7 +157,7 @@ class Campaign:
         say: takes a line that stays.
         show: takes the standings, whenever they were looked at.
         reuse: take over finished outputs of other campaigns even if other code made them.
-        held: slugs that are neither started nor waited for, until they are taken out of here.
+        goal: slugs of the kernels that `run` brings to their ends; None for all. The others are followed where they are open.
     """
 
     kaggle: Kaggle
@@ -169,7 +170,7 @@ class Campaign:
     say: Callable[[str], None]
     show: Callable[[Sequence[Standing], Quota | None], None] = lambda standings, quota: None
     reuse: bool = False
-    held: set[str] = field(default_factory=set)
+    goal: Collection[str] | None = None
     failures: dict[str, str] = field(default_factory=dict)
     quota: Quota | None = None
 
@@ -197,8 +198,14 @@ class Campaign:
                 self._stands(kernel, "done", auc=entry.output.auc, version=entry.output.version)
 
     def tell(self, slug: str, facts: Mapping[str, Any]) -> None:
-        """Give a kernel what only the user's machine knows: it belongs to what decides its output."""
-        self.kernels = [replace(each, facts=facts) if each.slug == slug else each for each in self.kernels]
+        """Give a report what only the user's machine knows, and the search if one was made: both decide its output."""
+        searched = tuple(each.slug for each in self.kernels if each.kind == "search" and self.is_done(each))
+        self.kernels = [
+            replace(each, facts=facts, sources=(*(s for s in each.sources if s not in searched), *searched))
+            if each.slug == slug
+            else each
+            for each in self.kernels
+        ]
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -214,14 +221,18 @@ class Campaign:
             self.publisher.step()
             self.tick()
             self.show(list(self.standings.values()), self.quota)
-            wanted = (kernel for kernel in self.kernels if kernel.slug not in self.held)
-            if all(self.is_done(kernel) for kernel in wanted) and self.publisher.rests:
+            if all(self.is_done(kernel) for kernel in self.wanted) and self.publisher.rests:
                 break
             if not self._can_go_on():
                 raise CampaignStoppedError(self._reasons())
             time.sleep(self.pace.poll)
         for problem in self.publisher.problems:
             self.say(f"warning: {problem}; the kernels carry the library themselves, so nothing else depends on it")
+
+    @property
+    def wanted(self) -> list[Kernel]:
+        """The kernels of the goal."""
+        return [kernel for kernel in self.kernels if self.goal is None or kernel.slug in self.goal]
 
     def push_only(self, kernels: Sequence[Kernel]) -> None:
         """Push these kernels and return when Kaggle has them; nothing waits for their end.
@@ -234,7 +245,11 @@ class Campaign:
             lacking = [slug for slug in kernel.sources if not self._source_is_done(slug)]
             if lacking:
                 problems.append(f"{kernel.slug} reads {', '.join(lacking)}, not done yet: run them first")
-            if self.ledger.entry(kernel.slug, kernel.kind).open is not None:
+            entry = self.ledger.entry(kernel.slug, kernel.kind)
+            if kernel.search is not None and entry.open is not None:
+                self._follow(kernel, entry, entry.open)  # what it came to, if it has ended, is where the next push goes on
+                self.failures.pop(kernel.slug, None)
+            if entry.open is not None:
                 problems.append(f"{kernel.slug} was pushed and has not ended: see build_kernel.py status")
         if problems:
             raise CampaignStoppedError("nothing was pushed:\n  - " + "\n  - ".join(problems))
@@ -293,7 +308,7 @@ class Campaign:
 
     def _open(self) -> None:
         self.quota = self._read_quota()
-        left = {k.slug: expected_hours(k, self.ledger) for k in self.kernels if k.needs_gpu and not self.is_done(k)}
+        left = {k.slug: expected_hours(k, self.ledger) for k in self.wanted if k.needs_gpu and not self.is_done(k)}
         if not left:
             return
         cost = sum(left.values())
@@ -329,7 +344,7 @@ class Campaign:
         lines = [f"{slug}: {text}" for slug, text in self.failures.items()]
         if self.source.thin and self.publisher.failed:
             lines += self.publisher.problems
-        done = [kernel.slug for kernel in self.kernels if self.is_done(kernel)]
+        done = [kernel.slug for kernel in self.wanted if self.is_done(kernel)]
         kept = f"\nDone and kept: {', '.join(done)}." if done else ""
         return "the campaign stopped:\n  - " + "\n  - ".join(lines) + f"{kept}\nMend the cause and run the same command again."
 
@@ -350,7 +365,9 @@ class Campaign:
 
     def _is_ready(self, kernel: Kernel) -> bool:
         entry = self.ledger.entry(kernel.slug, kernel.kind)
-        if kernel.slug in self.held or kernel.slug in self.failures or entry.open is not None or self.is_done(kernel):
+        if self.goal is not None and kernel.slug not in self.goal:
+            return False
+        if kernel.slug in self.failures or entry.open is not None or self.is_done(kernel):
             return False
         if self.source.thin and not self.publisher.is_ready:
             return False
@@ -372,6 +389,7 @@ class Campaign:
         facts = [kernel.kind, kernel.fold, kernel.folds, kernel.encoders, kernel.datasets, kernel.experiments, configs, inputs]
         facts += [kernel.average] if kernel.average != "mean" else []
         facts += [dict(kernel.facts)] if kernel.facts else []
+        facts += [kernel.search.to_dict()] if kernel.search is not None else []
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     # --- starting ----------------------------------------------------------------------------------------------------
@@ -421,7 +439,8 @@ class Campaign:
         folder = self.folder / PUSHES / kernel.slug
         outputs = {slug: self.ledger.kernels[slug].output for slug in kernel.sources}
         inputs = {slug: output.push_id for slug, output in outputs.items() if output is not None}
-        self.source.write_kernel(kernel, folder, push_id=push.push_id, limit=push.limit, inputs=inputs)
+        finished = self._finished_trials(kernel)
+        self.source.write_kernel(kernel, folder, push_id=push.push_id, limit=push.limit, inputs=inputs, finished=finished)
         push.bundle_id = self.source.bundle
         try:
             pushed = self.kaggle.push(folder, limit=push.limit)
@@ -460,6 +479,18 @@ class Campaign:
             self._fail(kernel, str(error))
         else:
             self._was_pushed(kernel, push, version=pushed.version, url=pushed.url)
+
+    def _finished_trials(self, kernel: Kernel) -> list[dict[str, Any]]:
+        """What the last output of a search that is here came to: its trials are not run again, and nothing mounts itself."""
+        if kernel.search is None:
+            return []
+        try:
+            records = settled(json.loads((self._outputs() / kernel.slug / TRIALS).read_bytes())["trials"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return []
+        if records:
+            self.say(f"{kernel.slug}: {len(records)} trials of its last output are not run again")
+        return records
 
     def _was_pushed(self, kernel: Kernel, push: Push, *, version: int | None, url: str = "") -> None:
         push.state, push.version, push.pushed_at = PUSHED, version, stamp()
@@ -559,7 +590,7 @@ class Campaign:
             self._once("GPU", "quota", f"{why}. Asking again until there is quota")
             return
         text = f"{why}. Waiting until {next_reset(self.quota):%a %d %b %H:%M} UTC, then going on by itself"
-        left = {k.slug: expected_hours(k, self.ledger) for k in self.kernels if k.needs_gpu and not self.is_done(k)}
+        left = {k.slug: expected_hours(k, self.ledger) for k in self.wanted if k.needs_gpu and not self.is_done(k)}
         running = {k.slug for k in self.kernels if self.ledger.entry(k.slug, k.kind).open is not None}
         waiting = {slug: hours for slug, hours in left.items() if slug not in running}
         self._once("GPU", "quota", "\n".join([text, *(f"  {line}" for line in plan_over_weeks(waiting, self.quota))]))
@@ -681,7 +712,7 @@ class Campaign:
             )
 
     def _is_finished(self, kernel: Kernel, entry: KernelEntry, record: RunRecord, *, identity: str, version: int | None) -> None:
-        fold = record.scores.get("fold")
+        fold = record.scores.get("fold") or record.scores.get("search")
         entry.output = Output(
             push_id=record.push_id,
             bundle_id=record.bundle_id,
@@ -772,7 +803,12 @@ class Campaign:
             return set(kernel.encoders) <= set(held)
         if not same or kernel.datasets:  # what was attached then is not recorded
             return False
-        if kernel.kind in ("pretrain", "embed", "train"):
+        if kernel.search is not None:
+            scores = content.get("scores")
+            searched = scores.get("search", {}).get("space") if isinstance(scores, dict) else None
+            if searched != kernel.search.to_dict():
+                return False
+        if kernel.kind in ("pretrain", "embed", "train", "search"):
             prepared = next(self.ledger.kernels[slug].output for slug in kernel.sources if self._kind(slug) == "prepare")
             right = content.get("experiment") == kernel.experiments[0] and content.get("fold") == kernel.fold
             return right and prepared is not None and content.get("data_id") == prepared.key
@@ -847,7 +883,7 @@ def _machine(kernel: Kernel) -> str:
 
 def _facts(record: RunRecord) -> str:
     seconds = float(record.seconds.get("total", 0.0))
-    fold = record.scores.get("fold")
+    fold = record.scores.get("fold") or record.scores.get("search")
     auc = f", AUC {fold['auc']:.4f}" if isinstance(fold, dict) and "auc" in fold else ""
     return f" in {_words(seconds)}{auc}"
 

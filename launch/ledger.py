@@ -151,6 +151,7 @@ class Ledger:
         experiments: name to config, as plain values.
         datasets: owner/slug of attached datasets.
         folds: those the campaign is about at present; None for all.
+        search: the one it was about last, its name and its values; None where there was none.
         created: when.
         kernels: by slug.
         dataset: the library's.
@@ -163,6 +164,7 @@ class Ledger:
     experiments: dict[str, dict[str, Any]]
     datasets: list[str] = field(default_factory=list)
     folds: list[int] | None = None
+    search: dict[str, Any] | None = None
     created: str = ""
     kernels: dict[str, KernelEntry] = field(default_factory=dict)
     dataset: DatasetEntry | None = None

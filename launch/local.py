@@ -13,13 +13,24 @@ from pathlib import Path
 
 from launch.build import Built, build
 from launch.errors import LaunchError
-from launch.plan import GPU_SESSIONS, REPORT_SLUG, ROOT, Experiment, Kernel, plan_kernels, with_teachers
+from launch.plan import (
+    GPU_SESSIONS,
+    REPORT_SLUG,
+    ROOT,
+    Experiment,
+    Kernel,
+    needed_for,
+    plan_kernels,
+    searched_encoders,
+    with_teachers,
+)
 from launch.report import PAGE
 from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
-from launch.summary import print_summary, summarise
+from launch.summary import print_ranking, print_summary, summarise
 from lib.files import write_whole
 from lib.report.results import Summary
 from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
+from lib.search_space import SearchSpace
 from lib.session import COMPETITION
 
 WEIGHTS_FOLDER = ROOT / "input" / "weights"
@@ -129,7 +140,7 @@ class LocalRun:
             threads=max(1, (os.cpu_count() or 1) // shared),
             network=kernel.internet,
             limit=None,
-            gpu=slot,
+            gpu=",".join(gpus()) or None if kernel.kind == "search" else slot,  # it runs alone, a trial a card
             workers=workers_of(kernel.slug),
             stop=self.stop,
         )
@@ -141,6 +152,11 @@ class LocalRun:
             shutil.rmtree(earlier, ignore_errors=True)
             working.rename(earlier)
             self.say(f"{kernel.slug}: code, config or data changed since it was trained; that output is kept in {earlier}")
+        if kernel.kind == "search" and working.is_dir():  # trials tell by their ids what they are of: those that fit are kept
+            for path in working.iterdir():
+                if path.is_file():
+                    path.unlink()
+            return
         shutil.rmtree(working, ignore_errors=True)
 
     def _mounts(self, kernel: Kernel) -> list[Mount]:
@@ -234,10 +250,11 @@ def local(
     out: Path,
     attach: Sequence[Path] = (),
     average: str = "mean",
+    search: SearchSpace | None = None,
     owner: str,
     say: Callable[[str], None],
 ) -> list[Summary]:
-    """The whole training on this machine; what is finished is never done again.
+    """The whole training on this machine, or a search alone (and then no summaries); what is finished is never done again.
 
     Raises:
         LaunchError: something failed; the message says what and what to do.
@@ -250,13 +267,19 @@ def local(
         )
     attached = attached_datasets(attach, owner)
     encoders = [e.config.backbone for e in with_teachers(experiments) if e.config.weights == "timm"]
+    encoders += searched_encoders(search, experiments[0].config) if search is not None else ()
     if encoders and not has_weights(WEIGHTS_FOLDER, encoders):
-        fetch_weights(experiments, owner=owner, say=say)
-    built = build(experiments, out=out / "build", owner=owner, datasets=tuple(attached), average=average)
+        fetch_weights(experiments, search=search, owner=owner, say=say)
+    built = build(experiments, out=out / "build", owner=owner, datasets=tuple(attached), average=average, search=search)
+    if search is not None:
+        built = replace(built, kernels=tuple(needed_for(built.kernels, "search")))
     weights = WEIGHTS_FOLDER if encoders else None
     run = LocalRun(out, built, data, attached, weights, say)
     say(f"{len(built.kernels)} kernels, bundle {built.bundle[:12]}, isolation by {isolation()}")
     run.run()
+    if search is not None:
+        print_ranking(run.working(built.kernels[-1].slug), seconds=time.monotonic() - started)
+        return []
     summaries = [summarise(experiment.name, built.kernels, run.working) for experiment in experiments]
     inference = next(kernel for kernel in built.kernels if kernel.kind == "inference")
     submission = run.working(inference.slug) / "submission.csv"
@@ -265,21 +288,24 @@ def local(
     return summaries
 
 
-def fetch_weights(experiments: Sequence[Experiment], *, owner: str, say: Callable[[str], None]) -> Path:
+def fetch_weights(
+    experiments: Sequence[Experiment], *, search: SearchSpace | None = None, owner: str, say: Callable[[str], None]
+) -> Path:
     """Run the weights kernel on this machine, with network, into input/weights.
 
     Raises:
         LaunchError: no experiment starts from timm's weights, or they cannot be fetched.
     """
-    kernels = [kernel for kernel in plan_kernels(experiments) if kernel.kind == "weights"]
+    kernels = [kernel for kernel in plan_kernels(experiments, search=search) if kernel.kind == "weights"]
     if not kernels:
         raise LaunchError("none of these experiments starts from timm's weights: there is nothing to fetch")
     out = ROOT / "runs" / "weights"
-    built = build(experiments, out=out / "build", owner=owner)
-    only = replace(built, kernels=tuple(kernels))
-    run = LocalRun(out, only, ROOT, {}, None, say)
+    built = build(experiments, out=out / "build", owner=owner, search=search)
+    one = replace(kernels[0], encoders=tuple(dict.fromkeys(each for kernel in kernels for each in kernel.encoders)))
+    built.source.write_kernel(one, built.script(one).parent)  # into one folder, whichever kernels read it
+    run = LocalRun(out, replace(built, kernels=(one,)), ROOT, {}, None, say)
     run.run()
-    source = run.working(kernels[0].slug)
+    source = run.working(one.slug)
     WEIGHTS_FOLDER.parent.mkdir(parents=True, exist_ok=True)
     beside = WEIGHTS_FOLDER.with_name(".weights.part")
     shutil.rmtree(beside, ignore_errors=True)

@@ -10,6 +10,8 @@ from launch.errors import LaunchError
 from lib.files import sha256_of
 from lib.run_record import RECORD_NAME, RunRecord, RunRecordError, read_run_record
 
+TRIALS, RANKING, WINNER = "trials.json", "search.csv", "winner.toml"  # what a search kernel leaves
+
 
 class NoRecordError(LaunchError):
     """The output holds no run.json: the kernel did not come to its end."""

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
-from lib.config import Config, ConfigError, apply_overrides, parse_toml
+from lib.config import FOLD_KNOBS, PREPARE_KNOBS, Config, ConfigError, apply_overrides, parse_toml
+from lib.search_space import SearchSpace, draw_trials, parse_search
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY_SLUG = "hcd-lib"
 WEIGHTS_SLUG = "hcd-weights"
 REPORT_SLUG = "hcd-report"
 NOTEBOOK_KINDS = ("report",)  # kernels that are notebooks; all others are scripts
+DEFAULT_SEARCH = "baseline"
 GPU_SESSIONS, CPU_SESSIONS = 2, 5  # what Kaggle runs at a time for one account
 ENCODERS_SLUG = "hcd-encoders"  # a dataset with the output of a weights kernel that ran on the user's machine
-# Knobs that decide what the prepare kernel leaves; experiments of one build must agree on them.
-FOLD_KNOBS = ("split", "folds", "seed", "stain_groups", "slide_map")  # what a fold table is a function of
-PREPARE_KNOBS = ("verify", "stain_groups", "slide_map", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class Kernel:
     """One kernel of a campaign.
 
     Attributes:
-        kind: weights, prepare, pretrain, embed, train, inference, report or probe: the recipe under kernels/.
+        kind: weights, prepare, pretrain, embed, train, inference, search, report or probe: the recipe under kernels/.
         slug: its name on Kaggle.
         experiments: names of the experiments it serves; none for weights and prepare, which serve all alike.
         configs: of the experiments, in the same order; for prepare the defaults with the knobs that matter to it.
@@ -41,6 +40,7 @@ class Kernel:
         datasets: owner/slug of datasets the user attached.
         average: for the inference kernel: mean, logit or rank.
         facts: for the report: what no kernel knows, such as the leaderboard's score.
+        search: for the search kernel: what is tried.
     """
 
     kind: str
@@ -57,6 +57,7 @@ class Kernel:
     datasets: tuple[str, ...] = ()
     average: str = "mean"
     facts: Mapping[str, Any] = field(default_factory=dict)
+    search: SearchSpace | None = None
 
     @property
     def file_name(self) -> str:
@@ -125,6 +126,22 @@ def load_experiment(name: str, overrides: Sequence[str] = (), *, root: Path = RO
     return replace(found, teacher=_teacher(found.name, found.config, root)) if found.config.pseudo_labels else found
 
 
+def load_search(name: str, *, root: Path = ROOT) -> SearchSpace:
+    """A search by its name.
+
+    Raises:
+        LaunchError: there is no such search, or it cannot be used.
+    """
+    path = root / "experiments" / "searches" / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.toml"))) or "none"
+        raise LaunchError(f"there is no search {name!r} (experiments/searches/{name}.toml); there are: {known}")
+    try:
+        return parse_search(path.read_text(encoding="utf-8"), name=name)
+    except ConfigError as error:
+        raise LaunchError(str(error)) from error
+
+
 def _own_values(name: str, overrides: Sequence[str], root: Path) -> Experiment:
     path = root / "experiments" / f"{name}.toml"
     if not path.is_file():
@@ -165,6 +182,7 @@ def plan_kernels(
     datasets: Sequence[str] = (),
     folds: Sequence[int] | None = None,
     average: str = "mean",
+    search: SearchSpace | None = None,
 ) -> list[Kernel]:
     """The kernels of a campaign in an order in which they can run.
 
@@ -174,9 +192,11 @@ def plan_kernels(
             among them, the encoders' weights come from there, and no kernel fetches any.
         folds: which folds to train and average; all of them when None.
         average: how inference averages: mean (of probabilities), logit or rank.
+        search: what a search kernel tries over the only experiment; nothing else depends on it.
 
     Raises:
-        LaunchError: the experiments differ in a knob that prepare depends on, or a fold does not exist.
+        LaunchError: the experiments differ in a knob that prepare depends on, a fold does not exist, or there is nothing that
+            could be searched so.
     """
     names = tuple(experiment.name for experiment in experiments)
     configs = tuple(experiment.config for experiment in experiments)
@@ -266,6 +286,8 @@ def plan_kernels(
             average=average,
         )
     )
+    if search is not None:
+        kernels += _plan_search(search, experiments, prepare=prepare.slug, fetched=encoders, datasets=attached)
     kernels.append(
         Kernel(
             kind="report",
@@ -277,6 +299,60 @@ def plan_kernels(
         )
     )
     return kernels
+
+
+def _plan_search(
+    search: SearchSpace, experiments: Sequence[Experiment], *, prepare: str, fetched: Sequence[str], datasets: tuple[str, ...]
+) -> list[Kernel]:
+    """The search kernel; before it one that fetches the backbones that only the search asks for, so that the folds' own
+    weights stay what they are and no finished fold is trained again.
+    """
+    if len(experiments) != 1:
+        raise LaunchError(f"a search is over one experiment, not over {len(experiments)}: name one")
+    name, config = experiments[0].name, experiments[0].config
+    wanted = searched_encoders(search, config)
+    uploaded = any(dataset.split("/")[-1] == ENCODERS_SLUG for dataset in datasets)
+    sources: tuple[str, ...] = (WEIGHTS_SLUG,) if set(wanted) & set(fetched) and not uploaded else ()
+    sources += (f"hcd-{name}-pretrain",) if config.weights == "pretrain" else ()
+    kernels = []
+    if (extra := tuple(each for each in wanted if each not in fetched)) and not uploaded:
+        slug = f"hcd-{name}-search-weights"
+        kernels.append(Kernel(kind="weights", slug=slug, experiments=(), configs=(Config(),), encoders=extra, internet=True))
+        sources += (slug,)
+    kernels.append(
+        Kernel(
+            kind="search",
+            slug=f"hcd-{name}-search",
+            experiments=(name,),
+            configs=(config,),
+            needs_gpu=True,
+            sources=(prepare, *sources),
+            datasets=datasets,
+            search=search,
+        )
+    )
+    return kernels
+
+
+def searched_encoders(search: SearchSpace, config: Config) -> tuple[str, ...]:
+    """The backbones whose weights a search needs fetched.
+
+    Raises:
+        LaunchError: the experiment cannot be searched so.
+    """
+    try:
+        trials = draw_trials(search, config)
+    except ConfigError as error:
+        raise LaunchError(str(error)) from error
+    return tuple(dict.fromkeys(trial.config.backbone for trial in trials if trial.config.weights == "timm"))
+
+
+def needed_for(kernels: Sequence[Kernel], kind: str) -> list[Kernel]:
+    """The kernels of a kind with all that they read, directly or not, in their order."""
+    wanted = {kernel.slug for kernel in kernels if kernel.kind == kind}
+    for kernel in reversed(kernels):
+        wanted |= set(kernel.sources) if kernel.slug in wanted else set()
+    return [kernel for kernel in kernels if kernel.slug in wanted]
 
 
 def with_teachers(experiments: Sequence[Experiment]) -> list[Experiment]:

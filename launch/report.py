@@ -105,10 +105,11 @@ def make_report(folder: Path, *, say: Callable[[str], None]) -> Path:
         order = order_of(folder)
         kernels = plan_of(order)
         kernel = next(each for each in kernels if each.kind == "report")
+        searched = tuple(each.slug for each in kernels if each.kind == "search" and (folder / OUTPUTS / each.slug).is_dir())
+        kernel = replace(kernel, facts=report_facts(folder, kernels), sources=(*kernel.sources, *searched))
         there = [slug for slug in kernel.sources if (folder / OUTPUTS / slug).is_dir()]
         if not there:
             raise LaunchError(f"{folder / OUTPUTS} holds no output yet: build_kernel.py run makes and fetches them")
-        kernel = replace(kernel, facts=report_facts(folder, kernels))
         notebook = leave_notebook(read_source(owner=order.owner or None), kernel, folder)
         say(f"{notebook}: opens in Jupyter; running it here, on {len(there)} of {len(kernel.sources)} outputs")
         place = folder / "report"

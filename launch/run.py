@@ -13,14 +13,25 @@ from launch.client import ACTIVE, ClientError, Kaggle
 from launch.errors import LaunchError
 from launch.ledger import LEDGER_NAME, Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, seconds_since
 from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
-from launch.plan import LIBRARY_SLUG, REPORT_SLUG, ROOT, Experiment, Kernel, plan_kernels
+from launch.plan import (
+    DEFAULT_SEARCH,
+    LIBRARY_SLUG,
+    REPORT_SLUG,
+    ROOT,
+    Experiment,
+    Kernel,
+    load_search,
+    needed_for,
+    plan_kernels,
+)
 from launch.report import NOTEBOOK, PAGE, leave_notebook, report_facts
 from launch.submission import LEADERBOARD, PICTURE, ScorePace, submit_file, write_leaderboard
-from launch.summary import print_summary, summarise
-from lib.config import EXPECTATIONS, Config, config_from_dict
+from launch.summary import print_ranking, print_summary, summarise
+from lib.config import EXPECTATIONS, Config, ConfigError, config_from_dict
 from lib.files import write_whole
 from lib.report.results import Summary
 from lib.run_record import RECORD_NAME, read_run_record
+from lib.search_space import SearchSpace, search_from_dict
 
 CAMPAIGNS = ROOT / "runs" / "campaigns"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
@@ -42,6 +53,7 @@ class Order:
         thin: kernels that import the library from the dataset.
         strict_bundle: refuse to average folds that different code trained.
         average: how inference averages members: mean, logit or rank.
+        search: bring this search to its end, and nothing else but what it reads.
         reuse: take over outputs of other campaigns even if other code made them.
         judge: who scores.
         pace, score_pace: waits.
@@ -58,6 +70,7 @@ class Order:
     thin: bool = False
     strict_bundle: bool = False
     average: str = "mean"
+    search: SearchSpace | None = None
     reuse: bool = False
     judge: str = "Kaggle"
     pace: Pace = field(default_factory=Pace)
@@ -99,8 +112,11 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
     with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         kaggle = connect()
         campaign = open_campaign(order, kaggle, board)
-        campaign.held.add(REPORT_SLUG)  # it tells of the score
         campaign.run()
+        if order.search is not None:
+            kernel = next(kernel for kernel in campaign.kernels if kernel.kind == "search")
+            print_ranking(order.folder / OUTPUTS / kernel.slug, seconds=time.monotonic() - started)
+            return Result([], None, campaign.ledger)
         done = _read_outputs(order, campaign)
         entry = _submit(order, campaign, done, say=board.say) if order.submit else None
         problem = _report(order, campaign)
@@ -116,7 +132,7 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
 def _report(order: Order, campaign: Campaign) -> str:
     """Run the report kernel over everything else, the score included; what went wrong, or an empty text."""
     campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
-    campaign.held.discard(REPORT_SLUG)
+    campaign.goal = {each.slug for each in needed_for(campaign.kernels, "report")}
     kernel = next(each for each in campaign.kernels if each.slug == REPORT_SLUG)
     leave_notebook(campaign.source, kernel, order.folder)
     try:
@@ -159,8 +175,7 @@ def _submit(order: Order, campaign: Campaign, done: _Done, *, say: Callable[[str
     )
     records = {
         kernel.slug: read_run_record(order.folder / OUTPUTS / kernel.slug, kind=kernel.kind, fetched_only=True)
-        for kernel in campaign.kernels
-        if kernel.slug != REPORT_SLUG
+        for kernel in campaign.wanted
     }
     write_leaderboard(
         order.folder, ledger=campaign.ledger, entry=entry, summaries=done.summaries, records=records, judge=order.judge
@@ -196,6 +211,7 @@ def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
             f"the owner is {owner} (kernel-metadata.json, or --owner), the credentials are those of {kaggle.user}: "
             "use the credentials of that account, or write your own name"
         )
+    search = order.search or _search_of(order.folder)
     built = build(
         order.experiments,
         out=order.folder / "build",
@@ -205,9 +221,13 @@ def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
         average=order.average,
         thin=order.thin,
         strict_bundle=order.strict_bundle,
+        search=search,
     )
     ledger = _ledger_for(order, owner)
-    board.say(f"campaign {ledger.campaign} ({ledger.id}): {len(built.kernels)} kernels, bundle {built.bundle[:12]}, as {owner}")
+    searching = {kernel.slug for kernel in needed_for(built.kernels, "search")}
+    # The report comes later: it tells of the score.
+    goal = searching if order.search is not None else {kernel.slug for kernel in needed_for(built.kernels, "inference")}
+    board.say(f"campaign {ledger.campaign} ({ledger.id}): {len(goal)} kernels, bundle {built.bundle[:12]}, as {owner}")
     return Campaign(
         kaggle=kaggle,
         source=built.source,
@@ -219,7 +239,19 @@ def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
         say=board.say,
         show=board.show,
         reuse=order.reuse,
+        goal=goal,
     )
+
+
+def _search_of(folder: Path) -> SearchSpace | None:
+    """The search that the campaign in a folder was about last, as its ledger tells; None where there was none."""
+    ledger = read_ledger(folder)
+    if ledger is None or ledger.search is None:
+        return None
+    try:
+        return search_from_dict(ledger.search["values"], name=ledger.search["name"])
+    except ConfigError as error:
+        raise LaunchError(f"the search of the campaign in {folder} was made by other code: {error}") from error
 
 
 def _ledger_for(order: Order, owner: str) -> Ledger:
@@ -227,7 +259,7 @@ def _ledger_for(order: Order, owner: str) -> Ledger:
     folds = None if order.folds is None else sorted(set(order.folds))
     ledger = read_ledger(order.folder)
     if ledger is None:
-        return new_ledger(
+        ledger = new_ledger(
             order.folder,
             campaign=order.name or order.folder.name,
             owner=owner,
@@ -257,6 +289,8 @@ def _ledger_for(order: Order, owner: str) -> Ledger:
     for name, config in wanted.items():
         ledger.experiments[name] = config  # `hours` may have been corrected
     ledger.folds = folds
+    if order.search is not None:  # another space is no other campaign: the trials that both hold are not run again
+        ledger.search = {"name": order.search.name, "values": order.search.to_dict()}
     ledger.save()
     return ledger
 
@@ -310,6 +344,7 @@ def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
         if name in (kernel.slug, kernel.slug.removeprefix("hcd-"), kernel.kind)
         or (kernel.kind == "train" and name == f"fold-{kernel.fold}")
     ]
+    found = [kernel for kernel in found if kernel.slug == f"hcd-{name}"] or found  # a search may have weights of its own
     if len(found) != 1:
         what = "no kernel is called" if not found else "more than one kernel is called"
         raise LaunchError(f"{what} {name!r}; there are: {', '.join(k.slug.removeprefix('hcd-') for k in kernels)}")
@@ -322,6 +357,8 @@ def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -
     Raises:
         LaunchError: a name nobody knows, inputs that are missing, or a push that was refused.
     """
+    if order.search is None and any(name.endswith("search") for name in names):
+        order.search = _search_of(order.folder) or load_search(DEFAULT_SEARCH)
     with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
         campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
@@ -425,7 +462,7 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
     order.message = message
     with campaign_lock(folder.parent), Board(f"campaign {folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
-        open_ = [k.slug for k in campaign.kernels if k.slug != REPORT_SLUG and not campaign.is_done(k)]
+        open_ = [kernel.slug for kernel in campaign.wanted if not campaign.is_done(kernel)]
         if open_:
             raise LaunchError(f"nothing to submit yet: {', '.join(open_)} are not done. build_kernel.py run does it all")
         entry = _submit(order, campaign, _read_outputs(order, campaign), say=board.say)
@@ -435,4 +472,10 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
 
 def plan_of(order: Order) -> Sequence[Kernel]:
     """The kernels of an order."""
-    return plan_kernels(order.experiments, datasets=order.datasets, folds=order.folds, average=order.average)
+    return plan_kernels(
+        order.experiments,
+        datasets=order.datasets,
+        folds=order.folds,
+        average=order.average,
+        search=order.search or _search_of(order.folder),
+    )

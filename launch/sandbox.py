@@ -238,8 +238,8 @@ def run_script(
 
 
 def workers_of(slug: str) -> int:
-    """How many processes a kernel trains with on a CPU: of each experiment fold 0 rehearses two cards."""
-    return 2 if slug.endswith("-fold-0") else 1
+    """How many processes a kernel trains with on a CPU: of each experiment fold 0 and the search rehearse two cards."""
+    return 2 if slug.endswith(("-fold-0", "-search")) else 1
 
 
 def decorate(working: Path) -> None:

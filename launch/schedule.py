@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from launch.client import Quota
 from launch.ledger import Ledger
 from launch.plan import Kernel
+from lib.search_space import CARDS, expected_folds
 
 LONGEST = 12 * 3600.0  # seconds: Kaggle ends a session then
 # Hours on Kaggle, until one has run: estimates, not measurements.
@@ -33,6 +34,8 @@ def expected_hours(kernel: Kernel, ledger: Ledger | None = None) -> float:
 def _planned(kernel: Kernel) -> float:
     config = kernel.configs[0]
     fold = _HEAD_HOURS if config.tune == "head" else config.hours
+    if kernel.search is not None:
+        return min(LONGEST / 3600, max(0.1, expected_folds(kernel.search, config) * config.hours / CARDS))
     return {**_EXPECTED, "train": fold, "embed": config.hours, "pretrain": config.pretrain_hours}.get(kernel.kind, 0.25)
 
 

@@ -1,5 +1,6 @@
 """What five folds came to, on a terminal: a table, the pooled out-of-fold AUC with its interval, and the submission, checked."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from launch.errors import LaunchError
+from launch.outputs import RANKING, TRIALS, WINNER
 from launch.plan import Kernel
 from lib.calibration import Calibration
 from lib.errors import KernelError
@@ -105,6 +107,45 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         raise LaunchError(f"{submission}: {error}") from error
     tiles = text.count(chr(10)) - 1
     console.print(f"submission: {submission} ({tiles:,} tiles, matches sample_submission.csv)", soft_wrap=True)
+    console.print(f"total time: {seconds:.1f} s")
+
+
+def print_ranking(folder: Path, *, seconds: float) -> None:
+    """The trials of a search, the best first; what was not run, and where the winner is.
+
+    Args:
+        folder: the output of a search kernel.
+        seconds: that the command took.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if Console().is_terminal else 150)
+    content = json.loads((folder / TRIALS).read_bytes())
+    ranking = pd.read_csv(folder / RANKING, dtype=str, keep_default_na=False)
+    table = Table(title=f"search {content['name']} over {content['experiment']}", title_justify="left")
+    ends = zip(ranking["low"], ranking["high"], strict=True)
+    interval = [f"{float(low):.4f} to {float(high):.4f}" if low else "" for low, high in ends]
+    scores = [f"{float(score):.4f}" if score else "" for score in ranking["auc"]]
+    shown = ranking.assign(auc=scores, low=interval).drop(columns=["high", "note"])
+    shown = shown.rename(columns={"auc": "AUC", "low": "95 %", "parameters_millions": "M weights"})
+    for name in shown.columns:
+        table.add_column(name, justify="left" if name in ("trial", "status", "backbone") else "right", overflow="fold")
+    for row in shown.itertuples(index=False):
+        table.add_row(*row)
+    console.print(table)
+    for row in ranking[ranking["note"] != ""].itertuples():
+        console.print(f"trial {row.trial}: {row.note}", soft_wrap=True)
+    console.print(
+        "AUC is pooled out of fold, with its 95 % interval; that of the best is optimistic, because it was chosen by it",
+        soft_wrap=True,
+    )
+    if not content["complete"]:
+        left = [f"{n} {s}" for s in ("not run", "failed") if (n := int((ranking["status"] == s).sum()))]
+        left += [f"{content['rungs_left']} rungs not begun"] if content["rungs_left"] else []
+        console.print(f"not complete ({', '.join(left)}): build_kernel.py push search goes on where it stopped", soft_wrap=True)
+    if (folder / WINNER).is_file():
+        console.print(f"the winner, ready to run: {folder / WINNER} (copy it to experiments/NAME.toml)", soft_wrap=True)
     console.print(f"total time: {seconds:.1f} s")
 
 

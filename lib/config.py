@@ -19,6 +19,8 @@ Value = bool | int | float | str
 
 # Knobs that say what is expected, and decide nothing.
 EXPECTATIONS = ("hours", "pretrain_hours")
+FOLD_KNOBS = ("split", "folds", "seed", "stain_groups", "slide_map")  # what a fold table is a function of
+PREPARE_KNOBS = ("verify", "stain_groups", "slide_map", "seed")  # what decides the output of the prepare kernel
 
 
 class ConfigError(ValueError):
@@ -295,6 +297,26 @@ def config_from_dict(values: Mapping[str, object], *, base: Config | None = None
     if problems:
         raise ConfigError(_message(problems))
     return dataclasses.replace(base or Config(), **accepted)
+
+
+def check_value(key: str, value: object) -> tuple[Any, list[str]]:
+    """A value as its knob takes it (a whole number where a float is meant), and all that is wrong with it and with the key."""
+    fields = {field.name: field for field in _fields()}
+    if key not in fields:
+        return value, [_unknown(key)]
+    value = _as_float(value) if fields[key].type is float else value
+    return value, _problems_of(fields[key], value)
+
+
+def to_toml(config: Config) -> str:
+    """The text of an experiment's TOML: what differs from the defaults, a line each."""
+    lines = []
+    for field in _fields():
+        value = getattr(config, field.name)
+        if value != field.default:
+            shown = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
+            lines.append(f"{field.name} = {shown}\n")
+    return "".join(lines)
 
 
 def parse_toml(text: str, *, name: str) -> Config:

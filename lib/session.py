@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lib.config import Config, ConfigError, config_from_dict
 from lib.errors import KernelError, listed
 from lib.run_record import RECORD_NAME, RunRecord, describe_files, peek_kind, peek_push, write_run_record
+from lib.search_space import SearchSpace, search_from_dict
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,8 @@ class Parameters:
     encoders: tuple[str, ...] = ()
     average: str = "mean"  # inference: mean, logit or rank
     facts: Mapping[str, Any] = field(default_factory=dict)  # report: what no kernel knows, such as the score
+    search: SearchSpace | None = None  # search: what is tried
+    finished: tuple[Mapping[str, Any], ...] = ()  # search: records of trials that an earlier push came to an end with
     needs_gpu: bool = False
     internet: bool = False
     strict_bundle: bool = False
@@ -87,6 +90,9 @@ def read_parameters(values: Mapping[str, Any]) -> Parameters:
     plain["experiments"] = tuple(plain["experiments"])
     plain["folds"] = tuple(tuple(folds) for folds in plain.get("folds", ()))
     plain["encoders"] = tuple(plain.get("encoders", ()))
+    if plain.get("search") is not None:
+        plain["search"] = search_from_dict(plain["search"]["values"], name=plain["search"]["name"])
+    plain["finished"] = tuple(plain.get("finished", ()))
     return Parameters(**plain)
 
 

@@ -19,7 +19,7 @@ from launch.client import Patience, connect
 from launch.errors import LaunchError
 from launch.ledger import campaign_lock
 from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy
-from launch.plan import Experiment, with_teachers
+from launch.plan import Experiment, searched_encoders, with_teachers
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.server import Server
 from launch.rehearsal.service import LoopbackKaggle, Settings
@@ -27,6 +27,7 @@ from launch.run import Order, Result, campaign_name, run
 from launch.sandbox import isolation
 from launch.submission import ScorePace
 from lib.files import write_whole
+from lib.search_space import SearchSpace
 
 JUDGE = "the loopback Kaggle"
 _FINISHED = "finished"  # the note that a rehearsal came to its end, so that the next one starts anew
@@ -46,6 +47,7 @@ def smoke(
     attach: Sequence[Path] = (),
     thin: bool = False,
     average: str = "mean",
+    search: SearchSpace | None = None,
     faults: Sequence[Fault] = (),
     owner: str,
     say: Callable[[str], None],
@@ -62,6 +64,7 @@ def smoke(
         attach: folders the kernels see as datasets.
         thin: kernels that import the library from the dataset.
         average: how inference averages members: mean, logit or rank.
+        search: rehearse this search, and nothing else but what it reads.
         faults: what the loopback Kaggle shall do wrong, and when.
         owner: the account's name.
         say: takes a line.
@@ -78,6 +81,7 @@ def smoke(
             attach=attach,
             thin=thin,
             average=average,
+            search=search,
             faults=faults,
             owner=owner,
             say=say,
@@ -93,6 +97,7 @@ def _rehearse(
     attach: Sequence[Path],
     thin: bool,
     average: str,
+    search: SearchSpace | None,
     faults: Sequence[Fault],
     owner: str,
     say: Callable[[str], None],
@@ -106,12 +111,16 @@ def _rehearse(
         "data": str(folder.resolve()),
         "attached": {name: str(path.resolve()) for name, path in attached.items()},
         "thin": thin,
+        "search": None if search is None else search.to_dict(),
     }
     _start_anew_if_needed(out, json.dumps(identity, sort_keys=True))
     say(f"rehearsal in {out}: the kernels are isolated by {isolation()}")
     with ExitStack() as stack:
         environment = dict(os.environ)
-        if encoders := [each.config.backbone for each in with_teachers(experiments) if each.config.weights == "timm"]:
+        encoders = [each.config.backbone for each in with_teachers(experiments) if each.config.weights == "timm"]
+        if search is not None:
+            encoders += searched_encoders(search, experiments[0].config)
+        if encoders:
             from launch.rehearsal.hub import Hub
 
             hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=WEIGHTS_FOLDER, say=say))
@@ -138,6 +147,7 @@ def _rehearse(
             datasets=tuple(attached),
             thin=thin,
             average=average,
+            search=search,
             judge=JUDGE,
             pace=REHEARSAL,
             score_pace=ScorePace(poll=0.2, settle=3.0, patience=60.0),

@@ -45,7 +45,15 @@ class FoldInputError(KernelError):
 
 
 class WorkerError(KernelError):
-    """A worker failed; the message is what it said."""
+    """A worker failed; the message is what it said.
+
+    Attributes:
+        kinds: the names of the error's class and of those it is derived from; empty when it said nothing.
+    """
+
+    def __init__(self, said: str, kinds: Sequence[str] = ()) -> None:
+        super().__init__(said)
+        self.kinds = tuple(kinds)
 
 
 @dataclass
@@ -121,6 +129,41 @@ def train_fold(
     return collect(task, folder=folder)
 
 
+def train_apart(
+    task: FoldTask,
+    *,
+    folder: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    label: str,
+    started: float,
+    beside: int,
+    stop: threading.Event,
+) -> None:
+    """Train a fold of one member in a process of its own, while other threads train others beside it.
+
+    A process each, because the seed of the first weights is one a process; and whatever becomes of it leaves nothing behind.
+
+    Args:
+        task: the fold, with `members = 1` and its tiles in memory that is shared.
+        folder: takes the files.
+        device: to compute on.
+        say: takes a line of progress of this process.
+        label: what the worker's own lines begin with.
+        started: on the monotonic clock, for the time that the worker prints.
+        beside: how many processes are at work at a time; they share the cores.
+        stop: when it is set the worker is ended.
+
+    Raises:
+        TrainingError: the device is too small for two tiles.
+        WorkerError: the worker failed, or was ended.
+    """
+    assert task.config.members == 1
+    if not is_finished(task, 0, folder=folder, processes=1):
+        crew = _Crew([device], [0], task.config.passes)
+        _supervise(task, [crew], folder=folder, say=say, started=started, label=label, beside=beside, stop=stop)
+
+
 def clear_progress(folder: Path, task: FoldTask) -> None:
     """Remove the notes about progress, once run.json stands for the whole."""
     for member in range(task.config.members):
@@ -132,7 +175,17 @@ def clear_progress(folder: Path, task: FoldTask) -> None:
 # --- the supervisor --------------------------------------------------------------------------------------------------
 
 
-def _supervise(task: FoldTask, crews: list[_Crew], *, folder: Path, say: Callable[[str], None], started: float | None) -> None:
+def _supervise(
+    task: FoldTask,
+    crews: list[_Crew],
+    *,
+    folder: Path,
+    say: Callable[[str], None],
+    started: float | None,
+    label: str = "",
+    beside: int = 0,
+    stop: threading.Event | None = None,
+) -> None:
     memory = task.memory
     if memory is None:  # the tiles lie elsewhere: one more copy
         memory = SharedMemory()
@@ -154,7 +207,8 @@ def _supervise(task: FoldTask, crews: list[_Crew], *, folder: Path, say: Callabl
             "until": None if math.isinf(task.until) else task.until,
             "started": time.monotonic() if started is None else started,
             "folder": str(folder.resolve()),
-            "workers": sum(len(crew.devices) for crew in crews),
+            "workers": beside or sum(len(crew.devices) for crew in crews),
+            "label": label,
         }
         (place / "task.json").write_text(json.dumps(facts))
         try:
@@ -162,6 +216,8 @@ def _supervise(task: FoldTask, crews: list[_Crew], *, folder: Path, say: Callabl
                 _start(crew, number, place, memory)
             while any(crew.processes for crew in crews):
                 time.sleep(_LOOK_EVERY)
+                if stop is not None and stop.is_set():
+                    raise WorkerError("ended, because another one failed")
                 for number, crew in enumerate(crews):
                     codes = [process.poll() for process in crew.processes]
                     if any(codes):  # the others may be about to fail because of it: let the cause come to light
@@ -172,7 +228,7 @@ def _supervise(task: FoldTask, crews: list[_Crew], *, folder: Path, say: Callabl
                         crew.passes = more_passes(task, crew.passes, len(crew.devices), say)
                         _start(crew, number, place, memory)
                     elif any(code not in (None, 0) for code in codes):
-                        raise WorkerError(_first_failure(place, crew, codes))
+                        raise _first_failure(place, crew, codes)
                     elif codes and all(code == 0 for code in codes):
                         crew.end()
                         crew.processes = []
@@ -207,15 +263,17 @@ def _start(crew: _Crew, number: int, place: Path, memory: SharedMemory) -> None:
         )
 
 
-def _first_failure(place: Path, crew: _Crew, codes: Sequence[int | None]) -> str:
+def _first_failure(place: Path, crew: _Crew, codes: Sequence[int | None]) -> WorkerError:
     """What the worker that failed first said; the others fail because it did."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
-            return f"the worker on {crew.devices[rank]} was killed by signal {-code}: perhaps the machine ran out of memory"
+            said = f"the worker on {crew.devices[rank]} was killed by signal {-code}: perhaps the machine ran out of memory"
+            return WorkerError(said, ["MemoryError"])
     failures = [json.loads(path.read_text()) for path in place.glob("failure-*.json")]
     if failures:
-        return str(min(failures, key=lambda failure: float(failure["at"]))["said"])
-    return f"a worker ended with exit code {next(code for code in codes if code)} and said nothing"
+        first = min(failures, key=lambda failure: float(failure["at"]))
+        return WorkerError(str(first["said"]), first["kinds"])
+    return WorkerError(f"a worker ended with exit code {next(code for code in codes if code)} and said nothing")
 
 
 # --- one worker ------------------------------------------------------------------------------------------------------
@@ -248,7 +306,7 @@ def _work(place: Path, orders: dict[str, Any]) -> None:
 
     def say(text: str) -> None:
         if world.rank == 0:
-            print(f"[{time.monotonic() - facts['started']:7.1f} s] {text}", flush=True)
+            print(f"[{time.monotonic() - facts['started']:7.1f} s] {facts['label']}{text}", flush=True)
 
     if world.size > 1:
         _meet(world, f"file://{orders['store']}")
@@ -310,7 +368,7 @@ def _main(place: Path, orders: dict[str, Any]) -> int:
     except Exception as error:
         shown = str(error) if isinstance(error, KernelError) else traceback.format_exc()[-_TRACEBACK:]
         said = shown if isinstance(error, KernelError) else f"the worker on {orders['device']} failed:\n{shown}"
-        note = {"at": time.monotonic(), "said": said}
+        note = {"at": time.monotonic(), "said": said, "kinds": [each.__name__ for each in type(error).__mro__]}
         (place / f"failure-{orders['crew']}-{orders['rank']}.json").write_text(json.dumps(note))
         return 1
     return 0

@@ -1,11 +1,15 @@
 """Experiments by name, alone and in lists; the kernels they come to."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from launch.build import build, check
 from launch.errors import LaunchError
-from launch.plan import experiment_names, load_experiment, load_experiments, plan_kernels
+from launch.metadata import METADATA
+from launch.plan import experiment_names, load_experiment, load_experiments, load_search, needed_for, plan_kernels
+from launch.schedule import LONGEST, expected_hours, time_limit
 
 
 @pytest.fixture
@@ -112,3 +116,65 @@ def test_a_teacher_that_cannot_label_says_why(text: str, said: str, root: Path) 
     (root / "experiments" / "self.toml").write_text(f'backbone = "test_resnet"\nweights = "none"\n{text}\n')
     with pytest.raises(LaunchError, match=said):
         load_experiments(["self"], root=root)
+
+
+def test_a_search_comes_last_and_nothing_depends_on_it() -> None:
+    plain = plan_kernels([load_experiment("resnet34")])
+    kernels = plan_kernels([load_experiment("resnet34")], search=load_search("baseline"))
+    assert kernels[: len(plain)] == plain  # the folds' own weights are what they were: no finished fold is trained again
+    extra, search = kernels[len(plain) :]
+    assert (extra.kind, extra.slug, extra.encoders) == ("weights", "hcd-resnet34-search-weights", ("resnet18.tv_in1k",))
+    assert (search.kind, search.slug, search.needs_gpu) == ("search", "hcd-resnet34-search", True)
+    assert search.sources == ("hcd-prepare", "hcd-weights", extra.slug)
+    assert not any(search.slug in kernel.sources for kernel in kernels)
+    assert needed_for(kernels, "inference") == plain
+    assert [kernel.slug for kernel in needed_for(kernels, "search")] == ["hcd-weights", "hcd-prepare", extra.slug, search.slug]
+
+
+def test_a_search_costs_its_trials_two_at_a_time_and_at_most_a_session() -> None:
+    search = plan_kernels([load_experiment("resnet34")], search=load_search("baseline"))[-1]
+    assert expected_hours(search) == 8 * search.configs[0].hours / 2
+    assert time_limit(search) == LONGEST
+    small = plan_kernels([load_experiment("resnet34", ["hours=0.1"])], search=load_search("baseline"))[-1]
+    assert expected_hours(small) == pytest.approx(0.4) and time_limit(small) == pytest.approx(1.2 * 3600)
+    large = plan_kernels([load_experiment("resnet34", ["hours=10"])], search=load_search("baseline"))[-1]
+    assert expected_hours(large) == 12
+
+
+def test_a_search_is_built_complete_for_the_plain_client(tmp_path: Path) -> None:
+    built = build([load_experiment("resnet34")], out=tmp_path / "dist", owner="someone", search=load_search("baseline"))
+    looked, problems, _ = check(tmp_path / "dist")
+    assert not problems and any(line.startswith("hcd-resnet34-search:") for line in looked)
+    metadata = json.loads((built.script(built.kernels[-1]).parent / METADATA).read_text())
+    assert metadata["enable_gpu"] is True and metadata["enable_internet"] is False
+    assert metadata["kernel_sources"] == [f"someone/{slug}" for slug in built.kernels[-1].sources]
+
+
+def test_uploaded_encoders_serve_a_search_too() -> None:
+    kernels = plan_kernels([load_experiment("resnet34")], search=load_search("baseline"), datasets=["me/hcd-encoders"])
+    assert not any(kernel.kind == "weights" for kernel in kernels)
+    assert kernels[-1].sources == ("hcd-prepare",) and kernels[-1].datasets == ("me/hcd-encoders",)
+
+
+def test_a_search_over_a_pretrained_experiment_reads_its_encoder(root: Path) -> None:
+    folder = root / "experiments" / "searches"
+    folder.mkdir()
+    (folder / "rate.toml").write_text('method = "grid"\n[space]\nlearning_rate = [1e-3, 1e-4]\n')
+    kernels = plan_kernels([load_experiment("smoke", ["weights=pretrain"])], search=load_search("rate", root=root))
+    pretrain = next(kernel.slug for kernel in kernels if kernel.kind == "pretrain")
+    assert kernels[-1].sources == ("hcd-prepare", pretrain)
+
+
+def test_what_cannot_be_searched_says_why(root: Path) -> None:
+    with pytest.raises(LaunchError, match="there is no search 'z'.*there are: baseline, smoke"):
+        load_search("z")
+    with pytest.raises(LaunchError, match="over one experiment, not over 2"):
+        plan_kernels(load_experiments(["pair"], root=root), search=load_search("baseline"))
+    with pytest.raises(LaunchError, match="frozen"):
+        plan_kernels([load_experiment("pathology")], search=load_search("baseline"))
+    folder = root / "experiments" / "searches"
+    folder.mkdir()
+    (folder / "odd.toml").write_text('method = "grid"\n[space]\nsplit = ["stain"]\n')
+    with pytest.raises(LaunchError, match="it decides the folds"):
+        load_search("odd", root=root)
+    assert "searches" not in experiment_names()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from launch.ledger import LEDGER_NAME
 from launch.plan import load_experiment
 from launch.rehearsal.faults import Fault
 from launch.run import Order, find_campaign, pull_outputs, push, resolve, run, show_log, show_status, submit_only, watch
+from lib.search_space import search_from_dict
 
 
 @pytest.fixture
@@ -151,6 +153,87 @@ def test_a_lost_answer_does_not_push_by_hand_twice(account):
     kaggle = account(Fault("SaveKernel", "reset-after", slug="prepare"))
     push(order(kaggle), ["prepare"], connect=reach)
     assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"] == ["hcd-prepare"]
+
+
+GRID = {"method": "grid", "space": {"learning_rate": [4e-3, 2e-3, 1e-3]}}
+
+
+def searching(values=GRID):
+    return search_from_dict(values, name="grid")
+
+
+def trials(kaggle) -> dict[str, str]:
+    """Which push each finished trial of the search came from."""
+    content = json.loads(next(kaggle.folder.glob("campaigns/one/outputs/*-search/trials.json")).read_text())
+    return {each["id"]: each["push"].split(".")[-1] for each in content["trials"] if each["status"] == "finished"}
+
+
+def test_a_search_runs_alone_and_goes_on_where_its_time_was_up(account, capsys):
+    kaggle = account()
+    result = run(order(kaggle, search=searching()), connect=reach)
+    assert result.summaries == [] and result.submission is None
+    assert [slug.split("-")[-1] for method, slug in kaggle.changes() if method == "SaveKernel"] == ["prepare", "search"]
+    printed = capsys.readouterr().out
+    assert "search grid over x" in printed and "not complete (1 not run): build_kernel.py push search goes on" in printed
+    assert trials(kaggle) == {"learning_rate=0.004": "1", "learning_rate=0.002": "1"}
+    run(order(kaggle, search=searching()), connect=reach)  # it came to its end: the same command does not push it again
+    assert len(kaggle.kernels.ran) == 2
+    push(order(kaggle), ["search"], connect=reach)  # the space is the one the ledger knows
+    folder = kaggle.folder / "campaigns" / "one"
+    show_log(folder, "search", follow=True, connect=reach)
+    result = run(order(kaggle, search=searching()), connect=reach)
+    assert trials(kaggle) == {"learning_rate=0.004": "1", "learning_rate=0.002": "1", "learning_rate=0.001": "2"}
+    assert "not complete" not in capsys.readouterr().out.split("search grid over x")[-1]
+    show_status(folder, connect=reach)
+    assert "-search: done, version 2, AUC 0.9000" in capsys.readouterr().out
+    pull_outputs(folder, ["search"], to=None, connect=reach)
+    assert "2 of 2 files and run.json" in capsys.readouterr().out
+    # Another space is a search of the same campaign: what both hold is not run again.
+    other = searching({"method": "grid", "space": {"learning_rate": [1e-3, 3e-3]}})
+    run(order(kaggle, search=other), connect=reach)
+    assert trials(kaggle) == {"learning_rate=0.001": "2", "learning_rate=0.003": "3"}
+
+
+def test_folds_and_inference_do_not_know_of_a_search(account):
+    kaggle = account()
+    run(order(kaggle, search=searching()), connect=reach)
+    result = run(order(kaggle), connect=reach)
+    assert result.submission is not None and len(result.summaries) == 1
+    pushed = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert len(pushed) == len(set(pushed)) == 1 + 1 + 3 + 1  # prepare once, the search once, folds, inference
+    run(order(kaggle, search=searching({**GRID, "folds": [1]})), connect=reach)
+    run(order(kaggle), connect=reach)  # another search: no fold is trained again
+    pushed = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert sorted(slug for slug in set(pushed) if pushed.count(slug) > 1) == [next(s for s in pushed if s.endswith("search"))]
+
+
+def test_a_search_that_is_at_work_is_not_pushed_again_and_run_fetches_it(account):
+    kaggle = account(seconds=0.5)
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    push(order(kaggle, search=searching()), ["search"], connect=reach)
+    with pytest.raises(LaunchError, match="-search was pushed and has not ended"):
+        push(order(kaggle), ["search"], connect=reach)
+    deadline = time.monotonic() + 30
+    while True:  # once it has ended, the next push fetches what it came to and goes on from there
+        try:
+            push(order(kaggle), ["search"], connect=reach)
+            break
+        except LaunchError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    run(order(kaggle, search=searching()), connect=reach)
+    assert trials(kaggle) == {"learning_rate=0.004": "1", "learning_rate=0.002": "1", "learning_rate=0.001": "2"}
+
+
+def test_another_campaign_takes_a_finished_search_over(account):
+    kaggle = account()
+    run(order(kaggle, search=searching()), connect=reach)
+    (kaggle.folder / "campaigns" / "one").rename(kaggle.folder / "campaigns" / "before")
+    run(order(kaggle, search=searching()), connect=reach)
+    assert len(kaggle.kernels.ran) == 2
+    shutil.rmtree(kaggle.folder / "campaigns" / "one")
+    run(order(kaggle, search=searching({**GRID, "folds": [2]})), connect=reach)  # of another space it is none of ours
+    assert len(kaggle.kernels.ran) == 3
 
 
 def test_names_nobody_knows_are_answered_with_those_there_are(account):

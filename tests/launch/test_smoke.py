@@ -14,6 +14,7 @@ from launch.local import local
 from launch.plan import load_experiment
 from launch.rehearsal import smoke as rehearsal
 from launch.rehearsal.competition import write_competition
+from lib.search_space import search_from_dict
 
 KNOBS = ["weights=none", "epochs=2", "warmup_epochs=0", "input_size=32", "folds=2", "views=1", "stain_groups=6", "batch_size=16"]
 
@@ -129,6 +130,37 @@ def test_a_campaign_whose_labels_were_held_back_is_scored_and_recorded(data, tmp
     again = rehearsal.smoke([load_experiment("smoke", KNOBS)], data=None, tiles=60, out=out, owner="someone", say=print)
     assert again.ledger.id != before
     assert again.summaries[0].pooled == result.summaries[0].pooled
+
+
+def test_a_search_is_rehearsed_alone_and_local_goes_on_with_another_space(data, tmp_path, capsys):
+    knobs = [*KNOBS, "ddp=false"]
+    search = search_from_dict({"method": "grid", "space": {"learning_rate": [4e-3, 1e-3]}}, name="two")
+    experiment, out = load_experiment("smoke", knobs), tmp_path / "smoke"
+    result = rehearsal.smoke([experiment], data=data, tiles=None, out=out, search=search, owner="someone", say=print)
+    assert sorted(entry.kind for entry in result.ledger.kernels.values() if entry.output) == ["prepare", "search"]
+    printed = capsys.readouterr().out
+    assert "search two over smoke-" in printed and "the winner, ready to run" in printed
+    ranking = pd.read_csv(next(out.glob("campaign/outputs/*-search/search.csv")))
+    assert ranking["status"].tolist() == ["finished"] * 2 and ranking["auc"].is_monotonic_decreasing
+    log = next(out.glob("campaign/logs/*-search.log")).read_text()
+    assert "2 at a time" in log  # two processes stand in for two cards
+    # The winner is an experiment that can be run.
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    winner = next(out.glob("campaign/outputs/*-search/winner.toml"))
+    (folder / "won.toml").write_text(winner.read_text())
+    assert load_experiment("won", root=tmp_path).config.learning_rate == ranking["learning_rate"][0]
+
+    # On this machine without a Kaggle, by the same kernel; another space runs what is new in it.
+    one = search_from_dict({"method": "grid", "space": {"learning_rate": [4e-3]}}, name="one")
+    said: list[str] = []
+    assert local([experiment], data=data, out=tmp_path / "out", search=one, owner="someone", say=said.append) == []
+    assert [line for line in said if "started" in line][-1].endswith("-search: started")
+    local([experiment], data=data, out=tmp_path / "out", search=search, owner="someone", say=said.append)
+    log = next((tmp_path / "out").glob("*-search/log.txt")).read_text()
+    assert log.count("not run again") == 1 and log.count(": started on") == 1
+    again = pd.read_csv(next((tmp_path / "out").glob("*-search/working/search.csv")))
+    assert again[["trial", "auc"]].equals(ranking[["trial", "auc"]])
 
 
 def test_a_kernel_that_fails_is_shown_with_the_end_of_its_log(data, tmp_path):

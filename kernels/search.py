@@ -1,0 +1,73 @@
+"""Search the knobs of an experiment: a trial a card at a time, ranked by what each predicts out of fold."""
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from lib.data import prepared
+from lib.data.folds import fold_table_id, groups_of, make_folds
+from lib.data.shared import SharedMemory
+from lib.data.tiff import TILE_SHAPE
+from lib.model.weights import find_weights
+from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+from lib.training.fold import FoldTask
+from lib.training.search import SearchTask, run_search, write_search
+
+
+def recipe(session: Session) -> None:
+    """Verify the prepared data, make the folds, run the trials, leave their ranking and the winner."""
+    config, parameters = session.parameters.config, session.parameters
+    assert parameters.search is not None, "the builder writes what is searched"
+    with session.stage("look at the prepared data"):
+        data = prepared.read_prepared(find_output(session.input, "prepare"))
+        folds = make_folds(data.train, split=config.split, number=config.folds, seed=config.seed)
+    devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
+    size = data.bytes_of(prepared.TRAIN_TILES)
+    preflight(session, disk=len(devices) << 30, memory=size + len(devices) * (2 << 30))
+    memory = SharedMemory()  # one copy for all trials
+    tiles = memory.allocate(len(data.train) * TILE_SHAPE[0] * TILE_SHAPE[1] * TILE_SHAPE[2])
+    with session.stage("read the tiles", note=f"{size / (1 << 20):,.0f} MiB"):
+        data.read_tiles(prepared.TRAIN_TILES, allocate=lambda size: tiles[:size])
+    template = FoldTask(
+        experiment=parameters.experiment,
+        config=config,
+        fold=parameters.search.folds[0],
+        tiles=tiles.reshape(-1, *TILE_SHAPE),
+        index=data.train,
+        folds=folds["fold"].to_numpy(),
+        data_id=data.data_id,
+        fold_table_id=fold_table_id(folds),
+        bundle_id=parameters.bundle_id,
+        weights={},
+        memory=memory,
+    )
+    task = SearchTask(
+        space=parameters.search,
+        template=template,
+        groups=groups_of(data.train, split=config.split),
+        weights=partial(find_weights, session),
+        finished=parameters.finished,
+        until=session.until,
+    )
+    with session.stage("search"):
+        found = run_search(task, folder=session.working, devices=devices, say=session.say, started=session.started)
+    session.withdraw_record()
+    names = write_search(found, folder=session.working, experiment=parameters.experiment)
+    session.say(f"the ranking:\n{(session.working / 'search.csv').read_text()}")
+    session.leave(
+        names,
+        data_id=data.data_id,
+        fold_table_id=template.fold_table_id,
+        devices=describe_devices(devices),
+        scores={"search": found.scores()},
+    )
+
+
+def main(parameters: Mapping[str, Any]) -> int:
+    """Run on the parameters that the builder wrote into the script."""
+    return run_kernel(recipe, parameters)
+
+
+if __name__ == "__main__":
+    sys.exit("this recipe runs inside a built kernel: python build_kernel.py build")
