@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.report.style import WIDTH, bare, frame_centre, new_figure, png_of
+from lib.report.style import new_figure, png_of, with_palette
 
-COLUMNS = 6
-_DPI = 96  # of a tile's 96 pixels about as many are shown
+COLUMNS = 5
+_DPI = 96
+_SIDE, _GAP, _LEFT, _TOP, _ABOVE = 96, 6, 26, 26, 18  # pixels: a tile is shown as it is, a pixel of it a pixel of the figure
+_CENTRE = (32, 63)  # first and last row and column
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,15 @@ class Case:
     fold: int
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Pictures side by side, (96, 96, 3) uint8 each, with a text above each or none."""
+
+    name: str
+    pictures: Sequence[np.ndarray]
+    texts: Sequence[str]
+
+
 def mistake_sheet(cases: Mapping[str, Sequence[Case]], *, title: str) -> bytes:
     """Two rows of tiles for each kind of mistake, the hardest first, with their probability and fold.
 
@@ -28,27 +39,12 @@ def mistake_sheet(cases: Mapping[str, Sequence[Case]], *, title: str) -> bytes:
         cases: by what they are; at least one tile in all.
         title: with n.
     """
-    lines = [
-        (name, found[at : at + COLUMNS])
-        for name, found in cases.items()
-        for at in range(0, min(len(found), 2 * COLUMNS), COLUMNS)
-    ]
-    figure = new_figure(0.5 + 1.3 * len(lines))
-    axes = figure.subplots(len(lines), COLUMNS, squeeze=False)
-    figure.suptitle(title, fontsize=10)
-    for row, (name, found) in enumerate(lines):
-        for column in range(COLUMNS):
-            axis = axes[row, column]
-            bare(axis)
-            if column < len(found):
-                case = found[column]
-                axis.imshow(case.tile)
-                frame_centre(axis)
-                axis.set_title(f"{case.probability:.3f}, fold {case.fold}", fontsize=7, pad=2)
-            else:
-                axis.axis("off")
-        axes[row, 0].set_ylabel(name, fontsize=8)
-    return png_of(figure, dpi=_DPI)
+    rows = []
+    for name, found in cases.items():
+        for at in range(0, min(len(found), 2 * COLUMNS), COLUMNS):
+            part = found[at : at + COLUMNS]
+            rows.append(_Row(name, [_framed(case.tile) for case in part], [_said(case) for case in part]))
+    return _sheet(rows, title=title)
 
 
 def map_sheet(cases: Mapping[str, Sequence[Case]], *, title: str) -> bytes:
@@ -58,28 +54,62 @@ def map_sheet(cases: Mapping[str, Sequence[Case]], *, title: str) -> bytes:
         cases: by what they are, at most `COLUMNS` of each are shown; at least one tile in all.
         title: with n.
     """
-    shown = {name: found[:COLUMNS] for name, found in cases.items() if found}
-    figure = new_figure(0.5 + 2.1 * len(shown), width=WIDTH)
-    axes = figure.subplots(2 * len(shown), COLUMNS, squeeze=False)
-    figure.suptitle(title, fontsize=10)
-    for row, (name, found) in enumerate(shown.items()):
-        for column in range(COLUMNS):
-            above, below = axes[2 * row, column], axes[2 * row + 1, column]
-            for axis in (above, below):
-                bare(axis)
-            if column >= len(found):
-                above.axis("off")
-                below.axis("off")
-                continue
-            case = found[column]
-            above.imshow(case.tile)
-            above.set_title(f"{case.probability:.3f}, fold {case.fold}", fontsize=7, pad=2)
-            highest = float(case.map.max())
-            below.imshow(case.map, cmap="cividis", vmin=0, vmax=highest or 1.0)  # as light in grey as in colour
-            if not highest:
-                below.text(48, 16, "nothing", color="white", ha="center", va="center", fontsize=8)
-            for axis in (above, below):
-                frame_centre(axis)
-        axes[2 * row, 0].set_ylabel(name, fontsize=8)
-        axes[2 * row + 1, 0].set_ylabel("its map", fontsize=8)
-    return png_of(figure, dpi=_DPI)
+    rows = []
+    for name, found in cases.items():
+        part = found[:COLUMNS]
+        if part:
+            rows.append(_Row(name, [_framed(case.tile) for case in part], [_said(case) for case in part]))
+            texts = ["" if case.map.any() else "nothing" for case in part]
+            rows.append(_Row("maps", [_framed(_coloured(case.map)) for case in part], texts))
+    return _sheet(rows, title=title)
+
+
+def _said(case: Case) -> str:
+    return f"{case.probability:.3f}, fold {case.fold}"
+
+
+def _coloured(values: np.ndarray) -> np.ndarray:
+    """(96, 96, 3) uint8 of a map (96, 96), its highest value bright: a colour scale that is as light in grey as in colour."""
+    from matplotlib import colormaps
+
+    highest = float(values.max())
+    scaled = np.asarray(values, dtype=np.float64) / (highest or 1.0)
+    return np.asarray(colormaps["cividis"](scaled, bytes=True)[..., :3], dtype=np.uint8)
+
+
+def _framed(picture: np.ndarray) -> np.ndarray:
+    """A copy with the centre framed: white within black is seen on any tile. The frame lies around the centre, not on it."""
+    framed = picture.copy()
+    first, last = _CENTRE
+    for out, value in ((2, 0), (1, 255)):
+        low, high = first - out, last + out
+        framed[[low, high], low : high + 1] = value
+        framed[low : high + 1, [low, high]] = value
+    return framed
+
+
+def _sheet(rows: Sequence[_Row], *, title: str) -> bytes:
+    """All rows in one picture on one pair of axes: an axis a tile would take seconds to lay out."""
+    tops, height = [], _TOP
+    for row in rows:
+        height += _ABOVE if any(row.texts) else 0
+        tops.append(height)
+        height += _SIDE + _GAP
+    width = _LEFT + COLUMNS * (_SIDE + _GAP)
+    canvas = np.full((height, width, 3), 255, dtype=np.uint8)
+    for row, top in zip(rows, tops, strict=True):
+        for at, picture in enumerate(row.pictures):
+            left = _LEFT + at * (_SIDE + _GAP)
+            canvas[top : top + _SIDE, left : left + _SIDE] = picture
+    figure = new_figure(height / _DPI, width=width / _DPI)
+    figure.set_layout_engine("none")
+    axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axis.imshow(canvas, extent=(0, width, height, 0), aspect="auto", interpolation="nearest")
+    axis.axis("off")
+    axis.text(width / 2, _TOP / 2, title, ha="center", va="center", fontsize=8.5)
+    for row, top in zip(rows, tops, strict=True):
+        axis.text(_LEFT / 2, top + _SIDE / 2, row.name, ha="center", va="center", rotation=90, fontsize=8)
+        for at, text in enumerate(row.texts):
+            left = _LEFT + at * (_SIDE + _GAP)
+            axis.text(left + _SIDE / 2, top - 5, text, ha="center", va="baseline", fontsize=7.5)
+    return with_palette(png_of(figure, dpi=_DPI))

@@ -201,12 +201,13 @@ def _flatter(numbers: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
         )
     if stratified := [name for name in ranked if experiments[name]["split"] == "stratified"]:
         sentences.append(
-            f"Stratified folds are optimistic: neighbours of a tile stand on both sides of the split ({', '.join(stratified)})."
+            f"The folds of {' and '.join(stratified)} are stratified, so neighbours of a tile stand on both sides of the split: "
+            "such scores are optimistic as a rule."
         )
     if transductive := [name for name in ranked if experiments[name]["transductive"]]:
-        sentences.append(f"Transductive, so not comparable with the others: {', '.join(transductive)}.")
+        sentences.append(f"Transductive, so not comparable with scores that are not: {', '.join(transductive)}.")
     if len(ranked) > 1:
-        sentences.append("The best of several is chosen by the very score it is quoted with, which flatters it a little.")
+        sentences.append("The best of several is chosen by the very score it is quoted with, which flatters it.")
     return sentences
 
 

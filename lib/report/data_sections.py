@@ -8,9 +8,11 @@ from lib.data.prepared import BRIGHTNESS, GROUPS, OUTLIERS, SHEET, STAINS
 from lib.errors import KernelError
 from lib.report.gathered import Gathered
 from lib.report.page import Block, Note, Picture, Table, Text
+from lib.report.style import with_palette
 from lib.report.words import count, decimals, percent, several
 
 _NO_PREPARE = "There is no usable output of a prepare kernel: run it and attach its output."
+_LARGE = 400_000  # bytes: larger figures of prepare are shown in 256 colours, so that the page stays small
 _CLASSES = {"0": "no tumour", "1": "tumour"}
 
 
@@ -108,7 +110,9 @@ def exploration(gathered: Gathered) -> list[Block]:
             blocks.append(Note(f"{name} is not among what prepare left: that figure is missing."))
             continue
         try:
-            blocks.append(Picture(f"exploration-{name}", prepare.read_picture(name), caption, caption))
+            png = prepare.read_picture(name)
+            small = png if len(png) <= _LARGE else with_palette(png)
+            blocks.append(Picture(f"exploration-{name}", small, caption, caption))
         except KernelError as error:
             blocks.append(Note(str(error)))
     if groups:

@@ -52,13 +52,11 @@ def brightness_histogram(means: np.ndarray, labels: np.ndarray, path: Path) -> N
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
     bins = np.linspace(0, 255, 52).tolist()
-    for label, colour, name in ((0, NEGATIVE, "no tumour"), (1, POSITIVE, "tumour")):
+    for label, colour, name, style in ((0, NEGATIVE, "no tumour", "-"), (1, POSITIVE, "tumour", "--")):
         values = means[labels == label].mean(axis=1)
-        heights, _, _ = axis.hist(values, bins=bins, density=True, histtype="step", color=colour, linewidth=1.6)
-        top = int(np.argmax(heights))
-        axis.annotate(
-            f"{name}, n = {len(values):,}", (bins[top], heights[top]), color=colour, xytext=(4, 4), textcoords="offset points"
-        )
+        text = f"{name}, n = {len(values):,}"
+        axis.hist(values, bins=bins, density=True, histtype="step", color=colour, linestyle=style, linewidth=1.6, label=text)
+    axis.legend()
     axis.set_xlabel("mean brightness of a tile (0 to 255)")
     axis.set_ylabel("density")
     axis.set_title(f"Brightness by class, n = {len(labels):,} tiles")

@@ -191,6 +191,8 @@ def split_rows(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     if one["tiles"] and other["tiles"] and one["tiles"] != other["tiles"]:
         return False
+    if bool(one["transductive"]) != bool(other["transductive"]):
+        return False
     if one["backbone"] and other["backbone"] and one["backbone"] != other["backbone"]:
         return False
     return _HASH.sub("", one["experiment"]) == _HASH.sub("", other["experiment"]) or bool(one["backbone"] and other["backbone"])

@@ -128,7 +128,7 @@ def _is_number(cell: str) -> bool:
     if plain in ("", "-"):
         return True
     try:
-        float(plain)
+        [float(part) for part in plain.split(" to ")]  # an interval is two of them
     except ValueError:
         return False
     return True
@@ -151,9 +151,9 @@ _STYLE = """\
 .hcd h3 { font-size: 1.1rem; }
 .hcd p, .hcd ul { margin: 0.6em 0; max-width: 46rem; }
 .hcd .note { border-left: 4px solid #767676; background: #f4f4f4; padding: 0.5em 0.8em; white-space: pre-line; }
-.hcd .scroll { overflow-x: auto; margin: 1em 0; }
+.hcd .scroll { overflow-x: auto; margin: 0 0 1.2em; }
 .hcd table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-.hcd caption { text-align: left; color: #444; padding-bottom: 0.4em; }
+.hcd .caption { color: #444; font-size: 0.875rem; margin: 1.2em 0 0.4em; }
 .hcd th, .hcd td { padding: 0.25em 0.7em; border-bottom: 1px solid #ddd; vertical-align: top; }
 .hcd th { border-bottom: 2px solid #888; vertical-align: bottom; }
 .hcd .n { text-align: right; white-space: nowrap; }
@@ -182,9 +182,9 @@ _SECTION = """\
 <h3>{{ each.text }}</h3>
 {% elif each.block == "table" %}
 {% set sides = each.sides %}
+<p class="caption">{{ each.caption }}</p>
 <div class="scroll" role="region" aria-label="{{ each.caption }}" tabindex="0">
-<table>
-<caption>{{ each.caption }}</caption>
+<table aria-label="{{ each.caption }}">
 <thead><tr>{% for name in each.head %}<th scope="col" class="{{ sides[loop.index0] }}">{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in each.rows %}
@@ -234,7 +234,7 @@ nav a { color: #0b57a4; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
   figure, tr { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, .caption { break-after: avoid; }
   .hcd .scroll { overflow: visible; }
   .hcd table { font-size: 8pt; }
   .hcd .n { white-space: normal; }

@@ -1,7 +1,7 @@
 """Figures of scores: training, folds, ROC and precision-recall, decisions, calibration, correlations. All as PNG bytes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,9 @@ import pandas as pd
 from lib.calibration import Calibration, reliability
 from lib.report.results import Summary, Together
 from lib.report.style import LINES, WIDTH, line_style, new_figure, png_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _GREY = "0.55"
 _NUMBERED = 12  # columns of a correlation matrix whose cells have room for their number
@@ -63,13 +66,13 @@ def fold_scores(summaries: Sequence[Summary], together: Together | None) -> byte
         right = max(high, score) if np.isfinite(high) else score
         axis.annotate(f"{score:.4f}", (right, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.4, -0.6)
     low, high = axis.get_xlim()
     axis.set_xlim(low, high + 0.14 * (high - low))
     axis.set_xlabel("ROC AUC, out of fold")
     axis.grid(axis="x", color="0.92")
     tiles = ", ".join(sorted({f"{len(summary.table):,}" for summary in summaries}))
-    axis.set_title(f"Folds (circles) and pooled (squares), 95 % intervals; n = {tiles} tiles", fontsize=10)
+    figure.suptitle(f"Folds (circles) and pooled (squares), 95 % intervals; n = {tiles} tiles", fontsize=10)
     return png_of(figure)
 
 
@@ -78,7 +81,7 @@ def roc_and_precision(summary: Summary) -> bytes:
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
     labels, scores, fold = (summary.table[name].to_numpy() for name in ("label", "probability", "fold"))
-    figure = new_figure(3.5)
+    figure = new_figure(3.25)
     left, right = figure.subplots(1, 2)
     for number in np.unique(fold):
         inside = fold == number
@@ -154,7 +157,7 @@ def reliability_curves(summary: Summary, calibration: Calibration) -> bytes:
     top.legend(fontsize=8, title="dotted: perfect", title_fontsize=8)
     top.set_ylabel("share of tumour in the bin")
     bottom.set_ylabel("tiles (log)")
-    bottom.set_yscale("log")
+    _count_on_log(bottom)
     bottom.set_xlabel("probability of tumour, out of fold")
     top.set_title(f"Reliability, {len(reliability(labels, scores))} bins of equal size, n = {len(labels):,}", fontsize=10)
     for axis in (top, bottom):
@@ -197,9 +200,18 @@ def probability_histogram(probabilities: np.ndarray) -> bytes:
     axis = figure.subplots()
     axis.hist(probabilities, bins=np.linspace(0, 1, 51).tolist(), histtype="step", color="black")
     axis.axvline(0.5, color=_GREY, linewidth=0.8, linestyle=":")
-    axis.set_yscale("log")
+    _count_on_log(axis)
     axis.set_xlabel("probability of tumour in submission.csv (dotted: 0.5)")
     axis.set_ylabel("tiles (log)")
     axis.grid(color="0.92")
     axis.set_title(f"The submission, n = {len(probabilities):,} test tiles", fontsize=10)
     return png_of(figure)
+
+
+def _count_on_log(axis: "Axes") -> None:
+    """Tiles on a logarithmic scale, from less than one, with a number at the powers of ten only."""
+    from matplotlib.ticker import NullFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_ylim(bottom=0.7, top=max(axis.get_ylim()[1], 12.0))

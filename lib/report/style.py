@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from lib.files import write_whole
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito 2008: told apart under every common form of colour blindness.
@@ -39,6 +38,16 @@ def save(figure: "Figure", path: Path) -> None:
     write_whole(path, png_of(figure))
 
 
+def with_palette(png: bytes) -> bytes:
+    """The same picture in 256 colours chosen for it: a third of the bytes, and of stained tissue hardly a difference to see."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    stream = io.BytesIO()
+    image.quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def line_style(number: int) -> dict[str, Any]:
     """Colour, dashes and marker of the line with this number, for `plot`."""
     return {
@@ -46,16 +55,3 @@ def line_style(number: int) -> dict[str, Any]:
         "linestyle": DASHES[number % len(DASHES)],
         "marker": MARKERS[number % len(MARKERS)],
     }
-
-
-def bare(axis: "Axes") -> None:
-    """No ticks: a picture, not a plot."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-
-
-def frame_centre(axis: "Axes") -> None:
-    """Frame the 32 x 32 pixels in the middle of a tile, which decide its label; white within black shows on any tile."""
-    across, down = [31.5, 63.5, 63.5, 31.5, 31.5], [31.5, 31.5, 63.5, 63.5, 31.5]
-    axis.plot(across, down, color="black", linewidth=1.8)
-    axis.plot(across, down, color="white", linewidth=0.8)

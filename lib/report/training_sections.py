@@ -16,7 +16,7 @@ _TRIALS_SHOWN = 50
 
 
 def models(gathered: Gathered) -> list[Block]:
-    """A row an experiment."""
+    """A column an experiment: that fits a page better than a row."""
     rows, missing = [], []
     for name, outputs in gathered.inputs.folds.items():
         try:
@@ -25,8 +25,20 @@ def models(gathered: Gathered) -> list[Block]:
             missing.append(Note(str(error)))
     if not rows:
         return [*missing, Note(NO_FOLDS)]
-    head = ("experiment", "backbone", "parameters, millions", "pretrained", "head", "input, px", "networks", "seconds a fold")
-    table = Table("The networks; seconds: the mean of a fold's whole kernel", (*head, "devices", "code", "notes"), rows)
+    head = (
+        "backbone",
+        "parameters, millions",
+        "pretrained",
+        "head",
+        "input, px",
+        "networks",
+        "seconds a fold",
+        "devices",
+        "code",
+    )
+    names, *lines = zip(*rows, strict=True)
+    turned = [(name, *line) for name, line in zip((*head, "notes"), lines, strict=True)]
+    table = Table("The networks; seconds: the mean of a fold's whole kernel", ("experiment", *names), turned)
     blocks: list[Block] = [table, *missing]
     if any(row[2] == ABSENT for row in rows):
         blocks.append(Note("Where the parameters are missing, the run did not record them (it was made by earlier code)."))

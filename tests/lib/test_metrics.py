@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from lib.metrics import (
     MetricError,
     auc,
+    auc_interval,
     best_threshold,
     confusion,
     decide_out_of_fold,
@@ -141,3 +142,18 @@ def test_an_interval_resamples_whole_groups() -> None:
         return float(len(rows))
 
     group_interval(statistic, groups, seed=0, rounds=30)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_interval_of_the_auc_is_that_of_any_statistic(ties: bool) -> None:
+    labels, scores, group = _clustered(23)
+    scores = np.round(scores) if ties else scores
+    slow = group_interval(lambda rows: auc(labels[rows], scores[rows]), group, seed=4, rounds=60)
+    assert auc_interval(labels, scores, group, seed=4, rounds=60) == pytest.approx(slow, abs=1e-12)
+
+
+def test_the_interval_of_the_auc_leaves_out_resamples_of_one_class() -> None:
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4])
+    assert auc_interval(labels, scores, np.array([0, 0, 1, 1]), seed=1, rounds=50) == (1.0, 1.0)
+    with pytest.raises(MetricError, match="every resample"):
+        auc_interval(np.ones(4), scores, np.arange(4), seed=1, rounds=5)

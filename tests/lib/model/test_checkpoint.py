@@ -16,6 +16,7 @@ from lib.model.checkpoint import (
     CheckpointError,
     Identity,
     config_of,
+    count_parameters,
     load_checkpoint,
     save_checkpoint,
 )
@@ -60,6 +61,20 @@ def test_a_network_comes_back_with_the_same_logits(path: Path, network: Classifi
     with torch.no_grad():
         assert torch.equal(loaded(images), network(images))
     assert identity == _identity(tiny) and config_of(identity) == tiny
+
+
+@pytest.mark.parametrize("knobs", [{}, {"pooling": "attention"}, {"backbone": "test_vit"}])
+def test_parameters_are_counted_without_statistics(tmp_path: Path, tiny: Config, knobs: dict[str, Any]) -> None:
+    config = dataclasses.replace(tiny, **knobs)
+    network = build_network(config)
+    save_checkpoint(tmp_path / NAME, network, _identity(config))
+    assert count_parameters(tmp_path / NAME) == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_the_parameters_of_a_damaged_checkpoint_are_not_counted(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="damaged"):
+        count_parameters(tmp_path / NAME)
 
 
 def test_saving_twice_gives_the_same_bytes(path: Path, tmp_path: Path, network: Classifier, tiny: Config) -> None:

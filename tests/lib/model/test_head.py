@@ -10,8 +10,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lib.config import Config
-from lib.model.checkpoint import CheckpointError, Identity
-from lib.model.head import PENALTIES, fit_head, load_head, save_head
+from lib.model.checkpoint import CheckpointError, Identity, count_parameters
+from lib.model.head import PENALTIES, Head, fit_head, load_head, save_head
 
 
 def drawn(count: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,6 +66,13 @@ def test_a_head_comes_back_from_its_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     again, found = load_head(tmp_path / "a.safetensors")
     assert found == identity and np.array_equal(again.logits(features), head.logits(features))
+
+
+def test_the_parameters_of_a_head_are_its_weights_and_its_bias(tmp_path: Path) -> None:
+    zeros = np.zeros(7, np.float32)
+    facts = {"experiment": "x", "fold": 0, "member": 0, "data_id": "d", "fold_table_id": "f", "config": {}}
+    save_head(tmp_path / "head.safetensors", Head(zeros, 0.0, zeros, zeros), Identity(**facts))
+    assert count_parameters(tmp_path / "head.safetensors") == 8
 
 
 def test_what_is_no_head_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,424 @@
+"""The report of a finished campaign, of real tiles where there are some: its numbers, its page, and what is not there."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import campaigns
+import numpy as np
+import pandas as pd
+import pytest
+from campaigns import EXPERIMENTS
+from sklearn import metrics
+
+from lib.config import Config
+from lib.report.document import NUMBERS, PAGE, Report
+from lib.report.page import Note, Section, Table
+
+SECTIONS = [
+    "problem",
+    "data",
+    "exploration",
+    "models",
+    "training",
+    "search",
+    "results",
+    "curves",
+    "decisions",
+    "calibration",
+    "splits",
+    "mistakes",
+    "explanations",
+    "ensemble",
+    "leaderboard",
+    "conclusion",
+]
+
+
+def texts(section: Section) -> str:
+    """All that a section says, tables included."""
+    return re.sub(r"<style>.*?</style>|<[^>]+>", " ", section._repr_html_(), flags=re.DOTALL).replace("&#39;", "'")
+
+
+def notes(section: Section) -> str:
+    return "\n".join(block.text for block in section.blocks if isinstance(block, Note))
+
+
+def recomputed(root: Path, experiment: str, config: Config) -> pd.DataFrame:
+    """Out-of-fold probabilities straight from the CSV files, by nothing of this project."""
+    parts = []
+    for fold in range(config.folds):
+        tables = [
+            pd.read_csv(root / f"hcd-{experiment}-fold-{fold}" / f"oof-{fold}-member-{member}.csv").set_index("id")
+            for member in range(config.members)
+        ]
+        mean = sum(1 / (1 + np.exp(-table["logit"])) for table in tables) / config.members
+        parts.append(pd.DataFrame({"label": tables[0]["label"], "score": mean, "fold": fold}))
+    index = pd.read_csv(root / "hcd-prepare" / "index-train.csv").set_index("id")
+    return pd.concat(parts).join(index["stain_group"])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_numbers_are_those_of_scikit_learn(written, campaign: Path, experiment: str) -> None:
+    _, folder, _ = written
+    found = json.loads((folder / NUMBERS).read_text())["experiments"][experiment]
+    table = recomputed(campaign, experiment, EXPERIMENTS[experiment])
+    labels, scores, folds = (table[name].to_numpy() for name in ("label", "score", "fold"))
+
+    def close(value: Any, wanted: Any) -> bool:
+        return bool(np.allclose(value, wanted, rtol=0, atol=1e-9))
+
+    assert found["tiles"] == len(table) and found["positives"] == labels.sum()
+    assert close(found["auc"], metrics.roc_auc_score(labels, scores))
+    assert close(found["average_precision"], metrics.average_precision_score(labels, scores))
+    assert close(found["f1_at_half"], metrics.f1_score(labels, scores >= 0.5))
+    assert found["confusion_at_half"] == metrics.confusion_matrix(labels, scores >= 0.5).tolist()
+    decided = np.zeros(len(labels), dtype=bool)
+    for row in found["folds"]:
+        inside = folds == row["fold"]
+        assert close(row["auc"], metrics.roc_auc_score(labels[inside], scores[inside]))
+        assert close(row["f1_at_half"], metrics.f1_score(labels[inside], scores[inside] >= 0.5))
+        tried = {t: metrics.f1_score(labels[~inside], scores[~inside] >= t) for t in scores[~inside]}
+        assert close(row["threshold"], max(t for t in tried if close(tried[t], max(tried.values()))))
+        decided[inside] = scores[inside] >= row["threshold"]
+        assert close(row["f1_at_threshold"], metrics.f1_score(labels[inside], decided[inside]))
+    assert close(found["f1_at_thresholds"], metrics.f1_score(labels, decided))
+    assert found["confusion_at_thresholds"] == metrics.confusion_matrix(labels, decided).tolist()
+    assert close(found["calibration"]["brier"][0], metrics.brier_score_loss(labels, scores))
+
+
+def test_the_interval_resamples_whole_groups(written, campaign: Path) -> None:
+    report, _, _ = written
+    table = recomputed(campaign, "smoke", EXPERIMENTS["smoke"])
+    labels, scores = table["label"].to_numpy(), table["score"].to_numpy()
+    names, rows = np.unique(table["stain_group"], return_inverse=True)
+    draw, values = np.random.default_rng(0), []
+    for _ in range(1000):
+        picked = np.concatenate([np.flatnonzero(rows == at) for at in draw.integers(0, len(names), len(names))])
+        if len(set(labels[picked])) == 2:
+            values.append(metrics.roc_auc_score(labels[picked], scores[picked]))
+    found = report.gathered.numbers["experiments"]["smoke"]["interval_95"]
+    assert np.allclose(found, np.quantile(values, [0.025, 0.975]), rtol=0, atol=1e-9)
+
+
+def test_the_mean_of_experiments_is_recomputed_too(written, campaign: Path) -> None:
+    report, _, _ = written
+    one, other = (recomputed(campaign, name, config) for name, config in EXPERIMENTS.items())
+    mean = (one["score"] + other["score"].reindex(one.index)) / 2
+    assert report.gathered.numbers["together"]["auc"] == pytest.approx(metrics.roc_auc_score(one["label"], mean), abs=1e-9)
+
+
+def test_what_is_shown_is_what_was_computed(written) -> None:
+    report, folder, _ = written
+    page = (folder / PAGE).read_text()
+    for experiment, found in report.gathered.numbers["experiments"].items():
+        assert f"{found['auc']:.4f}" in texts(report.results())
+        [table] = [b for b in report.results().blocks if isinstance(b, Table) and b.caption.startswith(f"{experiment}:")]
+        shown = [row[3] for row in table.rows]
+        assert shown == [f"{row['auc']:.4f}" for row in found["folds"]] + [f"{found['auc']:.4f}"]
+        matrix = found["confusion_at_thresholds"]
+        assert f"TN {matrix[0][0]:,}, FP {matrix[0][1]:,}, FN {matrix[1][0]:,}, TP {matrix[1][1]:,}" in page
+    assert f"{max(found['auc'] for found in report.gathered.numbers['experiments'].values()):.4f}" in texts(report.conclusion())
+    assert all(section._repr_html_().count("<h2") == 1 for section in report.sections())
+    assert [section.name for section in report.sections()] == SECTIONS == [getattr(report, name)().name for name in SECTIONS]
+
+
+def test_transductive_and_optimistic_scores_are_marked_wherever_they_stand(written) -> None:
+    report, _, _ = written
+    for name in ("models", "training", "results", "curves", "decisions", "calibration", "splits", "mistakes", "ensemble"):
+        assert "transductive" in texts(report.section(name)), name
+    for name in ("leaderboard", "conclusion"):
+        assert "transductive" in texts(report.section(name)).lower(), name
+    assert "optimistic" in notes(report.results()) and "stratified (optimistic)" in texts(report.splits())
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_needs_nothing_but_itself(written) -> None:
+    _, folder, names = written
+    page = _Page()
+    page.feed((folder / PAGE).read_text())
+    tags = [tag for tag, _ in page.tags]
+    assert "script" not in tags and dict(page.tags)["html"] == {"lang": "en"}
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == sum(name.endswith(".png") for name in names)
+    for image in images:
+        assert (image["src"] or "").startswith("data:image/png;base64,") and len(image["alt"] or "") > 20
+    assert all(not (attributes.get("src") or "").startswith(("http", "//")) for _, attributes in page.tags)
+    links = [attributes["href"] for tag, attributes in page.tags if "href" in attributes]
+    anchors = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert links and all(link == "data:," or (link or "").removeprefix("#") in anchors for link in links)
+    headings = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
+    assert headings[0] == 1 and headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(headings, headings[1:], strict=False))
+    assert re.search(r"url\(|@import", (folder / PAGE).read_text()) is None
+
+
+def test_every_figure_has_a_caption_with_n_and_a_file(written) -> None:
+    report, folder, names = written
+    pictures = [picture for section in report.sections() for picture in section.pictures]
+    assert len({picture.name for picture in pictures}) == len(pictures)
+    for picture in pictures:
+        assert "n = " in picture.caption, picture.name
+        assert (folder / picture.name).read_bytes() == picture.png and names[picture.name] is False
+    assert names[PAGE] and names[NUMBERS]
+    assert (folder / PAGE).stat().st_size < 6e6
+
+
+def test_the_same_outputs_give_the_same_bytes(written, campaign: Path, tmp_path: Path) -> None:
+    report, folder, _ = written
+    again = campaigns.report_of(campaign, tmp_path, experiments=tuple(EXPERIMENTS))
+    for name in ("results", "mistakes"):
+        assert [p.png for p in again.section(name).pictures] == [p.png for p in report.section(name).pictures]
+
+
+def test_names_from_files_cannot_become_markup(one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path) -> None:
+    root = one_experiment("prepare")
+    name = "<script>alert(1)</script>/../x"
+    for fold in range(3):
+        campaigns.write_fold(root / f"fold-{fold}", prepared, name, Config(**campaigns.KNOBS), fold, cases=False)
+    report = campaigns.report_of(root, tmp_path / "out", facts={"campaign": "<b>bold</b>"})
+    section = report.decisions()
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+\.png", picture.name) for picture in section.pictures)
+    html = section._repr_html_() + report.problem()._repr_html_()
+    assert "<script" not in html and "<b>" not in html and "&lt;script&gt;" in html
+
+
+# --- what is not there -----------------------------------------------------------------------------------------------
+
+
+def all_sections(root: Path, tmp_path: Path, **more: Any) -> tuple[Report, str]:
+    """Every section of a report can be made; the report and all it says."""
+    report = campaigns.report_of(root, tmp_path / "working", **more)
+    return report, "\n".join(texts(section) for section in report.sections())
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    report, said = all_sections(tmp_path / "empty", tmp_path)
+    assert report.ids() == {"data_id": "", "fold_table_id": ""}
+    assert not [picture for section in report.sections() for picture in section.pictures]
+    assert "no usable output of a prepare kernel" in said and "no usable output of a fold" in said
+    assert "There is nothing to conclude from" in said and "smoke: no fold of it is among the inputs" in said
+    assert report.write(tmp_path / "working") == {PAGE: True, NUMBERS: True}
+
+
+def test_one_fold_has_neither_a_tuned_threshold_nor_a_calibration(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    report, said = all_sections(one_experiment("prepare", "smoke-fold-1"), tmp_path)
+    assert "2 folds of 3 missing" in notes(report.results())
+    assert "No tuned threshold" in notes(report.decisions()) and "No calibration" in notes(report.calibration())
+    assert not report.calibration().pictures
+    assert "how the other 2 folds would score" in said and "both need a second fold" in said
+    assert "no usable output of an inference kernel" in notes(report.ensemble())
+    assert "There is no leaderboard result" in notes(report.leaderboard())
+    assert "No search was made" in notes(report.search())
+
+
+def test_without_prepare_there_are_scores_and_no_intervals(
+    campaign: Path, one_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = one_experiment("smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
+    report, _ = all_sections(root, tmp_path)
+    table = recomputed(campaign, "smoke", EXPERIMENTS["smoke"])
+    wanted = metrics.roc_auc_score(table["label"], table["score"])
+    assert report.gathered.numbers["experiments"]["smoke"]["auc"] == pytest.approx(wanted, abs=1e-9)
+    assert "No intervals" in notes(report.results()) and report.gathered.numbers["experiments"]["smoke"]["interval_95"] == [
+        None,
+        None,
+    ]
+    assert "prepare" in notes(report.exploration()) and not report.exploration().pictures
+    assert report.ids()["data_id"] and report.ids()["fold_table_id"]
+
+
+def test_a_damaged_fold_is_named_and_left_out(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    """Decided: the rest is reported, the damage is named where the fold would have been and among what is not known."""
+    root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
+    path = root / "hcd-smoke-fold-1" / "oof-1-member-0.csv"
+    path.write_bytes(path.read_bytes().replace(b"-0.", b"+0.", 1))
+    report = campaigns.report_of(root, tmp_path / "working")
+    said = texts(report.conclusion())
+    for section in (report.data(), report.results()):
+        assert "oof-1-member-0.csv is damaged" in notes(section)
+    assert "1 fold of 3 missing" in notes(report.results())
+    assert [row["fold"] for row in report.gathered.numbers["experiments"]["smoke"]["folds"]] == [0, 2]
+    assert "What 1 output held that could not be used" in said
+
+
+def test_a_record_that_is_no_json_and_a_fold_that_is_there_twice(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    import shutil
+
+    root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
+    (root / "hcd-smoke-fold-0" / "run.json").write_text("{")
+    shutil.copytree(root / "hcd-smoke-fold-1", root / "copy-of-fold-1")
+    report = campaigns.report_of(root, tmp_path / "working")
+    said = notes(report.data())
+    assert "hcd-smoke-fold-0/run.json cannot be read" in said
+    assert "fold 1 of smoke is there 2 times, in copy-of-fold-1 and hcd-smoke-fold-1" in said
+    assert [row["fold"] for row in report.gathered.numbers["experiments"]["smoke"]["folds"]] == [2]
+
+
+def test_folds_of_other_data_are_not_scored(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
+    path = root / "hcd-smoke-fold-2" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_id": "f" * 64}))
+    report = campaigns.report_of(root, tmp_path / "working")
+    said = texts(report.conclusion())
+    assert "they were trained on different data" in notes(report.results())
+    assert "How smoke scores:" in said and not report.results().pictures
+    assert report.ids()["data_id"] == ""
+
+
+def rewrite_fold(root: Path, fold: int, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change the predictions of a fold, and its run.json with them."""
+    folder = root / f"hcd-smoke-fold-{fold}"
+    record = json.loads((folder / "run.json").read_text())
+    for name in [name for name in record["files"] if name.startswith("oof-")]:
+        change(pd.read_csv(folder / name)).to_csv(folder / name, index=False)
+    files = {name: (folder / name).read_bytes() for name in record.pop("files")}
+    kept = {key: value for key, value in record.items() if key not in ("kind", "format")}
+    campaigns.seal(folder, "train", files, **kept)
+
+
+def test_a_fold_with_one_class_has_no_auc_and_the_rest_has(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    root = one_experiment("smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
+    rewrite_fold(root, 1, lambda table: table[table["label"] == 0])
+    report = campaigns.report_of(root, tmp_path / "working")
+    assert "No AUC of fold 1: all its labels are the same" in notes(report.results())
+    found = report.gathered.numbers["experiments"]["smoke"]
+    assert found["folds"][1]["auc"] is None and 0 < found["auc"] < 1
+
+
+def test_one_class_everywhere_cannot_be_scored(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    root = one_experiment("smoke-fold-0", "smoke-fold-1")
+    for fold in (0, 1):
+        rewrite_fold(root, fold, lambda table: table[table["label"] == 1])
+    report, said = all_sections(root, tmp_path)
+    assert "AUC is undefined" in notes(report.results()) and not report.curves().pictures
+    assert "Any score: no fold of any experiment could be scored" in said
+
+
+def test_labels_that_contradict_the_index_are_refused(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1")
+    rewrite_fold(root, 0, lambda table: table.assign(label=1 - table["label"]))
+    report = campaigns.report_of(root, tmp_path / "working")
+    assert "another label out of fold than in the index" in notes(report.results())
+
+
+def test_predictions_that_are_no_table_are_named(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    root = one_experiment("smoke-fold-0", "smoke-fold-1")
+    rewrite_fold(root, 0, lambda table: table[["id"]])
+    report = campaigns.report_of(root, tmp_path / "working")
+    assert "have no column label and no logit" in notes(report.results())
+
+
+def test_an_older_run_without_cases_and_counts_says_so(
+    one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
+) -> None:
+    root = one_experiment("prepare")
+    config = Config(**campaigns.KNOBS | {"members": 1})
+    for fold in range(2):
+        campaigns.write_fold(
+            root / f"fold-{fold}", prepared, "smoke", config, fold, cases=False, scores={"parameters_millions": None}
+        )
+    report = campaigns.report_of(root, tmp_path / "working")
+    said = texts(report.conclusion())
+    assert not report.mistakes().pictures and not report.explanations().pictures
+    assert "Pictures are missing of fold 0, 1" in notes(report.mistakes())
+    assert any(isinstance(block, Table) for block in report.mistakes().blocks)  # the tiles are named all the same
+    assert "the run left none" in notes(report.explanations()) and "the run did not record them" in notes(report.models())
+    assert "what its networks look at; no maps were left" in said
+
+
+def test_why_there_is_no_map_is_said(one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path) -> None:
+    root = one_experiment("prepare")
+    why = {"explained": {"missing": "Linear has no feature map to explain"}}
+    for fold in range(2):
+        campaigns.write_fold(root / f"fold-{fold}", prepared, "smoke", Config(**campaigns.KNOBS), fold, cases=False, scores=why)
+    assert "Linear has no feature map to explain" in notes(campaigns.report_of(root, tmp_path / "out").explanations())
+
+
+def test_a_frozen_encoder_has_no_training_curve(one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path) -> None:
+    root = one_experiment("prepare")
+    config = Config(**campaigns.KNOBS | {"members": 1, "tune": "head", "weights": "timm"})
+    for fold in range(2):
+        campaigns.write_fold(root / f"fold-{fold}", prepared, "smoke", config, fold, cases=False)
+    report = campaigns.report_of(root, tmp_path / "out")
+    assert not report.training().pictures and "there is no training curve" in texts(report.training())
+    assert "encoder frozen" in texts(report.models()) and "(head only)" in texts(report.models())
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            "trial,learning_rate,auc\n3,0.00030000000000000003,0.91234567891\n1,1e-4,0.9\n",
+            "the best of 2 by the very score it shows",
+        ),
+        ("trial,learning_rate,auc\n", "finished no trial"),
+    ],
+)
+def test_a_search_is_shown_row_by_row(one_experiment: Callable[..., Path], tmp_path: Path, text: str, wanted: str) -> None:
+    root = one_experiment("prepare")
+    campaigns.seal(root / "search", "search", {"search.csv": text}, experiment="smoke")
+    section = campaigns.report_of(root, tmp_path / "out").search()
+    assert wanted in notes(section)
+    tables = [block for block in section.blocks if isinstance(block, Table)]
+    assert [list(row) for table in tables for row in table.rows] == (
+        [["3", "0.0003", "0.91235"], ["1", "1e-4", "0.9"]] if tables else []
+    )
+
+
+def test_a_submission_without_a_list_of_members(one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path) -> None:
+    root = one_experiment("prepare")
+    ids = pd.read_csv(prepared / "index-test.csv")["id"]
+    campaigns.seal(
+        root / "inference", "inference", {"submission.csv": pd.DataFrame({"id": ids, "label": 0.3}).to_csv(index=False)}
+    )
+    section = campaigns.report_of(root, tmp_path / "out").ensemble()
+    assert "ensemble.csv is missing" in notes(section) and "0.0 % of them are 0.5 or more" in texts(section)
+
+
+def test_whether_the_scored_file_is_the_one_at_hand(campaign: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    sha256 = hashlib.sha256((campaign / "hcd-inference" / "submission.csv").read_bytes()).hexdigest()
+
+    def said(**leaderboard: Any) -> str:
+        facts = {"leaderboard": campaigns.leaderboard(**leaderboard)}
+        return texts(campaigns.report_of(campaign, tmp_path, experiments=("smoke",), facts=facts).leaderboard())
+
+    same, other = said(sha256=sha256, judge="Kaggle"), said(sha256="0" * 64)
+    assert "is the submission.csv of this report" in same and "rehearsal" not in same
+    assert "is another one than the submission.csv" in other and "never comparable with Kaggle's leaderboard" in other
+    assert "gave no score" in said(public_auc=None, private_auc=None)
+
+
+def test_grouped_against_stratified_from_another_campaign(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1")
+    beside = {"name": "other", "experiment": "smoke-0a1b2c", "split": "stain", "pooled": 0.5, "interval": [0.4, 0.6], "folds": 3}
+    report = campaigns.report_of(root, tmp_path / "one", facts={"beside": [beside]})
+    gap = report.gathered.numbers["experiments"]["smoke"]["auc"] - 0.5
+    assert f"a difference of {gap:+.4f}" in texts(report.splits())
+    assert "how much its stratified folds flatter" not in texts(report.conclusion())
+    alone = campaigns.report_of(root, tmp_path / "two", facts={"beside": [beside | {"experiment": "strong"}]})
+    assert "how far they are apart is not known" in notes(alone.splits())
+    assert "how much its stratified folds flatter" in texts(alone.conclusion())
+
+
+def test_the_report_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, lib.report.document; print(sorted({'torch', 'timm', 'matplotlib.pyplot'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
