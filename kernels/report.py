@@ -92,4 +92,4 @@ report.conclusion()
 # %%
 session.withdraw_record()
 names = report.write(session.working)
-record = session.leave(names, **report.ids(), devices=["CPU"])
+record = session.leave(names, devices=["CPU"], **report.ids())

@@ -286,8 +286,6 @@ def plan_kernels(
             average=average,
         )
     )
-    if search is not None:
-        kernels += _plan_search(search, experiments, prepare=prepare.slug, fetched=encoders, datasets=attached)
     kernels.append(
         Kernel(
             kind="report",
@@ -298,6 +296,8 @@ def plan_kernels(
             sources=(prepare.slug, *averaged, inference),
         )
     )
+    if search is not None:
+        kernels += _plan_search(search, experiments, prepare=prepare.slug, fetched=encoders, datasets=attached)
     return kernels
 
 

@@ -14,7 +14,8 @@ from launch.ledger import LEDGER_NAME, campaign_lock, read_ledger
 from launch.plan import Kernel
 from launch.sandbox import Mount, run_script
 from launch.submission import LEADERBOARD
-from launch.summary import Summary, summarise
+from launch.summary import summarise
+from lib.report.results import Summary
 from lib.run_record import RunRecordError, read_run_record
 
 PAGE = "report.html"

@@ -66,7 +66,6 @@ class Parameters:
     inputs: Mapping[str, str] = field(default_factory=dict)  # slug to push id of the outputs that must be mounted
     bundle_id: str = ""
     git_commit: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)  # report: what no output holds, such as the leaderboard's score
 
     @property
     def config(self) -> Config:

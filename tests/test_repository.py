@@ -45,7 +45,7 @@ def test_every_command_the_readme_names_exists():
     done = subprocess.run([sys.executable, "build_kernel.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     offered = set(re.findall(r"^  ([a-z]+) ", done.stdout.split("Commands:")[1], flags=re.MULTILINE))
     assert commands <= offered
-    campaign = {"run", "push", "status", "watch", "logs", "pull", "submit", "doctor", "loopback"}
+    campaign = {"run", "push", "status", "watch", "logs", "pull", "submit", "report", "doctor", "loopback"}
     assert {"build", "check", "smoke", "local", "weights", "download", "knobs"} | campaign == offered
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lib.files import write_whole
 from lib.report import case_sections, closing_sections, data_sections, score_sections, training_sections
@@ -122,7 +123,7 @@ class Report:
         """What follows, and what is not known."""
         return self.section("conclusion")
 
-    def ids(self) -> dict[str, str]:
+    def ids(self) -> dict[str, Any]:
         """What run.json says of the inputs: data_id and fold_table_id, empty where they are unknown or not all the same."""
         folds = [output.record for outputs in self.gathered.inputs.folds.values() for output in outputs]
         prepare = self.gathered.inputs.prepare

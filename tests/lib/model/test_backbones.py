@@ -46,7 +46,7 @@ def test_it_learns_is_written_and_predicts(backbone: str, tmp_path: Path) -> Non
     learn_write_and_predict(network, config, tmp_path)
 
 
-# What the experiment `pathology` names as worked examples, at a depth and width that a test can bear: architecture, its arguments,
+# What the experiment `pathology` names as worked examples, at a depth and width that a test can bear: architecture, arguments,
 # and the mean and deviation their authors publish.
 PATHOLOGY: dict[str, tuple[str, dict[str, Any], list[float], list[float]]] = {
     "hf-hub:bioptimus/H-optimus-0": (
