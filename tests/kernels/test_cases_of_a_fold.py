@@ -14,22 +14,26 @@ from lib.metrics import probability
 FILES = ("cases-0.csv", "cases-0-tiles.npy", "cases-0-maps.npy")
 
 
-def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(folds: list[Path]) -> None:
-    record = workbench.record_of(folds[0])
+def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench: Any, prepared: Path) -> None:
+    bench.mount(prepared, "notebooks/someone/hcd-prepare")
+    code, said, errors = bench.run("train", backbone="test_vit", members="2", balance="loss")
+    assert (code, errors) == (0, "")
+    record, left = workbench.record_of(bench.working), bench.working
     assert all(record["files"][name]["fetch"] for name in FILES)
-    table = pd.read_csv(folds[0] / "cases-0.csv", dtype={"id": str})
-    tiles = np.load(folds[0] / "cases-0-tiles.npy", allow_pickle=False)
+    table = pd.read_csv(left / "cases-0.csv", dtype={"id": str})
+    tiles = np.load(left / "cases-0-tiles.npy", allow_pickle=False)
     assert [hashlib.sha1(tile.tobytes()).hexdigest() for tile in tiles] == table["id"].tolist()
-    assert np.load(folds[0] / "cases-0-maps.npy", allow_pickle=False).shape == (len(table), 96, 96)
-    own = pd.read_csv(folds[0] / "oof-0-member-0.csv", dtype={"id": str}).set_index("id")
-    chances = own["logit"].map(lambda logit: float(probability(np.array([logit]))[0]))
+    assert np.load(left / "cases-0-maps.npy", allow_pickle=False).shape == (len(table), 96, 96)
+    members = [pd.read_csv(left / f"oof-0-member-{member}.csv", dtype={"id": str}).set_index("id") for member in (0, 1)]
+    chances = sum(pd.Series(probability(each["logit"].to_numpy()), each.index) for each in members) / 2
     np.testing.assert_allclose(table["probability"], chances[table["id"]], rtol=1e-9)
     wrong = table["kind"].isin(["false_positive", "false_negative"])
     assert ((table["probability"] >= 0.5) == table["label"])[~wrong].all()
     [[_, false_positives], [false_negatives, _]] = record["scores"]["fold"]["confusion_at_half"]
     assert wrong.sum() == min(false_positives, 12) + min(false_negatives, 12)
     explained = record["scores"]["explained"]
-    assert explained["method"] == "grad-cam" and 0 < explained["tiles"] <= own["label"].sum()
+    assert explained["method"] == "attention rollout" and explained["tiles"] == members[0]["label"].sum()
+    assert f"median of {explained['tiles']} tumour tiles" in said
     assert "explain the hardest tiles" in record["seconds"]
 
 
