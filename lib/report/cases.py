@@ -12,7 +12,7 @@ from lib.data.batches import as_images, load_batches
 from lib.files import write_whole
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import Classifier
-from lib.report.explain import CENTRE_SHARE, ExplainError, attribute, method_of, share_in_centre
+from lib.report.explain import CENTRE_SHARE, FEWEST_CELLS, ExplainError, attribute, cells_of, method_of, share_in_centre
 
 THRESHOLD = 0.5
 HARDEST, SUREST = 12, 6  # tiles of each kind
@@ -56,7 +56,8 @@ class Explained:
     """What `explain_cases` found.
 
     Attributes:
-        table: id, label, probability, kind, share_in_centre (not a number where nothing speaks for tumour).
+        table: id, label, probability, kind, share_in_centre (not a number where nothing speaks for tumour, or where
+            the network's cells are too large to tell).
         tiles: (n, 96, 96, 3) uint8.
         maps: (n, 96, 96) float32, each with a sum of 1 or 0; None where the network cannot be explained.
         summary: for run.json: method, tiles, share_in_centre, uniform_share; or why there is none, as `missing`.
@@ -127,7 +128,7 @@ def explain_cases(
     maps: np.ndarray | None = None
     shares, summary = np.full(len(at), np.nan), {}
     try:
-        found = _explain(network, tiles, rows[np.concatenate([at, sample])], device=device)
+        found, cells = _explain(network, tiles, rows[np.concatenate([at, sample])], device=device)
     except ExplainError as error:
         summary = {"missing": str(error)}
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
@@ -135,20 +136,31 @@ def explain_cases(
         summary = {"missing": f"{type(error).__name__}: {error}"[:_SHOWN]}
     else:
         every = share_in_centre(found).double().numpy()
-        shares, maps = every[: len(at)], found[: len(at)].numpy()
-        summary = _sum_up(every[len(at) :], method_of(network))
+        maps = found[: len(at)].numpy()
+        if min(cells) < FEWEST_CELLS:
+            text = f"{method_of(network)} on {cells[0]} x {cells[1]} cells: any such map has a ninth in the centre"
+            summary = {"missing": text}
+        else:
+            shares, summary = every[: len(at)], _sum_up(every[len(at) :], method_of(network))
     table = index.iloc[at][["id", "label"]].assign(
         probability=chances[at], kind=[kind for _, kind in cases], share_in_centre=shares
     )
     return Explained(table.reset_index(drop=True), tiles[rows[at]], maps, summary)
 
 
-def _explain(network: Classifier, tiles: np.ndarray, rows: np.ndarray, *, device: torch.device) -> torch.Tensor:
-    """(n, 96, 96) float32 on the CPU."""
+def _explain(
+    network: Classifier, tiles: np.ndarray, rows: np.ndarray, *, device: torch.device
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """(n, 96, 96) float32 on the CPU, and how many cells they were enlarged from."""
     # A GPU would convolve in TensorFloat-32, of 10 bits, and by whichever algorithm is fastest today.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        batches = load_batches(tiles, rows, batch_size=_BATCH, device=device)
-        return torch.cat([attribute(network, as_images(sent)).cpu() for sent, _ in batches])
+        parts: list[torch.Tensor] = []
+        cells = (0, 0)
+        for sent, _ in load_batches(tiles, rows, batch_size=_BATCH, device=device):
+            images = as_images(sent)
+            cells = cells if parts else cells_of(network, images)
+            parts.append(attribute(network, images).cpu())
+        return torch.cat(parts), cells
 
 
 def _sum_up(shares: np.ndarray, method: str) -> dict[str, Any]:

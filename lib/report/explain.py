@@ -14,6 +14,9 @@ from lib.model.pooling import PooledBackbone, feature_map
 
 CENTRE = slice(32, 64)  # of 96: the pixels the label is about
 CENTRE_SHARE = 1 / 9  # of an attribution that is the same everywhere
+# Cells a side below which every map has that share, whatever it shows: enlarged, each of 2 x 2 cells has as much of the centre
+# as of the tile.
+FEWEST_CELLS = 3
 GRAD_CAM, ROLLOUT = "grad-cam", "attention rollout"
 
 
@@ -50,15 +53,26 @@ def attribute(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
     Raises:
         ExplainError: the network gives neither a feature map nor attention.
     """
-    network.eval()
-    body, inner = network.backbone, _inner(network)
-    with torch.no_grad():
-        images = network.normalise(network.resize(network.restain(tiles)))
-    coarse = _rollout(inner, images) if method_of(network) == ROLLOUT else _grad_cam(body, inner, images)
+    coarse = _coarse(network, tiles)
     fine = functional.interpolate(coarse.unsqueeze(1).float(), size=tiles.shape[-2:], mode="bilinear", align_corners=False)
     fine = fine.squeeze(1).clamp(min=0)
     total = fine.sum(dim=(1, 2), keepdim=True)
     return torch.where(total > 0, fine / total.clamp(min=1e-30), torch.zeros_like(fine))
+
+
+def cells_of(network: Classifier, tiles: torch.Tensor) -> tuple[int, int]:
+    """Height and width of the map that `attribute` enlarges, asked with the first of the tiles (B, 3, H, W)."""
+    height, width = _coarse(network, tiles[:1]).shape[1:]
+    return height, width
+
+
+def _coarse(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
+    """(B, h, w) at least 0, in the network's own cells."""
+    network.eval()
+    with torch.no_grad():
+        images = network.normalise(network.resize(network.restain(tiles)))
+    inner = _inner(network)
+    return _rollout(inner, images) if method_of(network) == ROLLOUT else _grad_cam(network.backbone, inner, images)
 
 
 def share_in_centre(maps: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from lib.report.cases import MOST_TILES, Explained, choose_cases, explain_cases,
 from lib.report.explain import ExplainError, attribute, share_in_centre
 
 CPU = torch.device("cpu")
-CONFIG = Config(backbone="test_resnet", weights="none", input_size=48)
+CONFIG = Config(backbone="test_resnet", weights="none", input_size=96)
 
 
 def test_the_worst_errors_come_first_and_none_is_invented() -> None:
@@ -122,6 +122,20 @@ def test_weights_that_cannot_be_read_are_no_missing_explanation(checkpoint, fold
     damaged.write_bytes(checkpoint.read_bytes()[:-10])
     with pytest.raises(CheckpointError):
         explain(damaged, fold)
+
+
+def test_a_share_that_every_map_has_is_not_reported(fold, tmp_path) -> None:
+    """At 64 px this network has 2 x 2 cells: whatever it looks at, a ninth of the enlarged map lies in the centre."""
+    config = Config(backbone="test_resnet", weights="none", input_size=64)
+    identity = Identity(experiment="x", fold=2, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
+    torch.manual_seed(3)
+    save_checkpoint(tmp_path / "small.safetensors", build_network(config), identity)
+    found = explain(tmp_path / "small.safetensors", fold)
+    assert found.maps is not None and found.maps.any()
+    shares = share_in_centre(torch.from_numpy(found.maps))
+    assert torch.allclose(shares[shares.isfinite()], torch.tensor(1 / 9))
+    assert found.summary == {"missing": "grad-cam on 2 x 2 cells: any such map has a ninth in the centre"}
+    assert found.table["share_in_centre"].isna().all()
 
 
 class Mute(nn.Module):
