@@ -16,7 +16,7 @@ FILES = ("cases-0.csv", "cases-0-tiles.npy", "cases-0-maps.npy")
 
 def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, "notebooks/someone/hcd-prepare")
-    code, said, errors = bench.run("train", backbone="test_vit", members="2", balance="loss")
+    code, said, errors = bench.run("train", backbone="test_vit", input_size="96", epochs="1", members="2", balance="loss")
     assert (code, errors) == (0, "")
     record, left = workbench.record_of(bench.working), bench.working
     assert all(record["files"][name]["fetch"] for name in FILES)
