@@ -5,11 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from lib.data import prepared
 from lib.data.competition import data_id, read_competition
-from lib.data.exploration import describe_tiles, explore, outliers
+from lib.data.exploration import Description, describe_tiles, explore, outliers
 from lib.data.groups import FEATURES
+from lib.data.integrity import describe_integrity
+from lib.data.splits import describe_splits
+from lib.report.exploration_figures import copies_sheet, focus_histogram, group_stains, splits_figure
 from lib.report.figures import brightness_histogram, contact_sheet, group_scatter, outlier_sheet, stain_histograms
 from lib.session import Session, find_competition, find_file, preflight, run_kernel
 
@@ -38,7 +42,11 @@ def recipe(session: Session) -> None:
         test = describe_tiles(builders[prepared.TEST_TILES].part, with_stain=False)
         index = prepared.index_table(competition, train.features, config, slide_map)
         results = {name: result for name, (_, result) in stores.items()}
-        eda = explore(index, train, test, results, config, test_ids=competition.test_ids)
+        eda = {
+            "integrity": describe_integrity(competition, {builders[name].part: store for name, store in results.items()}),
+            **explore(index, train, test, results, config, test_ids=competition.test_ids),
+            "splits": describe_splits(index, number=config.folds, seed=config.seed),
+        }
     groups = eda["stain_groups"]
     session.say(
         f"{groups['number']} stain groups of {groups['smallest']:,} to {groups['largest']:,} tiles; "
@@ -51,19 +59,52 @@ def recipe(session: Session) -> None:
     )
 
     with session.stage("draw the figures"):
-        labels = index["label"].to_numpy()
-        tiles = np.load(builders[prepared.TRAIN_TILES].part, mmap_mode="r", allow_pickle=False)
         session.withdraw_record()
-        contact_sheet(tiles, labels, working / prepared.SHEET, seed=config.seed)
-        brightness_histogram(train.means, labels, working / prepared.BRIGHTNESS)
-        outlier_sheet(tiles, outliers(train), working / prepared.OUTLIERS)
-        group_scatter(groups["table"], working / prepared.GROUPS)
-        stain_histograms(train.features, FEATURES, labels, working / prepared.STAINS)
-    names = prepared.publish(working, competition=competition, index=index, eda=eda, builders=builders)
+        arrays = {name: np.load(builder.part, mmap_mode="r", allow_pickle=False) for name, builder in builders.items()}
+        figures = _draw(session, arrays, index, train, eda, test_ids=competition.test_ids)
+    names = prepared.publish(working, competition=competition, index=index, eda=eda, builders=builders, figures=figures)
     hashes = {name: result.sha256 for name, result in results.items()}
     session.leave(names, hashes=hashes, data_id=data_id(index), label_set=[0, 1], devices=["CPU"], scores={"eda": eda})
     for builder in builders.values():
         builder.forget()
+
+
+def _draw(
+    session: Session,
+    arrays: Mapping[str, np.ndarray],
+    index: pd.DataFrame,
+    train: Description,
+    eda: Mapping[str, Any],
+    *,
+    test_ids: list[str],
+) -> list[str]:
+    """The figures of what there is; their names."""
+    config, working = session.parameters.config, session.working
+    tiles, labels = arrays[prepared.TRAIN_TILES], index["label"].to_numpy()
+    groups, copies = eda["stain_groups"]["table"], eda["near_copies"]
+    contact_sheet(tiles, labels, working / prepared.SHEET, seed=config.seed)
+    brightness_histogram(train.means, labels, working / prepared.BRIGHTNESS)
+    focus_histogram(train.focus, labels, working / prepared.FOCUS)
+    outlier_sheet(tiles, outliers(train), working / prepared.OUTLIERS)
+    group_scatter(groups, working / prepared.GROUPS)
+    group_stains(groups, working / prepared.GROUP_STAINS)
+    stain_histograms(train.features, FEATURES, labels, working / prepared.STAINS)
+    splits_figure(eda["splits"], working / prepared.SPLITS)
+    names = [prepared.SHEET, prepared.BRIGHTNESS, prepared.FOCUS, prepared.OUTLIERS]
+    names += [prepared.GROUPS, prepared.GROUP_STAINS, prepared.STAINS, prepared.SPLITS]
+    (working / prepared.COPIES).unlink(missing_ok=True)  # an earlier run's
+    if not copies["pairs"]:
+        return names
+    rows = {name: row for row, name in enumerate(index["id"])}
+
+    def tile(name: str) -> tuple[np.ndarray, str]:
+        if name in rows:
+            return tiles[rows[name]], "tumour" if labels[rows[name]] else "no tumour"
+        return arrays[prepared.TEST_TILES][test_ids.index(name)], "test"
+
+    pairs = [(tile(one), tile(other)) for one, other in copies["examples"]]
+    copies_sheet(pairs, working / prepared.COPIES, number=copies["pairs"])
+    return [*names, prepared.COPIES]
 
 
 def main(parameters: Mapping[str, Any]) -> int:

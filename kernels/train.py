@@ -21,8 +21,10 @@ from lib.metrics import probability
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.model.features import find_features
 from lib.model.weights import find_weights
+from lib.report.cases import FROZEN, KINDS, Explained, explain_cases, write_cases
+from lib.report.explain import CENTRE_SHARE
 from lib.session import Session, choose_devices, describe_devices, find_output, find_outputs, preflight, run_kernel
-from lib.training.fold import FoldTask
+from lib.training.fold import FoldTask, MemberFiles, out_of_fold_chances
 from lib.training.frozen import train_head
 from lib.training.workers import clear_progress, train_fold
 
@@ -85,8 +87,12 @@ def recipe(session: Session) -> None:
         f"at thresholds {', '.join(f'{value:.3f}' for value in fold['thresholds'])} (each from the other half of the fold), "
         f"confusion at 0.5 {fold['confusion_at_half']}, n = {fold['tiles']:,}"
     )
+    explained = None if frozen else _explain(task, session, devices)
     session.withdraw_record()
     write_whole(session.working / FOLD_TABLE, fold_table_csv(folds))
+    if explained is not None:
+        names |= write_cases(session.working, task.fold, explained)
+    scores["explained"] = {"missing": FROZEN} if explained is None else explained.summary
     if config.weights == "pretrain" or config.pseudo_labels:
         scores["transductive"] = True  # the encoder saw the fold's tiles without labels, or test tiles were learnt from
     scores["pseudo_labelled"] = len(task.folds) - len(data.train)
@@ -102,6 +108,31 @@ def recipe(session: Session) -> None:
         scores=scores,
     )
     clear_progress(session.working, task)
+
+
+def _explain(task: FoldTask, session: Session, devices: list[torch.device]) -> Explained:
+    """The hardest tiles of the trained fold and what its first member looks at in them."""
+    inside = np.flatnonzero(task.folds == task.fold)
+    with session.stage("explain the hardest tiles"):
+        found = explain_cases(
+            session.working / MemberFiles(task.fold, 0).checkpoint,
+            task.tiles,
+            index=task.index.iloc[inside][["id", "label"]].assign(row=inside),
+            chances=out_of_fold_chances(task, folder=session.working).mean(axis=0),
+            device=devices[0],
+            entropy=(task.config.seed, task.fold),
+        )
+    kinds = found.table["kind"].value_counts()
+    session.say(", ".join(f"{kinds.get(kind, 0)} {words}" for kind, words in KINDS.items()) + ": kept for the report")
+    if "missing" in found.summary:
+        session.say(f"warning: no explanation: {found.summary['missing']}")
+    else:
+        share = found.summary["share_in_centre"]["median"]
+        session.say(
+            f"{found.summary['method']}: the centre holds {share:.1%} of what speaks for tumour (median of "
+            f"{found.summary['tiles']:,} tumour tiles; {CENTRE_SHARE:.1%} if it were spread evenly)"
+        )
+    return found
 
 
 def _with_tiles(task: FoldTask, session: Session, data: prepared.Prepared, guessed: pd.DataFrame | None) -> FoldTask:

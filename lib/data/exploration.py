@@ -132,6 +132,8 @@ def explore(
 ) -> dict[str, Any]:
     """What eda.json holds: counts, colours by set, class and group, outliers, copies, and what the group number is worth.
 
+    Of the copies those with different labels are named first, then those between labelled and test tiles.
+
     Args:
         index: of the labelled tiles: id, label, stain_group, slide.
         train: of the labelled tiles.
@@ -149,9 +151,15 @@ def explore(
 
     copies = near_copies(np.concatenate([train.thumbs, test.thumbs]))
     labelled = len(index)
+
+    def dull(pair: tuple[int, int]) -> tuple[bool, bool]:
+        return not (pair[1] < labelled and labels[pair[0]] != labels[pair[1]]), not pair[0] < labelled <= pair[1]
+
     sizes = np.bincount(groups)
     light = train.means.mean(axis=1)
     by_group = pd.DataFrame({"group": groups, "label": labels, "light": light, "focus": train.focus}).groupby("group")
+    stains = pd.DataFrame(train.features, columns=list(FEATURES)).groupby(groups).median()
+    colours = pd.DataFrame(train.means / 255).groupby(groups).mean()
     return {
         "train": {**_colours(train), "positives": int(labels.sum()), "positive_share": round(float(labels.mean()), 6)},
         "test": _colours(test),
@@ -162,7 +170,7 @@ def explore(
             "pairs": len(copies),
             "between_labelled_and_test": sum(a < labelled <= b for a, b in copies),
             "with_another_label": sum(b < labelled and bool(labels[a] != labels[b]) for a, b in copies),
-            "examples": [[str(ids[a]), str(ids[b])] for a, b in copies[:_SHOWN]],
+            "examples": [[str(ids[a]), str(ids[b])] for a, b in sorted(copies, key=dull)[:_SHOWN]],
         },
         "stain_groups": {
             "number": len(sizes),
@@ -172,6 +180,9 @@ def explore(
             "table": [
                 {"group": int(group), "tiles": len(part), "positive_share": round(float(part["label"].mean()), 4)}
                 | {name: round(float(part[name].mean()), 3) for name in ("light", "focus")}
+                | {"focus_median": round(float(part["focus"].median()), 3)}
+                | {"mean": [round(float(value), 6) for value in colours.loc[group]]}
+                | {"stain_medians": {name: round(float(stains.loc[group, name]), 5) for name in FEATURES}}
                 for group, part in by_group
             ],
         },

@@ -1,7 +1,7 @@
 """What the prepare kernel leaves and every later kernel reads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ TRAIN_INDEX, TEST_INDEX = "index-train.csv", "index-test.csv"
 SAMPLE, EDA = "sample_submission.csv", "eda.json"
 SHEET, BRIGHTNESS, OUTLIERS = "tiles.png", "brightness.png", "outliers.png"
 GROUPS, STAINS = "groups.png", "stains.png"
+FOCUS, GROUP_STAINS, COPIES, SPLITS = "focus.png", "group-stains.png", "copies.png", "splits.png"
 _READERS = 32  # threads: the mounted network file system answers slowly, and many questions at a time
 
 
@@ -128,8 +129,9 @@ def publish(
     index: pd.DataFrame,
     eda: dict[str, Any],
     builders: dict[str, StoreBuilder],
+    figures: Sequence[str],
 ) -> dict[str, bool]:
-    """Put everything in place; the names, with whether each is worth fetching."""
+    """Put everything but the figures, which lie there already, in place; the names, with whether each is worth fetching."""
     for builder in builders.values():
         builder.publish()
     test = pd.DataFrame({"row": np.arange(len(competition.test_ids)), "id": competition.test_ids})
@@ -144,6 +146,5 @@ def publish(
         TEST_INDEX: True,
         SAMPLE: True,
         EDA: True,
-        SHEET: True,
-        **dict.fromkeys((BRIGHTNESS, OUTLIERS, GROUPS, STAINS), True),
+        **dict.fromkeys(figures, True),
     }

@@ -14,10 +14,26 @@ from lib.model.pooling import PooledBackbone, feature_map
 
 CENTRE = slice(32, 64)  # of 96: the pixels the label is about
 CENTRE_SHARE = 1 / 9  # of an attribution that is the same everywhere
+# Cells a side below which every map has that share, whatever it shows: enlarged, each of 2 x 2 cells has as much of the centre
+# as of the tile.
+FEWEST_CELLS = 3
+GRAD_CAM, ROLLOUT = "grad-cam", "attention rollout"
 
 
 class ExplainError(KernelError):
     """There is no map for this network; the message says why."""
+
+
+def method_of(network: Classifier) -> str:
+    """How `attribute` explains this network, if it can: `grad-cam` or `attention rollout`."""
+    inner = _inner(network)
+    return ROLLOUT if hasattr(inner, "blocks") and _attentions(inner) else GRAD_CAM
+
+
+def _inner(network: Classifier) -> Any:
+    """The network as timm made it, without a pool of ours."""
+    body = network.backbone
+    return body.backbone if isinstance(body, PooledBackbone) else body
 
 
 def attribute(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
@@ -37,15 +53,26 @@ def attribute(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
     Raises:
         ExplainError: the network gives neither a feature map nor attention.
     """
-    network.eval()
-    body = network.backbone
-    inner: Any = body.backbone if isinstance(body, PooledBackbone) else body
-    images = network.normalise(network.resize(network.restain(tiles)))
-    coarse = _rollout(inner, images) if hasattr(inner, "blocks") and _attentions(inner) else _grad_cam(body, inner, images)
+    coarse = _coarse(network, tiles)
     fine = functional.interpolate(coarse.unsqueeze(1).float(), size=tiles.shape[-2:], mode="bilinear", align_corners=False)
     fine = fine.squeeze(1).clamp(min=0)
     total = fine.sum(dim=(1, 2), keepdim=True)
     return torch.where(total > 0, fine / total.clamp(min=1e-30), torch.zeros_like(fine))
+
+
+def cells_of(network: Classifier, tiles: torch.Tensor) -> tuple[int, int]:
+    """Height and width of the map that `attribute` enlarges, asked with the first of the tiles (B, 3, H, W)."""
+    height, width = _coarse(network, tiles[:1]).shape[1:]
+    return height, width
+
+
+def _coarse(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
+    """(B, h, w) at least 0, in the network's own cells."""
+    network.eval()
+    with torch.no_grad():
+        images = network.normalise(network.resize(network.restain(tiles)))
+    inner = _inner(network)
+    return _rollout(inner, images) if method_of(network) == ROLLOUT else _grad_cam(network.backbone, inner, images)
 
 
 def share_in_centre(maps: torch.Tensor) -> torch.Tensor:
@@ -59,7 +86,9 @@ def _grad_cam(body: nn.Module, inner: Any, images: torch.Tensor) -> torch.Tensor
     """(B, h, w) at least 0."""
     with torch.enable_grad():
         try:
-            features = inner.forward_features(images).detach().requires_grad_(True)
+            with torch.no_grad():  # no gradient goes below the last feature map
+                features = inner.forward_features(images).detach()
+            features.requires_grad_(True)
             if isinstance(body, PooledBackbone):
                 logits = body.head(body.pool(feature_map(inner, features)))
             else:
@@ -78,13 +107,15 @@ def _attentions(inner: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _watched(layers: list[Any]) -> Iterator[list[torch.Tensor]]:
-    """The attention (B, heads, N, N) of each layer, as a forward pass comes by; computed step by step meanwhile."""
+    """The attention (B, N, N) of each layer, the mean of its heads, as a forward pass comes by; not fused meanwhile."""
     seen: list[torch.Tensor] = []
     fused = [layer.fused_attn for layer in layers]
     hooks = []
     for layer in layers:
         layer.fused_attn = False
-        hooks.append(layer.attn_drop.register_forward_hook(lambda module, given, found: seen.append(found.detach().float())))
+        hooks.append(
+            layer.attn_drop.register_forward_hook(lambda module, given, found: seen.append(found.detach().float().mean(dim=1)))
+        )
     try:
         yield seen
     finally:
@@ -104,7 +135,7 @@ def _rollout(inner: Any, images: torch.Tensor) -> torch.Tensor:
     together = identity
     for attention in seen:
         # Half of what leaves a layer came past its attention.
-        mixed = 0.5 * attention.mean(dim=1) + 0.5 * identity
+        mixed = 0.5 * attention + 0.5 * identity
         together = (mixed / mixed.sum(dim=2, keepdim=True)) @ together
     prefix = int(getattr(inner, "num_prefix_tokens", 0))
     tokens = together[:, 0] if prefix else together.mean(dim=1)  # (B, N)

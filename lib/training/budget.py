@@ -10,12 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lib.errors import KernelError
+from lib.report.cases import MOST_TILES
 from lib.training.optimizer import OptimizerStep
 
 _FIRST_LOOK = 20  # steps: the first few compile, allocate and choose algorithms
 _SLACK = 1.03  # a step may get slower
 _FORWARD_SHARE = 0.5  # of a step, for a batch that is only predicted; a third of it is arithmetic
-_CLOSING = 30.0  # seconds to write checkpoint, predictions and record
+# Seconds to write checkpoint, predictions and record, and to build the network once more from its file for the explanations:
+# a few seconds each on Kaggle's machines, so what sufficed without the latter is raised by half.
+_CLOSING = 45.0
+# What explaining the fold's hardest tiles takes once its members are done, as so many tiles that are predicted: one card does
+# it, in float32, which on a T4 has an eighth of float16's peak; a forward pass and the head's gradient.
+_FLOAT32 = 8
+EXPLAINING = _FLOAT32 * MOST_TILES
 
 
 class BudgetError(KernelError):

@@ -22,7 +22,7 @@ from lib.model.checkpoint import Identity, count_parameters, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
 from lib.model.predict import predict_logits
 from lib.training.average import WeightAverage
-from lib.training.budget import Budget
+from lib.training.budget import EXPLAINING, Budget
 from lib.training.engine import (
     Part,
     TrainingError,
@@ -147,17 +147,20 @@ class MemberFiles:
 def collect(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], dict[str, Any]]:
     """The names of a trained fold's files, with whether to fetch them, and its scores for run.json."""
     names: dict[str, bool] = {}
-    logits = []
     for member in range(task.config.members):
         files = MemberFiles(task.fold, member)
         names |= {files.checkpoint: False, files.out_of_fold: True, files.history: True}  # weights stay on Kaggle
-        logits.append(pd.read_csv(folder / files.out_of_fold)["logit"].to_numpy())
-    labels = task.index["label"].to_numpy()[task.folds == task.fold]
-    members = [fold_scores(labels, probability(each), seed=task.config.seed) for each in logits]
-    mean = np.mean([probability(each) for each in logits], axis=0)
+    labels, chances = task.index["label"].to_numpy()[task.folds == task.fold], out_of_fold_chances(task, folder=folder)
+    members = [fold_scores(labels, each, seed=task.config.seed) for each in chances]
     millions = count_parameters(folder / MemberFiles(task.fold, 0).checkpoint) / 1e6
-    scores = {"fold": fold_scores(labels, mean, seed=task.config.seed), "members": members, "parameters_millions": millions}
-    return names, scores
+    mean = fold_scores(labels, chances.mean(axis=0), seed=task.config.seed)
+    return names, {"fold": mean, "members": members, "parameters_millions": millions}
+
+
+def out_of_fold_chances(task: FoldTask, *, folder: Path) -> np.ndarray:
+    """(M, n) probabilities that each member of a trained fold gives the tiles of the fold, in the order of the index."""
+    files = [MemberFiles(task.fold, member) for member in range(task.config.members)]
+    return np.stack([probability(pd.read_csv(folder / each.out_of_fold)["logit"].to_numpy()) for each in files])
 
 
 def is_finished(task: FoldTask, member: int, *, folder: Path, processes: int) -> bool:
@@ -368,7 +371,7 @@ def _budget_look(
     now = time.monotonic()
     budget = Budget(deadline=now + max(0.0, task.until - now) / members_left, deterministic=config.deterministic, say=say)
     budget.begin(step)
-    batches = inside * config.views / config.batch_size
+    batches = (inside * config.views + EXPLAINING * world.size) / config.batch_size
 
     def look() -> None:
         if world.rank == 0:

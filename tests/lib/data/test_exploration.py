@@ -111,5 +111,23 @@ def test_copies_are_found_and_told_from_lookalikes(array: Path) -> None:
     assert eda["near_copies"]["examples"][0] == ["2", "t2"] and eda["near_copies"]["with_another_label"] == 0
 
 
+def test_copies_that_matter_most_are_named_first(array: Path) -> None:
+    generator = np.random.default_rng(6)
+    tiles = generator.integers(0, 256, (40, 96, 96, 3), dtype=np.uint8)
+    tiles[1], tiles[3], tiles[9] = tiles[11], tiles[13], tiles[8]  # by rows, twice with the same label, once with another
+    np.save(array, tiles)
+    assert _explore(array, np.arange(40) % 2)["near_copies"]["examples"][0] == ["8", "9"]
+
+
+def test_each_group_has_its_own_colours_and_stains(array: Path) -> None:
+    found = describe_tiles(array, with_stain=True)
+    table = _explore(array, np.arange(40) % 2)["stain_groups"]["table"]
+    for row in table:
+        own = np.arange(40) % 4 == row["group"]
+        np.testing.assert_allclose(row["mean"], found.means[own].mean(axis=0) / 255, atol=1e-6)
+        np.testing.assert_allclose(list(row["stain_medians"].values()), np.median(found.features[own], axis=0), atol=1e-5)
+        assert row["focus_median"] == pytest.approx(np.median(found.focus[own]), abs=1e-3)
+
+
 def test_no_tile_has_no_copy() -> None:
     assert near_copies(np.empty((0, THUMB, THUMB), np.uint8)) == []

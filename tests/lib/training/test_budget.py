@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lib.config import Config
+from lib.report.cases import MOST_TILES
 from lib.training import budget as module
 from lib.training import fold as fold_module
 from lib.training.budget import Budget, BudgetError
@@ -187,6 +188,21 @@ def test_a_fold_that_must_be_deterministic_stops_with_what_to_do(
     with pytest.raises(BudgetError, match="fewer epochs"):
         train_fold(hurried, folder=tmp_path, devices=[torch.device("cpu")], say=lambda text: None, replace=lambda: None)
     assert not list(tmp_path.glob("fold-*"))
+
+
+def test_time_is_kept_for_explaining_the_hardest_tiles(task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one card and in float32, after the members are done: the budget counts it as tiles that are predicted."""
+    kept: list[float] = []
+
+    class Recorder(Budget):
+        def look(self, step: OptimizerStep, *, prediction_batches: float) -> None:
+            kept.append(prediction_batches)
+
+    monkeypatch.setattr(fold_module, "Budget", Recorder)
+    timed = replace(task, until=time.monotonic() + 3600)
+    train_fold(timed, folder=tmp_path, devices=[torch.device("cpu")], say=lambda text: None, replace=lambda: None)
+    predicted = int((task.folds == task.fold).sum()) * task.config.views
+    assert kept and min(kept) * task.config.batch_size >= predicted + 4 * MOST_TILES
 
 
 def test_a_clock_that_does_not_bind_changes_no_byte(task: FoldTask, tmp_path: Path) -> None:
