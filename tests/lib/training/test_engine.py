@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from lib.config import Config
 from lib.image.augment import symmetries
+from lib.image.stain import normalise_stains
 from lib.model.network import Classifier, build_network
 from lib.training import engine
 from lib.training.engine import (
@@ -205,16 +206,16 @@ def test_epochs_are_those_of_a_loop_of_plain_torch(learnable: tuple[np.ndarray, 
     torch.testing.assert_close(_weights(ours), _weights(theirs), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("balance", ["none", "loss"])
-def test_the_loss_is_scikit_learns_log_loss(learnable: tuple[np.ndarray, pd.DataFrame], balance: str) -> None:
+@pytest.mark.parametrize(("balance", "stains"), [("none", "none"), ("loss", "none"), ("none", "reinhard")])
+def test_the_loss_is_scikit_learns_log_loss(learnable: tuple[np.ndarray, pd.DataFrame], balance: str, stains: str) -> None:
     tiles, index = learnable
     truth = index["label"].to_numpy()
-    config = Config(backbone="test_vit", input_size=32, batch_size=36, balance=balance, **PLAIN)
+    config = Config(backbone="test_vit", input_size=32, batch_size=36, balance=balance, stain_normalisation=stains, **PLAIN)
     part = Part(tiles=tiles, labels=truth.astype(np.float32), rows=np.arange(36), entropy=(1, 0, 0))
     torch.manual_seed(0)
     network = build_network(config)
     with torch.no_grad():
-        images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+        images = normalise_stains(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255, stains)
         chances = torch.sigmoid(network.train()(images).double()).numpy()
     step = OptimizerStep(build_optimizer(network, config), peak=1e-3, total=1, warmup=0, clip=0.0, scaled=False)
     found = train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32)
