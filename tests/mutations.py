@@ -184,7 +184,7 @@ MUTATIONS = (
         "lib/training/fold.py",
         "planned = steps * config.epochs",
         "planned = steps * (config.epochs + 1)",
-        ("tests/lib/training/test_fold.py",),
+        ("tests/lib/training/test_fold.py::test_a_fold_leaves_what_it_promises",),
     ),
     Mutation(
         "unscale-before-clip",
@@ -219,7 +219,7 @@ MUTATIONS = (
         "lib/training/fold.py",
         "save_checkpoint(folder / files.checkpoint, predicting, ",
         "save_checkpoint(folder / files.checkpoint, network, ",
-        ("tests/lib/training/test_fold.py",),
+        ("tests/lib/training/test_fold.py::test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes",),
     ),
     Mutation(
         "budget-never-lengthens",
@@ -255,7 +255,7 @@ MUTATIONS = (
         "lib/training/fold.py",
         "outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)",
         "outside, inside = np.arange(len(task.folds)), np.flatnonzero(task.folds == task.fold)",
-        ("tests/lib/training/test_fold.py",),
+        ("tests/lib/training/test_fold.py::test_the_tiles_of_the_fold_are_not_learned_from",),
     ),
     Mutation(
         "fold-not-learnt-from-by-heads",
@@ -276,7 +276,7 @@ MUTATIONS = (
         "lib/data/folds.py",
         "_grouped_folds(labels, groups_of(table, split=split)",
         "_grouped_folds(labels, np.arange(len(table))",
-        ("tests/lib/data/test_folds.py",),
+        ("tests/lib/data/test_folds.py::test_folds_partition_the_tiles_within_the_tolerances_or_refuse",),
     ),
     Mutation(
         "threshold-of-the-others",
@@ -318,7 +318,7 @@ MUTATIONS = (
         "lib/training/fold.py",
         "entropy=(config.seed, task.fold, member)",
         "entropy=(config.seed, task.fold, 0)",
-        ("tests/lib/training/test_fold.py",),
+        ("tests/lib/training/test_fold.py::test_each_member_and_each_seed_trains_a_network_of_its_own",),
     ),
     Mutation(
         "teacher-of-the-same-fold",
@@ -332,14 +332,14 @@ MUTATIONS = (
         "kernels/train.py",
         "np.full(len(labelled), -1)",
         "np.full(len(labelled), task.fold)",
-        ("tests/kernels/test_pseudo_labels.py",),
+        ("tests/kernels/test_pseudo_labels.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
     ),
     Mutation(
         "tiles-that-were-labelled",
         "kernels/train.py",
         'data.read_tiles(prepared.TEST_TILES)[guessed["row"]]',
         "data.read_tiles(prepared.TEST_TILES)[: len(guessed)]",
-        ("tests/kernels/test_pseudo_labels.py",),
+        ("tests/kernels/test_pseudo_labels.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
     ),
     # Prediction and averaging
     Mutation(
@@ -411,14 +411,14 @@ MUTATIONS = (
         "lib/data/store.py",
         "hashlib.sha1(out, usedforsecurity=False).hexdigest() == name",
         "len(hashlib.sha1(out, usedforsecurity=False).hexdigest()) == len(name)",
-        ("tests/lib/data/test_store.py",),
+        ("tests/lib/data/test_store.py::test_a_mismatch_within_the_limit_is_reported_and_kept",),
     ),
     Mutation(
         "mismatches-allowed",
         "lib/data/store.py",
         "len(result.mismatches) > max(MISMATCHES_ALLOWED * len(self.ids), 1)",
         "len(result.mismatches) > max(10 * MISMATCHES_ALLOWED * len(self.ids), 1)",
-        ("tests/lib/data/test_store.py",),
+        ("tests/lib/data/test_store.py::test_one_in_a_thousand_is_the_limit",),
     ),
     Mutation(
         "record-holds-its-files",
@@ -468,7 +468,7 @@ MUTATIONS = (
         "launch/campaign.py",
         'if content.get("push_id") != push.push_id:',
         'if not content.get("push_id"):',
-        ("tests/launch/test_faults.py::test_it_finishes[output of an earlier push]",),
+        ("tests/launch/test_campaign.py::test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones",),
     ),
     Mutation(
         "taken-over-of-the-same-config",

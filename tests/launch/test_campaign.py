@@ -11,8 +11,9 @@ import pytest
 
 from launch.campaign import Campaign, Pace
 from launch.client import Quota
-from launch.ledger import PUSHED, KernelEntry, Ledger, Push, stamp
+from launch.ledger import PUSHED, KernelEntry, Ledger, Push, read_ledger, stamp
 from launch.plan import load_experiment, plan_kernels
+from launch.rehearsal.faults import Fault
 
 
 def test_a_campaign_from_checkout_to_score(world):
@@ -98,6 +99,22 @@ def test_an_output_of_another_config_is_not_taken_over(world):
     assert ended.out.count("taken over from an earlier campaign") == 1  # prepare
     pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     assert sum("fold-0" in slug for slug in pushes) == 2
+
+
+def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
+    """What is listed lags: for a while the output of the version before, whole and in order, is shown under this one's name."""
+    kaggle = world(Fault("ListKernelSessionOutput", "stale", slug="fold-0", nth=3, times=2))
+    assert kaggle.run(folds=[0], submit=False).code == 0  # lists once
+    one = kaggle.folder / "campaigns" / "one"
+    [slug] = [slug for slug in kaggle.ledger.kernels if "fold" in slug]
+    record = next((kaggle.folder / "kaggle" / "kernels" / slug).rglob("run.json"))
+    record.write_text(record.read_text().replace('"learning_rate": 0', '"learning_rate": 1'))  # of another config
+    ended = kaggle.run(folder=str(one.with_name("two")), folds=[0], submit=False)  # looks for one to take over, then for its own
+    assert ended.code == 0, ended
+    assert kaggle.kaggle.faults.fired and "Kaggle shows the output of an earlier push" in ended.out
+    ledger = read_ledger(one.with_name("two"))
+    assert ledger.kernels[slug].output.push_id == ledger.kernels[slug].last.push_id
+    assert json.loads((one.with_name("two") / "outputs" / slug / "run.json").read_text())["push_id"].startswith(ledger.id)
 
 
 @pytest.mark.parametrize(("used", "starts"), [(26.5, False), (25.9, True)])
