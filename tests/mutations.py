@@ -288,8 +288,8 @@ MUTATIONS = (
     Mutation(
         "highest-of-equal-thresholds",
         "lib/metrics.py",
-        "thresholds[len(thresholds) - 1 - int(np.argmax(score[:-1][::-1]))]",
-        "thresholds[int(np.argmax(score[:-1]))]",
+        "np.flatnonzero(score >= score.max() - _ROUNDING)[-1]",
+        "np.flatnonzero(score >= score.max() - _ROUNDING)[0]",
         ("tests/lib/test_metrics.py",),
     ),
     Mutation(
@@ -503,7 +503,7 @@ def copy_checkout(folder: Path) -> Path:
     return copy
 
 
-def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int | None, str]:
+def run_tests(copy: Path, tests: Sequence[str], *, patience: float = PATIENCE) -> tuple[int | None, str]:
     """pytest's exit code, None where the time ran out, and the test that failed first or the end of what was printed."""
     options = ["-x", "-rfE", "--tb=no", "--no-header", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
     # No bytecode: a file that was changed within a second to the same length would still be the old one.
@@ -518,10 +518,10 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int | None, str]:
         start_new_session=True,
     ) as process:
         try:
-            said, _ = process.communicate(timeout=PATIENCE)
+            said, _ = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # its workers, too
-            return None, f"no end within {PATIENCE:.0f} s"
+            return None, f"no end within {patience:.0f} s"
     failed = _FAILED.search(said)
     return process.returncode, failed[1] if failed else said[-1500:]
 
@@ -562,7 +562,7 @@ def main() -> int:
         tests = sorted({test for mutation in chosen for test in mutation.tests})
         # A file covers its node ids: no test twice.
         tests = [test for test in tests if "::" not in test or test.split("::")[0] not in tests]
-        code, said = run_tests(copy, tests)
+        code, said = run_tests(copy, tests, patience=len(tests) * PATIENCE)
         if code != 0:
             print(f"without any mutation the tests fail: {said}")
             return 1

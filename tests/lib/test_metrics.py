@@ -1,5 +1,7 @@
 """Scores against brute force, thresholds that never see their own part, intervals by groups."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -75,6 +77,20 @@ def test_of_equal_thresholds_the_highest_is_taken() -> None:
     # 0.8: 1 hit of 2, precision 1, F1 2/3.  0.2: 2 hits, precision 1/2, F1 2/3.  The others are worse.
     labels, scores = np.array([1, 0, 0, 1]), np.array([0.8, 0.6, 0.4, 0.2])
     assert best_threshold(labels, scores) == 0.8
+
+
+def test_rounding_does_not_decide_between_equal_thresholds() -> None:
+    """Precision 1/3 and recall 1, precision 4/9 and recall 2/3, ...: F1 as fractions, in Python's own arithmetic."""
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        labels, scores = generator.integers(0, 2, 12), generator.integers(0, 8, 12) / 8
+        if not labels.any():
+            continue
+        exact = {
+            at: Fraction(2 * int((labels & (scores >= at)).sum()), int(labels.sum()) + int((scores >= at).sum()))
+            for at in np.unique(scores)
+        }
+        assert best_threshold(labels, scores) == max(at for at, value in exact.items() if value == max(exact.values()))
 
 
 def test_a_part_is_decided_by_the_others_alone() -> None:
