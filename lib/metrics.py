@@ -7,6 +7,8 @@ import numpy as np
 
 from lib.errors import KernelError
 
+_ROUNDING = 1e-14
+
 
 class MetricError(KernelError):
     """A metric is undefined for these labels or scores."""
@@ -59,8 +61,9 @@ def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, thresholds = precision_recall_curve(labels, probabilities)
-    score = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return float(thresholds[len(thresholds) - 1 - int(np.argmax(score[:-1][::-1]))])
+    score = (2 * precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
+    # Equal fractions differ by rounding, 1e-16; unequal ones of as many tiles as there are by 5e-12 at least.
+    return float(thresholds[np.flatnonzero(score >= score.max() - _ROUNDING)[-1]])
 
 
 def decide_out_of_fold(labels: np.ndarray, probabilities: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, list[float]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lib.data.competition import TEST_TILES, TRAIN_TILES
-from lib.data.prepared import BRIGHTNESS, GROUPS, OUTLIERS, SHEET, STAINS
+from lib.data.prepared import BRIGHTNESS, COPIES, FOCUS, GROUP_STAINS, GROUPS, OUTLIERS, SHEET, SPLITS, STAINS
 from lib.errors import KernelError
 from lib.report.gathered import Gathered
 from lib.report.page import Block, Note, Picture, Table, Text
@@ -14,6 +14,16 @@ from lib.report.words import count, decimals, percent, several
 _NO_PREPARE = "There is no usable output of a prepare kernel: run it and attach its output."
 _LARGE = 400_000  # bytes: larger figures of prepare are shown in 256 colours, so that the page stays small
 _CLASSES = {"0": "no tumour", "1": "tumour"}
+_INTEGRITY = {  # of eda.json, in the order in which a reader asks
+    "missing": "in a table, without a file",
+    "not_in_a_table": "a file, in no table",
+    "id_named_twice": "named twice",
+    "undecodable": "not to be read",
+    "wrong_size": "of another size",
+    "mismatched": "pixels that are not what their id says",
+    "same_content_under_two_ids": "the same pixels under two ids",
+    "labelled_and_test": "both labelled and test tile",
+}
 
 
 def problem(gathered: Gathered) -> list[Block]:
@@ -61,9 +71,21 @@ def data(gathered: Gathered) -> list[Block]:
             f"{count(copies.get('with_another_label', 0))} with different labels. Data id {record.data_id[:16]}."
         ),
     ]
+    if findings := eda.get("integrity", {}):
+        caption = "What can be wrong with a tile; where it ends the run, no report shows any other number than 0"
+        blocks.append(Table(caption, ("tiles that are", "n", "ends the run", "the first of them"), _integrity_rows(findings)))
     if gathered.numbers["is_full"] is False:
         blocks.append(Note("These are not all tiles of the competition: no number here stands for the full data."))
     return blocks
+
+
+def _integrity_rows(findings: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, words in _INTEGRITY.items():
+        finding = findings.get(name, {})
+        stops = {True: "yes", False: "no"}.get(finding.get("stops_the_run"), "")
+        rows.append([words, count(finding.get("count")), stops, ", ".join(finding.get("first", [])[:2])])
+    return rows
 
 
 def _set_row(name: str, part: Mapping[str, Any], eda: Mapping[str, Any]) -> list[str]:
@@ -100,11 +122,18 @@ def exploration(gathered: Gathered) -> list[Block]:
     captions = {
         SHEET: f"Tiles of both classes, drawn at random from n = {labelled}; the frame is the centre that decides the label.",
         BRIGHTNESS: f"Mean brightness of a tile by class, n = {labelled} labelled tiles.",
+        FOCUS: f"How sharp the tiles of both classes are, n = {labelled} labelled tiles.",
         STAINS: f"Stain vectors and white of the background by class, n = {labelled}: where the lines differ, colour alone tells "
         "something of the label.",
         GROUPS: f"Size and share of tumour of each of n = {count(groups.get('number'))} stain groups, {labelled} tiles.",
+        GROUP_STAINS: f"Where the n = {count(groups.get('number'))} stain groups lie, and how light and sharp their tiles are.",
         OUTLIERS: f"The tiles furthest out in five respects, of n = {labelled}.",
+        COPIES: "Tiles that look the same, in pairs.",
+        SPLITS: f"The folds that each split makes of n = {labelled} tiles: their sizes, their share of tumour, and how many of "
+        "their tiles have others of the same group among those that are learnt from.",
     }
+    if not eda.get("near_copies", {}).get("pairs"):
+        captions.pop(COPIES)  # there are none to draw
     for name, caption in captions.items():
         if not prepare.holds(name):
             blocks.append(Note(f"{name} is not among what prepare left: that figure is missing."))

@@ -5,6 +5,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from launch.campaign import Campaign, Pace
+from launch.client import Quota
+from launch.ledger import PUSHED, KernelEntry, Ledger, Push, read_ledger, stamp
+from launch.plan import load_experiment, plan_kernels
+from launch.rehearsal.faults import Fault
 
 
 def test_a_campaign_from_checkout_to_score(world):
@@ -73,6 +82,62 @@ def test_finished_outputs_are_taken_over_by_another_campaign(world):
     pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     assert sum("fold" in slug for slug in pushes) == 3
     assert sum("prepare" in slug for slug in pushes) == 1
+
+
+def test_an_output_of_another_config_is_not_taken_over(world):
+    """Under the same slug: one written by hand, or by a version that had other defaults."""
+    kaggle = world()
+    assert kaggle.run(folds=[0], submit=False).code == 0
+    one = kaggle.folder / "campaigns" / "one"
+    [slug] = [slug for slug in kaggle.ledger.kernels if "fold" in slug]
+    held = next((kaggle.folder / "kaggle" / "kernels" / slug).rglob("run.json"))
+    record = json.loads(held.read_text())
+    record["config"]["learning_rate"] *= 10
+    held.write_text(json.dumps(record))
+    ended = kaggle.run(folder=str(one.with_name("two")), folds=[0], submit=False, reuse=True)
+    assert ended.code == 0, ended
+    assert ended.out.count("taken over from an earlier campaign") == 1  # prepare
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert sum("fold-0" in slug for slug in pushes) == 2
+
+
+def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
+    """What is listed lags: for a while the output of the version before, whole and in order, is shown under this one's name."""
+    kaggle = world(Fault("ListKernelSessionOutput", "stale", slug="fold-0", nth=3, times=2))
+    assert kaggle.run(folds=[0], submit=False).code == 0  # lists once
+    one = kaggle.folder / "campaigns" / "one"
+    [slug] = [slug for slug in kaggle.ledger.kernels if "fold" in slug]
+    record = next((kaggle.folder / "kaggle" / "kernels" / slug).rglob("run.json"))
+    record.write_text(record.read_text().replace('"learning_rate": 0', '"learning_rate": 1'))  # of another config
+    ended = kaggle.run(folder=str(one.with_name("two")), folds=[0], submit=False)  # looks for one to take over, then for its own
+    assert ended.code == 0, ended
+    assert kaggle.kaggle.faults.fired and "Kaggle shows the output of an earlier push" in ended.out
+    ledger = read_ledger(one.with_name("two"))
+    assert ledger.kernels[slug].output.push_id == ledger.kernels[slug].last.push_id
+    assert json.loads((one.with_name("two") / "outputs" / slug / "run.json").read_text())["push_id"].startswith(ledger.id)
+
+
+@pytest.mark.parametrize(("used", "starts"), [(26.5, False), (25.9, True)])
+def test_what_runs_counts_against_the_quota(tmp_path, used, starts):
+    """Kaggle counts a session when it has ended; the hours of one that runs are not there to be spent again."""
+    kernels = plan_kernels([load_experiment("resnet34", ["hours=2"])])
+    one, other = [kernel for kernel in kernels if kernel.kind == "train"][:2]
+    ledger, said = Ledger(campaign="x", id="1", owner="alice", experiments={}), []
+    push = Push(push_id="p", bundle_id="b", identity="i", limit=6 * 3600.0, state=PUSHED, pushed_at=stamp())
+    ledger.kernels[one.slug] = KernelEntry(kind="train", pushes=[push])
+    campaign = Campaign(
+        kaggle=SimpleNamespace(quota=lambda: Quota(used, 30.0, None)),
+        source=SimpleNamespace(bundle="b", thin=False),
+        kernels=kernels,
+        ledger=ledger,
+        folder=tmp_path,
+        dataset=None,
+        pace=Pace(),
+        say=said.append,
+    )
+    campaign._read_quota()
+    assert campaign._quota_allows(other) is starts  # 3.5 or 4.1 h are left, of which two will go into what runs
+    assert any("needs about 2.0 h, 1.5 h are left" in line for line in said) is not starts
 
 
 def test_a_campaign_that_was_started_otherwise_is_not_mixed_up(world):

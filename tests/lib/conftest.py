@@ -25,6 +25,20 @@ def real_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tissue(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Twelve files of the competition's training tiles: real ones where there are some, drawn ones elsewhere."""
+    folder = tmp_path_factory.mktemp("tissue") / "competition"
+    if _TILES.is_dir():
+        command = [sys.executable, str(_TILES / "unpack.py"), str(folder), "--pack", "exact", "--limit", "20"]
+        subprocess.run(command, check=True, capture_output=True)
+    else:
+        from launch.rehearsal.competition import write_competition
+
+        write_competition(folder, labelled=20, unlabelled=5, seed=1)
+    return sorted((folder / "train").glob("*.tif"))[:12]
+
+
 def _random_tiles(number: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (number, *TILE_SHAPE), dtype=np.uint8)
 

@@ -1,6 +1,7 @@
 """Calibration against scikit-learn and by hand; fitted on other folds only."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +42,14 @@ def test_the_expected_error_by_hand() -> None:
     assert expected_calibration_error(labels, probabilities, bins=2) == pytest.approx(0.3)
     assert expected_calibration_error(np.array([0, 1]), np.array([0.0, 1.0]), bins=2) == 0
     assert expected_calibration_error(labels, probabilities, bins=99) == pytest.approx((0.1 + 0.7 + 0.4 + 0.2) / 4)
+
+
+def test_the_expected_error_is_that_of_pandas_quantiles() -> None:
+    labels, logits = drawn(3000, slope=0.6)
+    table = pd.DataFrame({"label": labels, "chance": probability(logits)})
+    bins = table.groupby(pd.qcut(table["chance"], 15), observed=True).mean()  # of 200 tiles each
+    wanted = (bins["label"] - bins["chance"]).abs().mean()
+    assert expected_calibration_error(labels, probability(logits)) == pytest.approx(wanted, abs=1e-12)
 
 
 @settings(max_examples=25, deadline=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -85,6 +86,11 @@ def test_real_files_are_written_again_byte_for_byte(real_tiles: Path) -> None:
         pixels = decode_tile(content)
         assert hashlib.sha1(pixels.tobytes()).hexdigest() == file.stem
         assert encode_tile(pixels) == content
+
+
+def test_tifffile_which_wrote_the_competitions_tiles_reads_the_same(tissue: list[Path]) -> None:
+    for path in tissue:
+        assert np.array_equal(decode_tile(path.read_bytes()), tifffile.imread(path))
 
 
 @pytest.mark.parametrize(

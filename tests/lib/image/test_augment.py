@@ -1,6 +1,7 @@
 """A sample's draw depends on its row alone, and what is done to colours keeps what it must."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from skimage.color import hed2rgb, rgb2hed
+from skimage.transform import rotate
+from torchvision.transforms.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from lib.config import Config
+from lib.data.tiff import decode_tile
 from lib.image.augment import DRAWS, HED_DENSITIES, Draws, augment, jitter_colours, symmetries
 from lib.image.dihedral import ORDER, transform, transform_each
 
@@ -257,3 +264,61 @@ def test_the_size_is_that_of_the_network() -> None:
     images, draws = (_images(5) * 255).to(torch.uint8), _draws(5)
     small = augment(images, draws, Config(hed=0.1), shrink=lambda some: some[..., ::2, ::2])
     assert small.shape == (5, 3, 6, 6) and small.max() <= 1
+
+
+# --- beside other people's implementations ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stained(tissue: list[Path]) -> torch.Tensor:
+    """(12, 3, 96, 96) uint8 of the competition."""
+    return torch.from_numpy(np.stack([decode_tile(path.read_bytes()) for path in tissue])).permute(0, 3, 1, 2)
+
+
+def test_stains_are_unmixed_as_scikit_image_does(stained: torch.Tensor) -> None:
+    """skimage counts densities in units of ln(10^6) and cuts negative ones off, which we do not: pixels without any count."""
+    draws = _draws(12)
+    found = augment(stained, draws, Config(**{**STILL, "hed": 0.2})).permute(0, 2, 3, 1).numpy()
+    stains = rgb2hed(np.maximum(stained.permute(0, 2, 3, 1).numpy() / 255, 1 / 255))  # (B, H, W, 3)
+    shift = 0.2 * (draws[:, None, None].double().numpy() * 2 - 1)
+    wanted = hed2rgb(stains * (1 + shift[..., 7:10]) + shift[..., 10:13] / math.log(1e6))
+    comparable = (stains > 0).all(axis=3)
+    assert comparable.mean() > 0.5
+    assert np.abs(found - wanted)[comparable].max() < 1e-5
+    assert np.abs(found - stained.permute(0, 2, 3, 1).numpy() / 255).max() > 0.1
+
+
+def test_any_angle_is_that_of_scipy_and_scikit_image(stained: torch.Tensor) -> None:
+    draws = _draws(12)
+    draws[:, 2] = torch.linspace(0.01, 0.99, 12)
+    found = augment(stained, draws, Config(**{**STILL, "rotate": "any"})).permute(0, 2, 3, 1).numpy()
+    for tile, turn, result in zip(stained.permute(0, 2, 3, 1).numpy() / 255, draws[:, 2].tolist(), found, strict=True):
+        by_scipy = ndimage.rotate(tile, 360 * turn, axes=(0, 1), reshape=False, order=1, mode="reflect")
+        by_skimage = rotate(tile, 360 * turn, order=1, mode="symmetric")
+        assert max(np.abs(result - by_scipy).max(), np.abs(result - by_skimage).max()) < 5e-5
+
+
+def test_colours_are_those_of_torchvision(stained: torch.Tensor) -> None:
+    """Its luma is 0.2989, 0.587, 0.114, which sum to 0.9999: hence the tolerance, a hundredth of a grey level."""
+    images = 0.3 + 0.4 * stained.float() / 255  # so that nothing is cut off
+    for column, knob, theirs in (
+        (3, "brightness", adjust_brightness),
+        (4, "contrast", adjust_contrast),
+        (5, "saturation", adjust_saturation),
+    ):
+        for drawn in (0.0, 0.3, 1.0):
+            draws = torch.full((12, DRAWS), 0.5)
+            draws[:, column] = drawn
+            found = jitter_colours(images, draws, Config(**{**STILL, knob: 0.2}))
+            wanted = torch.stack([theirs(image, 1 + 0.2 * (2 * drawn - 1)) for image in images])
+            assert (found - wanted).abs().max() < 4e-5, knob
+
+
+def test_hue_is_scipys_rotation_about_grey(stained: torch.Tensor) -> None:
+    images = 0.4 + 0.2 * stained.float() / 255
+    draws = torch.full((12, DRAWS), 0.5)
+    draws[:, 6] = torch.linspace(0, 1, 12)
+    found = jitter_colours(images, draws, Config(**{**STILL, "hue": 0.1})).permute(0, 2, 3, 1).numpy()
+    for image, drawn, result in zip(images.permute(0, 2, 3, 1).double().numpy(), draws[:, 6].tolist(), found, strict=True):
+        turn = Rotation.from_rotvec(2 * math.pi * 0.1 * (2 * drawn - 1) * np.ones(3) / math.sqrt(3))
+        assert np.abs(turn.apply(image.reshape(-1, 3)).reshape(image.shape) - result).max() < 1e-6

@@ -2,10 +2,12 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lib.image.dihedral import ORDER, orient, transform, transform_each
 
@@ -67,3 +69,22 @@ def test_each_sample_gets_its_own(elements: list[int], side: int, seed: int) -> 
         assert torch.equal(transform(image, element), result)
         assert torch.equal(orient(image, element), result)
     assert torch.equal(images, before)
+
+
+def test_each_is_what_pillow_calls_by_its_name() -> None:
+    ways = Image.Transpose
+    named = [
+        None,
+        ways.ROTATE_90,  # anticlockwise
+        ways.ROTATE_180,
+        ways.ROTATE_270,
+        ways.FLIP_LEFT_RIGHT,
+        ways.TRANSPOSE,  # about the main diagonal: mirrored and a quarter turn
+        ways.FLIP_TOP_BOTTOM,
+        ways.TRANSVERSE,
+    ]
+    tile = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    image = torch.from_numpy(tile).permute(2, 0, 1)
+    for element, way in enumerate(named):
+        theirs = Image.fromarray(tile) if way is None else Image.fromarray(tile).transpose(way)
+        assert np.array_equal(transform(image, element).permute(1, 2, 0).numpy(), np.asarray(theirs)), element

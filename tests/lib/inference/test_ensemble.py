@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 from scipy.stats import spearmanr
 
 from lib.config import Config
@@ -189,6 +190,19 @@ def test_the_mean_logit_and_the_mean_rank_by_hand() -> None:
     np.testing.assert_allclose(found, 1 / (1 + np.exp([3.0, -1.5, -2.5])))
     # Ranks of one: 2, 3, 1; of two: 2.5, 2.5, 1 (a tie shares); divided by 3 tiles.
     np.testing.assert_allclose(average_members(table, ["c", "a", "b"], how="rank"), np.array([1.0, 2.25, 2.75]) / 3)
+
+
+def test_the_averages_of_pandas_and_scipy() -> None:
+    """Values as a real ensemble has them, with ties; pandas aligns by id on its own."""
+    generator = np.random.default_rng(0)
+    ids = [f"{number:040x}" for number in generator.permutation(500)]
+    members = {f"m{at}": pd.Series(generator.normal(0, 4, 500).round(1), index=generator.permutation(ids)) for at in range(5)}
+    table = pd.DataFrame(members)  # outer join on the id
+    chances = table.apply(expit)
+    wanted = {"mean": chances.mean(axis=1), "logit": expit(table.mean(axis=1)), "rank": table.rank(pct=True).mean(axis=1)}
+    for how, values in wanted.items():
+        found = average_members(table.rename_axis("id").reset_index(), ids, how=how)
+        np.testing.assert_allclose(found, values.loc[ids], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("how", ["mean", "logit", "rank"])

@@ -11,7 +11,9 @@ import timm
 import torch
 
 from lib.config import Config, ConfigError
+from lib.data.tiff import decode_tile
 from lib.image.dihedral import transform
+from lib.image.stain import normalise_stains
 from lib.model import features as module
 from lib.model.features import FeaturesError, embed_tiles, feature_plan, publish_features, write_features
 from lib.model.network import build_network
@@ -37,6 +39,16 @@ def test_a_vector_is_the_mean_of_the_backbones_over_the_views(
         by_hand = torch.stack([plain(transform(images, view)) for view in range(views)]).mean(dim=0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, by_hand.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_are_embedded_in_the_stains_that_were_asked_for(tissue: list[Path]) -> None:
+    network = build_network(dataclasses.replace(CONFIG, stain_normalisation="reinhard")).eval()
+    tiles = np.stack([decode_tile(path.read_bytes()) for path in tissue])
+    images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        by_hand = network.embed(normalise_stains(images, "reinhard")).numpy()
+    found = embed_tiles(network, tiles, views=1, batch_size=5, devices=[CPU], precision="float32")
+    np.testing.assert_allclose(found, by_hand, rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_of_the_mean_is_the_mean_of_the_heads(random_tiles: Callable[..., np.ndarray]) -> None:

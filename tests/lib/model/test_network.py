@@ -1,9 +1,20 @@
 """One logit from any backbone, with its own preprocessing; what cannot be built says why."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
+from torchvision.models import ResNet18_Weights
+from torchvision.transforms.functional import normalize
 
 from lib.config import Config
+from lib.data.tiff import decode_tile
 from lib.model.network import NetworkError, autocast, build_network, choose_precision
 
 
@@ -91,3 +102,32 @@ def test_lower_precision_leaves_the_parameters_alone(tiny: Config) -> None:
         low = network(torch.rand(2, 3, 32, 32))
     assert low.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+# --- beside other people's implementations ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 224])
+def test_a_tile_is_resized_as_pillow_resizes_it(tiny: Config, tissue: list[Path], size: int) -> None:
+    """Smaller: averaged over what falls into a pixel. Larger: as OpenCV does it, too."""
+    network = build_network(replace(tiny, input_size=size))
+    tiles = np.stack([decode_tile(path.read_bytes()) for path in tissue]).astype(np.float32) / 255
+    found = network.resize(torch.from_numpy(tiles).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    for tile, result in zip(tiles, found, strict=True):
+        channels = [Image.fromarray(np.ascontiguousarray(tile[..., at])) for at in range(3)]
+        theirs = np.stack([np.asarray(channel.resize((size, size), Image.Resampling.BILINEAR)) for channel in channels], axis=2)
+        np.testing.assert_allclose(result, theirs, rtol=0, atol=2e-5)
+        if size > 96:
+            np.testing.assert_allclose(result, cv2.resize(tile, (size, size)), rtol=0, atol=2e-5)
+
+
+def test_the_logit_is_that_of_timms_network_after_torchvisions_normalisation(random_tiles: Callable[..., np.ndarray]) -> None:
+    images = torch.from_numpy(random_tiles(3)).permute(0, 3, 1, 2).float() / 255
+    network = build_network(Config(backbone="resnet18.tv_in1k", weights="none")).eval()
+    theirs = timm.create_model("resnet18.tv_in1k", num_classes=1).eval()
+    theirs.load_state_dict(network.backbone.state_dict())
+    preset = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    with torch.no_grad():
+        wanted = theirs(normalize(images, preset.mean, preset.std)).squeeze(1)
+        torch.testing.assert_close(network(images), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(network.normalise(images), normalize(images, preset.mean, preset.std), rtol=0, atol=2e-6)

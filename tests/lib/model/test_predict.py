@@ -1,14 +1,19 @@
 """Logits averaged over views, the same in any batch, in the order asked for."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
+from torchvision.transforms.functional import resize, to_tensor
 
 from lib.config import Config
+from lib.data.tiff import decode_tile
 from lib.image.dihedral import transform
+from lib.image.stain import normalise_stains
 from lib.model import predict as module
 from lib.model.network import Classifier, build_network
 from lib.model.predict import PredictionError, predict_logits, predict_on_all
@@ -38,6 +43,19 @@ def test_the_mean_over_views_is_that_of_the_network(
     found = _predict(network, tiles, range(5), views=views)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, by_hand.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_tiles_are_predicted_in_the_stains_that_were_learnt_from(tissue: list[Path], method: str) -> None:
+    torch.manual_seed(0)
+    network = build_network(Config(backbone="test_resnet", input_size=32, weights="none", stain_normalisation=method)).eval()
+    tiles = np.stack([decode_tile(path.read_bytes()) for path in tissue])
+    images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        by_hand, as_they_are = network(normalise_stains(images, method)).numpy(), network(images).numpy()
+    found = _predict(network, tiles, range(12))
+    np.testing.assert_allclose(found, by_hand, rtol=0, atol=1e-4)
+    assert np.abs(by_hand - as_they_are).max() > 1e-3
 
 
 def test_with_all_views_a_turned_tile_gets_the_same_logit(network: Classifier, random_tiles: Callable[..., np.ndarray]) -> None:
@@ -107,3 +125,18 @@ def test_tiles_are_sent_once_for_all_members(
     monkeypatch.setattr(module, "load_batches", noted)
     predict_on_all([network] * 4, random_tiles(6), views=8, batch_size=2, devices=[CPU], precision="auto")
     assert sent == [6]
+
+
+def test_tiles_turned_one_by_one_by_pillow_give_the_same_logits(network: Classifier, tissue: list[Path]) -> None:
+    """The whole way from file to logit by other hands: Pillow opens, turns and mirrors, torchvision makes tensors and resizes."""
+    tiles = np.stack([decode_tile(path.read_bytes()) for path in tissue])
+    wanted = []
+    for path in tissue:
+        with Image.open(path) as file:
+            both = [file.convert("RGB"), ImageOps.mirror(file.convert("RGB"))]
+        views = [image.rotate(90 * turns) for image in both for turns in range(4)]
+        images = torch.stack([resize(to_tensor(view), [32, 32], antialias=True) for view in views])
+        with torch.no_grad():
+            logits = [float(network.backbone((image[None] - network.mean) / network.std)) for image in images]
+        wanted.append(sum(logits) / 8)
+    np.testing.assert_allclose(_predict(network, tiles, range(12), views=8), wanted, rtol=0, atol=1e-5)

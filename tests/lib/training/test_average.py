@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib.config import Config
 from lib.training.average import WeightAverage
@@ -39,6 +40,24 @@ def test_with_the_decay_of_each_step_it_is_the_average_of_timm() -> None:
     for own, other in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
         assert torch.allclose(own.double(), other.double(), atol=1e-6)
     assert int(ours.module[1].num_batches_tracked) == 199  # counted, not averaged
+
+
+def test_once_the_decay_has_grown_it_is_the_average_of_torch() -> None:
+    """After 80 steps (1 + n) / (10 + n) is above 0.9 and the decay is what was asked for; torch has no beginning."""
+    learner = network()
+    step, ours = step_of(learner), WeightAverage(learner, decay=0.9)
+    for number in range(81):
+        step(losses(learner, number))
+        ours.follow(learner, step)
+    theirs = AveragedModel(ours.module, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    theirs.update_parameters(ours.module)  # its first is a copy
+    for number in range(81, 120):
+        step(losses(learner, number))
+        ours.follow(learner, step)
+        theirs.update_parameters(learner)
+    for own, other in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
+        assert not own.is_floating_point() or torch.allclose(own, other, atol=1e-6)  # whole numbers torch averages, too
+    assert (ours.module[0].weight - learner[0].weight).abs().max() > 1e-3  # type: ignore[operator]
 
 
 def test_a_step_that_was_skipped_leaves_it_alone() -> None:

@@ -1,5 +1,7 @@
 """What an epoch shows to the network, in which order, and what it does when the loss is lost."""
 
+import copy
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -9,9 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_class_weight
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from lib.config import Config
 from lib.image.augment import symmetries
+from lib.image.stain import normalise_stains
 from lib.model.network import Classifier, build_network
 from lib.training import engine
 from lib.training.engine import (
@@ -94,6 +100,24 @@ def test_the_loss_weighs_positives_only_when_it_is_asked_to() -> None:
     assert positive_weight(part, "none") == positive_weight(part, "sampler") == 1.0
 
 
+def test_the_weight_of_a_positive_is_that_of_scikit_learns_balanced_classes() -> None:
+    labels = (np.random.default_rng(0).random(500) < 0.3).astype(np.float32)
+    part = Part(tiles=NO_TILES, labels=labels, rows=np.arange(0, 500, 2), entropy=(1,))
+    negative, positive = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels[part.rows])
+    assert positive_weight(part, "loss") == pytest.approx(positive / negative)
+
+
+def test_a_tile_is_augmented_otherwise_in_every_epoch_and_by_every_member() -> None:
+    """The same draws in every epoch would be no augmentation: the network would see each tile in one way only."""
+    config, drawn = Config(batch_size=40), {}
+    for entropy in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0)):
+        for epoch in range(3):
+            plan = plan_epoch(_part(40, entropy=entropy), config, epoch=epoch)
+            drawn[entropy, epoch] = plan.draws[torch.from_numpy(np.argsort(plan.rows))]  # by row
+    for one, other in itertools.combinations(drawn.values(), 2):
+        assert not (one == other).all(dim=1).any()  # no row draws the same twice
+
+
 # --- a whole epoch ---------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +157,70 @@ def test_only_training_rows_reach_the_network(learnable: tuple[np.ndarray, pd.Da
     relabelled = index.assign(label=np.where(np.arange(36) % 2 == 1, 1 - index["label"], index["label"]))
     one, other = _epoch((tiles, index), rows=rows), _epoch((spoiled, relabelled), rows=rows)
     assert one[0] == other[0] and torch.equal(_weights(one[1]), _weights(other[1]))
+
+
+PLAIN: dict[str, Any] = {"flip": False, "rotate": "none", "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+
+
+def test_epochs_are_those_of_a_loop_of_plain_torch(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
+    """Weighted loss, clipping, warm-up, cosine and decay, written once more with what torch has for each of them; in float64."""
+    tiles, index = learnable
+    labels = index["label"].to_numpy(np.float32)
+    knobs = {"backbone": "test_vit", "batch_size": 8, "balance": "loss", "weight_decay": 0.1, "clip_gradient": 0.5, **PLAIN}
+    config = Config(input_size=96, **knobs)
+    part = Part(tiles=tiles, labels=labels, rows=np.arange(36), entropy=(1, 0, 0))
+    torch.manual_seed(0)
+    ours = build_network(config).double()
+    theirs = copy.deepcopy(ours)
+    step = OptimizerStep(build_optimizer(ours, config), peak=3e-3, total=12, warmup=3, clip=0.5, scaled=False)
+    ours_losses = [
+        train_one_epoch(ours, part, step, epoch=epoch, config=config, device=CPU, precision=torch.float32) for epoch in range(3)
+    ]
+    exempt = ("pos_embed", "cls_token")
+    named = dict(theirs.named_parameters())
+    plain = {name for name, tensor in named.items() if tensor.ndim <= 1 or name.endswith(exempt)}
+    groups = [
+        {"params": [tensor for name, tensor in named.items() if name not in plain], "weight_decay": 0.1},
+        {"params": [named[name] for name in named if name in plain], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3)
+    climb, fall = LinearLR(optimizer, start_factor=1 / 3, total_iters=2), CosineAnnealingLR(optimizer, T_max=9)
+    schedule = SequentialLR(optimizer, [climb, fall], milestones=[3])
+    criterion = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(float((labels == 0).sum() / (labels == 1).sum())))
+    theirs_losses = []
+    for epoch in range(3):
+        theirs.train()
+        order = np.split(plan_epoch(part, config, epoch=epoch).rows, 4)
+        values = []
+        for rows in order:
+            images = torch.from_numpy(tiles[rows]).permute(0, 3, 1, 2).float() / 255
+            optimizer.zero_grad()
+            loss = criterion(theirs(images), torch.from_numpy(labels[rows]).double())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+            optimizer.step()
+            schedule.step()
+            values.append(float(loss.detach()))
+        theirs_losses.append(np.mean(values))
+    np.testing.assert_allclose(ours_losses, theirs_losses, rtol=1e-6)  # the rate is float32 with us
+    torch.testing.assert_close(_weights(ours), _weights(theirs), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("balance", "stains"), [("none", "none"), ("loss", "none"), ("none", "reinhard")])
+def test_the_loss_is_scikit_learns_log_loss(learnable: tuple[np.ndarray, pd.DataFrame], balance: str, stains: str) -> None:
+    tiles, index = learnable
+    truth = index["label"].to_numpy()
+    config = Config(backbone="test_vit", input_size=32, batch_size=36, balance=balance, stain_normalisation=stains, **PLAIN)
+    part = Part(tiles=tiles, labels=truth.astype(np.float32), rows=np.arange(36), entropy=(1, 0, 0))
+    torch.manual_seed(0)
+    network = build_network(config)
+    with torch.no_grad():
+        images = normalise_stains(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255, stains)
+        chances = torch.sigmoid(network.train()(images).double()).numpy()
+    step = OptimizerStep(build_optimizer(network, config), peak=1e-3, total=1, warmup=0, clip=0.0, scaled=False)
+    found = train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32)
+    weight = np.where(truth == 1, 2.0 if balance == "loss" else 1.0, 1.0)  # a third of these tiles is positive
+    assert found == pytest.approx(log_loss(truth, chances, sample_weight=weight) * weight.mean(), rel=1e-5)
 
 
 def test_tiles_that_do_not_fill_a_step_are_left_for_another_epoch(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:

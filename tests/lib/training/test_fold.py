@@ -1,6 +1,7 @@
 """A fold trains to the same bytes, however often it was stopped."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -411,6 +412,18 @@ def test_members_and_folds_differ(task: FoldTask, whole: Path, tmp_path: Path) -
     other = dataclasses.replace(task, fold=2)
     _train(other, tmp_path / "other")
     assert (tmp_path / "other" / "fold-2-member-0.safetensors").read_bytes() != (whole / FILES[0]).read_bytes()
+
+
+def test_each_member_and_each_seed_trains_a_network_of_its_own(task: FoldTask, tmp_path: Path) -> None:
+    """From other first weights, in another order: members that are copies would cost twice and average to one of them."""
+    _train(_with(task, members=2, epochs=2), tmp_path / "two")
+    _train(_with(task, members=1, epochs=2, seed=1), tmp_path / "seeded")
+    paths = [tmp_path / "two" / f"fold-1-member-{member}.safetensors" for member in (0, 1)]
+    networks = [load_checkpoint(path)[0] for path in (*paths, tmp_path / "seeded" / FILES[0])]
+    for one, other in itertools.combinations(networks, 2):
+        kernels = [(a.detach(), b.detach()) for a, b in zip(one.parameters(), other.parameters(), strict=True) if a.ndim > 1]
+        # Not only trained otherwise: begun otherwise, so that nothing ties one to the other.
+        assert all(abs(float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])) < 0.5 for a, b in kernels)
 
 
 @pytest.mark.parametrize("fold", [-1, 3])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from lib.config import Config
 from lib.training.mixing import build_mix, smooth
@@ -49,3 +50,12 @@ def test_smoothing_spreads_the_label_over_both_classes() -> None:
     labels = torch.tensor([0.0, 1.0, 0.3])
     assert torch.allclose(smooth(labels, 0.1), torch.tensor([0.05, 0.95, 0.32]))
     assert smooth(labels, 0.0) is labels
+
+
+def test_smoothing_is_that_of_torchs_cross_entropy() -> None:
+    """A logit z is the pair of logits (0, z)."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(50, generator=generator), (torch.rand(50, generator=generator) < 0.4).float()
+    ours = functional.binary_cross_entropy_with_logits(logits, smooth(labels, 0.15))
+    pairs = torch.stack([torch.zeros(50), logits], dim=1)
+    torch.testing.assert_close(ours, functional.cross_entropy(pairs, labels.long(), label_smoothing=0.15))

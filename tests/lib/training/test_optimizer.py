@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from lib.config import Config
 from lib.model.network import build_network
@@ -30,6 +32,29 @@ def test_the_rate_climbs_in_a_line_and_falls_along_a_cosine_to_nothing(total: in
     assert falling[steps // 2] == pytest.approx(peak / 2, rel=0.01) if steps % 2 == 0 else True
     assert learning_rate_at(total, total=total, warmup=warmup, peak=peak) == pytest.approx(0, abs=1e-12)
     assert learning_rate_at(total + 5, total=total, warmup=warmup, peak=peak) == pytest.approx(0, abs=1e-12)
+
+
+def _plain() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(50, 0), (137, 20), (400, 399)])
+def test_the_cosine_is_that_of_torch_and_of_timm(total: int, warmup: int) -> None:
+    """torch's schedulers are recursions, ours is closed: they agree but for the order of additions."""
+    optimizer, other = _plain(), _plain()
+    fall: Any = CosineAnnealingLR(optimizer, T_max=total - warmup)
+    if warmup:
+        climb = LinearLR(optimizer, start_factor=1 / warmup, total_iters=max(warmup - 1, 1))
+        fall = SequentialLR(optimizer, [climb, CosineAnnealingLR(optimizer, T_max=total - warmup)], milestones=[warmup])
+    by_timm = CosineLRScheduler(other, t_initial=total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False)
+    for step in range(total):
+        rate = learning_rate_at(step, total=total, warmup=warmup, peak=0.3)
+        assert rate == pytest.approx(fall.get_last_lr()[0], abs=1e-12)
+        if step >= warmup:
+            by_timm.step_update(step)
+            assert rate == pytest.approx(other.param_groups[0]["lr"], abs=1e-12)
+        optimizer.step()
+        fall.step()
 
 
 def test_a_long_plan_ends_near_zero() -> None:

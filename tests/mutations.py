@@ -1,0 +1,579 @@
+"""Break load-bearing lines, one at a time, and see which test notices.
+
+    python tests/mutations.py [NAME...] [--list]
+
+Each line stands for a score lost in silence: nothing crashes, every file is written, and the submission is worse than it need
+be, or its out-of-fold score flatters. The checkout is copied to a temporary folder, where the named tests run once as the code
+is, and then once for every mutation, until the first of them fails. Exit code 1: a mutation that no test noticed, one whose
+text is no longer in the file (then the list below is what to mend), or tests that fail without any.
+
+pytest does not collect this file; tests/test_mutations.py holds the list against the code.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 300.0  # seconds for the tests of one mutation; one that makes them run on for ever is noticed, too
+_LEFT_OUT = (".*", "__pycache__", "dist", "runs", "input", "*.egg-info")
+_FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py::.+?)(?: - .*)?$", flags=re.MULTILINE)
+_TESTS_FAILED = 1  # pytest's exit code; others mean that no test had a say
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One line broken.
+
+    Attributes:
+        name: what was relied on.
+        file: where.
+        old: the text there, which must occur once.
+        new: what takes its place.
+        tests: files or node ids, as pytest takes them.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    # What the network sees
+    Mutation(
+        "channels-normalised",
+        "lib/model/network.py",
+        "scale = 1 / self.std",
+        "scale = self.std",
+        ("tests/lib/model/test_network.py",),
+    ),
+    Mutation(
+        "mean-in-units-of-spread",
+        "lib/model/network.py",
+        "shift = -self.mean * scale",
+        "shift = -self.mean",
+        ("tests/lib/model/test_network.py",),
+    ),
+    Mutation(
+        "bytes-to-fractions",
+        "lib/data/batches.py",
+        ".div_(255)",
+        ".div_(256)",
+        ("tests/lib/data/test_batches.py",),
+    ),
+    Mutation(
+        "resize-antialias",
+        "lib/model/network.py",
+        'mode="bilinear", antialias=True, align_corners=False',
+        'mode="bilinear", antialias=False, align_corners=False',
+        ("tests/lib/model/test_network.py",),
+    ),
+    Mutation(
+        "resize-corners",
+        "lib/model/network.py",
+        'mode="bilinear", antialias=True, align_corners=False',
+        'mode="bilinear", antialias=True, align_corners=True',
+        ("tests/lib/model/test_network.py",),
+    ),
+    Mutation(
+        "tiff-strip-offset",
+        "lib/data/tiff.py",
+        "    return tags[273]",
+        "    return _STRIP_AT",
+        ("tests/lib/data/test_tiff.py",),
+    ),
+    Mutation(
+        "stains-in-training",
+        "lib/training/engine.py",
+        "images = network.restain(as_images(images))",
+        "images = as_images(images)",
+        ("tests/lib/training/test_engine.py",),
+    ),
+    Mutation(
+        "stains-in-prediction",
+        "lib/model/predict.py",
+        "networks[0].resize(networks[0].restain(as_images(sent)))",
+        "networks[0].resize(as_images(sent))",
+        ("tests/lib/model/test_predict.py",),
+    ),
+    Mutation(
+        "stains-in-embedding",
+        "lib/model/features.py",
+        "own.resize(own.restain(as_images(sent)))",
+        "own.resize(as_images(sent))",
+        ("tests/lib/model/test_features.py",),
+    ),
+    # Augmentation
+    Mutation(
+        "hed-inverse",
+        "lib/image/augment.py",
+        "np.linalg.inv(np.array(HED_DENSITIES))",
+        "np.array(HED_DENSITIES).T",
+        ("tests/lib/image/test_augment.py",),
+    ),
+    Mutation(
+        "hed-densities",
+        "lib/image/augment.py",
+        "HED_DENSITIES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11)",
+        "HED_DENSITIES = ((0.65, 0.70, 0.29), (0.11, 0.99, 0.07)",
+        ("tests/lib/image/test_augment.py",),
+    ),
+    Mutation(
+        "rotation-about-the-centre",
+        "lib/image/augment.py",
+        'mode="bilinear", padding_mode="reflection", align_corners=False',
+        'mode="bilinear", padding_mode="reflection", align_corners=True',
+        ("tests/lib/image/test_augment.py",),
+    ),
+    Mutation(
+        "draws-of-the-epoch",
+        "lib/training/engine.py",
+        "Draws(entropy=[*part.entropy, 3, epoch]",
+        "Draws(entropy=[*part.entropy, 3]",
+        ("tests/lib/training/test_engine.py",),
+    ),
+    Mutation(
+        "draws-of-the-member",
+        "lib/training/engine.py",
+        "Draws(entropy=[*part.entropy, 3, epoch]",
+        "Draws(entropy=[3, epoch]",
+        ("tests/lib/training/test_engine.py",),
+    ),
+    Mutation(
+        "order-of-the-epoch",
+        "lib/training/engine.py",
+        "np.random.SeedSequence([*part.entropy, 1, epoch])",
+        "np.random.SeedSequence([*part.entropy, 1])",
+        ("tests/lib/training/test_engine.py",),
+    ),
+    # The step
+    Mutation(
+        "positive-weight",
+        "lib/training/engine.py",
+        "(labels == 0).sum() / (labels == 1).sum()",
+        "(labels == 1).sum() / (labels == 0).sum()",
+        ("tests/lib/training/test_engine.py",),
+    ),
+    Mutation(
+        "positive-weight-in-the-loss",
+        "lib/training/engine.py",
+        "pos_weight=weight.to(logits.dtype), ",
+        "",
+        ("tests/lib/training/test_engine.py",),
+    ),
+    Mutation(
+        "schedule-ends-at-zero",
+        "lib/training/optimizer.py",
+        "(step - warmup) / max(total - warmup, 1)",
+        "(step - warmup) / max(total, 1)",
+        ("tests/lib/training/test_optimizer.py",),
+    ),
+    Mutation(
+        "planned-steps",
+        "lib/training/fold.py",
+        "planned = steps * config.epochs",
+        "planned = steps * (config.epochs + 1)",
+        ("tests/lib/training/test_fold.py::test_a_fold_leaves_what_it_promises",),
+    ),
+    Mutation(
+        "unscale-before-clip",
+        "lib/training/optimizer.py",
+        "        self.scaler.unscale_(self.optimizer)\n        scaled = self.scaler.is_enabled()",
+        "        scaled = self.scaler.is_enabled()",
+        ("tests/lib/training/test_optimizer.py",),
+    ),
+    Mutation(
+        "decay-spares-norms",
+        "lib/training/optimizer.py",
+        '{"params": plain, "weight_decay": 0.0}',
+        '{"params": plain, "weight_decay": config.weight_decay}',
+        ("tests/lib/training/test_optimizer.py",),
+    ),
+    Mutation(
+        "average-follows-slowly",
+        "lib/training/average.py",
+        "moved * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))",
+        "moved * torch.clamp((1 + applied) / (10 + applied), max=self.decay)",
+        ("tests/lib/training/test_average.py",),
+    ),
+    Mutation(
+        "average-predicts",
+        "lib/training/fold.py",
+        "predicting = network if average is None else average.module",
+        "predicting = network",
+        ("tests/lib/training/test_fold.py::test_the_average_predicts_and_not_the_last_weights",),
+    ),
+    Mutation(
+        "average-is-kept",
+        "lib/training/fold.py",
+        "save_checkpoint(folder / files.checkpoint, predicting, ",
+        "save_checkpoint(folder / files.checkpoint, network, ",
+        ("tests/lib/training/test_fold.py::test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes",),
+    ),
+    Mutation(
+        "budget-never-lengthens",
+        "lib/training/optimizer.py",
+        "if not 1 <= left < self.total - applied:",
+        "if not 1 <= left:",
+        ("tests/lib/training/test_budget.py::test_a_plan_is_never_made_longer",),
+    ),
+    Mutation(
+        "gradients-averaged-over-processes",
+        "lib/training/engine.py",
+        "share = world.size / tiles_a_step(part, config)",
+        "share = 1 / tiles_a_step(part, config)",
+        ("tests/lib/training/test_workers.py::test_two_processes_on_one_member_give_the_losses_of_one",),
+    ),
+    Mutation(
+        "each-process-its-own-tiles",
+        "lib/training/engine.py",
+        "slice=Slice(world.rank, world.size, passes)",
+        "slice=Slice(0, world.size, passes)",
+        ("tests/lib/training/test_workers.py::test_two_processes_on_one_member_give_the_losses_of_one",),
+    ),
+    Mutation(
+        "norms-of-rank-0-predict",
+        "lib/training/world.py",
+        "        for buffer in network.buffers():\n            dist.broadcast(buffer, src=0)",
+        "        return",
+        ("tests/lib/training/test_workers.py::test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted",),
+    ),
+    # Who learns from what, who is scored on what
+    Mutation(
+        "fold-not-learnt-from",
+        "lib/training/fold.py",
+        "outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)",
+        "outside, inside = np.arange(len(task.folds)), np.flatnonzero(task.folds == task.fold)",
+        ("tests/lib/training/test_fold.py::test_the_tiles_of_the_fold_are_not_learned_from",),
+    ),
+    Mutation(
+        "fold-not-learnt-from-by-heads",
+        "lib/training/frozen.py",
+        "outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)",
+        "outside, inside = np.arange(len(task.folds)), np.flatnonzero(task.folds == task.fold)",
+        ("tests/lib/training/test_frozen.py",),
+    ),
+    Mutation(
+        "penalty-chosen-by-group",
+        "lib/model/head.py",
+        "splitter.split(features, labels, groups)",
+        "splitter.split(features, labels, np.arange(len(groups)))",
+        ("tests/lib/model/test_head.py",),
+    ),
+    Mutation(
+        "groups-in-one-fold",
+        "lib/data/folds.py",
+        "_grouped_folds(labels, groups_of(table, split=split)",
+        "_grouped_folds(labels, np.arange(len(table))",
+        ("tests/lib/data/test_folds.py::test_folds_partition_the_tiles_within_the_tolerances_or_refuse",),
+    ),
+    Mutation(
+        "threshold-of-the-others",
+        "lib/metrics.py",
+        "best_threshold(labels[~inside], probabilities[~inside])",
+        "best_threshold(labels[inside], probabilities[inside])",
+        ("tests/lib/test_metrics.py",),
+    ),
+    Mutation(
+        "highest-of-equal-thresholds",
+        "lib/metrics.py",
+        "np.flatnonzero(score >= score.max() - _ROUNDING)[-1]",
+        "np.flatnonzero(score >= score.max() - _ROUNDING)[0]",
+        ("tests/lib/test_metrics.py",),
+    ),
+    Mutation(
+        "interval-resamples-groups",
+        "lib/metrics.py",
+        "picked = np.concatenate([rows[at] for at in generator.integers(0, len(names), len(names))])",
+        "picked = generator.integers(0, len(groups), len(groups))",
+        ("tests/lib/test_metrics.py",),
+    ),
+    Mutation(
+        "interval-has-two-tails",
+        "lib/metrics.py",
+        "[(1 - level) / 2, (1 + level) / 2]",
+        "[1 - level, level]",
+        ("tests/lib/test_metrics.py",),
+    ),
+    Mutation(
+        "calibrated-by-the-others",
+        "lib/calibration.py",
+        "fit_line(labels[~inside], logits[~inside])",
+        "fit_line(labels[inside], logits[inside])",
+        ("tests/lib/test_calibration.py",),
+    ),
+    Mutation(
+        "seed-of-the-member",
+        "lib/training/fold.py",
+        "entropy=(config.seed, task.fold, member)",
+        "entropy=(config.seed, task.fold, 0)",
+        ("tests/lib/training/test_fold.py::test_each_member_and_each_seed_trains_a_network_of_its_own",),
+    ),
+    Mutation(
+        "teacher-of-the-same-fold",
+        "lib/inference/pseudo.py",
+        "if (record.experiment, record.fold) != (experiment, fold):",
+        "if record.experiment != experiment:",
+        ("tests/lib/inference/test_pseudo.py",),
+    ),
+    Mutation(
+        "guessed-tiles-in-no-fold",
+        "kernels/train.py",
+        "np.full(len(labelled), -1)",
+        "np.full(len(labelled), task.fold)",
+        ("tests/kernels/test_pseudo_labels.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
+    ),
+    Mutation(
+        "tiles-that-were-labelled",
+        "kernels/train.py",
+        'data.read_tiles(prepared.TEST_TILES)[guessed["row"]]',
+        "data.read_tiles(prepared.TEST_TILES)[: len(guessed)]",
+        ("tests/kernels/test_pseudo_labels.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
+    ),
+    # Prediction and averaging
+    Mutation(
+        "mean-over-views",
+        "lib/model/predict.py",
+        "parts.append(total / views)",
+        "parts.append(total)",
+        ("tests/lib/model/test_predict.py",),
+    ),
+    Mutation(
+        "views-are-turned",
+        "lib/model/predict.py",
+        "turned = transform(images, view)",
+        "turned = transform(images, view % 4)",
+        ("tests/lib/model/test_predict.py",),
+    ),
+    Mutation(
+        "predicts-in-evaluation",
+        "lib/model/predict.py",
+        "        network.eval()\n    parts",
+        "        network.train()\n    parts",
+        ("tests/lib/model/test_predict.py",),
+    ),
+    Mutation(
+        "members-aligned-by-id",
+        "lib/inference/ensemble.py",
+        "[members].loc[list(ids)].to_numpy",
+        "[members].to_numpy",
+        ("tests/lib/inference/test_ensemble.py",),
+    ),
+    Mutation(
+        "mean-of-probabilities",
+        "lib/inference/ensemble.py",
+        '"mean": lambda logits: _mean_of(probability(logits))',
+        '"mean": lambda logits: probability(_mean_of(logits))',
+        ("tests/lib/inference/test_ensemble.py",),
+    ),
+    Mutation(
+        "probabilities-in-float64",
+        "lib/metrics.py",
+        "expit(np.asarray(logits, dtype=np.float64))",
+        "expit(np.asarray(logits, dtype=np.float32))",
+        ("tests/lib/test_metrics.py",),
+    ),
+    Mutation(
+        "digits-of-a-submission",
+        "lib/inference/submission.py",
+        'float_format="%.12g"',
+        'float_format="%.4g"',
+        ("tests/lib/inference/test_submission.py",),
+    ),
+    Mutation(
+        "members-of-a-fold-aligned-by-id",
+        "launch/summary.py",
+        'member["logit"].reindex(members[0].index).to_numpy()',
+        'member["logit"].to_numpy()',
+        ("tests/launch/test_summary.py",),
+    ),
+    Mutation(
+        "submission-in-order",
+        "lib/inference/submission.py",
+        'table["id"].tolist() != wanted["id"].tolist()',
+        'sorted(table["id"]) != sorted(wanted["id"])',
+        ("tests/lib/inference/test_submission.py",),
+    ),
+    # What is trusted
+    Mutation(
+        "tile-is-its-hash",
+        "lib/data/store.py",
+        "hashlib.sha1(out, usedforsecurity=False).hexdigest() == name",
+        "len(hashlib.sha1(out, usedforsecurity=False).hexdigest()) == len(name)",
+        ("tests/lib/data/test_store.py::test_a_mismatch_within_the_limit_is_reported_and_kept",),
+    ),
+    Mutation(
+        "mismatches-allowed",
+        "lib/data/store.py",
+        "len(result.mismatches) > max(MISMATCHES_ALLOWED * len(self.ids), 1)",
+        "len(result.mismatches) > max(10 * MISMATCHES_ALLOWED * len(self.ids), 1)",
+        ("tests/lib/data/test_store.py::test_one_in_a_thousand_is_the_limit",),
+    ),
+    Mutation(
+        "record-holds-its-files",
+        "lib/run_record.py",
+        "sha256_of(file) != entry.sha256",
+        "len(sha256_of(file)) != len(entry.sha256)",
+        ("tests/lib/test_run_record.py",),
+    ),
+    Mutation(
+        "members-of-the-same-data",
+        "lib/inference/ensemble.py",
+        "if record.data_id != data_id:",
+        "if not record.data_id:",
+        ("tests/lib/inference/test_ensemble.py",),
+    ),
+    Mutation(
+        "checkpoint-of-its-fold",
+        "lib/inference/members.py",
+        "named = (identity.experiment, identity.fold, identity.member,",
+        "named = (identity.experiment, record.fold, identity.member,",
+        ("tests/kernels/test_bad_input.py::test_folds_that_may_not_be_averaged[a checkpoint of another fold]",),
+    ),
+    Mutation(
+        "inputs-of-the-right-push",
+        "lib/session.py",
+        "if push_id and push_id not in mounted]",
+        "if push_id and not mounted]",
+        ("tests/lib/test_kernel_session.py",),
+    ),
+    # The campaign
+    Mutation(
+        "quota-counts-what-runs",
+        "launch/campaign.py",
+        "if self.quota.left - running >= need:",
+        "if self.quota.left >= need:",
+        ("tests/launch/test_campaign.py::test_what_runs_counts_against_the_quota",),
+    ),
+    Mutation(
+        "quota-of-the-week",
+        "launch/schedule.py",
+        "        left -= cost\n",
+        "",
+        ("tests/launch/test_schedule.py",),
+    ),
+    Mutation(
+        "output-of-the-right-push",
+        "launch/campaign.py",
+        'if content.get("push_id") != push.push_id:',
+        'if not content.get("push_id"):',
+        ("tests/launch/test_campaign.py::test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones",),
+    ),
+    Mutation(
+        "taken-over-of-the-same-config",
+        "launch/campaign.py",
+        "if not same or kernel.datasets:",
+        "if kernel.datasets:",
+        ("tests/launch/test_campaign.py::test_an_output_of_another_config_is_not_taken_over",),
+    ),
+    Mutation(
+        "submitted-once",
+        "launch/submission.py",
+        "if each.sha256 == digest and each.state != FAILED",
+        "if not each.sha256",
+        ("tests/launch/test_campaign.py::test_the_same_command_again_does_nothing_again",),
+    ),
+    Mutation(
+        "looked-for-before-it-is-sent-again",
+        "launch/submission.py",
+        "if entry.state != INTENDED or _is_listed(kaggle, ledger, entry, mark, pace):",
+        "if entry.state != INTENDED:",
+        ("tests/launch/test_faults.py::test_it_finishes[submission reset after it happened]",),
+    ),
+)
+
+
+def copy_checkout(folder: Path) -> Path:
+    """The checkout in a folder of its own, with the shared tiles beside it where there are some."""
+    copy = folder / "checkout"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    if (shared := ROOT.parent / "shared").is_dir():
+        (folder / "shared").symlink_to(shared, target_is_directory=True)
+    return copy
+
+
+def run_tests(copy: Path, tests: Sequence[str], *, patience: float = PATIENCE) -> tuple[int | None, str]:
+    """pytest's exit code, None where the time ran out, and the test that failed first or the end of what was printed."""
+    options = ["-x", "-rfE", "--tb=no", "--no-header", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+    # No bytecode: a file that was changed within a second to the same length would still be the old one.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "250"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=copy,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+            return None, f"no end within {patience:.0f} s"
+    failed = _FAILED.search(said)
+    return process.returncode, failed[1] if failed else said[-1500:]
+
+
+def try_one(copy: Path, mutation: Mutation) -> tuple[str, str]:
+    """What became of a mutation ("noticed", "UNNOTICED" or "BROKEN"), and which test noticed or what is wrong."""
+    path = copy / mutation.file
+    before = path.read_text(encoding="utf-8")
+    if (count := before.count(mutation.old)) != 1:
+        return "BROKEN", f"its text is {count} times in {mutation.file}"
+    path.write_text(before.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        code, said = run_tests(copy, mutation.tests)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    if code in (_TESTS_FAILED, None):
+        return "noticed", said
+    return ("UNNOTICED", ", ".join(mutation.tests)) if code == 0 else ("BROKEN", said)
+
+
+def main() -> int:
+    """Try all mutations, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of mutations; all of them without any")
+    parser.add_argument("--list", action="store_true", help="show them and end")
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - {mutation.name for mutation in MUTATIONS}):
+        parser.error(f"no such mutation: {', '.join(unknown)}")
+    chosen = [mutation for mutation in MUTATIONS if not arguments.names or mutation.name in arguments.names]
+    width = max(len(mutation.name) for mutation in chosen)
+    if arguments.list:
+        for mutation in chosen:
+            print(f"{mutation.name:{width}}  {mutation.file}: {mutation.old.strip()!r} -> {mutation.new.strip()!r}")
+        return 0
+    verdicts = []
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        copy = copy_checkout(Path(folder))
+        tests = sorted({test for mutation in chosen for test in mutation.tests})
+        # A file covers its node ids: no test twice.
+        tests = [test for test in tests if "::" not in test or test.split("::")[0] not in tests]
+        code, said = run_tests(copy, tests, patience=len(tests) * PATIENCE)
+        if code != 0:
+            print(f"without any mutation the tests fail: {said}")
+            return 1
+        for mutation in chosen:
+            started = time.monotonic()
+            verdict, said = try_one(copy, mutation)
+            verdicts.append(verdict)
+            print(f"{mutation.name:{width}}  {verdict:9}  {time.monotonic() - started:5.1f} s  {said}", flush=True)
+    print(f"{len(verdicts)} mutations: {verdicts.count('noticed')} noticed, {len(verdicts) - verdicts.count('noticed')} not")
+    return 0 if set(verdicts) == {"noticed"} else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
