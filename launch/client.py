@@ -11,17 +11,17 @@ import copy
 import io
 import operator
 import random
-import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from launch.errors import LaunchError
+from launch.leaks import clean, own_secrets, refuse_secrets, texts_in
 from lib.session import COMPETITION
 
 T = TypeVar("T")
@@ -207,12 +207,13 @@ class Kaggle:
 
         wanted = str(json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))["id"])
         what = f"push {wanted}"
+        self._refuse_secrets(what, folder)
         answer = self._once(what, lambda: self.api.kernels_push(str(folder), timeout=str(int(limit))))
         if said := _text(answer.error):
             low = said.lower()
             kinds = {"session count": CapacityError, "quota": QuotaError, "notebook not found": GhostError}
             kind = next((kind for text, kind in kinds.items() if text in low), RefusedError)
-            raise kind(self._clean(f"Kaggle refused to {what}: {said}"))
+            raise kind(self.clean(f"Kaggle refused to {what}: {said}"))
         version = int(answer.version_number or 0) or None
         filed = _text(answer.ref).removeprefix("/code/").strip("/")
         if filed and filed.split("/")[-1].lower() != wanted.split("/")[-1].lower():
@@ -230,7 +231,7 @@ class Kaggle:
             dropped += [f"{kind_of} {value}" for value in values or []]
         if dropped:
             text = f"Kaggle pushed {wanted} without some of its inputs ({', '.join(dropped)}): they do not exist or are not yours"
-            raise SourcesDroppedError(self._clean(text), version=version)
+            raise SourcesDroppedError(self.clean(text), version=version)
         if version is None:
             raise NoAnswerError(f"Kaggle answered the push of {wanted} with neither a version nor an error")
         return Pushed(version, _text(answer.url))
@@ -388,7 +389,7 @@ class Kaggle:
         files: dict[str, int] = {}
         for answer in self._pages(f"the dataset {slug}", "datasets.dataset_api_client.list_dataset_files", request):
             if said := _text(answer.error_message):
-                raise StrangeAnswerError(self._clean(f"Kaggle could not list the dataset {slug}: {said}"))
+                raise StrangeAnswerError(self.clean(f"Kaggle could not list the dataset {slug}: {said}"))
             for item in answer.dataset_files or []:
                 files[_text(item.name)] = int(item.total_bytes or 0)
         return files
@@ -431,6 +432,7 @@ class Kaggle:
         body.files, body.category_ids = [], []
         temporary.mkdir(parents=True, exist_ok=True)
         what = f"upload the dataset {slug}"
+        self._refuse_secrets(what, folder)
 
         def send_files() -> None:
             from kaggle.api.kaggle_api_extended import ResumableUploadContext
@@ -446,7 +448,7 @@ class Kaggle:
             service = kaggle.datasets.dataset_api_client
             answer = self._once(what, lambda: (service.create_dataset if new else service.create_dataset_version)(request))
         if said := _text(answer.error):
-            raise RefusedError(self._clean(f"Kaggle refused to {what}: {said}"))
+            raise RefusedError(self.clean(f"Kaggle refused to {what}: {said}"))
 
     # --- the competition ---------------------------------------------------------------------------------------------
 
@@ -576,7 +578,7 @@ class Kaggle:
         response = getattr(error, "response", None)
         status = response.status_code if response is not None else 0
         if isinstance(error, requests.HTTPError) and response is not None and status >= 400:
-            said = self._clean(message_of(error))[:300]
+            said = self.clean(message_of(error))[:300]
             text = f"Kaggle refused to {what} (HTTP {status}: {said})"
             if status == 401:
                 return CredentialsError(f"{text}.\n{CREDENTIALS}")
@@ -588,20 +590,25 @@ class Kaggle:
             unknown = StrangeAnswerError if not changes else NoAnswerError
             return unknown(f"Kaggle's answer to {what} holds {error}, which nobody knows")
         if isinstance(error, ValueError) and "Upload unsuccessful" in str(error):  # kaggle 2.2.5
-            return NoAnswerError(f"could not {what}: {self._clean(str(error))}")
+            return NoAnswerError(f"could not {what}: {self.clean(str(error))}")
         if isinstance(error, _STRANGE) and not isinstance(error, OSError):
             return NoAnswerError(f"Kaggle's answer to {what} cannot be read ({type(error).__name__})")
         return NoAnswerError(f"no answer from Kaggle to {what} ({type(error).__name__})")
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
+        """A message without our credentials, and without what looks like anybody's."""
         return clean(text, self._secrets)
 
+    def _refuse_secrets(self, what: str, folder: Path) -> None:
+        """The last look at what is about to be sent; what is built here was looked through before.
 
-def clean(text: str, secrets: tuple[str, ...]) -> str:
-    """The text without any of the secrets, and without anything that looks like a token."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return re.sub(r"KGAT_[0-9A-Za-z]+", "***", text)
+        Raises:
+            RefusedError: a file holds what looks like a secret. Nothing was sent.
+        """
+        try:
+            refuse_secrets(texts_in(folder), own={*self._secrets, *own_secrets()})
+        except LaunchError as error:
+            raise RefusedError(f"did not {what}: {error}") from None
 
 
 def connect(patience: Patience | None = None) -> Kaggle:
@@ -611,13 +618,11 @@ def connect(patience: Patience | None = None) -> Kaggle:
         CredentialsError: there are none, or they are not accepted.
         NoAnswerError: the service could not be asked.
     """
-    import os
-
     import requests
 
     patience = patience or Patience()
     printed = io.StringIO()
-    secrets = tuple(os.environ[name] for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_TOKEN") if os.environ.get(name))
+    secrets = own_secrets()
     for attempt in range(1, patience.tries + 1):
         try:
             # The package authenticates when it is imported, prints what it misses, and may leave by sys.exit.
@@ -692,12 +697,6 @@ def _temporary_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
-
-
-def is_contained(name: str) -> bool:
-    """Whether a file of this name stays inside the folder it is written to."""
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and ":" not in name
 
 
 def _log_text(log: str) -> str:
