@@ -26,6 +26,7 @@ from launch.metadata import (
 )
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, git_commit, plan_kernels
 from lib.files import write_whole
+from lib.foreign import UNREADABLE, is_contained
 
 
 @dataclass(frozen=True)
@@ -202,25 +203,31 @@ def check(out: Path) -> tuple[list[str], list[str], list[str]]:
     metadata: dict[str, dict[str, object]] = {}
     for folder in folders:
         try:
-            metadata[folder.name] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        except UNREADABLE as error:
             problems.append(f"{folder.name}: {METADATA} cannot be read: {error}")
+            continue
+        if isinstance(content, dict):
+            metadata[folder.name] = content
+        else:
+            problems.append(f"{folder.name}: {METADATA} holds no JSON object")
     for slug, entry in metadata.items():
         folder = out / "kernels" / slug
         problems += [f"{slug}: {problem}" for problem in check_kernel_metadata(entry, folder)]
         if str(entry.get("id", "")).partition("/")[2] != slug:
             problems.append(f"{slug}: its id is {entry.get('id')!r}")
         sources = entry.get("kernel_sources")
-        for source in sources if isinstance(sources, list) else []:
-            if str(source).partition("/")[2] not in metadata:
-                problems.append(f"{slug}: reads {source}, which this build does not hold")
-        script = folder / str(entry.get("code_file"))
-        if not script.is_file():
+        for read in sources if isinstance(sources, list) else []:
+            if str(read).partition("/")[2] not in metadata:
+                problems.append(f"{slug}: reads {read}, which this build does not hold")
+        code = str(entry.get("code_file"))
+        script = folder / code
+        if not is_contained(code) or not script.is_file():
             continue
-        content = script.read_bytes()
-        found = _check_source(content, name=script.name)
+        source = script.read_bytes()
+        found = _check_source(source, name=script.name)
         problems += [f"{slug}: {problem}" for problem in found]
-        looked.append(f"{slug}: {len(content):,} bytes, {len(content) / SOURCE_LIMIT:.0%} of the limit")
+        looked.append(f"{slug}: {len(source):,} bytes, {len(source) / SOURCE_LIMIT:.0%} of the limit")
     owners = {str(entry.get("id", "")).partition("/")[0] for entry in metadata.values()}
     if len(owners) > 1:
         problems.append(f"the kernels belong to different owners: {', '.join(sorted(owners))}")
@@ -230,12 +237,14 @@ def check(out: Path) -> tuple[list[str], list[str], list[str]]:
         )
     try:
         dataset = json.loads((out / "dataset" / DATASET_METADATA).read_text(encoding="utf-8"))
+        if not isinstance(dataset, dict):
+            raise ValueError("it holds no JSON object")
         problems += [f"{LIBRARY_SLUG}: {problem}" for problem in check_dataset_metadata(dataset)]
         if len(list((out / "dataset").iterdir())) > 50:
             problems.append(f"{LIBRARY_SLUG}: more than 50 files at the top")
         for name, text in texts_in(out / "dataset").items():
             problems += [f"{LIBRARY_SLUG}/{name}: {problem}" for problem in _leaks(text)]
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         problems.append(f"{LIBRARY_SLUG}: {DATASET_METADATA} cannot be read: {error}")
     return looked, problems, warnings
 

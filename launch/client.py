@@ -38,7 +38,8 @@ ACTIVE = (QUEUED, RUNNING, CANCEL_REQUESTED, NEW)  # holds a slot
 _PAGES = 500  # of a listing; more means that its page tokens go in a circle
 _PAGE_SIZE = 200
 _RECORD_LIMIT = 16 << 20  # bytes of a run.json; more is not one
-_STRANGE = (ValueError, KeyError, TypeError, AttributeError)  # what the client's decoding raises on an unexpected answer
+# What decoding an unexpected answer raises, the client's and ours.
+_STRANGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class ClientError(LaunchError):
@@ -173,8 +174,21 @@ def message_of(error: Any) -> str:
     """What the service said in an HTTP error."""
     try:
         return str(error.response.json()["message"])
-    except (AttributeError, ValueError, KeyError, TypeError):
+    except _STRANGE:
         return str(error).split(" for url:")[0]
+
+
+@contextlib.contextmanager
+def _reading(what: str, error: type[ClientError] = StrangeAnswerError) -> Iterator[None]:
+    """Name what is met while an answer's values are read: a word where a number belongs, a list where a date does.
+
+    Raises:
+        StrangeAnswerError: or the error given.
+    """
+    try:
+        yield
+    except _STRANGE as problem:
+        raise error(f"Kaggle's answer about {what} holds a value that cannot be read ({type(problem).__name__})") from None
 
 
 @dataclass
@@ -194,6 +208,7 @@ class Kaggle:
 
     # --- kernels -----------------------------------------------------------------------------------------------------
 
+    @_reading("a push", NoAnswerError)
     def push(self, folder: Path, *, limit: float) -> Pushed:
         """Push the kernel in `folder`, to be ended by the service after `limit` seconds. Asked once, never repeated.
 
@@ -236,6 +251,7 @@ class Kaggle:
             raise NoAnswerError(f"Kaggle answered the push of {wanted} with neither a version nor an error")
         return Pushed(version, _text(answer.url))
 
+    @_reading("a kernel's status")
     def status(self, slug: str) -> RunStatus:
         """How the latest run of a kernel stands; ABSENT when the service knows of none (404), or will not say (403).
 
@@ -258,6 +274,7 @@ class Kaggle:
             raise
         return RunStatus(_word(answer.status, f"the status of {slug}"), _text(answer.failure_message))
 
+    @_reading("a kernel")
     def pull(self, slug: str) -> PulledKernel | None:
         """What the service holds of a kernel; None when it holds none (404), or will not say (403).
 
@@ -288,6 +305,7 @@ class Kaggle:
         """Delete a kernel and its run."""
         self._once(f"delete {slug}", lambda: self.api.kernels_delete(f"{self.user}/{slug}", no_confirm=True))
 
+    @_reading("an output")
     def output(self, slug: str) -> Listing:
         """The output of the latest run, all pages.
 
@@ -331,6 +349,7 @@ class Kaggle:
         except (requests.RequestException, *_STRANGE) as error:
             raise self._named(f"follow the log of {slug}", error) from None
 
+    @_reading("the quota")
     def quota(self) -> Quota | None:
         """The week's GPU hours; None when the service does not say."""
         from kagglesdk.kernels.types.kernels_api_service import ApiGetAcceleratorQuotaStatisticsRequest as Request
@@ -354,6 +373,7 @@ class Kaggle:
 
     # --- datasets ----------------------------------------------------------------------------------------------------
 
+    @_reading("a dataset")
     def dataset(self, slug: str) -> DatasetState | None:
         """The state of one of the account's datasets; None when there is none."""
         from kagglesdk.datasets.types import dataset_api_service as types
@@ -380,6 +400,7 @@ class Kaggle:
             _word(state.status, f"the status of the dataset {slug}").lower(), int(facts.current_version_number or 0)
         )
 
+    @_reading("a dataset's files")
     def dataset_files(self, slug: str) -> dict[str, int]:
         """Names and bytes of the files in the current version of a dataset."""
         from kagglesdk.datasets.types.dataset_api_service import ApiListDatasetFilesRequest as Request
@@ -452,6 +473,7 @@ class Kaggle:
 
     # --- the competition ---------------------------------------------------------------------------------------------
 
+    @_reading("the competition")
     def has_entered(self) -> bool:
         """Whether the account has accepted the competition's rules."""
         from kagglesdk.competitions.types.competition_api_service import ApiGetCompetitionRequest as Request
@@ -478,6 +500,7 @@ class Kaggle:
             raise NoAnswerError("the upload of the submission broke off")
         return said
 
+    @_reading("the submissions")
     def submissions(self) -> list[Submission]:
         """The account's submissions, the newest first."""
         from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest as Request
@@ -705,7 +728,7 @@ def _log_text(log: str) -> str:
 
     try:
         events = json.loads(log)
-    except ValueError:
+    except (ValueError, RecursionError):
         return log
     if not isinstance(events, list):
         return log

@@ -27,6 +27,7 @@ from launch.metadata import METADATA, PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
 from launch.probe import CPU, GPU, LOOPBACK, Finding, kept_results, plan_probes, run_probes
 from launch.schedule import expected_hours, next_reset, plan_over_weeks
+from lib.foreign import UNREADABLE
 from lib.session import COMPETITION
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ def _read_key_file(path: Path) -> dict[str, str]:
     """Which of username and key a kaggle.json holds; their values are dropped here."""
     try:
         content = json.loads(_content(path))
-    except ValueError:
+    except UNREADABLE:
         return {}
     return {name: "file" for name in ("username", "key") if isinstance(content, dict) and content.get(name)}
 

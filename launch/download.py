@@ -1,5 +1,6 @@
 """The competition's data through the Kaggle client, into a folder that appears whole or not at all."""
 
+import errno
 import lzma
 import shutil
 import struct
@@ -9,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch.client import CREDENTIALS, RULES, ClientError, connect, message_of
-from lib.files import is_contained
+from lib.foreign import is_contained
 from lib.session import COMPETITION
 
 _ARCHIVE = f"{COMPETITION}.zip"
 _BESIDE = ".one"  # the folder of the file that is being unpacked
 # What zipfile raises on damaged archives: encrypted members are RuntimeErrors, unknown compressions NotImplementedErrors.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, struct.error, lzma.LZMAError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, IndexError, struct.error, lzma.LZMAError)
 
 
 def download_competition(folder: Path, *, say: Callable[[str], None]) -> None:
@@ -77,7 +78,9 @@ def _unpack(archive: Path, folder: Path, *, say: Callable[[str], None]) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 (folder / _BESIDE / member.filename).replace(target)
             shutil.rmtree(folder / _BESIDE, ignore_errors=True)
-    except _DAMAGED as error:
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file's beginning; else the disk
+            raise
         raise ClientError(f"{archive} is damaged ({error}): remove it and run the same command again") from error
 
 

@@ -17,6 +17,7 @@ from launch.plan import GPU_SESSIONS, ROOT, Experiment, Kernel, plan_kernels, wi
 from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
 from launch.summary import Summary, print_summary, summarise
 from lib.files import write_whole
+from lib.foreign import UNREADABLE
 from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
 from lib.session import COMPETITION
 
@@ -203,7 +204,7 @@ def _record_of(working: Path) -> str:
     """The files an input's run.json lists: the same files mean the same input, whenever they were made."""
     try:
         files = json.loads((working / RECORD_NAME).read_bytes())["files"]
-    except (OSError, ValueError, KeyError):
+    except (KeyError, TypeError, *UNREADABLE):
         return "absent"
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 

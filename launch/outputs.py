@@ -8,7 +8,8 @@ from typing import Any
 from launch.client import Kaggle, Listing, NoAnswerError, StrangeAnswerError
 from launch.errors import LaunchError
 from lib.files import sha256_of
-from lib.run_record import RECORD_NAME, UNREADABLE, RunRecord, RunRecordError, file_records, read_run_record
+from lib.foreign import UNREADABLE
+from lib.run_record import RECORD_NAME, RunRecord, RunRecordError, file_records, read_run_record
 
 
 class NoRecordError(LaunchError):

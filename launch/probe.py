@@ -23,6 +23,7 @@ from launch.sandbox import ADDED_BY_KAGGLE
 from launch.schedule import PREPARE_HOURS, PROBE_HOURS, PROBE_LIMIT
 from lib.config import Config
 from lib.files import write_whole
+from lib.foreign import UNREADABLE
 from lib.run_record import read_run_record
 from lib.session import COMPETITION, TRIED_WITH
 
@@ -208,7 +209,7 @@ def kept_results(folder: Path) -> tuple[datetime, dict[str, Any], list[Finding]]
         if results["format"] != _FORMAT:
             return None
         return datetime.fromisoformat(results["date"]), dict(results["records"]), _judged(results)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, *UNREADABLE):
         return None
 
 

@@ -12,6 +12,8 @@ from launch.errors import LaunchError
 from launch.plan import Kernel
 from lib.calibration import Calibration, CalibrationError, calibrate_out_of_fold
 from lib.config import Config
+from lib.data.competition import read_table
+from lib.data.prepared import TRAIN_INDEX, read_index
 from lib.errors import KernelError
 from lib.inference.submission import check_submission
 from lib.metrics import auc, confusion, decide_out_of_fold, f1, group_interval, probability
@@ -56,20 +58,39 @@ def read_out_of_fold(folders: Sequence[Path], index: pd.DataFrame) -> tuple[pd.D
     parts, records = [], []
     for folder in folders:
         record = read_run_record(folder, kind="train", fetched_only=True)
-        members = [
-            pd.read_csv(folder / f"oof-{record.fold}-member-{member}.csv", dtype={"id": str}).set_index("id")
-            for member in record.members
-        ]
+        members = [_read_member(folder / f"oof-{record.fold}-member-{member}.csv") for member in record.members]
+        if not members:
+            raise LaunchError(f"{folder} names no members: run the fold again")
         mean = sum(probability(member["logit"].reindex(members[0].index).to_numpy()) for member in members) / len(members)
         parts.append(pd.DataFrame({"id": members[0].index, "fold": record.fold, "probability": mean}))
         records.append(record)
     predicted = pd.concat(parts)
+    if twice := int(predicted["id"].duplicated().sum()):
+        raise LaunchError(f"{twice:,} tiles have more than one out-of-fold prediction: run the folds again, with one config")
     whole = len(folders) == records[0].config["folds"]
     table = index.merge(predicted, on="id", how="outer" if whole else "right", validate="one_to_one")
     if table[["label", "probability"]].isna().any().any() or (whole and len(table) != len(index)):
         missing = int(table["probability"].isna().sum())
         raise LaunchError(f"{missing:,} tiles have no out-of-fold prediction, or are not in the index: run the folds again")
     return table, records
+
+
+def _read_member(path: Path) -> pd.DataFrame:
+    """What a member predicted out of fold, indexed by id, its logits as float64.
+
+    Raises:
+        LaunchError: it is no such table.
+    """
+    problems: list[str] = []
+    table = read_table(path, ["id", "label", "logit"], problems)
+    if table is not None:
+        logits = pd.to_numeric(table["logit"], errors="coerce").astype(np.float64)
+        if bad := int((~np.isfinite(logits)).sum()):
+            problems.append(f"{path.name} has {bad:,} logits that are not finite numbers")
+        table["logit"] = logits
+    if table is None or problems:
+        raise LaunchError(f"{path} cannot be used: {'; '.join(problems)}. Run the fold again.")
+    return table.set_index("id")
 
 
 def summarise(experiment: str, kernels: Sequence[Kernel], folder_of: Callable[[str], Path]) -> Summary:
@@ -82,7 +103,7 @@ def summarise(experiment: str, kernels: Sequence[Kernel], folder_of: Callable[[s
     """
     trained = [k for k in kernels if k.kind == "train" and k.experiments == (experiment,)]
     prepare = next(kernel for kernel in kernels if kernel.kind == "prepare")
-    index = pd.read_csv(folder_of(prepare.slug) / "index-train.csv", dtype={"id": str, "slide": str}, keep_default_na=False)
+    index = read_index(folder_of(prepare.slug) / TRAIN_INDEX)
     table, records = read_out_of_fold([folder_of(kernel.slug) for kernel in trained], index)
     slides = trained[0].configs[0].split == "slide"
     table["group"] = table["slide"] if slides else table["stain_group"]

@@ -2,10 +2,9 @@
 
 import hashlib
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 _CHUNK = 1 << 22  # bytes read at a time when hashing
-_LONGEST_NAME = 200  # bytes of a file's name; file systems take 255, of which a name for the unfinished file needs some
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -33,12 +32,3 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def is_contained(name: str) -> bool:
-    """Whether a file of this name, which somebody else chose, stays inside the folder it is written to, on any system."""
-    if not name.isprintable() or any(character in name for character in "\\:"):  # null bytes and lone surrogates among them
-        return False
-    path = PurePosixPath(name)
-    short = all(len(part.encode()) <= _LONGEST_NAME for part in path.parts)
-    return bool(path.name) and short and not path.is_absolute() and ".." not in path.parts

@@ -7,15 +7,14 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from lib.errors import KernelError, listed
-from lib.files import is_contained, sha256_of, write_whole
+from lib.files import sha256_of, write_whole
+from lib.foreign import UNREADABLE, is_contained, wrong_types
 
 RECORD_NAME = "run.json"
 RECORD_FORMAT = 1
-# What reading JSON that somebody else wrote may raise: text in another encoding is a ValueError, deep nesting a RecursionError.
-UNREADABLE = (OSError, ValueError, RecursionError)
 
 
 class RunRecordError(KernelError):
@@ -109,7 +108,7 @@ def file_records(listed_files: object) -> dict[str, FileRecord]:
             problems.append(f"{name!r} is no name of a file in its folder")
         elif not isinstance(entry, dict) or set(entry) != {"bytes", "sha256", "fetch"}:
             problems.append(f"{name!r} has no bytes, sha256 and fetch, or something else")
-        elif problem := _wrong_types(FileRecord, entry):
+        elif problem := wrong_types(FileRecord, entry):
             problems += [f"{name!r}: {each}" for each in problem]
         elif entry["bytes"] < 0:
             problems.append(f"{name!r}: bytes = {entry['bytes']}")
@@ -118,34 +117,6 @@ def file_records(listed_files: object) -> dict[str, FileRecord]:
     if problems:
         raise RunRecordError(listed("lists its files in a way this code does not take:", problems))
     return records
-
-
-def _wrong_types(kind: type, values: Mapping[str, Any]) -> list[str]:
-    """Fields that do not hold what their annotation says; `files` is looked at on its own."""
-    hints = get_type_hints(kind)
-    return [
-        f"{name} is {_shown(values[name])}, not {getattr(hint, '__name__', hint)}"
-        for name, hint in hints.items()
-        if name != "files" and not _fits(values[name], hint)
-    ]
-
-
-def _fits(value: object, hint: Any) -> bool:
-    if hint is Any:
-        return True
-    parts = get_args(hint)
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
-    if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(_fits(each, parts[1]) for each in value.values())
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str] = (), fetched_only: bool = False) -> RunRecord:
@@ -177,7 +148,7 @@ def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str
         raise RunRecordError(f"{path} has format {found}, this code reads format {RECORD_FORMAT}. {remedy}")
     if content["kind"] != kind:
         raise RunRecordError(f"{path} comes from a {content['kind']} kernel, not from {kind}. Attach the right output.")
-    if wrong := _wrong_types(RunRecord, content):
+    if wrong := wrong_types(RunRecord, content, but=("files",)):
         raise RunRecordError(listed(f"{path} holds values this code does not know:", wrong, remedy=remedy))
     try:
         record = RunRecord(**{**content, "files": file_records(content["files"])})

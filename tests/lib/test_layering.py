@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # The layers of lib, the lowest first: a module imports from its own layer and those below.
 _LAYERS = (
-    ("lib.errors", "lib.files", "lib.config", "lib.session", "lib.run_record"),
+    ("lib.errors", "lib.files", "lib.foreign", "lib.config", "lib.session", "lib.run_record"),
     ("lib.data", "lib.model", "lib.image", "lib.metrics", "lib.calibration", "lib.probe"),
     ("lib.training", "lib.inference", "lib.report"),
 )
