@@ -382,7 +382,7 @@ def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
         except _NO_HEADER as error:
             raise ValueError(f"not a numpy array: {error or type(error).__name__}") from error
-        if fortran or dtype.hasobject or any(type(side) is not int or side < 0 for side in shape):
+        if fortran or any(type(side) is not int or side < 0 for side in shape):
             raise ValueError(f"an array of {shape} {dtype}{', in Fortran order' if fortran else ''}")
         start = stream.tell()
         there, size = os.fstat(stream.fileno()).st_size - start, math.prod(shape) * dtype.itemsize
