@@ -28,7 +28,7 @@ class Spec:
     """How a target is made in a folder, and how many cases an ordinary run of the tests gives it."""
 
     make: Callable[[Path], Target]
-    few: int = 300
+    few: int = 150
 
 
 def _from_json(content: bytes, chance: Any) -> bytes:
@@ -734,25 +734,25 @@ def _credentials(folder: Path) -> Target:
 
 
 TARGETS = {
-    "tile": Spec(_tile, 800),
+    "tile": Spec(_tile, 400),
     "train-labels": Spec(_table("train_labels.csv")),
     "sample-submission": Spec(_table("sample_submission.csv")),
     "slide-map": Spec(_slide_map),
     "submission": Spec(_submission),
     "experiment": Spec(_experiment),
-    "override": Spec(_override, 800),
-    "config": Spec(_config, 400),
+    "override": Spec(_override, 400),
+    "config": Spec(_config, 200),
     "run-record": Spec(_record),
     "fetched-record": Spec(_fetched),
     "ledger": Spec(_ledger),
     "metadata": Spec(_metadata),
     "answers": Spec(_answers),
-    "npy": Spec(_npy, 500),
-    "features": Spec(_features, 150),
-    "index-train": Spec(_index("index-train.csv"), 100),
-    "index-test": Spec(_index("index-test.csv"), 100),
-    "out-of-fold": Spec(_out_of_fold, 150),
-    "journal": Spec(_journal, 100),
+    "npy": Spec(_npy, 300),
+    "features": Spec(_features, 60),
+    "index-train": Spec(_index("index-train.csv"), 40),
+    "index-test": Spec(_index("index-test.csv"), 40),
+    "out-of-fold": Spec(_out_of_fold, 60),
+    "journal": Spec(_journal, 30),
     "checkpoint": Spec(_checkpoint, 40),
     "head": Spec(_head),
     "weights": Spec(_weights),
