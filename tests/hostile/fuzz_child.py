@@ -11,7 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
-SECONDS = 5.0  # a case; a quiet machine takes milliseconds
+SECONDS = 20.0  # a case; a quiet machine takes milliseconds, a busy disk seconds
 ROOM = 512 << 20  # bytes of address space beyond what the imports took
 GROWTH = 256 << 20  # bytes of memory beyond what the valid samples took
 

@@ -37,7 +37,7 @@ def test_hostile_input_is_taken_or_refused_in_our_own_words(name, tmp_path):
         str(SEED),
         str(tmp_path),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 + cases * 5, cwd=tmp_path)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120 + cases * 5, cwd=tmp_path)
     at = (tmp_path / "at").read_text() if (tmp_path / "at").is_file() else "before the first"
     assert done.returncode == 0, f"ended with {done.returncode} at case {at} of {name}: {done.stderr[-2000:]}"
     report = json.loads((tmp_path / "report.json").read_text())
