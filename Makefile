@@ -8,12 +8,13 @@ RUN := $(VENV)/bin/python
 
 env: $(READY)
 
-# uv installs the pinned set several times faster than pip; it comes from the registry like everything else.
-$(READY): requirements-dev.txt
+# uv installs the pinned set several times faster than pip; it comes from the registry like everything else. What is downloaded
+# must hash to what the requirements say.
+$(READY): requirements-uv.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet uv
-	$(VENV)/bin/uv pip install --quiet --python $(RUN) -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --require-hashes -r requirements-uv.txt
+	$(VENV)/bin/uv pip install --quiet --python $(RUN) --require-hashes -r requirements-dev.txt
 	touch $@
 
 smoke: env
@@ -31,10 +32,14 @@ format: env
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# After changing the dependencies in pyproject.toml.
+# After changing the dependencies in pyproject.toml. What is pinned stays as it is unless it must change.
+LOCK := $(VENV)/bin/uv pip compile --universal --generate-hashes --python-version 3.11 --quiet
+
 lock: env
-	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --quiet pyproject.toml -o requirements.txt
-	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --quiet --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(LOCK) pyproject.toml -o requirements.txt
+	$(LOCK) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(LOCK) --extra bench -c requirements-dev.txt pyproject.toml -o benchmarks/requirements.txt
+	echo uv | $(LOCK) - -o requirements-uv.txt
 
 # The benchmarks, in an environment of their own that has the peers, too. DATA=DIR takes tiles in competition layout; without
 # it 2,000 are drawn.
@@ -43,11 +48,11 @@ BENCH_READY := $(BENCH_VENV)/.ready
 BENCH_RUN := $(BENCH_VENV)/bin/python
 DATA ?= runs/benchmarks/data
 
-$(BENCH_READY): requirements-dev.txt benchmarks/requirements.txt
+$(BENCH_READY): requirements-uv.txt requirements-dev.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	echo '*' > $(BENCH_VENV)/.gitignore
-	$(BENCH_RUN) -m pip install --quiet uv
-	$(BENCH_VENV)/bin/uv pip install --quiet --python $(BENCH_RUN) -r requirements-dev.txt -r benchmarks/requirements.txt
+	$(BENCH_RUN) -m pip install --quiet --require-hashes -r requirements-uv.txt
+	$(BENCH_VENV)/bin/uv pip install --quiet --python $(BENCH_RUN) --require-hashes -r requirements-dev.txt -r benchmarks/requirements.txt
 	touch $@
 
 runs/benchmarks/data: | $(BENCH_READY)

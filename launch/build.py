@@ -11,6 +11,7 @@ from typing import Any
 
 from launch.bundle import SOURCE_LIMIT, bundle_id, kernel_parameters, library_files, render_notebook, render_script
 from launch.errors import LaunchError
+from launch.leaks import own_secrets, paths_in, refuse_secrets, secrets_in, texts_in
 from launch.metadata import (
     DATASET_METADATA,
     METADATA,
@@ -25,17 +26,8 @@ from launch.metadata import (
 )
 from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Experiment, Kernel, git_commit, plan_kernels
 from lib.files import write_whole
+from lib.foreign import UNREADABLE, is_contained
 from lib.search_space import SearchSpace
-
-# What must never travel: tokens and keys of the services in use.
-_SECRETS = {
-    "a Kaggle token": re.compile(r"KGAT_[0-9A-Za-z]{16,}"),
-    "a Kaggle key": re.compile(r"""["']?key["']?\s*[:=]\s*["'][0-9a-f]{32}["']""", re.IGNORECASE),
-    "a Hugging Face token": re.compile(r"\bhf_[0-9A-Za-z]{30,}"),
-    "a GitHub token": re.compile(r"\bgh[pousr]_[0-9A-Za-z]{30,}"),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-}
-_HOMES = re.compile(r"""(?<![\w.<])(/(?:home|Users|root)/|[A-Za-z]:\\Users\\)[^\s"']+""")
 
 
 @dataclass(frozen=True)
@@ -79,6 +71,9 @@ class Source:
             limit: seconds after which the service will end the session; 0 says nothing.
             inputs: slug to push id of the outputs it must find mounted; others are refused as earlier ones.
             finished: for a search: records of trials that need not be run again.
+
+        Raises:
+            LaunchError: what is written into it holds a secret; the library was looked through when it was read.
         """
         parameters = kernel_parameters(
             kernel,
@@ -93,10 +88,12 @@ class Source:
         )
         write = render_notebook if kernel.kind in NOTEBOOK_KINDS else render_script
         script = write(kernel, self.files, parameters, thin=self.thin).encode()
+        metadata = render(kernel_metadata(kernel, base=self.base, owner=self.owner, thin=self.thin))
+        written = json.dumps(parameters, indent=1)
+        refuse_secrets({f"the parameters of {kernel.slug}": written, f"{METADATA} of {kernel.slug}": metadata})
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / kernel.file_name, script)
-        metadata = kernel_metadata(kernel, base=self.base, owner=self.owner, thin=self.thin)
-        write_whole(folder / METADATA, render(metadata))
+        write_whole(folder / METADATA, metadata)
         return len(script)
 
 
@@ -104,13 +101,15 @@ def read_source(*, owner: str | None = None, thin: bool = False, strict_bundle: 
     """The checkout as it is now.
 
     Raises:
-        LaunchError: the root's metadata or the library cannot be used, or the owner is no user name.
+        LaunchError: the root's metadata or the library cannot be used, or the owner is no user name, or the library holds a
+            secret.
     """
     base = read_base(root)
     owner = owner or owner_of(base)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", owner):
         raise LaunchError(f"the owner {owner!r} is not a Kaggle user name")
     files = library_files(root)
+    refuse_secrets(files)
     return Source(base, owner, files, bundle_id(files), git_commit(root), thin, strict_bundle)
 
 
@@ -190,7 +189,9 @@ def _write_dataset(folder: Path, files: dict[str, str], *, bundle: str, owner: s
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(text.encode())
     (folder / "BUNDLE_ID").write_text(bundle + "\n", encoding="utf-8")
-    (folder / DATASET_METADATA).write_text(render(dataset_metadata(root=root, owner=owner)), encoding="utf-8")
+    metadata = render(dataset_metadata(root=root, owner=owner))
+    refuse_secrets({DATASET_METADATA: metadata})
+    (folder / DATASET_METADATA).write_text(metadata, encoding="utf-8")
 
 
 def check(out: Path) -> tuple[list[str], list[str], list[str]]:
@@ -208,25 +209,31 @@ def check(out: Path) -> tuple[list[str], list[str], list[str]]:
     metadata: dict[str, dict[str, object]] = {}
     for folder in folders:
         try:
-            metadata[folder.name] = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        except UNREADABLE as error:
             problems.append(f"{folder.name}: {METADATA} cannot be read: {error}")
+            continue
+        if isinstance(content, dict):
+            metadata[folder.name] = content
+        else:
+            problems.append(f"{folder.name}: {METADATA} holds no JSON object")
     for slug, entry in metadata.items():
         folder = out / "kernels" / slug
         problems += [f"{slug}: {problem}" for problem in check_kernel_metadata(entry, folder)]
         if str(entry.get("id", "")).partition("/")[2] != slug:
             problems.append(f"{slug}: its id is {entry.get('id')!r}")
         sources = entry.get("kernel_sources")
-        for source in sources if isinstance(sources, list) else []:
-            if str(source).partition("/")[2] not in metadata:
-                problems.append(f"{slug}: reads {source}, which this build does not hold")
-        script = folder / str(entry.get("code_file"))
-        if not script.is_file():
+        for read in sources if isinstance(sources, list) else []:
+            if str(read).partition("/")[2] not in metadata:
+                problems.append(f"{slug}: reads {read}, which this build does not hold")
+        code = str(entry.get("code_file"))
+        script = folder / code
+        if not is_contained(code) or not script.is_file():
             continue
-        content = script.read_bytes()
-        found = _check_source(content, name=script.name)
+        source = script.read_bytes()
+        found = _check_source(source, name=script.name)
         problems += [f"{slug}: {problem}" for problem in found]
-        looked.append(f"{slug}: {len(content):,} bytes, {len(content) / SOURCE_LIMIT:.0%} of the limit")
+        looked.append(f"{slug}: {len(source):,} bytes, {len(source) / SOURCE_LIMIT:.0%} of the limit")
     owners = {str(entry.get("id", "")).partition("/")[0] for entry in metadata.values()}
     if len(owners) > 1:
         problems.append(f"the kernels belong to different owners: {', '.join(sorted(owners))}")
@@ -236,13 +243,14 @@ def check(out: Path) -> tuple[list[str], list[str], list[str]]:
         )
     try:
         dataset = json.loads((out / "dataset" / DATASET_METADATA).read_text(encoding="utf-8"))
+        if not isinstance(dataset, dict):
+            raise ValueError("it holds no JSON object")
         problems += [f"{LIBRARY_SLUG}: {problem}" for problem in check_dataset_metadata(dataset)]
         if len(list((out / "dataset").iterdir())) > 50:
             problems.append(f"{LIBRARY_SLUG}: more than 50 files at the top")
-        for path in sorted((out / "dataset").rglob("*")):
-            if path.is_file() and path.suffix == ".py":
-                problems += [f"{LIBRARY_SLUG}/{path.name}: {problem}" for problem in _leaks(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError) as error:
+        for name, text in texts_in(out / "dataset").items():
+            problems += [f"{LIBRARY_SLUG}/{name}: {problem}" for problem in _leaks(text)]
+    except UNREADABLE as error:
         problems.append(f"{LIBRARY_SLUG}: {DATASET_METADATA} cannot be read: {error}")
     return looked, problems, warnings
 
@@ -270,9 +278,7 @@ def _code_of(text: str, name: str) -> list[str]:
 
 def _leaks(text: str) -> list[str]:
     """Secrets, and paths of the machine it was built on."""
-    problems = [f"holds {what}" for what, pattern in _SECRETS.items() if pattern.search(text)]
-    here = {str(ROOT), str(Path.home())} - {"/", ""}
-    found = {match.group(0) for match in _HOMES.finditer(text)} | {path for path in here if path in text}
-    if found:
-        problems.append(f"holds a path of a machine: {', '.join(sorted(found)[:3])}")
+    problems = secrets_in(text, own=own_secrets())
+    if found := paths_in(text):
+        problems.append(f"holds a path of a machine: {', '.join(found[:3])}")
     return problems

@@ -11,17 +11,17 @@ import copy
 import io
 import operator
 import random
-import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from launch.errors import LaunchError
+from launch.leaks import clean, own_secrets, refuse_secrets, texts_in
 from lib.session import COMPETITION
 
 T = TypeVar("T")
@@ -38,7 +38,8 @@ ACTIVE = (QUEUED, RUNNING, CANCEL_REQUESTED, NEW)  # holds a slot
 _PAGES = 500  # of a listing; more means that its page tokens go in a circle
 _PAGE_SIZE = 200
 _RECORD_LIMIT = 16 << 20  # bytes of a run.json; more is not one
-_STRANGE = (ValueError, KeyError, TypeError, AttributeError)  # what the client's decoding raises on an unexpected answer
+# What decoding an unexpected answer raises, the client's and ours.
+_STRANGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class ClientError(LaunchError):
@@ -173,8 +174,21 @@ def message_of(error: Any) -> str:
     """What the service said in an HTTP error."""
     try:
         return str(error.response.json()["message"])
-    except (AttributeError, ValueError, KeyError, TypeError):
+    except _STRANGE:
         return str(error).split(" for url:")[0]
+
+
+@contextlib.contextmanager
+def _reading(what: str, error: type[ClientError] = StrangeAnswerError) -> Iterator[None]:
+    """Name what is met while an answer's values are read: a word where a number belongs, a list where a date does.
+
+    Raises:
+        StrangeAnswerError: or the error given.
+    """
+    try:
+        yield
+    except _STRANGE as problem:
+        raise error(f"Kaggle's answer about {what} holds a value that cannot be read ({type(problem).__name__})") from None
 
 
 @dataclass
@@ -194,6 +208,7 @@ class Kaggle:
 
     # --- kernels -----------------------------------------------------------------------------------------------------
 
+    @_reading("a push", NoAnswerError)
     def push(self, folder: Path, *, limit: float) -> Pushed:
         """Push the kernel in `folder`, to be ended by the service after `limit` seconds. Asked once, never repeated.
 
@@ -207,12 +222,13 @@ class Kaggle:
 
         wanted = str(json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))["id"])
         what = f"push {wanted}"
+        self._refuse_secrets(what, folder)
         answer = self._once(what, lambda: self.api.kernels_push(str(folder), timeout=str(int(limit))))
         if said := _text(answer.error):
             low = said.lower()
             kinds = {"session count": CapacityError, "quota": QuotaError, "notebook not found": GhostError}
             kind = next((kind for text, kind in kinds.items() if text in low), RefusedError)
-            raise kind(self._clean(f"Kaggle refused to {what}: {said}"))
+            raise kind(self.clean(f"Kaggle refused to {what}: {said}"))
         version = int(answer.version_number or 0) or None
         filed = _text(answer.ref).removeprefix("/code/").strip("/")
         if filed and filed.split("/")[-1].lower() != wanted.split("/")[-1].lower():
@@ -230,11 +246,12 @@ class Kaggle:
             dropped += [f"{kind_of} {value}" for value in values or []]
         if dropped:
             text = f"Kaggle pushed {wanted} without some of its inputs ({', '.join(dropped)}): they do not exist or are not yours"
-            raise SourcesDroppedError(self._clean(text), version=version)
+            raise SourcesDroppedError(self.clean(text), version=version)
         if version is None:
             raise NoAnswerError(f"Kaggle answered the push of {wanted} with neither a version nor an error")
         return Pushed(version, _text(answer.url))
 
+    @_reading("a kernel's status")
     def status(self, slug: str) -> RunStatus:
         """How the latest run of a kernel stands; ABSENT when the service knows of none (404), or will not say (403).
 
@@ -257,6 +274,7 @@ class Kaggle:
             raise
         return RunStatus(_word(answer.status, f"the status of {slug}"), _text(answer.failure_message))
 
+    @_reading("a kernel")
     def pull(self, slug: str) -> PulledKernel | None:
         """What the service holds of a kernel; None when it holds none (404), or will not say (403).
 
@@ -287,6 +305,7 @@ class Kaggle:
         """Delete a kernel and its run."""
         self._once(f"delete {slug}", lambda: self.api.kernels_delete(f"{self.user}/{slug}", no_confirm=True))
 
+    @_reading("an output")
     def output(self, slug: str) -> Listing:
         """The output of the latest run, all pages.
 
@@ -330,6 +349,7 @@ class Kaggle:
         except (requests.RequestException, *_STRANGE) as error:
             raise self._named(f"follow the log of {slug}", error) from None
 
+    @_reading("the quota")
     def quota(self) -> Quota | None:
         """The week's GPU hours; None when the service does not say."""
         from kagglesdk.kernels.types.kernels_api_service import ApiGetAcceleratorQuotaStatisticsRequest as Request
@@ -353,6 +373,7 @@ class Kaggle:
 
     # --- datasets ----------------------------------------------------------------------------------------------------
 
+    @_reading("a dataset")
     def dataset(self, slug: str) -> DatasetState | None:
         """The state of one of the account's datasets; None when there is none."""
         from kagglesdk.datasets.types import dataset_api_service as types
@@ -379,6 +400,7 @@ class Kaggle:
             _word(state.status, f"the status of the dataset {slug}").lower(), int(facts.current_version_number or 0)
         )
 
+    @_reading("a dataset's files")
     def dataset_files(self, slug: str) -> dict[str, int]:
         """Names and bytes of the files in the current version of a dataset."""
         from kagglesdk.datasets.types.dataset_api_service import ApiListDatasetFilesRequest as Request
@@ -388,7 +410,7 @@ class Kaggle:
         files: dict[str, int] = {}
         for answer in self._pages(f"the dataset {slug}", "datasets.dataset_api_client.list_dataset_files", request):
             if said := _text(answer.error_message):
-                raise StrangeAnswerError(self._clean(f"Kaggle could not list the dataset {slug}: {said}"))
+                raise StrangeAnswerError(self.clean(f"Kaggle could not list the dataset {slug}: {said}"))
             for item in answer.dataset_files or []:
                 files[_text(item.name)] = int(item.total_bytes or 0)
         return files
@@ -431,6 +453,7 @@ class Kaggle:
         body.files, body.category_ids = [], []
         temporary.mkdir(parents=True, exist_ok=True)
         what = f"upload the dataset {slug}"
+        self._refuse_secrets(what, folder)
 
         def send_files() -> None:
             from kaggle.api.kaggle_api_extended import ResumableUploadContext
@@ -446,10 +469,11 @@ class Kaggle:
             service = kaggle.datasets.dataset_api_client
             answer = self._once(what, lambda: (service.create_dataset if new else service.create_dataset_version)(request))
         if said := _text(answer.error):
-            raise RefusedError(self._clean(f"Kaggle refused to {what}: {said}"))
+            raise RefusedError(self.clean(f"Kaggle refused to {what}: {said}"))
 
     # --- the competition ---------------------------------------------------------------------------------------------
 
+    @_reading("the competition")
     def has_entered(self) -> bool:
         """Whether the account has accepted the competition's rules."""
         from kagglesdk.competitions.types.competition_api_service import ApiGetCompetitionRequest as Request
@@ -476,6 +500,7 @@ class Kaggle:
             raise NoAnswerError("the upload of the submission broke off")
         return said
 
+    @_reading("the submissions")
     def submissions(self) -> list[Submission]:
         """The account's submissions, the newest first."""
         from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest as Request
@@ -576,7 +601,7 @@ class Kaggle:
         response = getattr(error, "response", None)
         status = response.status_code if response is not None else 0
         if isinstance(error, requests.HTTPError) and response is not None and status >= 400:
-            said = self._clean(message_of(error))[:300]
+            said = self.clean(message_of(error))[:300]
             text = f"Kaggle refused to {what} (HTTP {status}: {said})"
             if status == 401:
                 return CredentialsError(f"{text}.\n{CREDENTIALS}")
@@ -588,20 +613,25 @@ class Kaggle:
             unknown = StrangeAnswerError if not changes else NoAnswerError
             return unknown(f"Kaggle's answer to {what} holds {error}, which nobody knows")
         if isinstance(error, ValueError) and "Upload unsuccessful" in str(error):  # kaggle 2.2.5
-            return NoAnswerError(f"could not {what}: {self._clean(str(error))}")
+            return NoAnswerError(f"could not {what}: {self.clean(str(error))}")
         if isinstance(error, _STRANGE) and not isinstance(error, OSError):
             return NoAnswerError(f"Kaggle's answer to {what} cannot be read ({type(error).__name__})")
         return NoAnswerError(f"no answer from Kaggle to {what} ({type(error).__name__})")
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
+        """A message without our credentials, and without what looks like anybody's."""
         return clean(text, self._secrets)
 
+    def _refuse_secrets(self, what: str, folder: Path) -> None:
+        """The last look at what is about to be sent; what is built here was looked through before.
 
-def clean(text: str, secrets: tuple[str, ...]) -> str:
-    """The text without any of the secrets, and without anything that looks like a token."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return re.sub(r"KGAT_[0-9A-Za-z]+", "***", text)
+        Raises:
+            RefusedError: a file holds what looks like a secret. Nothing was sent.
+        """
+        try:
+            refuse_secrets(texts_in(folder), own={*self._secrets, *own_secrets()})
+        except LaunchError as error:
+            raise RefusedError(f"did not {what}: {error}") from None
 
 
 def connect(patience: Patience | None = None) -> Kaggle:
@@ -611,13 +641,11 @@ def connect(patience: Patience | None = None) -> Kaggle:
         CredentialsError: there are none, or they are not accepted.
         NoAnswerError: the service could not be asked.
     """
-    import os
-
     import requests
 
     patience = patience or Patience()
     printed = io.StringIO()
-    secrets = tuple(os.environ[name] for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_TOKEN") if os.environ.get(name))
+    secrets = own_secrets()
     for attempt in range(1, patience.tries + 1):
         try:
             # The package authenticates when it is imported, prints what it misses, and may leave by sys.exit.
@@ -694,19 +722,13 @@ def _temporary_folder(folder: Path) -> Iterator[None]:
         tempfile.tempdir = before
 
 
-def is_contained(name: str) -> bool:
-    """Whether a file of this name stays inside the folder it is written to."""
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and ":" not in name
-
-
 def _log_text(log: str) -> str:
     """The text of a log that comes as a JSON array of {stream_name, time, data}, or as it is."""
     import json
 
     try:
         events = json.loads(log)
-    except ValueError:
+    except (ValueError, RecursionError):
         return log
     if not isinstance(events, list):
         return log

@@ -20,12 +20,14 @@ from typing import TypeVar
 
 from launch.bundle import SOURCE_LIMIT
 from launch.campaign import Pace
-from launch.client import ABSENT, ACTIVE, RULES, ClientError, CredentialsError, Kaggle, NoAnswerError, Patience, clean, connect
+from launch.client import ABSENT, ACTIVE, RULES, ClientError, CredentialsError, Kaggle, NoAnswerError, Patience, connect
 from launch.errors import LaunchError
+from launch.leaks import clean, own_secrets
 from launch.metadata import METADATA, PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
 from launch.probe import CPU, GPU, LOOPBACK, Finding, kept_results, plan_probes, run_probes
 from launch.schedule import expected_hours, next_reset, plan_over_weeks
+from lib.foreign import UNREADABLE
 from lib.session import COMPETITION
 
 T = TypeVar("T")
@@ -38,7 +40,6 @@ _PYTHONS = ((3, 11), (3, 12), (3, 13))
 _CLOCK_TOLERANCE = 300.0  # seconds
 _ROOM = 1 << 30  # bytes: what a campaign fetches (predictions, histories, figures) and some to spare
 _PATIENCE = Patience(answer=20.0, tries=2, delay=1.0, longest_delay=5.0)  # somebody waits in front of it
-_SECRET = 8  # characters; what is shorter is no secret, and would blot out ordinary words
 _SILENCES = 2  # unanswered questions in a row, after which no more are asked
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -163,7 +164,7 @@ def _read_key_file(path: Path) -> dict[str, str]:
     """Which of username and key a kaggle.json holds; their values are dropped here."""
     try:
         content = json.loads(_content(path))
-    except ValueError:
+    except UNREADABLE:
         return {}
     return {name: "file" for name in ("username", "key") if isinstance(content, dict) and content.get(name)}
 
@@ -241,7 +242,7 @@ def examine(
     environment = os.environ if environment is None else environment
     home = home or Path.home()
     line = _Line(kaggle, silent=_why_not(kaggle, refusal))
-    secrets = _secrets(environment, home)
+    secrets = own_secrets(environment, home)  # whatever an error's text quotes
     checks: dict[str, Callable[[], list[Finding]]] = {
         "Python": check_python,
         "Kaggle client": check_client,
@@ -268,20 +269,6 @@ def _why_not(kaggle: Kaggle | None, refusal: LaunchError | None) -> str:
     if kaggle is not None:
         return ""
     return "no credentials that work" if refusal is None or isinstance(refusal, CredentialsError) else "Kaggle was not reached"
-
-
-def _secrets(environment: Mapping[str, str], home: Path) -> tuple[str, ...]:
-    """Everything that must not be shown, whatever an error's text quotes."""
-    found = {environment.get(name, "") for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_TOKEN")}
-    found |= {_content(home / ".kaggle" / name) for name in ("access_token", "access_token.txt")}
-    for path in (_config_folder(environment, home) / "kaggle.json", home / ".kaggle" / "credentials.json"):
-        try:
-            content = json.loads(_content(path))
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            found |= {value for name, value in content.items() if isinstance(value, str) and name != "username"}
-    return tuple(sorted((secret for secret in found if len(secret) >= _SECRET), key=len, reverse=True))
 
 
 def _survived(name: str, check: Callable[[], list[Finding]], secrets: tuple[str, ...]) -> list[Finding]:

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
+from lib.errors import listed
 from lib.files import write_whole
+from lib.foreign import UNREADABLE, wrong_types
 
 LEDGER_NAME = "ledger.json"
 LEDGER_FORMAT = 1
+_MOMENTS = ("intended_at", "pushed_at", "ended_at", "at", "fetched_at", "created")
 
 # States of a push. Open ones may still run on Kaggle.
 INTENDED, PUSHED, DROPPED = "intended", "pushed", "dropped"
@@ -228,7 +231,7 @@ def read_ledger(folder: Path) -> Ledger | None:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise LaunchError(f"{path} cannot be read ({error}). {remedy}") from error
     if not isinstance(content, dict) or content.get("format") != LEDGER_FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
@@ -245,7 +248,7 @@ def read_ledger(folder: Path) -> Ledger | None:
         }
         dataset = content.pop("dataset")
         submissions = [SubmissionEntry(**entry) for entry in content.pop("submissions")]
-        return Ledger(
+        ledger = Ledger(
             **content,
             kernels=kernels,
             dataset=DatasetEntry(**dataset) if dataset else None,
@@ -254,6 +257,39 @@ def read_ledger(folder: Path) -> Ledger | None:
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise LaunchError(f"{path} is not a ledger this code knows ({error}). {remedy}") from error
+    if wrong := _wrong_values(ledger):
+        raise LaunchError(listed(f"{path} is not a ledger this code knows:", wrong, remedy=remedy))
+    return ledger
+
+
+def _wrong_values(ledger: Ledger) -> list[str]:
+    """What stands in a ledger that this code would not write."""
+    parts: list[tuple[str, Any]] = [("the ledger", ledger), ("dataset", ledger.dataset)]
+    parts += [(f"submission {number}", entry) for number, entry in enumerate(ledger.submissions, start=1)]
+    for slug, kernel in ledger.kernels.items():
+        parts += [(slug, kernel), (f"output of {slug}", kernel.output)]
+        parts += [(f"push {number} of {slug}", push) for number, push in enumerate(kernel.pushes, start=1)]
+    problems = []
+    for name, part in parts:
+        if part is None:
+            continue
+        values = {item.name: getattr(part, item.name) for item in fields(part)}
+        problems += [f"{name}: {problem}" for problem in wrong_types(type(part), values)]
+        odd = [moment for moment in _MOMENTS if moment in values and not _is_moment(values[moment])]
+        problems += [f"{name}: {moment} = {values[moment]!r} is no moment" for moment in odd]
+    if not problems:
+        try:
+            json.dumps(ledger.experiments, allow_nan=False)
+        except ValueError as error:
+            problems.append(f"experiments: {error}")
+    return problems
+
+
+def _is_moment(text: object) -> bool:
+    try:
+        return text == "" or datetime.fromisoformat(str(text)).tzinfo is not None
+    except ValueError:
+        return False
 
 
 @contextmanager

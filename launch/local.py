@@ -28,6 +28,7 @@ from launch.report import PAGE
 from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
 from launch.summary import print_ranking, print_summary, summarise
 from lib.files import write_whole
+from lib.foreign import UNREADABLE
 from lib.report.results import Summary
 from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
 from lib.search_space import SearchSpace
@@ -221,7 +222,7 @@ def _record_of(working: Path) -> str:
     """The files an input's run.json lists: the same files mean the same input, whenever they were made."""
     try:
         files = json.loads((working / RECORD_NAME).read_bytes())["files"]
-    except (OSError, ValueError, KeyError):
+    except (KeyError, TypeError, *UNREADABLE):
         return "absent"
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 

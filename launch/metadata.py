@@ -10,6 +10,7 @@ from typing import Any
 
 from launch.errors import LaunchError
 from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Kernel
+from lib.foreign import UNREADABLE, is_contained
 from lib.session import COMPETITION
 
 METADATA = "kernel-metadata.json"
@@ -28,7 +29,7 @@ def read_base(root: Path = ROOT) -> dict[str, Any]:
     path = root / METADATA
     try:
         base = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise LaunchError(f"{METADATA} in the root cannot be read: {error}") from error
     if not isinstance(base, dict) or str(base.get("id", "")).count("/") != 1:
         raise LaunchError(f'{METADATA} in the root needs an "id" of the form owner/slug')
@@ -80,8 +81,10 @@ def dataset_metadata(*, root: Path, owner: str) -> dict[str, Any]:
     """The library dataset's metadata: the root's file with the owner of kernel-metadata.json."""
     try:
         metadata = json.loads((root / DATASET_METADATA).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise LaunchError(f"{DATASET_METADATA} in the root cannot be read: {error}") from error
+    if not isinstance(metadata, dict):
+        raise LaunchError(f"{DATASET_METADATA} in the root must hold a JSON object")
     return {**metadata, "id": f"{owner}/{LIBRARY_SLUG}"}
 
 
@@ -111,8 +114,11 @@ def check_kernel_metadata(metadata: dict[str, Any], folder: Path) -> list[str]:
         problems.append(f"language must be one of {', '.join(_LANGUAGES)}")
     if metadata.get("kernel_type") not in _KERNEL_TYPES:
         problems.append(f"kernel_type must be one of {', '.join(_KERNEL_TYPES)}")
-    if not metadata.get("code_file") or not (folder / str(metadata.get("code_file"))).is_file():
-        problems.append(f"the code file {metadata.get('code_file')!r} is missing")
+    code = str(metadata.get("code_file") or "")
+    if not is_contained(code):
+        problems.append(f"the code file {code[:80]!r} is no file in the kernel's folder")
+    elif not (folder / code).is_file():
+        problems.append(f"the code file {code!r} is missing")
     for key in ("is_private", "enable_gpu", "enable_tpu", "enable_internet"):
         if not isinstance(metadata.get(key), bool):
             problems.append(f"{key} must be written out as true or false")

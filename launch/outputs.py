@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from launch.client import Kaggle, Listing, NoAnswerError, StrangeAnswerError, is_contained
+from launch.client import Kaggle, Listing, NoAnswerError, StrangeAnswerError
 from launch.errors import LaunchError
 from lib.files import sha256_of
-from lib.run_record import RECORD_NAME, RunRecord, RunRecordError, read_run_record
+from lib.foreign import UNREADABLE
+from lib.run_record import RECORD_NAME, RunRecord, RunRecordError, file_records, read_run_record
 
 TRIALS, RANKING, WINNER = "trials.json", "search.csv", "winner.toml"  # what a search kernel leaves
 
@@ -30,7 +31,7 @@ def peek_record(kaggle: Kaggle, slug: str, listing: Listing, *, folder: Path) ->
     kaggle.fetch(listing.files[RECORD_NAME], path)
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except UNREADABLE as error:
         raise NoAnswerError(f"the {RECORD_NAME} of {slug} cannot be read: what came is not JSON") from error
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise NoAnswerError(f"the {RECORD_NAME} of {slug} is not a record")
@@ -57,16 +58,17 @@ def fetch_output(kaggle: Kaggle, slug: str, listing: Listing, content: dict[str,
         OSError: no room.
     """
     beside, target = _beside(folder, slug), folder / slug
-    wanted = {name: entry for name, entry in content["files"].items() if isinstance(entry, dict) and entry.get("fetch")}
-    if outside := sorted(name for name in wanted if not is_contained(name)):
-        raise StrangeAnswerError(f"the record of {slug} names files outside its folder ({', '.join(outside)}): not fetched")
+    try:
+        wanted = {name: entry for name, entry in file_records(content["files"]).items() if entry.fetch}
+    except RunRecordError as error:
+        raise StrangeAnswerError(f"nothing of {slug} was fetched: its {RECORD_NAME} {error}") from error
     if missing := sorted(set(wanted) - set(listing.files)):
         raise NoAnswerError(f"the output of {slug} is listed without {', '.join(missing)}, which its {RECORD_NAME} records")
     for name, entry in sorted(wanted.items()):
         path = beside / name
-        if path.is_file() and path.stat().st_size == entry["bytes"] and sha256_of(path) == entry["sha256"]:
+        if path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256:
             continue
-        kaggle.fetch(listing.files[name], path, size=int(entry["bytes"]), sha256=str(entry["sha256"]))
+        kaggle.fetch(listing.files[name], path, size=entry.bytes, sha256=entry.sha256)
     try:
         record = read_run_record(beside, kind=kind, fetched_only=True)
     except RunRecordError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from launch.errors import LaunchError
 from lib.config import FOLD_KNOBS, PREPARE_KNOBS, Config, ConfigError, apply_overrides, parse_toml
+from lib.foreign import UNREADABLE
 from lib.search_space import SearchSpace, draw_trials, parse_search
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +112,7 @@ def _list_of(name: str, root: Path) -> dict[str, Any] | None:
     path = root / "experiments" / f"{name}.toml"
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # load_experiment says what is wrong with it
+    except UNREADABLE:  # load_experiment says what is wrong with it
         return None
     return values if "experiments" in values else None
 
@@ -152,6 +153,8 @@ def _own_values(name: str, overrides: Sequence[str], root: Path) -> Experiment:
         changed = apply_overrides(config, overrides)
     except ConfigError as error:
         raise LaunchError(str(error)) from error
+    except ValueError as error:  # not UTF-8
+        raise LaunchError(f"experiments/{name}.toml cannot be read: {error}") from error
     return Experiment(name if changed == config else f"{name}-{changed.hash[:6]}", changed)
 
 

@@ -15,13 +15,15 @@ from typing import Any
 
 from launch.build import Source, read_source
 from launch.campaign import OUTPUTS, REHEARSAL, Campaign, CampaignStoppedError, Pace
-from launch.client import ClientError, CredentialsError, Kaggle, clean
+from launch.client import ClientError, CredentialsError, Kaggle
+from launch.leaks import clean
 from launch.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_lock, new_ledger, read_ledger, stamp
 from launch.plan import Kernel
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED
 from launch.schedule import PREPARE_HOURS, PROBE_HOURS, PROBE_LIMIT
 from lib.config import Config
 from lib.files import write_whole
+from lib.foreign import UNREADABLE
 from lib.run_record import read_run_record
 from lib.session import COMPETITION, TRIED_WITH
 
@@ -207,7 +209,7 @@ def kept_results(folder: Path) -> tuple[datetime, dict[str, Any], list[Finding]]
         if results["format"] != _FORMAT:
             return None
         return datetime.fromisoformat(results["date"]), dict(results["records"]), _judged(results)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, *UNREADABLE):
         return None
 
 

@@ -11,6 +11,7 @@ from launch.errors import LaunchError
 from launch.outputs import RANKING, TRIALS, WINNER
 from launch.plan import Kernel
 from lib.calibration import Calibration
+from lib.data.prepared import TRAIN_INDEX, read_index
 from lib.errors import KernelError
 from lib.inference.submission import check_submission
 from lib.report import results
@@ -30,7 +31,7 @@ def summarise(experiment: str, kernels: Sequence[Kernel], folder_of: Callable[[s
     """
     trained = [k for k in kernels if k.kind == "train" and k.experiments == (experiment,)]
     prepare = next(kernel for kernel in kernels if kernel.kind == "prepare")
-    index = pd.read_csv(folder_of(prepare.slug) / "index-train.csv", dtype={"id": str, "slide": str}, keep_default_na=False)
+    index = read_index(folder_of(prepare.slug) / TRAIN_INDEX)
     try:
         return results.summarise(experiment, [folder_of(kernel.slug) for kernel in trained], index)
     except ResultError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lib.errors import KernelError, listed
 from lib.files import sha256_of, write_whole
+from lib.foreign import UNREADABLE, is_contained, wrong_types
 
 RECORD_NAME = "run.json"
 RECORD_FORMAT = 1
@@ -83,7 +84,7 @@ def peek_kind(folder: Path) -> str:
 def _peek(folder: Path, name: str) -> str:
     try:
         content = json.loads((folder / RECORD_NAME).read_bytes())
-    except (OSError, ValueError):
+    except UNREADABLE:
         return ""
     return str(content.get(name, "")) if isinstance(content, dict) else ""
 
@@ -91,6 +92,31 @@ def _peek(folder: Path, name: str) -> str:
 def peek_push(folder: Path) -> str:
     """The push id that a folder's run.json names, or an empty text where there is none that can be read."""
     return _peek(folder, "push_id")
+
+
+def file_records(listed_files: object) -> dict[str, FileRecord]:
+    """The `files` of a run.json that somebody else wrote.
+
+    Raises:
+        RunRecordError: it is no list of files, or a name leads out of the folder; everything that is wrong.
+    """
+    if not isinstance(listed_files, dict):
+        raise RunRecordError(f"lists its files as {type(listed_files).__name__}, not as a table of names.")
+    problems, records = [], {}
+    for name, entry in listed_files.items():
+        if not is_contained(name):
+            problems.append(f"{name!r} is no name of a file in its folder")
+        elif not isinstance(entry, dict) or set(entry) != {"bytes", "sha256", "fetch"}:
+            problems.append(f"{name!r} has no bytes, sha256 and fetch, or something else")
+        elif problem := wrong_types(FileRecord, entry):
+            problems += [f"{name!r}: {each}" for each in problem]
+        elif entry["bytes"] < 0:
+            problems.append(f"{name!r}: bytes = {entry['bytes']}")
+        else:
+            records[name] = FileRecord(**entry)
+    if problems:
+        raise RunRecordError(listed("lists its files in a way this code does not take:", problems))
+    return records
 
 
 def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str] = (), fetched_only: bool = False) -> RunRecord:
@@ -112,7 +138,7 @@ def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RunRecordError(f"{folder} holds no {RECORD_NAME}: the kernel that wrote it did not finish. {remedy}") from None
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise RunRecordError(f"{path} cannot be read ({error}). {remedy}") from error
     names = {item.name for item in fields(RunRecord)}
     if not isinstance(content, dict) or content.get("complete") is not True:
@@ -122,11 +148,12 @@ def read_run_record(folder: Path, *, kind: str, hashed_by_reader: Collection[str
         raise RunRecordError(f"{path} has format {found}, this code reads format {RECORD_FORMAT}. {remedy}")
     if content["kind"] != kind:
         raise RunRecordError(f"{path} comes from a {content['kind']} kernel, not from {kind}. Attach the right output.")
+    if wrong := wrong_types(RunRecord, content, but=("files",)):
+        raise RunRecordError(listed(f"{path} holds values this code does not know:", wrong, remedy=remedy))
     try:
-        content["files"] = {name: FileRecord(**entry) for name, entry in content["files"].items()}
-    except (TypeError, AttributeError) as error:
-        raise RunRecordError(f"{path} lists its files in a way this code does not know ({error}). {remedy}") from error
-    record = RunRecord(**content)
+        record = RunRecord(**{**content, "files": file_records(content["files"])})
+    except RunRecordError as error:
+        raise RunRecordError(f"{path} {error}\n{remedy}") from error
     problems = []
     for name, entry in record.files.items():
         file = folder / name

@@ -61,18 +61,41 @@ def test_help_answers_before_anybody_waits():
     assert best < 0.5
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
-def test_requirements_are_pinned_and_name_no_host(name):
-    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
-    lines = [line for line in lines if line]
-    assert len(lines) > 40
-    assert all(re.match(r"^[A-Za-z0-9._-]+(\[[a-z,]+\])?==[0-9][^ ]*( ;.*)?$", line) for line in lines)
-    assert not re.search(r"https?:|file:|--(extra-)?index", "\n".join(lines))
+REQUIREMENTS = {"requirements.txt": 40, "requirements-dev.txt": 40, "benchmarks/requirements.txt": 40, "requirements-uv.txt": 1}
+PIN = re.compile(r"([A-Za-z0-9._-]+(?:\[[a-z,]+\])?)==([0-9][^ ]*)(?: ; .*?)?((?: --hash=sha256:[0-9a-f]{64})+)")
+
+
+def pins(name: str) -> list[re.Match[str]]:
+    """Every requirement of a file, its continued lines joined; None where one is not pinned, or not by its hash."""
+    text = (ROOT / name).read_text().replace("\\\n", "")
+    lines = [" ".join(line.split("#")[0].split()) for line in text.splitlines()]
+    return [PIN.fullmatch(line) for line in lines if line]
+
+
+@pytest.mark.parametrize(("name", "least"), REQUIREMENTS.items())
+def test_requirements_are_pinned_with_their_hashes_and_name_no_host(name, least):
+    found = pins(name)
+    assert len(found) >= least
+    assert None not in found
+    text = (ROOT / name).read_text()
+    assert not re.search(r"https?:|file:|--(extra-)?index|--find-links|--trusted", text)
+
+
+def test_the_requirements_agree_on_what_they_share():
+    runtime, dev, bench, _ = ({(pin[1], pin[2]): pin[3] for pin in pins(name)} for name in REQUIREMENTS)
+    assert runtime.items() <= dev.items()
+    assert runtime.items() <= bench.items()
+
+
+def test_what_is_installed_is_held_against_the_hashes():
+    """An install that names a file of requirements, or none, downloads nothing that is not pinned by its hash."""
+    makefile = (ROOT / "Makefile").read_text()
+    installs = [line for line in makefile.splitlines() if "pip install" in line]
+    assert len(installs) == 4
+    assert [line for line in installs if "--require-hashes" not in line or "-r requirements" not in line] == []
 
 
 def test_what_a_kernel_runs_on_has_the_versions_of_kaggles_image():
-    pinned = dict(
-        line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if re.match(r"^[a-z-]+==\S+$", line)
-    )
+    pinned = {pin[1]: pin[2] for pin in pins("requirements.txt")}
     image = {"torch": "2.11", "torchvision": "0.26", "timm": "1.0.28", "numpy": "2.1", "pandas": "2.2", "scikit-learn": "1.6"}
     assert {name: pinned[name][: len(version)] for name, version in image.items()} == image

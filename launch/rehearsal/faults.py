@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
+from lib.foreign import UNREADABLE
 
 REFUSALS = {
     "400": "Bad request",
@@ -133,7 +134,7 @@ def load_faults(path: Path) -> list[Fault]:
     known = {item.name for item in fields(Fault)}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise LaunchError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, list):
         raise LaunchError(f"{path} must hold a list of faults")

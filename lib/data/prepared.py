@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from lib.config import Config
-from lib.data.competition import Competition, data_id
+from lib.data.competition import Competition, data_id, read_table
 from lib.data.groups import read_slide_map, stain_groups
 from lib.data.store import BuiltStore, StoreBuilder, StoreError, read_array
-from lib.errors import KernelError
+from lib.errors import KernelError, listed
 from lib.files import write_whole
 from lib.run_record import RunRecord, read_run_record
 
@@ -67,14 +67,36 @@ def read_prepared(folder: Path) -> Prepared:
 
     Raises:
         RunRecordError: the folder does not match its record.
-        PreparedError: index and data id disagree.
+        PreparedError: an index is no such table, or index and data id disagree.
     """
     record = read_run_record(folder, kind="prepare", hashed_by_reader=(TRAIN_TILES, TEST_TILES))
-    train = pd.read_csv(folder / TRAIN_INDEX, dtype={"id": str, "slide": str}, keep_default_na=False)
-    test = pd.read_csv(folder / TEST_INDEX, dtype={"id": str})
+    train, test = read_index(folder / TRAIN_INDEX), read_index(folder / TEST_INDEX)
     if (found := data_id(train)) != record.data_id:
         raise PreparedError(f"{folder}: the index has data id {found[:8]}..., run.json {record.data_id[:8]}...: prepare again")
     return Prepared(folder, record, train, test, found)
+
+
+def read_index(path: Path) -> pd.DataFrame:
+    """One of the two tables of prepared tiles, its row numbers, labels and groups as int64.
+
+    Raises:
+        PreparedError: it is no such table; everything that is wrong with it.
+    """
+    problems: list[str] = []
+    columns = ["row", "id", "label", "stain_group", "slide"] if path.name == TRAIN_INDEX else ["row", "id"]
+    table = read_table(path, columns, problems)
+    if table is not None:
+        if table["row"].tolist() != [str(row) for row in range(len(table))]:
+            problems.append(f"{path.name} does not number its rows from 0 on")
+        if "label" in table and not table["label"].isin(["0", "1"]).all():
+            problems.append(f"{path.name} has labels that are not 0 or 1")
+        if "stain_group" in table and not table["stain_group"].str.fullmatch("[0-9]{1,9}").all():
+            problems.append(f"{path.name} has stain groups that are no numbers")
+    if problems:
+        raise PreparedError(listed(f"{path} cannot be used:", problems, remedy="Run the prepare kernel again."))
+    assert table is not None
+    numbers = [name for name in ("row", "label", "stain_group") if name in table]
+    return table.astype(dict.fromkeys(numbers, np.int64))
 
 
 def build_stores(

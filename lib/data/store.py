@@ -8,10 +8,12 @@ hashes to up to there; the next run goes on after that.
 
 import hashlib
 import json
+import math
 import os
 import queue
 import shutil
 import threading
+import tokenize
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ import numpy as np
 
 from lib.data.tiff import HEADER, TILE_BYTES, TILE_SHAPE, TileError, decode_tile
 from lib.errors import KernelError, listed
+from lib.foreign import UNREADABLE
 
 BLOCK = 2048  # tiles between two entries of the journal: 54 MiB, well under a second of work to lose
 CHUNK = 32  # tiles a reader takes at a time
@@ -32,6 +35,8 @@ _BUFFERS = 3  # blocks in memory, 162 MiB: one is written, two are being read
 _UNFLUSHED = 8  # blocks written that the disk may still owe, 432 MiB; then the readers wait for it
 _READ_AT_ONCE = 1 << 24  # bytes
 _FILE_BYTES = len(HEADER) + TILE_BYTES
+# What numpy's parser of headers lets through.
+_NO_HEADER = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError, tokenize.TokenError)
 
 
 class StoreError(KernelError):
@@ -126,7 +131,7 @@ class StoreBuilder:
 
     def _take_over(self) -> tuple[int, "hashlib._Hash"]:
         """Make part and journal ready to go on; the blocks that stand, and the digest of the file up to there."""
-        lines = self.journal.read_text().splitlines() if self.journal.is_file() else []
+        lines = self.journal.read_text(errors="replace").splitlines() if self.journal.is_file() else []
         if lines and lines[0] == self.plan and self.target.is_file() and not self.part.is_file():
             # Put in place by a run that was killed before it forgot its journal. A second name, so that the record
             # that may stand for it keeps its array until this run has another.
@@ -280,7 +285,7 @@ class _Journal:
 def _entry(line: str) -> object:
     try:
         return json.loads(line)
-    except ValueError:  # the kill came in the middle of this line
+    except UNREADABLE:  # the kill came in the middle of this line
         return None
 
 
@@ -362,24 +367,43 @@ def _read_in_place(path: str, out: memoryview, header: bytearray) -> bool:
         os.close(file)
 
 
+def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape and type of an array in a file, and at which byte it begins; nothing of it is read.
+
+    Raises:
+        ValueError: it is no array in C order in version 1.0 of numpy's format, or the file is not as long as it says.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        try:
+            version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+            if version != (1, 0):  # later ones may announce headers of 4 GiB
+                raise ValueError(f"version {version[0]}.{version[1]} of the format, not 1.0")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
+        except _NO_HEADER as error:
+            raise ValueError(f"not a numpy array: {error or type(error).__name__}") from error
+        if fortran or any(type(side) is not int or side < 0 for side in shape):
+            raise ValueError(f"an array of {shape} {dtype}{', in Fortran order' if fortran else ''}")
+        start = stream.tell()
+        there, size = os.fstat(stream.fileno()).st_size - start, math.prod(shape) * dtype.itemsize
+        if there < size:
+            raise ValueError(f"cut short: {there:,} of {size:,} bytes")
+        return shape, dtype, start
+
+
 def array_layout(path: Path) -> tuple[int, int]:
     """How many tiles an array holds, and at which byte of the file they begin.
 
     Raises:
         StoreError: it is no tile array, or is cut short.
     """
-    with path.open("rb") as stream:
-        try:
-            version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise StoreError(f"{path} is not a numpy array: {error}. Run the prepare kernel again.") from error
-        if version != (1, 0) or fortran or dtype != np.uint8 or shape[1:] != TILE_SHAPE:
-            raise StoreError(f"{path} holds {shape} {dtype}, not N x 96 x 96 x 3 uint8. Run the prepare kernel again.")
-        start, size = stream.tell(), shape[0] * TILE_BYTES
-        if (there := os.fstat(stream.fileno()).st_size - start) < size:
-            raise _cut_short(path, there, size)
-        return shape[0], start
+    try:
+        shape, dtype, start = array_header(path)
+    except ValueError as error:
+        raise StoreError(f"{path} is {error}. Run the prepare kernel again.") from error
+    if dtype != np.uint8 or shape[1:] != TILE_SHAPE:
+        raise StoreError(f"{path} holds {shape} {dtype}, not N x 96 x 96 x 3 uint8. Run the prepare kernel again.")
+    return shape[0], start
 
 
 def read_array(path: Path, *, sha256: str = "", allocate: Callable[[int], "memoryview | np.ndarray"] | None = None) -> np.ndarray:

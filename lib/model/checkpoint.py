@@ -12,6 +12,7 @@ from safetensors.torch import save
 from lib.config import Config, ConfigError, config_from_dict
 from lib.errors import KernelError
 from lib.files import write_whole
+from lib.foreign import UNREADABLE, wrong_types
 from lib.model.network import Classifier, NetworkError, build_network
 
 CHECKPOINT_FORMAT = 1
@@ -56,16 +57,19 @@ def read_identity(path: Path) -> Identity:
     try:
         with safe_open(path, framework="pt") as content:
             facts = json.loads((content.metadata() or {})["checkpoint"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, KeyError, *UNREADABLE) as error:
         raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}") from error
     if not isinstance(facts, dict):
         raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project. {_AGAIN}")
     if facts.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {_AGAIN}")
     try:
-        return Identity(**facts)
+        found = Identity(**facts)
     except TypeError as error:
         raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {_AGAIN}") from error
+    if wrong := wrong_types(Identity, facts):
+        raise CheckpointError(f"{path.name} does not say what it is: {'; '.join(wrong)}. {_AGAIN}")
+    return found
 
 
 def count_parameters(path: Path) -> int:

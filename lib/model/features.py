@@ -18,8 +18,10 @@ import torch
 
 from lib.config import Config
 from lib.data.batches import as_images, load_batches
+from lib.data.store import array_header
 from lib.errors import KernelError, listed
 from lib.files import write_whole
+from lib.foreign import UNREADABLE
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, autocast, choose_precision
 from lib.run_record import read_run_record
@@ -122,7 +124,7 @@ def write_features(
     try:
         known = json.loads(note.read_bytes())
         done = int(known["rows"]) if known["plan"] == plan and part.is_file() else 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError, *UNREADABLE):
         done = 0
     while done < len(tiles):
         block = embed(tiles[done : done + _BLOCK])
@@ -159,6 +161,18 @@ def _knobs(config: Config) -> dict[str, Any]:
     return {knob: getattr(config, knob) for knob in FEATURE_KNOBS}
 
 
+def _mapped(path: Path) -> np.ndarray:
+    """An array of features, (N, C) float32, on disk until it is asked for."""
+    try:
+        shape, dtype, _ = array_header(path)
+    except (OSError, ValueError) as error:
+        raise FeaturesError(f"{path} is {error}. Run the embed kernel again.") from error
+    if len(shape) != 2 or dtype != np.float32 or not all(shape):
+        raise FeaturesError(f"{path} holds {shape} {dtype}, not N x C float32. Run the embed kernel again.")
+    mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return mapped
+
+
 def find_features(session: Session, config: Config, *, data_id: str) -> Features:
     """The features of this experiment's encoder, wherever they are mounted.
 
@@ -176,8 +190,7 @@ def find_features(session: Session, config: Config, *, data_id: str) -> Features
         if record.data_id != data_id:
             differing.append(f"data {record.data_id[:8]}... instead of {data_id[:8]}...")
         if not differing:
-            arrays = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (TRAIN_FEATURES, TEST_FEATURES)]
-            return Features(*arrays)
+            return Features(*(_mapped(folder / name) for name in (TRAIN_FEATURES, TEST_FEATURES)))
         problems.append(f"{folder.name} has {', '.join(differing)}")
     raise FeaturesError(
         listed(

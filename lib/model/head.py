@@ -91,6 +91,8 @@ def load_head(path: Path) -> tuple[Head, Identity]:
     """
     identity = read_identity(path)
     tensors = load_file(path)
-    if set(tensors) != {"weight", "bias", "mean", "spread"}:
+    width = tensors["weight"].shape if "weight" in tensors else ()
+    shapes = {"weight": width, "bias": (1,), "mean": width, "spread": width}
+    if len(width) != 1 or {name: tensor.shape for name, tensor in tensors.items()} != shapes:
         raise CheckpointError(f"{path.name} is no head of a frozen encoder. Train this member again.")
     return Head(tensors["weight"], float(tensors["bias"][0]), tensors["mean"], tensors["spread"]), identity

@@ -10,6 +10,7 @@ import pandas as pd
 
 from lib.calibration import Calibration, CalibrationError, calibrate_out_of_fold
 from lib.config import Config, ConfigError, config_from_dict
+from lib.data.competition import read_table
 from lib.errors import KernelError, listed
 from lib.metrics import MetricError, auc, auc_interval, confusion, decide_out_of_fold, f1, probability
 from lib.run_record import RunRecord, read_run_record
@@ -120,15 +121,30 @@ def read_out_of_fold(folders: Sequence[Path], index: pd.DataFrame | None) -> tup
 def _read_fold(record: RunRecord, folder: Path) -> pd.DataFrame:
     members = []
     for member in record.members:
-        table = pd.read_csv(folder / f"oof-{record.fold}-member-{member}.csv", dtype={"id": str}).set_index("id")
-        if lacking := [name for name in ("label", "logit") if name not in table]:
-            raise ResultError(f"{folder.name}: the predictions of member {member} have no column {' and no '.join(lacking)}")
-        members.append(table)
+        members.append(_read_member(folder / f"oof-{record.fold}-member-{member}.csv"))
     if not members:
         raise ResultError(f"{folder.name}: run.json names no member of fold {record.fold}")
     first = members[0]
     mean = sum(probability(member["logit"].reindex(first.index).to_numpy()) for member in members) / len(members)
     return pd.DataFrame({"id": first.index, "label": first["label"].to_numpy(), "fold": record.fold, "probability": mean})
+
+
+def _read_member(path: Path) -> pd.DataFrame:
+    """What a member predicted out of fold, indexed by id, its logits as float64.
+
+    Raises:
+        ResultError: it is no such table.
+    """
+    problems: list[str] = []
+    table = read_table(path, ["id", "label", "logit"], problems)
+    if table is not None:
+        logits = pd.to_numeric(table["logit"], errors="coerce").astype(np.float64)
+        if bad := int((~np.isfinite(logits)).sum()):
+            problems.append(f"{path.name} has {bad:,} logits that are not finite numbers")
+        table["logit"] = logits
+    if table is None or problems:
+        raise ResultError(f"{path} cannot be used: {'; '.join(problems)}. Run the fold again.")
+    return table.set_index("id")
 
 
 def summarise(experiment: str, folders: Sequence[Path], index: pd.DataFrame | None) -> Summary:

@@ -17,6 +17,7 @@ from torch import nn
 from lib.config import Config
 from lib.data.shared import SharedMemory
 from lib.files import sha256_of, write_whole
+from lib.foreign import UNREADABLE
 from lib.metrics import auc, fold_scores, probability
 from lib.model.checkpoint import Identity, count_parameters, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
@@ -171,7 +172,7 @@ def is_finished(task: FoldTask, member: int, *, folder: Path, processes: int) ->
         return bool(note["plan"] == plan) and all(
             sha256_of(folder / name) == note["sha256"][name] for name in (files.checkpoint, files.out_of_fold, files.history)
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError, *UNREADABLE):
         return False
 
 

@@ -10,10 +10,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import nn
 
+from lib.errors import KernelError
 from lib.files import write_whole
+from lib.foreign import UNREADABLE
 from lib.training.optimizer import OptimizerStep
 
 _OPTIMIZER = "optimizer"
+
+
+class StateError(KernelError):
+    """The state of an interrupted training is not what it says."""
 
 
 def save_state(
@@ -41,6 +47,9 @@ def load_state(path: Path, *, plan: str, modules: Mapping[str, nn.Module], step:
 
     Returns:
         The history so far; empty when there is nothing to go on from.
+
+    Raises:
+        StateError: it is of this plan, but does not fit.
     """
     try:
         with safe_open(path, framework="pt") as content:
@@ -48,8 +57,17 @@ def load_state(path: Path, *, plan: str, modules: Mapping[str, nn.Module], step:
         if facts["plan"] != plan:
             return []
         tensors = load(path.read_bytes())
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except (KeyError, TypeError, SafetensorError, *UNREADABLE):
         return []
+    try:
+        return _restore(facts, tensors, modules, step)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+        raise StateError(f"{path} says it is of this very training, and is not: {error}. Remove it and run again") from error
+
+
+def _restore(
+    facts: dict[str, Any], tensors: dict[str, torch.Tensor], modules: Mapping[str, nn.Module], step: OptimizerStep
+) -> list[dict[str, Any]]:
     for name, module in modules.items():
         prefix = f"{name}."
         module.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)})
