@@ -29,6 +29,7 @@ class Spec:
 
     make: Callable[[Path], Target]
     few: int = 150
+    refuses: bool = True  # whether it can refuse anything; what begins anew instead takes all
 
 
 def _from_json(content: bytes, chance: Any) -> bytes:
@@ -752,12 +753,12 @@ TARGETS = {
     "index-train": Spec(_index("index-train.csv"), 40),
     "index-test": Spec(_index("index-test.csv"), 40),
     "out-of-fold": Spec(_out_of_fold, 60),
-    "journal": Spec(_journal, 30),
+    "journal": Spec(_journal, 30, refuses=False),
     "checkpoint": Spec(_checkpoint, 40),
     "head": Spec(_head),
     "weights": Spec(_weights),
     "training-state": Spec(_state, 200),
     "archive": Spec(_archive),
     "faults": Spec(_faults),
-    "credentials": Spec(_credentials),
+    "credentials": Spec(_credentials, refuses=False),
 }
