@@ -145,8 +145,7 @@ def group_interval(
             continue
     if not values:
         raise MetricError("the statistic is undefined in every resample")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _ends(values, level)
 
 
 def auc_interval(
@@ -182,5 +181,9 @@ def auc_interval(
             values.append(float((tumour * (np.cumsum(other) - other / 2)).sum() / pairs))
     if not values:
         raise MetricError("the AUC is undefined in every resample")
+    return _ends(values, level)
+
+
+def _ends(values: list[float], level: float) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -393,8 +393,8 @@ MUTATIONS = (
     ),
     Mutation(
         "members-of-a-fold-aligned-by-id",
-        "launch/summary.py",
-        'member["logit"].reindex(members[0].index).to_numpy()',
+        "lib/report/results.py",
+        'member["logit"].reindex(first.index).to_numpy()',
         'member["logit"].to_numpy()',
         ("tests/launch/test_summary.py",),
     ),

@@ -141,6 +141,10 @@ def _read_member(path: Path) -> pd.DataFrame:
         logits = pd.to_numeric(table["logit"], errors="coerce").astype(np.float64)
         if bad := int((~np.isfinite(logits)).sum()):
             problems.append(f"{path.name} has {bad:,} logits that are not finite numbers")
+        if odd := int((~table["label"].isin(["0", "1"])).sum()):
+            problems.append(f"{path.name} has {odd:,} labels that are neither 0 nor 1")
+        else:
+            table["label"] = table["label"].astype(np.int64)
         table["logit"] = logits
     if table is None or problems:
         raise ResultError(f"{path} cannot be used: {'; '.join(problems)}. Run the fold again.")

@@ -28,7 +28,7 @@ import torch
 from lib.config import EXPECTATIONS, Config, config_from_dict, parse_toml, to_toml
 from lib.errors import KernelError, listed
 from lib.files import sha256_of, write_whole
-from lib.metrics import MetricError, auc, group_interval, probability
+from lib.metrics import MetricError, auc, auc_interval, probability
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import NetworkError
 from lib.search_space import SearchSpace, Trial, at_rung, draw_trials, rungs, settled
@@ -400,7 +400,7 @@ class _Search:
         inside = np.concatenate(rows)
         labels, chances = template.index["label"].to_numpy()[inside], probability(np.concatenate(logits))  # (N,)
         pooled = auc(labels, chances)
-        low, high = group_interval(lambda at: auc(labels[at], chances[at]), self.task.groups[inside], seed=trial.config.seed)
+        low, high = auc_interval(labels, chances, self.task.groups[inside], seed=trial.config.seed)
         network, _ = load_checkpoint(place / MemberFiles(folds[0], 0).checkpoint)
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         return {

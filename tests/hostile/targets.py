@@ -434,8 +434,8 @@ def _out_of_fold(folder: Path) -> Target:
     import pandas as pd
 
     from launch.errors import LaunchError
-    from launch.summary import read_out_of_fold
     from lib.errors import KernelError
+    from lib.report.results import read_out_of_fold
     from lib.run_record import RunRecord, describe_files, write_run_record
 
     index = pd.DataFrame({"id": IDS, "label": [at % 2 for at in range(12)], "stain_group": 0, "slide": ""})

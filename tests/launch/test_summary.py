@@ -9,9 +9,9 @@ import pytest
 from instant import leave, write_data
 from sklearn.metrics import f1_score, roc_auc_score
 
-from launch.errors import LaunchError
 from launch.plan import load_experiment, plan_kernels
-from launch.summary import read_out_of_fold, summarise, summarise_together
+from launch.summary import summarise
+from lib.report.results import ResultError, read_out_of_fold, summarise_together
 from lib.run_record import describe_files
 
 KNOBS = ["weights=none", "folds=3", "members=2"]
@@ -100,5 +100,5 @@ def test_a_tile_without_a_prediction_or_with_two_is_refused(outputs):
         whole = pd.read_csv(path, dtype={"id": str}).sort_values("id")
         whole[1:].to_csv(path, index=False)
     reseal(folders[0])
-    with pytest.raises(LaunchError, match="1 tiles have no out-of-fold prediction"):
+    with pytest.raises(ResultError, match="1 tiles have no out-of-fold prediction"):
         read_out_of_fold(folders, index)

@@ -16,13 +16,16 @@ from lib.data import prepared
 from lib.data.competition import data_id, read_competition
 from lib.data.exploration import describe_tiles, explore
 from lib.data.folds import fold_table_id, make_folds
+from lib.data.integrity import describe_integrity
+from lib.data.splits import describe_splits
 from lib.metrics import auc, probability
 from lib.report.document import Report
 from lib.report.figures import brightness_histogram
 from lib.run_record import RunRecord, describe_files, read_run_record, write_run_record
 from lib.session import Parameters, Session
 
-FIGURES = (prepared.SHEET, prepared.BRIGHTNESS, prepared.OUTLIERS, prepared.GROUPS, prepared.STAINS)
+FIGURES = [prepared.SHEET, prepared.BRIGHTNESS, prepared.FOCUS, prepared.OUTLIERS]
+FIGURES += [prepared.GROUPS, prepared.GROUP_STAINS, prepared.STAINS, prepared.SPLITS]
 TILES = 24  # that a fold keeps to look at
 KNOBS: dict[str, Any] = {"folds": 3, "stain_groups": 12, "epochs": 4, "backbone": "test_resnet", "weights": "none", "members": 2}
 EXPERIMENTS = {
@@ -49,7 +52,7 @@ def report_of(root: Path, working: Path, **more: Any) -> Report:
 
 
 def write_prepare(competition: Path, folder: Path) -> None:
-    """What the prepare kernel leaves, but that one figure stands for all five: drawing them takes longer than the rest."""
+    """What the prepare kernel leaves, but that one figure stands for all: drawing them takes longer than the rest."""
     folder.mkdir(parents=True)
     config, read = Config(**KNOBS), read_competition(competition, expect_full=False)
     stores = prepared.build_stores(read, folder, strict=True, say=lambda text: None)
@@ -58,10 +61,14 @@ def write_prepare(competition: Path, folder: Path) -> None:
     test = describe_tiles(builders[prepared.TEST_TILES].part, with_stain=False)
     index = prepared.index_table(read, train.features, config, None)
     results = {name: result for name, (_, result) in stores.items()}
-    eda = explore(index, train, test, results, config, test_ids=read.test_ids)
+    eda = {
+        "integrity": describe_integrity(read, {builders[name].part: store for name, store in results.items()}),
+        **explore(index, train, test, results, config, test_ids=read.test_ids),
+        "splits": describe_splits(index, number=config.folds, seed=config.seed),
+    }
     for name in FIGURES:
         brightness_histogram(train.means, index["label"].to_numpy(), folder / name)
-    names = prepared.publish(folder, competition=read, index=index, eda=eda, builders=builders)
+    names = prepared.publish(folder, competition=read, index=index, eda=eda, builders=builders, figures=FIGURES)
     session_of(folder, folder, kind="prepare", place="rehearsal").leave(
         names, data_id=data_id(index), label_set=[0, 1], scores={"eda": eda}
     )

@@ -318,7 +318,7 @@ def test_predictions_that_are_no_table_are_named(one_experiment: Callable[..., P
     root = one_experiment("smoke-fold-0", "smoke-fold-1")
     rewrite_fold(root, 0, lambda table: table[["id"]])
     report = campaigns.report_of(root, tmp_path / "working")
-    assert "have no column label and no logit" in notes(report.results())
+    assert "has the columns id; expected: id, label, logit" in notes(report.results())
 
 
 def test_an_older_run_without_cases_and_counts_says_so(

@@ -61,7 +61,7 @@ def texts(draw: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.Monk
     from matplotlib.text import Text
 
     kept: list[Figure] = []
-    monkeypatch.setattr(module, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(module, "save", lambda figure, path: kept.append(figure))
     draw(tmp_path / "x.png")
     [figure] = kept
     return "\n".join(text.get_text() for text in figure.findobj(Text))  # type: ignore[attr-defined]
