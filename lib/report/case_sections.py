@@ -91,9 +91,8 @@ def _explained(name: str, outputs: Sequence[Output], numbers: Mapping[str, Any] 
         blocks.append(
             Text(
                 f"By {numbers['method']}, {percent(numbers['mean'])} of the attribution lies in the 32 x 32 centre that decides "
-                f"the label, on average over {several(numbers['tiles'], 'tile')}; a map that is the same everywhere has "
-                f"{percent(UNIFORM_SHARE)} there.{unlike} The tiles are those the folds kept: mistakes and sure cases, no random "
-                "draw."
+                f"the label, on average over {several(numbers['tiles'], 'tile')} with tumour, drawn at random from the folds; a map "
+                f"that is the same everywhere has {percent(UNIFORM_SHARE)} there.{unlike}"
             )
         )
         rows = [
@@ -105,7 +104,7 @@ def _explained(name: str, outputs: Sequence[Output], numbers: Mapping[str, Any] 
     blocks += _map_picture(name, outputs)
     reasons = why_not_explained(outputs)
     if reasons:
-        blocks.append(Note("Maps are missing: " + "; ".join(reasons) + "."))
+        blocks.append(Note("How much of it lies in the centre is not known: " + "; ".join(reasons) + "."))
     return blocks
 
 

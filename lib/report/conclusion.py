@@ -249,5 +249,5 @@ def _unknown_of(name: str, found: Mapping[str, Any], numbers: Mapping[str, Any])
     else:
         unknown.append(f"{name}: what other folds would give; they were drawn once, with seed {found['seed']}.")
     if found["explained"] is None:
-        unknown.append(f"{name}: what its networks look at; no maps were left.")
+        unknown.append(f"{name}: how much of what its networks look at lies in the centre.")
     return unknown

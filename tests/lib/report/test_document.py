@@ -336,7 +336,7 @@ def test_an_older_run_without_cases_and_counts_says_so(
     assert "Pictures are missing of fold 0, 1" in notes(report.mistakes())
     assert any(isinstance(block, Table) for block in report.mistakes().blocks)  # the tiles are named all the same
     assert "the run left none" in notes(report.explanations()) and "the run did not record them" in notes(report.models())
-    assert "what its networks look at; no maps were left" in said
+    assert "how much of what its networks look at lies in the centre" in said
 
 
 def test_why_there_is_no_map_is_said(one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path) -> None:
