@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -27,13 +30,33 @@ def data(tmp_path_factory) -> Path:
 
 
 def outputs(run: Path) -> dict[str, str]:
-    """SHA-1 of every file the kernels left, by kernel and name, less run.json, which holds times and push ids."""
+    """SHA-1 of every file the kernels left, by kernel and name, less run.json, which holds times and push ids, and the report,
+    which tells of both and of the submission."""
     return {
         f"{working.relative_to(run).parts[0]}/{path.relative_to(working)}": hashlib.sha1(path.read_bytes()).hexdigest()
         for working in sorted(run.glob("hcd-*/**/working"))
         for path in sorted(working.rglob("*"))
-        if path.is_file() and path.name != "run.json"
+        if path.is_file() and path.name != "run.json" and "hcd-report" not in path.parts
     }
+
+
+def runs_in_jupyter(campaign: Path, pooled: float, scratch: Path) -> None:
+    """The notebook runs from top to bottom beside the outputs that were fetched: no Kaggle, no repository, no variable set."""
+    moved = shutil.copytree(campaign, scratch / "somewhere else", ignore=shutil.ignore_patterns("build", "pushes", "hcd-report"))
+    execute = "from nbclient.cli import main\nmain()"  # what `jupyter execute` runs
+    command = [sys.executable, "-c", execute, "report.ipynb", "--output=executed"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(scratch), "TMPDIR": str(scratch)}
+    done = subprocess.run(command, cwd=moved, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    executed = json.loads((moved / "executed.ipynb").read_text())
+    cells = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in cells)
+    shown = "".join("".join(output["data"]["text/html"]) for cell in cells for output in cell["outputs"] if "data" in output)
+    assert f"pooled out-of-fold AUC of {pooled:.4f}" in shown and shown.count("<img") > 10
+    page = (moved / "report.html").read_text()
+    assert f"pooled out-of-fold AUC of {pooled:.4f}" in page
+    numbers, before = (json.loads((place / "results.json").read_text()) for place in (moved, campaign / "outputs" / "hcd-report"))
+    assert numbers == before | {"place": "local"}
 
 
 def test_local_equals_smoke_to_the_last_digit_and_is_not_done_twice(data, tmp_path, capsys):
@@ -50,12 +73,14 @@ def test_local_equals_smoke_to_the_last_digit_and_is_not_done_twice(data, tmp_pa
     assert trained.pooled == smoked.pooled
     assert outputs(tmp_path / "smoke" / "kaggle" / "kernels") == outputs(tmp_path / "local")
     assert len(outputs(tmp_path / "local")) > 15
+    assert f"report: {tmp_path / 'local' / 'hcd-report' / 'working' / 'report.html'}" in said
+    runs_in_jupyter(tmp_path / "smoke" / "campaign", trained.pooled, tmp_path)
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "local").glob("hcd-*/working/*")}
     said.clear()
     [again] = local([experiment], data=data, out=tmp_path / "local", owner="someone", say=said.append)
     assert again.pooled == trained.pooled
-    assert sum("finished before" in line for line in said) == 4
+    assert sum("finished before" in line for line in said) == 5
     assert not any("started" in line for line in said)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "local").glob("hcd-*/working/*")}
 
