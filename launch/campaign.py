@@ -750,7 +750,7 @@ class Campaign:
         if any(MISSING_INPUTS in line for line in said):
             self._end(kernel, push, UNFINISHED, "Kaggle had not mounted the outputs it reads yet, or had mounted earlier ones")
             return
-        if any(line.startswith("error: ") or _TRACEBACK in line for line in said):
+        if any(line.startswith(("error: ", "Traceback")) or _TRACEBACK in line for line in said):
             shown = "\n".join(f"      {line}" for line in said[-_LOG_LINES:])
             self._end(kernel, push, FAILED, said[-1])
             message = f" ({status.message})" if status.message else ""

@@ -91,8 +91,8 @@ def _explained(name: str, outputs: Sequence[Output], numbers: Mapping[str, Any] 
         blocks.append(
             Text(
                 f"By {numbers['method']}, {percent(numbers['mean'])} of the attribution lies in the 32 x 32 centre that decides "
-                f"the label, on average over {several(numbers['tiles'], 'tile')} with tumour, drawn at random from the folds; a map "
-                f"that is the same everywhere has {percent(UNIFORM_SHARE)} there.{unlike}"
+                f"the label, on average over {several(numbers['tiles'], 'tile')} with tumour, drawn at random from the folds; a "
+                f"map that is the same everywhere has {percent(UNIFORM_SHARE)} there.{unlike}"
             )
         )
         rows = [

@@ -14,8 +14,8 @@ import pytest
 from instant import write_data
 from loopback_world import KNOBS, ROOT, Ended, Running
 
-# Writes of the ledger in an undisturbed campaign of five kernels; `test_the_count` holds it against the truth.
-SAVES = 22
+# Writes of the ledger in an undisturbed campaign of six kernels; `test_the_count` holds it against the truth.
+SAVES = 28
 CHANGES = ("StartBlobUpload", "upload", "CreateDataset", "SaveKernel", "StartSubmissionUpload", "CreateSubmission")
 
 
@@ -39,11 +39,11 @@ def test_killed_after_a_write_of_the_ledger(world, after):
 def _nth_change(nth):
     """Requests that change something, in the order in which a campaign makes them."""
     return [("StartBlobUpload", 1), ("upload", 1), ("CreateDataset", 1), *(("SaveKernel", n) for n in range(1, 6)),
-            ("StartSubmissionUpload", 1), ("CreateSubmission", 1)][nth]  # fmt: skip
+            ("StartSubmissionUpload", 1), ("CreateSubmission", 1), ("SaveKernel", 6)][nth]  # fmt: skip
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("nth", range(10))
+@pytest.mark.parametrize("nth", range(11))
 def test_killed_at_a_request_that_changes_something(world, when, nth):
     wanted, occurrence = _nth_change(nth)
     kaggle = world()
@@ -83,7 +83,7 @@ def _alone(folder, **order):
 
 
 @pytest.mark.parametrize("hook", ["before_change", "after_change"])
-@pytest.mark.parametrize("call", range(1, 15))
+@pytest.mark.parametrize("call", range(1, 16))
 def test_killed_together_with_the_service(tmp_path, hook, call):
     write_data(tmp_path / "competition")
     killed = _alone(tmp_path, hook=hook, die_at_call=call)
@@ -92,5 +92,5 @@ def test_killed_together_with_the_service(tmp_path, hook, call):
     assert again.code == 0, again
     changes = json.loads((tmp_path / "kaggle" / "state.json").read_text())["changes"]
     seen = [each["method"] for each in changes]
-    assert (seen.count("SaveKernel"), seen.count("CreateDataset"), seen.count("CreateSubmission")) == (5, 1, 1)
-    assert len({each["slug"] for each in changes if each["method"] == "SaveKernel"}) == 5
+    assert (seen.count("SaveKernel"), seen.count("CreateDataset"), seen.count("CreateSubmission")) == (6, 1, 1)
+    assert len({each["slug"] for each in changes if each["method"] == "SaveKernel"}) == 6

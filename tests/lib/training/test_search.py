@@ -54,7 +54,7 @@ def template(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested is the search, not the width of its intervals."""
-    monkeypatch.setattr(module, "group_interval", functools.partial(module.group_interval, rounds=20))
+    monkeypatch.setattr(module, "auc_interval", functools.partial(module.auc_interval, rounds=20))
 
 
 @pytest.fixture
