@@ -330,9 +330,9 @@ def _grid(generator: np.random.Generator, spacing: tuple[float, float]) -> Float
     column = column + np.where(np.arange(len(rows)) % 2, step / 2, 0)[:, None]
     middles = np.stack([row.ravel(), column.ravel()], axis=1)
     middles += generator.normal(0, 0.14 * step, middles.shape)
-    kept = ((middles >= 0) & (middles < _CANVAS)).all(axis=1) & (generator.random(len(middles)) < 0.94)
-    shaken: FloatArray = middles[kept].astype(np.float32)
-    return shaken
+    shaken: FloatArray = middles.astype(np.float32)  # before it is looked at: rounding can reach the edge
+    kept = ((shaken >= 0) & (shaken < _CANVAS)).all(axis=1) & (generator.random(len(middles)) < 0.94)
+    return shaken[kept]
 
 
 def _at(region: Mask, middles: FloatArray) -> Mask:

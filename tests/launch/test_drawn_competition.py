@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch.rehearsal import competition
 from launch.rehearsal.competition import (
     _CANVAS,
     CENTRE_SIZE,
@@ -182,3 +183,22 @@ def test_colours_alone_do_not_tell_the_label(tmp_path: Path) -> None:
         with threadpool_limits(1):  # beside other tests, threads that wait cost more than the trees
             scores = cross_val_predict(rival, features, labels, cv=folds, method="predict_proba")[:, 1]
         assert roc_auc_score(labels, scores) < bound
+
+
+class _Edge(np.random.Generator):
+    """Shakes the first nucleus to a place that is inside the canvas in float64 and on its edge in float32."""
+
+    def normal(self, middle, spread, shape):
+        shaken = np.zeros(shape)
+        shaken[0] = np.nextafter(competition._CANVAS, 0)
+        return shaken
+
+    def uniform(self, low, high, size=None):
+        return float(low)
+
+
+def test_a_nucleus_on_the_very_edge_is_left_out():
+    """One tile in some 35,000 could not be drawn."""
+    middles = competition._grid(_Edge(np.random.PCG64(0)), (10.0, 12.0))
+    assert len(middles) > 50 and middles.max() < competition._CANVAS
+    competition._at(np.zeros((competition._CANVAS, competition._CANVAS), dtype=bool), middles)
