@@ -332,7 +332,8 @@ def _grid(generator: np.random.Generator, spacing: tuple[float, float]) -> Float
     middles += generator.normal(0, 0.14 * step, middles.shape)
     shaken: FloatArray = middles.astype(np.float32)  # before it is looked at: rounding can reach the edge
     kept = ((shaken >= 0) & (shaken < _CANVAS)).all(axis=1) & (generator.random(len(middles)) < 0.94)
-    return shaken[kept]
+    inside: FloatArray = shaken[kept]
+    return inside
 
 
 def _at(region: Mask, middles: FloatArray) -> Mask:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.rehearsal import competition
+import launch.rehearsal.competition as drawing
 from launch.rehearsal.competition import (
     _CANVAS,
     CENTRE_SIZE,
@@ -190,7 +190,7 @@ class _Edge(np.random.Generator):
 
     def normal(self, middle, spread, shape):
         shaken = np.zeros(shape)
-        shaken[0] = np.nextafter(competition._CANVAS, 0)
+        shaken[0] = np.nextafter(drawing._CANVAS, 0)
         return shaken
 
     def uniform(self, low, high, size=None):
@@ -199,6 +199,6 @@ class _Edge(np.random.Generator):
 
 def test_a_nucleus_on_the_very_edge_is_left_out():
     """One tile in some 35,000 could not be drawn."""
-    middles = competition._grid(_Edge(np.random.PCG64(0)), (10.0, 12.0))
-    assert len(middles) > 50 and middles.max() < competition._CANVAS
-    competition._at(np.zeros((competition._CANVAS, competition._CANVAS), dtype=bool), middles)
+    middles = drawing._grid(_Edge(np.random.PCG64(0)), (10.0, 12.0))
+    assert len(middles) > 50 and middles.max() < drawing._CANVAS
+    drawing._at(np.zeros((drawing._CANVAS, drawing._CANVAS), dtype=bool), middles)
