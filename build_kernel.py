@@ -272,8 +272,8 @@ def _order(
 ) -> Any:
     """The order for a campaign that is named by its experiments, or by --campaign."""
     from launch.metadata import default_experiment, read_base
+    from launch.order import Order, campaign_folder, campaign_name
     from launch.plan import load_experiments
-    from launch.run import Order, campaign_folder, campaign_name
 
     loaded = load_experiments(experiments or (default_experiment(read_base()),), overrides)
     folder = campaign_folder(campaign or campaign_name(loaded))
@@ -394,7 +394,8 @@ def push(
 def status(campaign: str | None) -> None:
     """How a campaign stands: kernels, versions, states, AUC, quota."""
     from launch.client import connect
-    from launch.run import find_campaign, show_status
+    from launch.order import find_campaign
+    from launch.run import show_status
 
     show_status(find_campaign(campaign), connect=connect)
 
@@ -405,7 +406,7 @@ def status(campaign: str | None) -> None:
 def watch(campaign: str | None, every: float) -> None:
     """`status` again and again, until nothing is at work on Kaggle. Changes nothing."""
     from launch.client import connect
-    from launch.run import find_campaign
+    from launch.order import find_campaign
     from launch.run import watch as look
 
     look(find_campaign(campaign), connect=connect, every=every)
@@ -418,7 +419,8 @@ def watch(campaign: str | None, every: float) -> None:
 def logs(name: str, follow: bool, campaign: str | None) -> None:
     """The log of a kernel: weights, prepare, fold-0 ..., inference."""
     from launch.client import connect
-    from launch.run import find_campaign, show_log
+    from launch.order import find_campaign
+    from launch.run import show_log
 
     show_log(find_campaign(campaign), name, follow=follow, connect=connect)
 
@@ -430,8 +432,8 @@ def report(campaign: str | None) -> None:
 
     `run` makes it on Kaggle, last of all; this needs no account. The notebook beside it opens in Jupyter.
     """
+    from launch.order import find_campaign
     from launch.report import make_report
-    from launch.run import find_campaign
 
     click.echo(f"report: {make_report(find_campaign(campaign), say=_say)}")
 
@@ -443,7 +445,8 @@ def report(campaign: str | None) -> None:
 def pull(names: tuple[str, ...], to: Path | None, campaign: str | None) -> None:
     """Fetch the outputs of kernels, held against their run.json; arrays and weights stay on Kaggle."""
     from launch.client import connect
-    from launch.run import find_campaign, pull_outputs
+    from launch.order import find_campaign
+    from launch.run import pull_outputs
 
     pull_outputs(find_campaign(campaign), names, to=to, connect=connect)
 
@@ -454,7 +457,8 @@ def pull(names: tuple[str, ...], to: Path | None, campaign: str | None) -> None:
 def submit(message: str, campaign: str | None) -> None:
     """Submit what a finished campaign left, once, and wait for the score."""
     from launch.client import connect
-    from launch.run import find_campaign, submit_only
+    from launch.order import find_campaign
+    from launch.run import submit_only
 
     submit_only(find_campaign(campaign), message=message, connect=connect)
 

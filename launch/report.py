@@ -11,6 +11,7 @@ from launch.build import Source, read_source
 from launch.campaign import OUTPUTS
 from launch.errors import LaunchError
 from launch.ledger import LEDGER_NAME, campaign_lock, read_ledger
+from launch.order import order_of, plan_of
 from launch.plan import Kernel
 from launch.sandbox import Mount, run_script
 from launch.submission import LEADERBOARD
@@ -69,8 +70,6 @@ def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any
 
 def _finished(folder: Path) -> list[tuple[str, Any, Summary]]:
     """The experiments of a campaign whose folds are all here; none where its plan or its outputs cannot be read."""
-    from launch.run import order_of, plan_of
-
     try:
         order = order_of(folder)
         kernels = plan_of(order)
@@ -100,8 +99,6 @@ def make_report(folder: Path, *, say: Callable[[str], None]) -> Path:
     Raises:
         LaunchError: nothing was fetched yet, or the notebook failed.
     """
-    from launch.run import order_of, plan_of
-
     with campaign_lock(folder.parent):
         order = order_of(folder)
         kernels = plan_of(order)

@@ -1,80 +1,33 @@
 """`run` and its companions: a campaign from a checkout to a score, and single steps of it by hand."""
 
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.board import Board, ledger_standings, quota_line, standings_table
 from launch.build import build
-from launch.campaign import LOGS, OUTPUTS, Campaign, CampaignStoppedError, Pace
+from launch.campaign import LOGS, OUTPUTS, Campaign, CampaignStoppedError
 from launch.client import ACTIVE, ClientError, Kaggle
 from launch.errors import LaunchError
-from launch.ledger import LEDGER_NAME, Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, seconds_since
+from launch.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, seconds_since
 from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
+from launch.order import Order, order_of, plan_of, search_of
 from launch.plan import (
     DEFAULT_SEARCH,
     LIBRARY_SLUG,
     REPORT_SLUG,
-    ROOT,
-    Experiment,
     Kernel,
     load_search,
     needed_for,
-    plan_kernels,
 )
 from launch.report import NOTEBOOK, PAGE, leave_notebook, report_facts
-from launch.submission import LEADERBOARD, PICTURE, ScorePace, submit_file, write_leaderboard
+from launch.submission import LEADERBOARD, PICTURE, submit_file, write_leaderboard
 from launch.summary import print_ranking, print_summary, summarise
-from lib.config import EXPECTATIONS, Config, ConfigError, config_from_dict
+from lib.config import EXPECTATIONS, Config
 from lib.files import write_whole
 from lib.report.results import Summary
 from lib.run_record import RECORD_NAME, read_run_record
-from lib.search_space import SearchSpace, search_from_dict
-
-CAMPAIGNS = ROOT / "runs" / "campaigns"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
-
-
-@dataclass(kw_only=True)
-class Order:
-    """What a campaign is to do, however it is started.
-
-    Attributes:
-        experiments: one or more; more are averaged by one inference kernel.
-        folder: of the campaign; its parent holds the lock.
-        name: of the campaign; empty: the folder's.
-        owner: the account; empty: the one kernel-metadata.json names, or the one whose credentials are used.
-        folds: which; None for all.
-        datasets: owner/slug to attach.
-        submit: send the submission and wait for the score.
-        message: what the submission says besides campaign and hash.
-        thin: kernels that import the library from the dataset.
-        strict_bundle: refuse to average folds that different code trained.
-        average: how inference averages members: mean, logit or rank.
-        search: bring this search to its end, and nothing else but what it reads.
-        reuse: take over outputs of other campaigns even if other code made them.
-        judge: who scores.
-        pace, score_pace: waits.
-    """
-
-    experiments: Sequence[Experiment]
-    folder: Path
-    name: str = ""
-    owner: str = ""
-    folds: Sequence[int] | None = None
-    datasets: Sequence[str] = ()
-    submit: bool = True
-    message: str = ""
-    thin: bool = False
-    strict_bundle: bool = False
-    average: str = "mean"
-    search: SearchSpace | None = None
-    reuse: bool = False
-    judge: str = "Kaggle"
-    pace: Pace = field(default_factory=Pace)
-    score_pace: ScorePace = field(default_factory=ScorePace)
 
 
 @dataclass(frozen=True)
@@ -84,22 +37,6 @@ class Result:
     summaries: list[Summary]
     submission: SubmissionEntry | None
     ledger: Ledger
-
-
-def campaign_name(experiments: Sequence[Experiment]) -> str:
-    """The name of a campaign that was given none."""
-    return "+".join(experiment.name for experiment in experiments)
-
-
-def campaign_folder(name: str) -> Path:
-    """Where a campaign of this name lives.
-
-    Raises:
-        LaunchError: it cannot be the name of a folder.
-    """
-    if not _NAME.fullmatch(name):
-        raise LaunchError(f"{name!r} cannot name a campaign: letters, digits and . _ + - please, 80 at most")
-    return CAMPAIGNS / name
 
 
 def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = None) -> Result:
@@ -211,7 +148,7 @@ def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
             f"the owner is {owner} (kernel-metadata.json, or --owner), the credentials are those of {kaggle.user}: "
             "use the credentials of that account, or write your own name"
         )
-    search = order.search or _search_of(order.folder)
+    search = order.search or search_of(order.folder)
     built = build(
         order.experiments,
         out=order.folder / "build",
@@ -241,17 +178,6 @@ def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
         reuse=order.reuse,
         goal=goal,
     )
-
-
-def _search_of(folder: Path) -> SearchSpace | None:
-    """The search that the campaign in a folder was about last, as its ledger tells; None where there was none."""
-    ledger = read_ledger(folder)
-    if ledger is None or ledger.search is None:
-        return None
-    try:
-        return search_from_dict(ledger.search["values"], name=ledger.search["name"])
-    except ConfigError as error:
-        raise LaunchError(f"the search of the campaign in {folder} was made by other code: {error}") from error
 
 
 def _ledger_for(order: Order, owner: str) -> Ledger:
@@ -298,40 +224,6 @@ def _ledger_for(order: Order, owner: str) -> Ledger:
 # --- single steps ----------------------------------------------------------------------------------------------------
 
 
-def find_campaign(name: str | None) -> Path:
-    """The folder of a campaign: of the one named, else of the one that was at work last.
-
-    Raises:
-        LaunchError: there is none.
-    """
-    if name is not None:
-        folder = campaign_folder(name)
-        if not (folder / LEDGER_NAME).is_file():
-            there = sorted(path.parent.name for path in CAMPAIGNS.glob(f"*/{LEDGER_NAME}"))
-            raise LaunchError(f"there is no campaign {name}; there are: {', '.join(there) or 'none'}")
-        return folder
-    ledgers = sorted(CAMPAIGNS.glob(f"*/{LEDGER_NAME}"), key=lambda path: path.stat().st_mtime)
-    if not ledgers:
-        raise LaunchError("there is no campaign yet: start one with build_kernel.py run")
-    return ledgers[-1].parent
-
-
-def order_of(folder: Path) -> Order:
-    """The order a campaign was started with, as its ledger tells.
-
-    Raises:
-        LaunchError: there is no ledger, or its configs are not of this code.
-    """
-    ledger = read_ledger(folder)
-    if ledger is None:
-        raise LaunchError(f"{folder} holds no campaign")
-    try:
-        experiments = [Experiment(name, config_from_dict(config)) for name, config in ledger.experiments.items()]
-    except ValueError as error:
-        raise LaunchError(f"the campaign in {folder} was made by other code: {error}") from error
-    return Order(experiments=experiments, folder=folder, owner=ledger.owner, datasets=ledger.datasets, folds=ledger.folds)
-
-
 def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
     """The kernel a person means: its slug, its kind, or fold-K (EXPERIMENT-fold-K where there are several).
 
@@ -358,7 +250,7 @@ def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -
         LaunchError: a name nobody knows, inputs that are missing, or a push that was refused.
     """
     if order.search is None and any(name.endswith("search") for name in names):
-        order.search = _search_of(order.folder) or load_search(DEFAULT_SEARCH)
+        order.search = search_of(order.folder) or load_search(DEFAULT_SEARCH)
     with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
         campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
@@ -468,14 +360,3 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
         entry = _submit(order, campaign, _read_outputs(order, campaign), say=board.say)
     print_score(entry, order)
     return entry
-
-
-def plan_of(order: Order) -> Sequence[Kernel]:
-    """The kernels of an order."""
-    return plan_kernels(
-        order.experiments,
-        datasets=order.datasets,
-        folds=order.folds,
-        average=order.average,
-        search=order.search or _search_of(order.folder),
-    )

@@ -19,8 +19,9 @@ from launch.campaign import Pace
 from launch.client import Patience, connect
 from launch.errors import LaunchError
 from launch.ledger import Ledger
+from launch.order import Order
 from launch.plan import load_experiment
-from launch.run import Order, run
+from launch.run import run
 from launch.submission import ScorePace
 
 PACE = Pace(

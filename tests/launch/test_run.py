@@ -13,9 +13,10 @@ import launch.run as module
 from launch.client import connect
 from launch.errors import LaunchError
 from launch.ledger import LEDGER_NAME
+from launch.order import Order, find_campaign
 from launch.plan import load_experiment
 from launch.rehearsal.faults import Fault
-from launch.run import Order, find_campaign, pull_outputs, push, resolve, run, show_log, show_status, submit_only, watch
+from launch.run import pull_outputs, push, resolve, run, show_log, show_status, submit_only, watch
 from lib.search_space import search_from_dict
 
 
@@ -28,7 +29,7 @@ def account(world, monkeypatch):
         for name, value in kaggle.server.environment().items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("HOME", str(kaggle.folder))
-        monkeypatch.setattr(module, "CAMPAIGNS", kaggle.folder / "campaigns")
+        monkeypatch.setattr("launch.order.CAMPAIGNS", kaggle.folder / "campaigns")
         kaggle.folder.joinpath("campaigns").mkdir()
         return kaggle
 
