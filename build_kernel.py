@@ -513,6 +513,10 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            remedy = "give yourself the right to it, or choose another folder (--out, --to)"
+            click.echo(f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror}): {remedy}", err=True)
+            return 1
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the rest keeps its traceback
             raise
         click.echo(f"error: the disk is full ({error}). Free some space: the same command goes on from here", err=True)
