@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 
-.PHONY: env smoke test lint format lock clean bench bench-gpu
+.PHONY: env smoke test test-newest mutations lint format lock clean bench bench-gpu
 
 env: $(READY)
 
@@ -22,6 +22,23 @@ smoke: env
 
 test: env
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
+
+# The kernels and the library under the newest release of every package, in an environment of its own: what Kaggle's image will be.
+NEWEST_VENV := .venv-newest
+NEWEST_RUN := $(NEWEST_VENV)/bin/python
+NAMES := import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*(re.split("[=<>]", each)[0] for each in p["dependencies"] + p["optional-dependencies"]["dev"]))
+
+test-newest:
+	$(PYTHON) -m venv $(NEWEST_VENV)
+	echo '*' > $(NEWEST_VENV)/.gitignore
+	$(NEWEST_RUN) -m pip install --quiet --require-hashes -r requirements-uv.txt
+	$(NEWEST_VENV)/bin/uv pip install --quiet --python $(NEWEST_RUN) --upgrade $$($(PYTHON) -c '$(NAMES)')
+	OMP_NUM_THREADS=1 $(NEWEST_RUN) -m pytest -n auto tests/kernels tests/lib
+
+# Breaks load-bearing lines one after the other and shows which test notices; about 20 s a line.
+mutations: env
+	OMP_NUM_THREADS=1 $(RUN) tests/mutations.py
 
 lint: env
 	$(VENV)/bin/ruff check .

@@ -29,7 +29,7 @@ def recipe(session: Session) -> None:
             slide_map = find_file(session.input, config.slide_map, remedy=remedy)
     part = "all of them" if competition.is_full else "a part of the competition"
     session.say(f"{len(competition.train):,} labelled and {len(competition.test_ids):,} test tiles, {part}")
-    preflight(session, disk=prepared.bytes_to_write(competition, working), memory=1 << 30)
+    preflight(session, disk=prepared.bytes_to_write(competition, working), memory=3 << 29)  # 1.07 GiB at full size
 
     with session.stage("read and prove the tiles"):
         stores = prepared.build_stores(competition, working, strict=config.verify == "strict", say=session.say)
