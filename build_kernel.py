@@ -157,7 +157,7 @@ def smoke(
     average: str,
     overrides: tuple[str, ...],
 ) -> None:
-    """Rehearse `run` against a Kaggle on loopback: dataset, weights, prepare, folds, inference, submission, score.
+    """Rehearse `run` against a Kaggle on loopback: dataset, weights, prepare, folds, inference, submission, score, report.
 
     Without EXPERIMENTS it is the one called smoke: a small network that two cores train in a minute.
 
@@ -321,7 +321,7 @@ def run(
     """From this checkout to a leaderboard score; safe to repeat, and to interrupt.
 
     Dataset, weights, prepare, the folds of every experiment (two at a time), one inference over all of them, submission,
-    score. What is done is not done again; what runs on Kaggle goes on without this command.
+    score, report. What is done is not done again; what runs on Kaggle goes on without this command.
     """
     from launch.client import connect
     from launch.run import run as campaign_run

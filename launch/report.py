@@ -54,15 +54,15 @@ def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any
             if any(replace(config, split=each.split) == each and config.split != each.split for each in ours.values()):
                 found.append(
                     {
-                        "campaign": place.parent.name,
+                        "name": place.parent.name,
                         "experiment": name,
+                        "backbone": config.backbone,
                         "split": config.split,
                         "pooled": summary.pooled,
                         "interval": list(summary.interval),
                         "tiles": len(summary.table),
-                        "groups": summary.groups,
-                        "grouping": summary.grouping,
                         "folds": summary.folds["auc"].tolist(),
+                        "transductive": summary.transductive,
                     }
                 )
     return found
