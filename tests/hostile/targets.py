@@ -28,7 +28,7 @@ class Spec:
     """How a target is made in a folder, and how many cases an ordinary run of the tests gives it."""
 
     make: Callable[[Path], Target]
-    few: int = 150
+    few: int = 60
     refuses: bool = True  # whether it can refuse anything; what begins anew instead takes all
 
 
