@@ -24,6 +24,10 @@ def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(command: s
     assert said.startswith("error: /sys/hcd cannot be read or written") and "--out" in said and len(said.splitlines()) == 1
 
 
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _processes_in(folder: Path) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
@@ -44,7 +48,14 @@ def test_ctrl_c_twice_leaves_nothing_at_work_and_the_same_command_goes_on(tmp_pa
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            # What a shell starts in the background ignores interrupts, and so do its children: these tests may be such.
+            preexec_fn=_interruptible,
         )
 
     process = start()
