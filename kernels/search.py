@@ -8,8 +8,9 @@ from typing import Any
 from lib.data import prepared
 from lib.data.folds import fold_table_id, groups_of, make_folds
 from lib.data.shared import SharedMemory
-from lib.data.tiff import TILE_SHAPE
+from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.model.weights import find_weights
+from lib.search_space import TABLE
 from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
 from lib.training.fold import FoldTask
 from lib.training.search import SearchTask, run_search, write_search
@@ -26,7 +27,7 @@ def recipe(session: Session) -> None:
     size = data.bytes_of(prepared.TRAIN_TILES)
     preflight(session, disk=len(devices) << 30, memory=size + len(devices) * (2 << 30))
     memory = SharedMemory()  # one copy for all trials
-    tiles = memory.allocate(len(data.train) * TILE_SHAPE[0] * TILE_SHAPE[1] * TILE_SHAPE[2])
+    tiles = memory.allocate(len(data.train) * TILE_BYTES)
     with session.stage("read the tiles", note=f"{size / (1 << 20):,.0f} MiB"):
         data.read_tiles(prepared.TRAIN_TILES, allocate=lambda size: tiles[:size])
     template = FoldTask(
@@ -54,7 +55,7 @@ def recipe(session: Session) -> None:
         found = run_search(task, folder=session.working, devices=devices, say=session.say, started=session.started)
     session.withdraw_record()
     names = write_search(found, folder=session.working, experiment=parameters.experiment)
-    session.say(f"the ranking:\n{(session.working / 'search.csv').read_text()}")
+    session.say(f"the ranking:\n{(session.working / TABLE).read_text()}")
     session.leave(
         names,
         data_id=data.data_id,

@@ -21,8 +21,8 @@ from lib.metrics import probability
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.model.features import find_features
 from lib.model.weights import find_weights
+from lib.report.case_files import CENTRE_SHARE
 from lib.report.cases import FROZEN, KINDS, Explained, explain_cases, write_cases
-from lib.report.explain import CENTRE_SHARE
 from lib.session import Session, choose_devices, describe_devices, find_output, find_outputs, preflight, run_kernel
 from lib.training.fold import FoldTask, MemberFiles, out_of_fold_chances
 from lib.training.frozen import train_head

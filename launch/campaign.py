@@ -53,14 +53,14 @@ from launch.ledger import (
     stamp,
 )
 from launch.metadata import MACHINE_SHAPE
-from launch.outputs import TRIALS, NoRecordError, fetch_output, output_key, peek_record
+from launch.outputs import NoRecordError, fetch_output, output_key, peek_record
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
 from lib.config import EXPECTATIONS
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecord
-from lib.search_space import settled
+from lib.search_space import RECORDS, settled
 from lib.session import MISSING_INPUTS
 
 OUTPUTS, PUSHES, LOGS = "outputs", "pushes", "logs"
@@ -485,7 +485,7 @@ class Campaign:
         if kernel.search is None:
             return []
         try:
-            records = settled(json.loads((self._outputs() / kernel.slug / TRIALS).read_bytes())["trials"])
+            records = settled(json.loads((self._outputs() / kernel.slug / RECORDS).read_bytes())["trials"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return []
         if records:

@@ -11,8 +11,6 @@ from lib.files import sha256_of
 from lib.foreign import UNREADABLE
 from lib.run_record import RECORD_NAME, RunRecord, RunRecordError, file_records, read_run_record
 
-TRIALS, RANKING, WINNER = "trials.json", "search.csv", "winner.toml"  # what a search kernel leaves
-
 
 class NoRecordError(LaunchError):
     """The output holds no run.json: the kernel did not come to its end."""

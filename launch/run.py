@@ -253,7 +253,8 @@ def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -
         order.search = search_of(order.folder) or load_search(DEFAULT_SEARCH)
     with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
-        campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
+        if "report" in names or REPORT_SLUG in names:
+            campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
         chosen = [resolve(name, campaign.kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
         if len(chosen) < len(names):
             campaign.publisher.finish(campaign.pace.poll)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from launch.errors import LaunchError
-from launch.outputs import RANKING, TRIALS, WINNER
 from launch.plan import Kernel
 from lib.calibration import Calibration
 from lib.data.prepared import TRAIN_INDEX, read_index
@@ -16,6 +15,7 @@ from lib.errors import KernelError
 from lib.inference.submission import check_submission
 from lib.report import results
 from lib.report.results import ResultError, Summary, summarise_together
+from lib.search_space import RECORDS, TABLE, WINNER
 
 
 def summarise(experiment: str, kernels: Sequence[Kernel], folder_of: Callable[[str], Path]) -> Summary:
@@ -122,8 +122,8 @@ def print_ranking(folder: Path, *, seconds: float) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, width=None if Console().is_terminal else 150)
-    content = json.loads((folder / TRIALS).read_bytes())
-    ranking = pd.read_csv(folder / RANKING, dtype=str, keep_default_na=False)
+    content = json.loads((folder / RECORDS).read_bytes())
+    ranking = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
     table = Table(title=f"search {content['name']} over {content['experiment']}", title_justify="left")
     ends = zip(ranking["low"], ranking["high"], strict=True)
     interval = [f"{float(low):.4f} to {float(high):.4f}" if low else "" for low, high in ends]

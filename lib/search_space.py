@@ -16,6 +16,7 @@ import numpy as np
 from lib.config import EXPECTATIONS, FOLD_KNOBS, PREPARE_KNOBS, Config, ConfigError, Value, check_value, config_from_dict
 
 METHODS = ("grid", "random", "halving")
+TABLE, RECORDS, WINNER = "search.csv", "trials.json", "winner.toml"  # what a search leaves
 MOST_TRIALS = 500  # no session is long enough for more, and what is known of them must fit the kernel's script
 CARDS = 2  # of a session
 _KEYS = {"grid": (), "random": ("trials",), "halving": ("trials", "eta", "first_epochs")}

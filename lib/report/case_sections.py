@@ -5,9 +5,10 @@ from typing import Any
 
 from lib.errors import KernelError
 from lib.report.case_figures import COLUMNS, map_sheet, mistake_sheet
+from lib.report.case_files import CENTRE_SHARE
 from lib.report.gathered import NO_FOLDS, Gathered
 from lib.report.inputs import Output, read_cases
-from lib.report.numbers import UNIFORM_SHARE, why_not_explained
+from lib.report.numbers import why_not_explained
 from lib.report.page import Block, Note, Picture, Table, Text
 from lib.report.results import Summary
 from lib.report.words import count, decimals, file_name, percent, several
@@ -92,7 +93,7 @@ def _explained(name: str, outputs: Sequence[Output], numbers: Mapping[str, Any] 
             Text(
                 f"By {numbers['method']}, {percent(numbers['mean'])} of the attribution lies in the 32 x 32 centre that decides "
                 f"the label, on average over {several(numbers['tiles'], 'tile')} with tumour, drawn at random from the folds; a "
-                f"map that is the same everywhere has {percent(UNIFORM_SHARE)} there.{unlike}"
+                f"map that is the same everywhere has {percent(CENTRE_SHARE)} there.{unlike}"
             )
         )
         rows = [

@@ -12,7 +12,8 @@ from lib.data.batches import as_images, load_batches
 from lib.files import write_whole
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import Classifier
-from lib.report.explain import CENTRE_SHARE, FEWEST_CELLS, ExplainError, attribute, cells_of, method_of, share_in_centre
+from lib.report.case_files import CENTRE_SHARE, CaseFiles
+from lib.report.explain import FEWEST_CELLS, ExplainError, attribute, cells_of, method_of, share_in_centre
 
 THRESHOLD = 0.5
 HARDEST, SUREST = 12, 6  # tiles of each kind
@@ -27,28 +28,6 @@ KINDS = {
 FROZEN = "a frozen encoder: the fold holds a head on its features, and no network to explain"
 _BATCH = 32  # tiles at a time: less memory than a training step took
 _SHOWN = 500  # characters of an error
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """The names of the files of a fold."""
-
-    fold: int
-
-    @property
-    def table(self) -> str:
-        """id, label, probability, kind, share_in_centre: one row a case."""
-        return f"cases-{self.fold}.csv"
-
-    @property
-    def tiles(self) -> str:
-        """(n, 96, 96, 3) uint8, in the order of the table."""
-        return f"cases-{self.fold}-tiles.npy"
-
-    @property
-    def maps(self) -> str:
-        """(n, 96, 96) float32, in the order of the table; absent where the network cannot be explained."""
-        return f"cases-{self.fold}-maps.npy"
 
 
 @dataclass(frozen=True)

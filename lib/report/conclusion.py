@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.report.numbers import GROUPED, UNIFORM_SHARE, split_pairs
+from lib.report.case_files import CENTRE_SHARE
+from lib.report.numbers import GROUPED, split_pairs
 from lib.report.words import count, decimals, interval, is_number, percent, several
 
 _ENOUGH_GROUPS = 30  # fewer give an interval that is itself uncertain (a rule of thumb for cluster bootstraps)
@@ -161,7 +162,7 @@ def _attribution(name: str, found: Mapping[str, Any]) -> list[str]:
     if explained is None:
         return []
     share = explained["mean"]
-    times = f"{share / UNIFORM_SHARE:.2f} times the {percent(UNIFORM_SHARE)} of a map that is the same everywhere"
+    times = f"{share / CENTRE_SHARE:.2f} times the {percent(CENTRE_SHARE)} of a map that is the same everywhere"
     return [
         f"{name}: {percent(share)} of the attribution ({explained['method']}, {several(explained['tiles'], 'tile')}) lies in the "
         f"centre that decides the label, {times}."

@@ -13,7 +13,6 @@ from lib.model.network import Classifier
 from lib.model.pooling import PooledBackbone, feature_map
 
 CENTRE = slice(32, 64)  # of 96: the pixels the label is about
-CENTRE_SHARE = 1 / 9  # of an attribution that is the same everywhere
 # Cells a side below which every map has that share, whatever it shows: enlarged, each of 2 x 2 cells has as much of the centre
 # as of the tile.
 FEWEST_CELLS = 3

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from lib.data.prepared import EDA, TEST_INDEX, TRAIN_INDEX
+from lib.data.prepared import EDA, TEST_INDEX, TRAIN_INDEX, read_index
 from lib.errors import KernelError
 from lib.report.case_figures import Case
+from lib.report.case_files import CaseFiles
 from lib.run_record import RECORD_NAME, RunRecord, RunRecordError, peek_kind, read_run_record
 from lib.session import find_outputs, list_mounts
 
@@ -127,12 +128,11 @@ class Inputs:
         """row, id, label, stain_group, slide of the labelled tiles; None where prepare is not there."""
         if self.prepare is None:
             return None
-        columns, types = ("id", "label", "stain_group", "slide"), {"id": str, "slide": str}
-        return self.prepare.read_table(TRAIN_INDEX, columns, dtype=types, keep_default_na=False)
+        return read_index(self.prepare.folder / TRAIN_INDEX)
 
     def test_tiles(self) -> int | None:
         """How many unlabelled tiles there are; None where prepare is not there."""
-        return None if self.prepare is None else len(self.prepare.read_table(TEST_INDEX, ["id"]))
+        return None if self.prepare is None else len(read_index(self.prepare.folder / TEST_INDEX))
 
     def exploration(self) -> dict[str, Any] | None:
         """eda.json; None where prepare is not there."""
@@ -198,16 +198,17 @@ def read_cases(outputs: Sequence[Output]) -> tuple[dict[str, list[Case]], list[i
     without = []
     for output in outputs:
         fold = output.record.fold
-        stem = f"cases-{fold}"
-        names = (f"{stem}.csv", f"{stem}-tiles.npy", f"{stem}-maps.npy")
-        if not all(output.holds(name) for name in names):
+        names = CaseFiles(fold)
+        if not (output.holds(names.table) and output.holds(names.tiles)):
             without.append(fold)
             continue
-        table = output.read_table(names[0], ("id", "label", "probability", "kind"), dtype={"id": str})
-        tiles, maps = output.read_array(names[1]), output.read_array(names[2])
+        table = output.read_table(names.table, ("id", "label", "probability", "kind"), dtype={"id": str})
+        tiles = output.read_array(names.tiles)
+        # A network that cannot be explained leaves no maps; its mistakes are worth looking at all the same.
+        maps = output.read_array(names.maps) if output.holds(names.maps) else np.zeros((len(table), *_TILE), np.float32)
         if tiles.shape != (len(table), *_TILE, 3) or maps.shape != (len(table), *_TILE) or tiles.dtype != np.uint8:
             shapes = f"{len(table)} rows, tiles {tiles.shape} {tiles.dtype}, maps {maps.shape}"
-            raise InputError(f"{output.folder.name}: the files of {stem} do not fit each other: {shapes}")
+            raise InputError(f"{output.folder.name}: the files of {names.table} do not fit each other: {shapes}")
         for at, row in enumerate(table.itertuples()):
             cases.setdefault(str(row.kind), []).append(Case(tiles[at], maps[at], float(row.probability), fold))
     for kind, found in cases.items():

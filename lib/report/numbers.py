@@ -12,7 +12,6 @@ from lib.report.inputs import Inputs, Output
 from lib.report.results import Summary, Together, calibration_facts, summarise_together
 from lib.report.words import is_number, plain
 
-UNIFORM_SHARE = 1 / 9  # of an attribution that is the same everywhere: 32 x 32 of 96 x 96 pixels
 _HASH = re.compile(r"-[0-9a-f]{6}$")  # what --set adds to an experiment's name
 GROUPED = ("stain", "slide")
 

@@ -11,6 +11,7 @@ from lib.report.page import Block, Note, Picture, Table, Text
 from lib.report.results import recorded_config
 from lib.report.score_figures import training_curves
 from lib.report.words import ABSENT, count, decimals, file_name, is_number, several
+from lib.search_space import TABLE
 
 _TRIALS_SHOWN = 50
 
@@ -173,11 +174,11 @@ def search(gathered: Gathered) -> list[Block]:
         return [*blocks, Note("No search was made in this campaign: its settings are those of the experiment files.")]
     for output in gathered.inputs.searches:
         where = output.record.experiment or output.folder.name
-        if not output.holds("search.csv"):
-            blocks.append(Note(f"The search of {where} left no search.csv."))
+        if not output.holds(TABLE):
+            blocks.append(Note(f"The search of {where} left no {TABLE}."))
             continue
         try:
-            table = output.read_table("search.csv", dtype=str, keep_default_na=False)
+            table = output.read_table(TABLE, dtype=str, keep_default_na=False)
         except KernelError as error:
             blocks.append(Note(str(error)))
             continue

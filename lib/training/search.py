@@ -31,14 +31,13 @@ from lib.files import sha256_of, write_whole
 from lib.metrics import MetricError, auc, auc_interval, probability
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import NetworkError
-from lib.search_space import SearchSpace, Trial, at_rung, draw_trials, rungs, settled
+from lib.search_space import RECORDS, TABLE, WINNER, SearchSpace, Trial, at_rung, draw_trials, rungs, settled
 from lib.training.budget import BudgetError
 from lib.training.engine import TrainingError
 from lib.training.fold import FoldTask, MemberFiles
 from lib.training.workers import WorkerError, train_apart, train_fold
 
 TRIALS = "trials"  # the folder, in the working folder
-TABLE, RECORDS, WINNER = "search.csv", "trials.json", "winner.toml"
 FINISHED, FAILED, NOT_RUN = "finished", "failed", "not run"
 # What the network of one trial can be the cause of: recorded, and the search goes on. (torch.OutOfMemoryError is a RuntimeError.)
 _OF_THE_TRIAL = (TrainingError, NetworkError, MetricError, BudgetError, RuntimeError, MemoryError)

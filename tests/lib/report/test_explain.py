@@ -8,7 +8,8 @@ from torch import nn
 from lib.config import Config
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, build_network
-from lib.report.explain import CENTRE_SHARE, ExplainError, attribute, share_in_centre
+from lib.report.case_files import CENTRE_SHARE
+from lib.report.explain import ExplainError, attribute, share_in_centre
 
 
 class RedLooker(nn.Module):
