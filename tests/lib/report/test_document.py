@@ -422,3 +422,17 @@ def test_the_report_needs_no_torch() -> None:
     code = "import sys, lib.report.document; print(sorted({'torch', 'timm', 'matplotlib.pyplot'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_mistakes_of_a_network_without_maps_are_shown_all_the_same(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    root = one_experiment("smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
+    before = campaigns.report_of(root, tmp_path / "before")
+    for fold in range(3):
+        folder = root / f"hcd-smoke-fold-{fold}"
+        record = json.loads((folder / "run.json").read_text())
+        files = {name: (folder / name).read_bytes() for name in record.pop("files") if not name.endswith("-maps.npy")}
+        kept = {key: value for key, value in record.items() if key not in ("kind", "format")}
+        campaigns.seal(folder, "train", files, **kept)
+    report = campaigns.report_of(root, tmp_path / "working")
+    assert len(report.mistakes().pictures) == len(before.mistakes().pictures) == 1
+    assert before.explanations().pictures and not report.explanations().pictures
