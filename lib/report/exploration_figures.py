@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lib.files import write_whole
+from lib.report.sheets import Row, sheet
 from lib.report.style import NEGATIVE, POSITIVE, save
 
 if TYPE_CHECKING:
@@ -90,25 +92,12 @@ def copies_sheet(pairs: Sequence[tuple[tuple[np.ndarray, str], tuple[np.ndarray,
         path: the PNG file.
         number: of pairs there are, of which these are shown.
     """
-    from matplotlib.figure import Figure
-
-    columns = max(len(pairs), 6)
-    figure = Figure(figsize=(1.15 * columns, 3.3), layout="constrained")
-    axes = figure.subplots(2, columns)
+    lines = [
+        Row(name, [pair[at][0] for pair in pairs], [pair[at][1] for pair in pairs]) for at, name in enumerate(("one", "other"))
+    ]
     shown = f"{len(pairs)} of n = {number:,} pairs" if len(pairs) < number else f"n = {number:,} pairs"
-    figure.suptitle(f"Tiles that look the same, one above the other: {shown}")
-    for at in range(columns):
-        for line in (0, 1):
-            axis = axes[line, at]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if at >= len(pairs):
-                axis.axis("off")
-                continue
-            pixels, what = pairs[at][line]
-            axis.imshow(pixels)
-            axis.set_xlabel(what, fontsize=8)
-    save(figure, path)
+    title = f"Tiles that look the same, one above the other: {shown}"
+    write_whole(path, sheet(lines, title=title, columns=len(pairs)))
 
 
 def splits_figure(splits: Mapping[str, Any], path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.files import write_whole
+from lib.report.sheets import Row, framed, sheet
 from lib.report.style import NEGATIVE, POSITIVE, save
 
 
@@ -18,25 +20,15 @@ def contact_sheet(tiles: np.ndarray, labels: np.ndarray, path: Path, *, columns:
         columns: tiles a row; there are two rows of each class.
         seed: of the choice.
     """
-    from matplotlib.figure import Figure
-
     generator = np.random.default_rng(seed)
-    figure = Figure(figsize=(columns, 4.9), layout="constrained")
-    axes = figure.subplots(4, columns)
-    figure.suptitle(f"{2 * columns} tiles of each class, of n = {len(labels):,}; framed: the 32 x 32 centre")
-    for label, row in ((0, 0), (1, 2)):
+    lines = []
+    for label, name in ((0, "no tumour"), (1, "tumour")):
         rows = np.flatnonzero(labels == label)
         picked = generator.choice(rows, size=min(2 * columns, len(rows)), replace=False)
-        for at in range(2 * columns):
-            axis = axes[row + at // columns, at % columns]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if at < len(picked):
-                axis.imshow(tiles[picked[at]])
-                axis.plot([31.5, 63.5, 63.5, 31.5, 31.5], [31.5, 31.5, 63.5, 63.5, 31.5], color="white", linewidth=0.8)
-        for line in (row, row + 1):
-            axes[line, 0].set_ylabel("tumour" if label else "no tumour", color=POSITIVE if label else NEGATIVE)
-    save(figure, path)
+        for at in (0, columns):
+            lines.append(Row(name, [framed(tiles[row]) for row in picked[at : at + columns]]))
+    title = f"{2 * columns} tiles of each class, of n = {len(labels):,}; framed: the 32 x 32 centre"
+    write_whole(path, sheet(lines, title=title, columns=columns))
 
 
 def brightness_histogram(means: np.ndarray, labels: np.ndarray, path: Path) -> None:
@@ -71,23 +63,9 @@ def outlier_sheet(tiles: np.ndarray, rows: Mapping[str, Sequence[int]], path: Pa
         rows: by what they are, such as "darkest".
         path: the PNG file.
     """
-    from matplotlib.figure import Figure
-
-    columns = max(len(each) for each in rows.values())
-    figure = Figure(figsize=(columns, 1.15 * len(rows) + 0.5), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    figure.suptitle(f"The tiles furthest out, of n = {len(tiles):,}; the furthest first")
-    for line, (name, picked) in enumerate(rows.items()):
-        for at in range(columns):
-            axis = axes[line, at]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if at < len(picked):
-                axis.imshow(tiles[picked[at]])
-            else:
-                axis.axis("off")
-        axes[line, 0].set_ylabel(name)
-    save(figure, path)
+    lines = [Row(name, [tiles[row] for row in picked]) for name, picked in rows.items()]
+    title = f"The tiles furthest out, of n = {len(tiles):,}; the furthest first"
+    write_whole(path, sheet(lines, title=title, columns=max(len(each) for each in rows.values())))
 
 
 def group_scatter(table: Sequence[Mapping[str, float]], path: Path) -> None:
