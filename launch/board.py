@@ -7,7 +7,8 @@ from typing import Any
 
 from launch.campaign import Standing
 from launch.client import Quota
-from launch.ledger import Ledger, seconds_since
+from launch.ledger import Ledger
+from launch.moments import seconds_since
 
 _MARKS = {"done": "[green]done[/]", "failed": "[bold red]failed[/]", "running": "[cyan]running[/]"}
 
@@ -55,7 +56,7 @@ def standings_table(title: str, standings: Sequence[Standing], quota: Quota | No
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("AUC", justify="right")
     table.add_column("link", overflow="fold")
-    now = time.time()
+    now = time.monotonic()
     for standing in standings:
         waited = max(0.0, now - standing.since)
         active = standing.state in ("pushed", "queued", "running")
@@ -91,7 +92,7 @@ def ledger_standings(ledger: Ledger) -> list[Standing]:
         if entry.last is not None:
             push = entry.last
             standing.version, standing.url, standing.state = push.version, push.url, push.state
-            standing.since = time.time() - seconds_since(push.pushed_at or push.intended_at)
+            standing.since = time.monotonic() - seconds_since(push.pushed_at or push.intended_at)
         if entry.output is not None and entry.open is None:
             standing.state, standing.auc, standing.version = "done", entry.output.auc, entry.output.version
         standings.append(standing)

@@ -49,10 +49,9 @@ from launch.ledger import (
     Ledger,
     Output,
     Push,
-    seconds_since,
-    stamp,
 )
 from launch.metadata import MACHINE_SHAPE
+from launch.moments import Moments
 from launch.outputs import NoRecordError, fetch_output, output_key, peek_record
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 from launch.publish import Publisher
@@ -128,7 +127,7 @@ class Standing:
     slug: str
     kind: str
     state: str = "waiting"
-    since: float = field(default_factory=time.time)
+    since: float = field(default_factory=time.monotonic)
     version: int | None = None
     expected: float | None = None  # seconds it is expected to take, from `since`
     auc: float | None = None
@@ -138,7 +137,7 @@ class Standing:
         """Take a new state; whether it is one."""
         if state == self.state:
             return False
-        self.state, self.since = state, time.time()
+        self.state, self.since = state, time.monotonic()
         return True
 
 
@@ -176,6 +175,7 @@ class Campaign:
 
     def __post_init__(self) -> None:
         self.standings = {kernel.slug: Standing(kernel.slug, kernel.kind) for kernel in self.kernels}
+        self._moments = Moments()
         self._clocks: dict[tuple[str, str], float] = {}
         self._cures: dict[str, int] = {}
         self._quota_read = 0.0
@@ -400,7 +400,7 @@ class Campaign:
             note = last.note if last is not None else ""
             self._fail(kernel, f"was pushed {entry.attempts} times and did not finish; the last time: {note}")
             return
-        if last is not None and last.state == UNFINISHED and seconds_since(last.ended_at) < self.pace.settle:
+        if last is not None and last.state == UNFINISHED and self._moments.age(last.ended_at) < self.pace.settle:
             return  # whatever cut it off gets a moment to pass
         if not self._slot_is_free(kernel) or not self._quota_allows(kernel):
             return
@@ -420,7 +420,7 @@ class Campaign:
         limit = time_limit(kernel, ended_before=limited)
         if last is not None and last.state == REFUSED:
             push = last
-            push.state, push.note, push.intended_at = INTENDED, "", stamp()
+            push.state, push.note, push.intended_at = INTENDED, "", self._moments.stamp()
             push.bundle_id, push.identity, push.limit = self.source.bundle, self.identity(kernel), limit
         else:
             push = Push(
@@ -428,7 +428,7 @@ class Campaign:
                 bundle_id=self.source.bundle,
                 identity=self.identity(kernel),
                 limit=limit,
-                intended_at=stamp(),
+                intended_at=self._moments.stamp(),
             )
             entry.pushes.append(push)
         self.ledger.save()
@@ -463,7 +463,7 @@ class Campaign:
         except GhostError as error:
             self._cure(kernel, entry, push, error)
         except SourcesDroppedError as error:
-            push.state, push.version, push.pushed_at, push.note = DROPPED, error.version, stamp(), str(error)
+            push.state, push.version, push.pushed_at, push.note = DROPPED, error.version, self._moments.stamp(), str(error)
             self.ledger.save()
             self.say(f"{kernel.slug}: {error}; waiting for that version to end, then pushing again")
             self._stands(kernel, "pushed without inputs", version=error.version)
@@ -474,7 +474,7 @@ class Campaign:
             self._refused(kernel, push, "the credentials were not accepted")
             raise
         except (RefusedError, StrangeAnswerError) as error:
-            push.state, push.note, push.ended_at = FAILED, str(error), stamp()
+            push.state, push.note, push.ended_at = FAILED, str(error), self._moments.stamp()
             self.ledger.save()
             self._fail(kernel, str(error))
         else:
@@ -493,7 +493,7 @@ class Campaign:
         return records
 
     def _was_pushed(self, kernel: Kernel, push: Push, *, version: int | None, url: str = "") -> None:
-        push.state, push.version, push.pushed_at = PUSHED, version, stamp()
+        push.state, push.version, push.pushed_at = PUSHED, version, self._moments.stamp()
         push.url = url or f"https://www.kaggle.com/code/{self.source.owner}/{kernel.slug}"
         self.ledger.save()
         for slug, what in list(self._clocks):
@@ -514,7 +514,7 @@ class Campaign:
             proved = proved and self.kaggle.pull(kernel.slug) is None
         tries = self._cures.get(kernel.slug, 0)
         if not proved or tries >= self.pace.pushes:
-            push.state, push.note, push.ended_at = FAILED, str(error), stamp()
+            push.state, push.note, push.ended_at = FAILED, str(error), self._moments.stamp()
             self.ledger.save()
             why = "although it had a version before" if entry.ever_had_a_version else "and it is not shown to be empty"
             self._fail(kernel, f"{error}, {why}: it is not deleted. Look at it in the browser, or choose another slug")
@@ -568,7 +568,7 @@ class Campaign:
         if self.quota is None:
             return spent is None or time.monotonic() - spent > self.pace.quota_every
         running = sum(
-            max(0.0, expected_hours(other, self.ledger) - seconds_since(push.pushed_at) / 3600)
+            max(0.0, expected_hours(other, self.ledger) - self._moments.age(push.pushed_at) / 3600)
             for other in self.kernels
             if other.needs_gpu and (push := self.ledger.entry(other.slug, other.kind).open) is not None
         )
@@ -612,7 +612,7 @@ class Campaign:
         if status.name in ACTIVE:
             self._is_active(kernel, push, status)
             return
-        fresh = not push.active and seconds_since(push.pushed_at) < self.pace.settle
+        fresh = not push.active and self._moments.age(push.pushed_at) < self.pace.settle
         if status.name == ABSENT:
             self._stands(kernel, "pushed, no run yet")
             if not fresh and self._waited(kernel.slug, "absent") > self.pace.queue_patience:
@@ -635,7 +635,7 @@ class Campaign:
         patience = self.pace.queue_patience if status.name != "RUNNING" else push.limit + self.pace.overrun
         since = self._waited(kernel.slug, f"active {status.name}")
         if status.name == "RUNNING":
-            since = min(since, seconds_since(push.pushed_at))
+            since = min(since, self._moments.age(push.pushed_at))
         if since > patience:
             self._fail(
                 kernel,
@@ -697,7 +697,7 @@ class Campaign:
             return
         self._keep_log(kernel, listing)
         self._is_finished(kernel, entry, record, identity=push.identity, version=push.version)
-        push.state, push.ended_at = DONE, stamp()
+        push.state, push.ended_at = DONE, self._moments.stamp()
         self.ledger.save()
         self.say(f"{kernel.slug}: done{_facts(record)}")
 
@@ -721,7 +721,7 @@ class Campaign:
             seconds=float(record.seconds.get("total", 0.0)),
             auc=float(fold["auc"]) if isinstance(fold, dict) and "auc" in fold else None,
             version=version,
-            fetched_at=stamp(),
+            fetched_at=self._moments.stamp(),
         )
         self._stands(kernel, "done", auc=entry.output.auc, version=version)
 
@@ -737,7 +737,7 @@ class Campaign:
         if push.state == DROPPED:
             self._end(kernel, push, UNFINISHED, push.note)
             return
-        ran = seconds_since(push.pushed_at)
+        ran = self._moments.age(push.pushed_at)
         if status.name == CANCELLED:
             limited = ran >= 0.9 * push.limit
             if limited and push.limit >= LONGEST:
@@ -759,7 +759,7 @@ class Campaign:
         self._end(kernel, push, UNFINISHED, f"Kaggle says {status.name}: {status.message or 'nothing more'}")
 
     def _end(self, kernel: Kernel, push: Push, state: str, note: str) -> None:
-        push.state, push.note, push.ended_at = state, note, stamp()
+        push.state, push.note, push.ended_at = state, note, self._moments.stamp()
         self.ledger.save()
         self._stands(kernel, state)
         if state == UNFINISHED:

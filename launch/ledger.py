@@ -10,11 +10,11 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
+from launch.moments import is_moment, stamp
 from lib.errors import listed
 from lib.files import write_whole
 from lib.foreign import UNREADABLE, wrong_types
@@ -275,7 +275,7 @@ def _wrong_values(ledger: Ledger) -> list[str]:
             continue
         values = {item.name: getattr(part, item.name) for item in fields(part)}
         problems += [f"{name}: {problem}" for problem in wrong_types(type(part), values)]
-        odd = [moment for moment in _MOMENTS if moment in values and not _is_moment(values[moment])]
+        odd = [moment for moment in _MOMENTS if moment in values and not is_moment(values[moment])]
         problems += [f"{name}: {moment} = {values[moment]!r} is no moment" for moment in odd]
     if not problems:
         try:
@@ -283,13 +283,6 @@ def _wrong_values(ledger: Ledger) -> list[str]:
         except ValueError as error:
             problems.append(f"experiments: {error}")
     return problems
-
-
-def _is_moment(text: object) -> bool:
-    try:
-        return text == "" or datetime.fromisoformat(str(text)).tzinfo is not None
-    except ValueError:
-        return False
 
 
 @contextmanager
@@ -312,15 +305,3 @@ def campaign_lock(folder: Path, *, name: str = "lock") -> Iterator[None]:
                 f"another campaign is at work in {folder}: wait for it, or stop it with Ctrl-C (what it pushed goes on)"
             ) from None
         yield
-
-
-def stamp(moment: datetime | None = None) -> str:
-    """A moment, now by default, as RFC 3339."""
-    return (moment or datetime.now(UTC)).isoformat(timespec="milliseconds")
-
-
-def seconds_since(text: str) -> float:
-    """Seconds since a moment written by `stamp`; 0 where it is empty or lies in the future."""
-    if not text:
-        return 0.0
-    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds())

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from launch.client import ClientError, CredentialsError, Kaggle, NoAnswerError
 from launch.errors import LaunchError
-from launch.ledger import FAILED, INTENDED, DatasetEntry, Ledger, stamp
+from launch.ledger import FAILED, INTENDED, DatasetEntry, Ledger
 from launch.metadata import DATASET_METADATA
+from launch.moments import stamp
 from launch.plan import LIBRARY_SLUG
 
 _UPLOADED, _READY = "uploaded", "ready"

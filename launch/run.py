@@ -10,8 +10,9 @@ from launch.build import build
 from launch.campaign import LOGS, OUTPUTS, Campaign, CampaignStoppedError
 from launch.client import ACTIVE, ClientError, Kaggle
 from launch.errors import LaunchError
-from launch.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, seconds_since
+from launch.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger
 from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
+from launch.moments import seconds_since
 from launch.order import Order, order_of, plan_of, search_of
 from launch.plan import (
     DEFAULT_SEARCH,

@@ -9,7 +9,8 @@ from typing import Any
 
 from launch.client import ClientError, CredentialsError, Kaggle, NoAnswerError, RefusedError, Submission
 from launch.errors import LaunchError
-from launch.ledger import FAILED, INTENDED, Ledger, SubmissionEntry, stamp
+from launch.ledger import FAILED, INTENDED, Ledger, SubmissionEntry
+from launch.moments import stamp
 from lib.errors import KernelError
 from lib.files import sha256_of, write_whole
 from lib.inference.submission import check_submission

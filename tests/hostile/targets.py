@@ -245,9 +245,9 @@ def _ledger(folder: Path) -> Target:
         SubmissionEntry,
         new_ledger,
         read_ledger,
-        seconds_since,
     )
-    from launch.ledger import stamp as now
+    from launch.moments import seconds_since
+    from launch.moments import stamp as now
 
     def push(state: str) -> Push:
         return Push(

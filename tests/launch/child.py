@@ -2,7 +2,8 @@
 
 The order: folder, knobs, folds, submit, and `die_after_saves`: after which write of the ledger the process kills
 itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may take,
-`serve`: a folder for a Kaggle in the same process, which dies with it at call `die_at_call` of `hook`.
+`serve`: a folder for a Kaggle in the same process, which dies with it at call `die_at_call` of `hook`; at call
+`set_clock_at_call` the machine's clock is set by `set_clock_by` seconds (`set_clock.c`).
 """
 
 import errno
@@ -92,6 +93,8 @@ def _with_a_kaggle_of_its_own(values: dict) -> None:
         calls[0] += 1
         if calls[0] == values.get("die_at_call"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if calls[0] == values.get("set_clock_at_call"):
+            Path(os.environ["HCD_CLOCK"]).write_text(str(values["set_clock_by"]))
 
     setattr(kaggle, values["hook"], hook)
     with Server(kaggle) as server:

@@ -11,7 +11,8 @@ import pytest
 
 from launch.campaign import Campaign, Pace
 from launch.client import Quota
-from launch.ledger import PUSHED, KernelEntry, Ledger, Push, read_ledger, stamp
+from launch.ledger import PUSHED, KernelEntry, Ledger, Push, read_ledger
+from launch.moments import stamp
 from launch.plan import load_experiment, plan_kernels
 from launch.rehearsal.faults import Fault
 
