@@ -102,8 +102,10 @@ class World:
 
 
 # Processes are forked from one that has imported what takes long (the client not among it: it looks at the environment).
+_LONG = ("child", "sklearn.metrics", "matplotlib.backends.backend_agg", "matplotlib.figure", "requests", "rich.live")
+_LONG += ("jupytext", "kagglesdk", "google.protobuf.field_mask_pb2", "bleach", "tqdm.cli", "dotenv")
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["child", "sklearn.metrics", "matplotlib.backends.backend_agg", "requests", "rich.live"])
+_processes.set_forkserver_preload(list(_LONG))
 
 
 class Running:

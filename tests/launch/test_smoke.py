@@ -1,24 +1,29 @@
 """Whole campaigns with real kernels: smoke through the loopback Kaggle, local without one; they agree to the last digit."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from launch.errors import LaunchError
-from launch.ledger import campaign_lock
+from launch.ledger import campaign_lock, read_ledger
 from launch.local import local
 from launch.plan import load_experiment
 from launch.rehearsal import smoke as rehearsal
 from launch.rehearsal.competition import write_competition
 from lib.search_space import search_from_dict
 
+ROOT = Path(__file__).resolve().parents[2]
 KNOBS = ["weights=none", "epochs=2", "warmup_epochs=0", "input_size=32", "folds=2", "views=1", "stain_groups=6", "batch_size=16"]
 
 
@@ -59,87 +64,132 @@ def runs_in_jupyter(campaign: Path, pooled: float, scratch: Path) -> None:
     assert numbers == before | {"place": "local"}
 
 
-def test_local_equals_smoke_to_the_last_digit_and_is_not_done_twice(data, tmp_path, capsys):
+def test_local_equals_smoke_to_the_last_digit_and_nothing_is_done_twice_or_lost(data, tmp_path, capsys):
     experiment = load_experiment("smoke", KNOBS)
     said: list[str] = []
-    result = rehearsal.smoke([experiment], data=data, tiles=None, out=tmp_path / "smoke", owner="someone", say=said.append)
+    out = tmp_path / "smoke"
+    result = rehearsal.smoke([experiment], data=data, tiles=50, out=out, owner="someone", say=said.append)
     [smoked] = result.summaries
     printed = capsys.readouterr().out
-    assert f"pooled out-of-fold AUC {smoked.pooled:.4f} on n = 60 tiles" in printed
-    assert "submission.csv (12 tiles, matches sample_submission.csv)" in printed
-    assert result.submission is not None and result.submission.state == "scored"
+    assert f"pooled out-of-fold AUC {smoked.pooled:.4f} on n = 50 tiles" in printed
     assert "accepted by the loopback Kaggle" in printed  # nobody holds the labels of this folder's test tiles
-    [trained] = local([experiment], data=data, out=tmp_path / "local", owner="someone", say=said.append)
+    assert result.submission is not None and result.submission.state == "scored"
+    part = next(path for path in out.glob("part-*") if path.is_dir())
+    assert abs(smoked.table["label"].mean() - pd.read_csv(data / "train_labels.csv")["label"].mean()) < 0.02
+    sample = pd.read_csv(part / "sample_submission.csv")
+    submission = pd.read_csv(next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")))
+    assert submission["id"].tolist() == sample["id"].tolist()
+    assert f"submission.csv ({len(sample)} tiles, matches sample_submission.csv)" in printed
+
+    part = shutil.copytree(part, tmp_path / "part")
+    [trained] = local([experiment], data=part, out=tmp_path / "local", owner="someone", say=said.append)
     assert trained.pooled == smoked.pooled
-    assert outputs(tmp_path / "smoke" / "kaggle" / "kernels") == outputs(tmp_path / "local")
+    assert outputs(out / "kaggle" / "kernels") == outputs(tmp_path / "local")
     assert len(outputs(tmp_path / "local")) > 15
     assert f"report: {tmp_path / 'local' / 'hcd-report' / 'working' / 'report.html'}" in said
-    runs_in_jupyter(tmp_path / "smoke" / "campaign", trained.pooled, tmp_path)
+    runs_in_jupyter(out / "campaign", trained.pooled, tmp_path)
+    not_done_twice(experiment, trained.pooled, data=part, out=tmp_path / "local")
+    prepared_data_serve_another_config(data=part, out=tmp_path / "local")
+    a_finished_training_is_kept_when_the_data_change(experiment, data=part, out=tmp_path / "local")
 
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "local").glob("hcd-*/working/*")}
-    said.clear()
-    [again] = local([experiment], data=data, out=tmp_path / "local", owner="someone", say=said.append)
-    assert again.pooled == trained.pooled
+
+def not_done_twice(experiment, pooled, *, data, out):
+    said: list[str] = []
+    before = {path: path.stat().st_mtime_ns for path in out.glob("hcd-*/working/*")}
+    [again] = local([experiment], data=data, out=out, owner="someone", say=said.append)
+    assert again.pooled == pooled
     assert sum("finished before" in line for line in said) == 5
     assert not any("started" in line for line in said)
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "local").glob("hcd-*/working/*")}
-
-    # Another learning rate: the folds are trained again, the prepared data are not made again.
-    said.clear()
-    other = load_experiment("smoke", [*KNOBS, "learning_rate=1e-3"])
-    local([other], data=data, out=tmp_path / "local", owner="someone", say=said.append)
-    assert [line for line in said if "finished before" in line] == [
-        "hcd-prepare-" + _hash(said) + ": finished before, not run again"
-    ]
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("hcd-*/working/*")}
 
 
-def test_a_finished_training_is_kept_when_the_data_change(data, tmp_path):
-    folder = tmp_path / "data"
-    shutil.copytree(data, folder)
+def prepared_data_serve_another_config(*, data, out):
+    """One whose fold fails at once, and is shown with the end of its log."""
     said: list[str] = []
-    chosen = [load_experiment("smoke", KNOBS)]
-    local(chosen, data=folder, out=tmp_path / "out", owner="someone", say=said.append)
-    trained = {
-        path.name: path.read_bytes() for path in next((tmp_path / "out").glob("hcd-*-fold-0")).glob("working/*.safetensors")
-    }
-    labels = folder / "train_labels.csv"
+    other = load_experiment("smoke", [*KNOBS[1:], "weights=absent.safetensors"])
+    with pytest.raises(LaunchError) as failure:
+        local([other], data=data, out=out, owner="someone", say=said.append)
+    assert "ended with exit code 1" in str(failure.value)
+    assert "the file absent.safetensors is not among the inputs" in str(failure.value)
+    [line] = [line for line in said if "finished before" in line]
+    assert line.startswith("hcd-prepare-")
+
+
+def a_finished_training_is_kept_when_the_data_change(experiment, *, data, out):
+    said: list[str] = []
+    [fold] = [path.parent for path in out.glob("hcd-*-fold-0/working/*.safetensors")]
+    trained = {path.name: path.read_bytes() for path in fold.glob("*.safetensors")}
+    labels = data / "train_labels.csv"
     lines = labels.read_text().splitlines()
     lines[1] = lines[1][:-1] + ("1" if lines[1].endswith("0") else "0")
     labels.write_text("\n".join(lines) + "\n")
-    local(chosen, data=folder, out=tmp_path / "out", owner="someone", say=said.append)
-    kept = next((tmp_path / "out").glob("hcd-*-fold-0")) / "earlier"
+    local([experiment], data=data, out=out, owner="someone", say=said.append)
     assert trained
-    assert {path.name: path.read_bytes() for path in kept.glob("*.safetensors")} == trained
+    assert {path.name: path.read_bytes() for path in (fold.parent / "earlier").glob("*.safetensors")} == trained
     assert any("that output is kept in" in line for line in said)
 
 
-def _hash(said: list[str]) -> str:
-    return next(line.split(":")[0].removeprefix("hcd-prepare-") for line in said if line.startswith("hcd-prepare-"))
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_a_stratified_part_of_a_folder_with_thin_kernels(data, tmp_path):
-    experiment = load_experiment("smoke", KNOBS)
-    said: list[str] = []
-    out = tmp_path / "thin"
-    result = rehearsal.smoke([experiment], data=data, tiles=50, out=out, thin=True, owner="someone", say=said.append)
-    [summary] = result.summaries
-    assert len(summary.table) == 50
-    labels = pd.read_csv(data / "train_labels.csv")
-    assert abs(summary.table["label"].mean() - labels["label"].mean()) < 0.02
-    sample = pd.read_csv(next(path for path in out.glob("part-*") if path.is_dir()) / "sample_submission.csv")
-    submission = pd.read_csv(next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")))
-    assert submission["id"].tolist() == sample["id"].tolist()
-    script = next(out.glob("kaggle/kernels/hcd-*-fold-0/v1/script.py")).read_text()
-    assert "DIGESTS" in script
-    assert "FILES" not in script
+def processes_in(folder: Path) -> list[int]:
+    """Those whose working directory lies in a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (entry / "cwd").readlink().is_relative_to(folder):
+                    found.append(int(entry.name))
+    return found
 
 
-def test_a_campaign_whose_labels_were_held_back_is_scored_and_recorded(data, tmp_path, capsys):
-    out = tmp_path / "out"
-    result = rehearsal.smoke([load_experiment("smoke", KNOBS)], data=None, tiles=60, out=out, owner="someone", say=print)
-    entry = result.submission
-    assert entry is not None and entry.public is not None and 0 <= entry.public <= 1
-    printed = capsys.readouterr().out
+def started(out: Path) -> subprocess.Popen[str]:
+    """The command line's rehearsal on drawn tiles, in a process group of its own."""
+    command = [sys.executable, "build_kernel.py", "smoke", "--tiles", "60", "--out", str(out)]
+    return subprocess.Popen(
+        command + [word for knob in KNOBS for word in ("--set", knob)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # What a shell starts in the background ignores interrupts, and so do its children: these tests may be such.
+        preexec_fn=_interruptible,
+    )
+
+
+def ctrl_c_twice_leaves_nothing_at_work(out):
+    process = started(out)
+    assert process.stdout is not None
+    while "pushed, version 1" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+    time.sleep(0.5)
+    for _ in range(2):  # as a person does who does not believe the first one
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "goes on from here" in said or process.returncode == -signal.SIGINT
+    if sys.platform == "linux":
+        deadline = time.monotonic() + 20
+        while processes_in(out) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not processes_in(out)
+
+
+def test_interrupted_twice_the_same_command_ends_in_a_score_and_thin_kernels_reach_the_same(tmp_path):
+    out = tmp_path / "run"
+    ctrl_c_twice_leaves_nothing_at_work(out)
+    first = read_ledger(out / "campaign")
+    assert first is not None
+    again = started(out)
+    printed, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    ledger = read_ledger(out / "campaign")
+    assert ledger is not None and ledger.id == first.id  # what was interrupted goes on
+    [entry] = ledger.submissions
+    assert entry.public is not None and 0 <= entry.public <= 1
     assert f"scored by the loopback Kaggle: AUC public {entry.public:.4f}" in printed
     record = json.loads((out / "campaign" / "leaderboard.json").read_text())
     assert record["judge"] == "the loopback Kaggle"
@@ -148,13 +198,17 @@ def test_a_campaign_whose_labels_were_held_back_is_scored_and_recorded(data, tmp
     requests = [json.loads(line) for line in (out / "campaign" / "requests.jsonl").read_text().splitlines()]
     assert {"CreateDataset", "SaveKernel", "CreateSubmission"} <= {each["method"] for each in requests}
     held_back = pd.read_csv(next(out.glob("drawn-*.held-back.csv")))
-    submitted = pd.read_csv(next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")))
-    assert set(held_back["id"]) == set(submitted["id"])
-    # What was interrupted goes on, what came to its end starts anew.
-    before = result.ledger.id
-    again = rehearsal.smoke([load_experiment("smoke", KNOBS)], data=None, tiles=60, out=out, owner="someone", say=print)
-    assert again.ledger.id != before
-    assert again.summaries[0].pooled == result.summaries[0].pooled
+    submitted = next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")).read_bytes()
+    assert set(held_back["id"]) == set(pd.read_csv(io.BytesIO(submitted))["id"])
+
+    # What came to its end starts anew, here with kernels that take the library from the dataset: they compute the same.
+    experiment = load_experiment("smoke", KNOBS)
+    result = rehearsal.smoke([experiment], data=None, tiles=60, out=out, thin=True, owner="someone", say=print)
+    assert result.ledger.id != ledger.id
+    assert next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")).read_bytes() == submitted
+    script = next(out.glob("kaggle/kernels/hcd-*-fold-0/v1/script.py")).read_text()
+    assert "DIGESTS" in script
+    assert "FILES" not in script
 
 
 def test_a_search_is_rehearsed_alone_and_local_goes_on_with_another_space(data, tmp_path, capsys):
@@ -186,21 +240,6 @@ def test_a_search_is_rehearsed_alone_and_local_goes_on_with_another_space(data, 
     assert log.count("not run again") == 1 and log.count(": started on") == 1
     again = pd.read_csv(next((tmp_path / "out").glob("*-search/working/search.csv")))
     assert again[["trial", "auc"]].equals(ranking[["trial", "auc"]])
-
-
-def test_a_kernel_that_fails_is_shown_with_the_end_of_its_log(data, tmp_path):
-    said: list[str] = []
-    with pytest.raises(LaunchError) as failure:
-        local(
-            [load_experiment("smoke", [*KNOBS[1:], "weights=absent.safetensors"])],
-            data=data,
-            out=tmp_path / "out",
-            owner="someone",
-            say=said.append,
-        )
-    assert "ended with exit code 1" in str(failure.value)
-    assert "the file absent.safetensors is not among the inputs" in str(failure.value)
-    assert any("prepare" in line and "done" in line for line in said)
 
 
 def test_two_rehearsals_in_one_folder_are_kept_apart(data, tmp_path):
