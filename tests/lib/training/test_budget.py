@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from small import small_task, with_knobs
 from torch import nn
 
 from lib.config import Config
@@ -27,7 +28,6 @@ from lib.training.workers import train_fold
 
 @pytest.fixture(scope="module")
 def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
-    tiles, index = learnable
     config = Config(
         backbone="test_resnet",
         weights="none",
@@ -39,18 +39,7 @@ def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
         learning_rate=3e-3,
         members=1,
     )
-    return FoldTask(
-        experiment="x",
-        config=config,
-        fold=1,
-        tiles=tiles,
-        index=index,
-        folds=np.arange(len(index)) // 3 % 3,
-        data_id="d" * 64,
-        fold_table_id="f" * 64,
-        bundle_id="b" * 64,
-        weights={},
-    )
+    return small_task(learnable, config)
 
 
 def plan(total: int = 1000, warmup: int = 0) -> OptimizerStep:
@@ -161,8 +150,7 @@ def _fast(task: FoldTask, monkeypatch: pytest.MonkeyPatch, *, share: float, **kn
     monkeypatch.setattr(module, "_FIRST_LOOK", 2)
     monkeypatch.setattr("lib.training.engine._LOOK_EVERY", 1)
     monkeypatch.setattr(fold_module, "Budget", partial(Budget, now=now))
-    config = replace(task.config, **knobs)  # type: ignore[arg-type]
-    return replace(task, config=config, until=time.monotonic() + share)
+    return replace(with_knobs(task, **knobs), until=time.monotonic() + share)
 
 
 def test_a_fold_whose_clock_runs_ten_times_too_fast_still_leaves_an_annealed_model(

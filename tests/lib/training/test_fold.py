@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from small import left_in, small_task, with_knobs
 
 from lib.config import Config
 from lib.metrics import auc
@@ -50,19 +51,7 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
-    tiles, index = learnable
-    return FoldTask(
-        experiment="x",
-        config=CONFIG,
-        fold=1,
-        tiles=tiles,
-        index=index,
-        folds=np.arange(len(index)) // 3 % 3,
-        data_id="d" * 64,
-        fold_table_id="f" * 64,
-        bundle_id="b" * 64,
-        weights={},
-    )
+    return small_task(learnable, CONFIG)
 
 
 def _silent(text: str) -> None:
@@ -76,14 +65,6 @@ def _train(
     found = train_fold(task, folder=folder, devices=[CPU], say=say, replace=replace)
     assert found is not None
     return found
-
-
-def _with(task: FoldTask, **knobs: Any) -> FoldTask:
-    return dataclasses.replace(task, config=dataclasses.replace(task.config, **knobs))
-
-
-def _bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def _kill_at(text: str) -> Callable[[str], None]:
@@ -131,7 +112,7 @@ def test_a_fold_leaves_what_it_promises(task: FoldTask, tmp_path: Path) -> None:
     assert all(0 <= line["validation_auc"] <= 1 and line["loss"] > 0 for line in lines)
     assert lines[-1]["learning_rate"] == pytest.approx(0, abs=1e-9)  # of the step after the last
     clear_progress(tmp_path, task)
-    assert set(_bytes(tmp_path)) == set(FILES) and not list(tmp_path.glob(".*"))
+    assert set(left_in(tmp_path)) == set(FILES) and not list(tmp_path.glob(".*"))
 
 
 def test_the_logits_are_those_of_the_checkpoint(task: FoldTask, whole: Path) -> None:
@@ -151,21 +132,21 @@ def test_the_tiles_of_the_fold_are_not_learned_from(task: FoldTask, whole: Path,
     assert (tmp_path / "spoiled" / FILES[0]).read_bytes() == (whole / FILES[0]).read_bytes()
 
 
-def test_the_same_seed_gives_the_same_bytes(task: FoldTask, whole: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_sameleft_in(task: FoldTask, whole: Path, tmp_path: Path) -> None:
     torch.manual_seed(99)
     np.random.seed(99)
     _train(task, tmp_path / "again")
-    assert _bytes(tmp_path / "again") == _bytes(whole)
+    assert left_in(tmp_path / "again") == left_in(whole)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_fold_stopped_after_an_epoch_ends_in_the_same_bytes(
+def test_a_fold_stopped_after_an_epoch_ends_in_the_sameleft_in(
     task: FoldTask, whole: Path, tmp_path: Path, epochs: list[int], after: int
 ) -> None:
     folder = tmp_path / "stopped"
     with pytest.raises(Killed):
         _train(task, folder, say=_kill_at(f"epoch {after} of 3"))
-    assert not _bytes(folder)  # nothing a reader could trust
+    assert not left_in(folder)  # nothing a reader could trust
     with pytest.raises(Killed):  # and once more, at once
         _train(task, folder, say=_kill_at("tiles to learn from"))
     said: list[str] = []
@@ -174,7 +155,7 @@ def test_a_fold_stopped_after_an_epoch_ends_in_the_same_bytes(
     # The state of an epoch is saved after it was said, so the epoch that was cut off is trained again.
     assert epochs == list(range(after - 1, 3))
     assert any(f"going on after epoch {after - 1}" in line for line in said) == (after > 1)
-    assert _bytes(folder) == _bytes(whole)
+    assert left_in(folder) == left_in(whole)
     clear_progress(folder, task)
     assert not list(folder.glob(".*"))
 
@@ -195,8 +176,8 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(task: FoldTask, tmp_path: Path, after: int) -> None:
-    turned = _with(task, **EVERYTHING)
+def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_sameleft_in(task: FoldTask, tmp_path: Path, after: int) -> None:
+    turned = with_knobs(task, **EVERYTHING)
     _train(turned, tmp_path / "whole")
     with pytest.raises(Killed):
         _train(turned, tmp_path / "stopped", say=_kill_at(f"epoch {after + 1} of 3"))
@@ -204,7 +185,7 @@ def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(task
     _train(turned, tmp_path / "stopped", say=said.append)
     assert any(f"going on after epoch {after}" in line for line in said)
     assert any("averaged weights" in line for line in said)
-    assert _bytes(tmp_path / "stopped") == _bytes(tmp_path / "whole")
+    assert left_in(tmp_path / "stopped") == left_in(tmp_path / "whole")
     network, _ = load_checkpoint(tmp_path / "whole" / FILES[0])
     rows = np.flatnonzero(task.folds == 1)
     logits = predict_logits(network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32)
@@ -212,7 +193,7 @@ def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(task
 
 
 def test_the_average_predicts_and_not_the_last_weights(task: FoldTask, whole: Path, tmp_path: Path) -> None:
-    _train(_with(task, ema=0.5), tmp_path / "averaged")
+    _train(with_knobs(task, ema=0.5), tmp_path / "averaged")
     averaged, _ = load_checkpoint(tmp_path / "averaged" / FILES[0])
     last, _ = load_checkpoint(whole / FILES[0])
     assert any(not torch.equal(own, other) for own, other in zip(averaged.parameters(), last.parameters(), strict=True))
@@ -234,7 +215,7 @@ def test_while_the_backbone_is_frozen_only_the_head_learns(
         return loss
 
     monkeypatch.setattr(module, "train_one_epoch", watched)
-    _train(_with(task, freeze_epochs=1), tmp_path / "frozen")
+    _train(with_knobs(task, freeze_epochs=1), tmp_path / "frozen")
     changed = [
         {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
         for before, after in zip(states[::2], states[1::2], strict=True)
@@ -243,7 +224,7 @@ def test_while_the_backbone_is_frozen_only_the_head_learns(
     assert len(changed[1]) > 20
 
 
-def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_same_bytes(
+def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_sameleft_in(
     task: FoldTask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = module.OptimizerStep.__call__
@@ -261,11 +242,11 @@ def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_same_bytes(
         with pytest.raises(Killed):
             _train(task, tmp_path / "stopped")
     _train(task, tmp_path / "stopped")
-    assert _bytes(tmp_path / "stopped") == _bytes(whole)
+    assert left_in(tmp_path / "stopped") == left_in(whole)
 
 
 @pytest.mark.parametrize("file", range(4))
-def test_a_fold_stopped_while_writing_its_files_ends_in_the_same_bytes(
+def test_a_fold_stopped_while_writing_its_files_ends_in_the_sameleft_in(
     task: FoldTask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: int
 ) -> None:
     write = module.write_whole
@@ -285,7 +266,7 @@ def test_a_fold_stopped_while_writing_its_files_ends_in_the_same_bytes(
         with pytest.raises(Killed):
             _train(task, tmp_path / "stopped")
     _train(task, tmp_path / "stopped")
-    assert _bytes(tmp_path / "stopped") == _bytes(whole)
+    assert left_in(tmp_path / "stopped") == left_in(whole)
 
 
 @pytest.mark.parametrize("length", [0, 7, 5000, -1])
@@ -297,18 +278,18 @@ def test_a_damaged_state_is_thrown_away(task: FoldTask, whole: Path, tmp_path: P
     state.write_bytes(state.read_bytes()[:length])
     epochs.clear()
     _train(task, folder)
-    assert epochs == [0, 1, 2] and _bytes(folder) == _bytes(whole)
+    assert epochs == [0, 1, 2] and left_in(folder) == left_in(whole)
 
 
 def _another_seed(task: FoldTask) -> FoldTask:
-    return _with(task, seed=1)
+    return with_knobs(task, seed=1)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         _another_seed,
-        lambda task: _with(task, learning_rate=1e-3),
+        lambda task: with_knobs(task, learning_rate=1e-3),
         lambda task: dataclasses.replace(task, bundle_id="c" * 64),
         lambda task: dataclasses.replace(task, data_id="e" * 64),
         lambda task: dataclasses.replace(task, fold_table_id="e" * 64),
@@ -327,23 +308,23 @@ def test_what_was_begun_otherwise_is_begun_anew(
     _train(other, folder)
     assert epochs == [0, 1, 2]
     _train(other, tmp_path / "straight")
-    assert _bytes(folder) == _bytes(tmp_path / "straight")
+    assert left_in(folder) == left_in(tmp_path / "straight")
 
 
 def test_a_finished_member_is_not_trained_again(task: FoldTask, tmp_path: Path, epochs: list[int]) -> None:
-    two = _with(task, members=2, epochs=2)
+    two = with_knobs(task, members=2, epochs=2)
     folder = tmp_path / "stopped"
     with pytest.raises(Killed):
         _train(two, folder, say=_kill_at("member 1: epoch 1"))
-    first = _bytes(folder)
+    first = left_in(folder)
     assert set(first) == set(FILES)
     epochs.clear()
     said: list[str] = []
     names, scores = _train(two, folder, say=said.append)
     assert epochs == [0, 1] and "member 0: finished before" in said[0]  # those of the second member
-    assert {name: _bytes(folder)[name] for name in first} == first
+    assert {name: left_in(folder)[name] for name in first} == first
     assert len(names) == 6 and len(scores["members"]) == 2
-    assert _bytes(folder)["fold-1-member-1.safetensors"] != first[FILES[0]]
+    assert left_in(folder)["fold-1-member-1.safetensors"] != first[FILES[0]]
     # All finished: nothing is trained, and the scores are the same.
     epochs.clear()
     assert _train(two, folder) == (names, scores) and epochs == []
@@ -360,7 +341,7 @@ def test_a_finished_member_whose_files_changed_is_trained_again(
     (folder / name).write_bytes(bytes(content))
     epochs.clear()
     _train(task, folder)
-    assert epochs == [0, 1, 2] and _bytes(folder) == _bytes(whole)
+    assert epochs == [0, 1, 2] and left_in(folder) == left_in(whole)
 
 
 def test_other_weights_are_another_plan(task: FoldTask, tmp_path: Path) -> None:
@@ -386,7 +367,7 @@ def test_a_lost_loss_leaves_what_was_there(task: FoldTask, tmp_path: Path, monke
     folder = tmp_path / "fold"
     _train(task, folder)
     clear_progress(folder, task)
-    before = _bytes(folder)
+    before = left_in(folder)
     backbone = build_network(CONFIG).backbone
     tensors = {name: tensor.clone().contiguous() for name, tensor in backbone.state_dict().items()}
     tensors["conv1.0.weight" if "conv1.0.weight" in tensors else "conv1.weight"].fill_(float("nan"))
@@ -398,7 +379,7 @@ def test_a_lost_loss_leaves_what_was_there(task: FoldTask, tmp_path: Path, monke
 
     with pytest.raises(TrainingError, match="not a number"):
         _train(poisoned, folder, replace=never)
-    assert _bytes(folder) == before
+    assert left_in(folder) == before
 
 
 def test_the_rate_ends_at_nothing_also_where_tiles_are_left_over(task: FoldTask, tmp_path: Path) -> None:
@@ -416,8 +397,8 @@ def test_members_and_folds_differ(task: FoldTask, whole: Path, tmp_path: Path) -
 
 def test_each_member_and_each_seed_trains_a_network_of_its_own(task: FoldTask, tmp_path: Path) -> None:
     """From other first weights, in another order: members that are copies would cost twice and average to one of them."""
-    _train(_with(task, members=2, epochs=2), tmp_path / "two")
-    _train(_with(task, members=1, epochs=2, seed=1), tmp_path / "seeded")
+    _train(with_knobs(task, members=2, epochs=2), tmp_path / "two")
+    _train(with_knobs(task, members=1, epochs=2, seed=1), tmp_path / "seeded")
     paths = [tmp_path / "two" / f"fold-1-member-{member}.safetensors" for member in (0, 1)]
     networks = [load_checkpoint(path)[0] for path in (*paths, tmp_path / "seeded" / FILES[0])]
     for one, other in itertools.combinations(networks, 2):
@@ -433,13 +414,13 @@ def test_a_fold_that_does_not_exist_is_refused(task: FoldTask, tmp_path: Path, f
 
 
 def test_without_validation_only_the_log_is_shorter(task: FoldTask, whole: Path, tmp_path: Path) -> None:
-    _train(_with(task, validate_every=0), tmp_path)
+    _train(with_knobs(task, validate_every=0), tmp_path)
     lines = (tmp_path / FILES[2]).read_text()
     assert "validation_auc" not in lines
     assert (tmp_path / FILES[1]).read_bytes() == (whole / FILES[1]).read_bytes()  # looking does not change training
 
 
 def test_training_learns(task: FoldTask, tmp_path: Path) -> None:
-    plain = _with(task, epochs=12, balance="none", rotate="quarter", drop_rate=0.0, hue=0.0, learning_rate=1e-2)
+    plain = with_knobs(task, epochs=12, balance="none", rotate="quarter", drop_rate=0.0, hue=0.0, learning_rate=1e-2)
     _, scores = _train(plain, tmp_path)
     assert scores["fold"]["auc"] > 0.9

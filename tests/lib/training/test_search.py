@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import small_task
 
 from lib.config import Config, parse_toml
 from lib.data.shared import SharedMemory
@@ -36,19 +37,7 @@ def template(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
     shared = memory.allocate(tiles.nbytes).reshape(tiles.shape)
     shared[...] = tiles
     config = Config(backbone="test_vit", weights="none", input_size=32, folds=3, epochs=2, batch_size=8, views=1, members=2)
-    return FoldTask(
-        experiment="x",
-        config=config,
-        fold=0,
-        tiles=shared,
-        index=index,
-        folds=np.arange(len(index)) // 3 % 3,
-        data_id="d" * 64,
-        fold_table_id="f" * 64,
-        bundle_id="b" * 64,
-        weights={},
-        memory=memory,
-    )
+    return small_task((shared, index), config, fold=0, memory=memory)
 
 
 @pytest.fixture(autouse=True)

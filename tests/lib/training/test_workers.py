@@ -1,6 +1,5 @@
 """Several processes on a fold: a member each, or all on one; and what happens when one of them fails."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import left_in, small_task, with_knobs
 
 from lib.config import Config
 from lib.training import workers as module
@@ -29,7 +29,6 @@ BESIDE = Path(__file__).parent / "beside.py"
 
 @pytest.fixture(scope="module")
 def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
-    tiles, index = learnable
     config = Config(
         backbone="test_vit",  # no batch statistics
         weights="none",
@@ -43,22 +42,7 @@ def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
         clip_gradient=1.0,
         hed=0.05,
     )
-    return FoldTask(
-        experiment="x",
-        config=config,
-        fold=1,
-        tiles=tiles,
-        index=index,
-        folds=np.arange(len(index)) // 3 % 3,
-        data_id="d" * 64,
-        fold_table_id="f" * 64,
-        bundle_id="b" * 64,
-        weights={},
-    )
-
-
-def _with(task: FoldTask, **knobs: Any) -> FoldTask:
-    return dataclasses.replace(task, config=dataclasses.replace(task.config, **knobs))
+    return small_task(learnable, config)
 
 
 def _train(
@@ -68,10 +52,6 @@ def _train(
     found = train_fold(task, folder=folder, devices=[CPU] * devices, say=say, replace=lambda: None)
     assert found is not None
     return found
-
-
-def _outputs(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 def _history(folder: Path, member: int = 0) -> list[dict[str, Any]]:
@@ -86,8 +66,8 @@ def test_a_member_a_process_gives_the_bytes_of_one_after_the_other(task: FoldTas
     finally:
         torch.set_num_threads(threads)
     two = _train(task, tmp_path / "two", devices=2)
-    assert one == two and _outputs(tmp_path / "one") == _outputs(tmp_path / "two")
-    assert len(_outputs(tmp_path / "two")) == 6
+    assert one == two and left_in(tmp_path / "one") == left_in(tmp_path / "two")
+    assert len(left_in(tmp_path / "two")) == 6
 
 
 FURTHER: dict[str, Any] = {
@@ -103,7 +83,7 @@ FURTHER: dict[str, Any] = {
 @pytest.mark.parametrize("knobs", [{}, FURTHER])
 def test_two_processes_on_one_member_give_the_losses_of_one(task: FoldTask, tmp_path: Path, knobs: dict[str, Any]) -> None:
     """In float64 and without batch statistics, to ten digits; and the same AUC, from predictions each made a half of."""
-    double = _with(task, members=1, epochs=3, batch_size=9, passes=2, **knobs)
+    double = with_knobs(task, members=1, epochs=3, batch_size=9, passes=2, **knobs)
     results = {}
     for size in (1, 2):
         folder = tmp_path / str(size)
@@ -137,11 +117,11 @@ def _beside(what: str, task: FoldTask, folder: Path, *, size: int, **options: An
 
 def test_all_processes_on_one_member_by_the_supervisor(task: FoldTask, tmp_path: Path) -> None:
     said: list[str] = []
-    names, scores = _train(_with(task, ddp=True), tmp_path, say=said.append)
+    names, scores = _train(with_knobs(task, ddp=True), tmp_path, say=said.append)
     assert len(names) == 6 and 0 <= scores["fold"]["auc"] <= 1
     # Everything is there, so it is not done again; with another number of processes it would be another result.
     again: list[str] = []
-    assert _train(_with(task, ddp=True), tmp_path, say=again.append) == (names, scores)
+    assert _train(with_knobs(task, ddp=True), tmp_path, say=again.append) == (names, scores)
     assert again == [f"fold 1, member {member}: finished before, not done again" for member in (0, 1)]
 
 
@@ -149,7 +129,7 @@ def test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted(task: Fold
     from lib.model.checkpoint import load_checkpoint
     from lib.model.predict import predict_logits
 
-    _train(_with(task, ddp=True, backbone="test_resnet", members=1), tmp_path)
+    _train(with_knobs(task, ddp=True, backbone="test_resnet", members=1), tmp_path)
     network, _ = load_checkpoint(tmp_path / "fold-1-member-0.safetensors")
     rows = np.flatnonzero(task.folds == 1)
     logits = predict_logits(network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32)
@@ -161,7 +141,7 @@ def test_the_clock_binds_on_both_at_the_same_step(task: FoldTask, tmp_path: Path
     """A clock ten times too fast: a learning rate of zero inside the time, a model saved, ranks that agree."""
     folder = tmp_path / "fold"
     folder.mkdir()
-    _beside("hurry", _with(task, members=1, epochs=500, validate_every=0), folder, size=2, share=6.0)
+    _beside("hurry", with_knobs(task, members=1, epochs=500, validate_every=0), folder, size=2, share=6.0)
     ends = [json.loads((folder / f".end-{rank}.json").read_text()) for rank in range(2)]
     assert ends[0] == ends[1] and ends[0]["applied"] == ends[0]["total"] < 500 * 3
     assert ends[0]["learning_rate"] == pytest.approx(0, abs=1e-9)
@@ -175,7 +155,7 @@ def test_out_of_memory_begins_again_with_half_the_tiles_on_all_ranks(
 ) -> None:
     """The second epoch runs out of memory where more than two tiles are in a pass; the first is not done again."""
     with _sabotage("oom", above=2):
-        _train(_with(task, ddp=ddp, epochs=3, validate_every=0), tmp_path, say=print)
+        _train(with_knobs(task, ddp=ddp, epochs=3, validate_every=0), tmp_path, say=print)
     told = [line for line in capfd.readouterr().out.splitlines() if "did not suffice" in line]
     assert told and all("from the last whole epoch" in line for line in told)
     passes = [[line.get("passes", 1) for line in _history(tmp_path, member)] for member in (0, 1)]
@@ -196,7 +176,7 @@ def test_one_process_that_runs_out_of_memory_goes_on_by_itself(
 
     monkeypatch.setattr("lib.training.engine.functional.binary_cross_entropy_with_logits", greedy)
     said: list[str] = []
-    one = _with(task, members=1)
+    one = with_knobs(task, members=1)
     _train(one, tmp_path, devices=1, say=said.append)
     assert sum("did not suffice" in line for line in said) == 1
     assert [line["passes"] for line in _history(tmp_path)] == [2, 2]
@@ -205,22 +185,22 @@ def test_one_process_that_runs_out_of_memory_goes_on_by_itself(
         lambda *rest, **options: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
     )
     with pytest.raises(module.KernelError, match="input_size"):
-        _train(_with(one, seed=1), tmp_path, devices=1)
+        _train(with_knobs(one, seed=1), tmp_path, devices=1)
 
 
 @pytest.mark.parametrize("ddp", [False, True])
 def test_the_first_failure_is_shown_and_the_others_are_ended(task: FoldTask, tmp_path: Path, ddp: bool) -> None:
     before = time.monotonic()
     with _sabotage("raise", rank=1), pytest.raises(WorkerError, match="ValueError: sabotaged") as refused:
-        _train(_with(task, ddp=ddp, epochs=400), tmp_path)
+        _train(with_knobs(task, ddp=ddp, epochs=400), tmp_path)
     assert "lib/training" in str(refused.value)  # the traceback
     assert time.monotonic() - before < 60
-    assert not _outputs(tmp_path)
+    assert not left_in(tmp_path)
 
 
 def test_a_worker_that_is_killed_is_named(task: FoldTask, tmp_path: Path) -> None:
     with _sabotage("kill", rank=0), pytest.raises(WorkerError, match="signal 9"):
-        _train(_with(task, epochs=400), tmp_path)
+        _train(with_knobs(task, epochs=400), tmp_path)
 
 
 def test_workers_end_with_whoever_started_them(task: FoldTask, tmp_path: Path) -> None:
@@ -228,7 +208,7 @@ def test_workers_end_with_whoever_started_them(task: FoldTask, tmp_path: Path) -
     folder.mkdir()
     np.save(folder / ".tiles.npy", task.tiles)
     task.index.assign(fold=task.folds).to_csv(folder / ".table.csv", index=False)
-    config = _with(task, epochs=1000).config.to_dict()
+    config = with_knobs(task, epochs=1000).config.to_dict()
     (folder / ".facts.json").write_text(json.dumps({"what": "supervise", "config": config, "fold": 1, "size": 1}))
     supervisor = subprocess.Popen(
         [sys.executable, str(BESIDE), str(folder), "0"], env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
@@ -277,7 +257,7 @@ def test_torchrun_trains_all_members_together(task: FoldTask, tmp_path: Path) ->
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(_outputs(folder)) == 6
+    assert len(left_in(folder)) == 6
     assert done.stdout.count("member 0: 24 tiles to learn from") == 1 and "2 processes" in done.stdout
 
 
@@ -302,14 +282,14 @@ def test_compiled_training_leaves_the_same_kind_of_checkpoint(
         compiled.append(wrapper)
         return wrapper
 
-    one = _with(task, members=1, epochs=1)
+    one = with_knobs(task, members=1, epochs=1)
     train_member(one, 0, folder=tmp_path, world=World(), say=lambda text: None, replace=lambda: None)
-    plain = _outputs(tmp_path)
+    plain = left_in(tmp_path)
     monkeypatch.setattr("lib.training.fold.torch.compile", compile)
     other = tmp_path / "compiled"
     other.mkdir()
-    train_member(_with(one, compile=True), 0, folder=other, world=World(), say=lambda text: None, replace=lambda: None)
-    assert len(compiled) == 1 and set(_outputs(other)) == set(name for name in plain if name != "compiled")
+    train_member(with_knobs(one, compile=True), 0, folder=other, world=World(), say=lambda text: None, replace=lambda: None)
+    assert len(compiled) == 1 and set(left_in(other)) == set(name for name in plain if name != "compiled")
     assert (other / "oof-1-member-0.csv").read_text() == (tmp_path / "oof-1-member-0.csv").read_text()
 
 
