@@ -1,14 +1,16 @@
 """The competition's full size through prepare, one fold and inference: seconds and peak memory of each kernel.
 
-    python benchmarks/full_size.py runs/full-size [--labelled 220025] [--unlabelled 57458]
+    python benchmarks/full_size.py runs/full-size [--parts 16 4 1] [--labelled 220025] [--unlabelled 57458]
 
 An eighth of the tiles is drawn by the project and laid out in the eight orientations of a square: all are different, and drawing
 takes minutes instead of half an hour. The kernels are those of the experiment `smoke` from random weights, one epoch, one fold,
-each run alone as Kaggle runs it. Tiles that are there from an earlier run are not drawn again.
+each run alone as Kaggle runs it. Tiles that are there from an earlier run are not drawn again. With several parts (16: a
+sixteenth of the tiles) it says how seconds and memory grow with the number of tiles: 1.0 would be as fast as that number.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import resource
 import subprocess
@@ -66,20 +68,10 @@ def run_one(folder: Path, slug: str) -> None:
     print(json.dumps({"kernel": slug, "seconds": outcome.seconds, "peak_gib": peak / (1 << 30), "stages": stages}))
 
 
-def main() -> None:
-    """Lay out the tiles, run the kernels one after the other, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--labelled", type=int, default=220_025)
-    parser.add_argument("--unlabelled", type=int, default=57_458)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    folder = arguments.folder.resolve()
-    if arguments.one:
-        run_one(folder, arguments.one)
-        return
+def run_all(folder: Path, *, labelled: int, unlabelled: int) -> pd.DataFrame:
+    """Lay out the tiles, run the kernels one after the other; kernel, tiles, seconds, peak memory."""
     if not (folder / "data" / "sample_submission.csv").is_file():
-        lay_out(folder / "data", labelled=arguments.labelled, unlabelled=arguments.unlabelled)
+        lay_out(folder / "data", labelled=labelled, unlabelled=unlabelled)
     experiment = load_experiment("smoke", KNOBS)
     built = build([experiment], out=folder / "build", owner="someone", folds=[0])
     rows = []
@@ -89,11 +81,46 @@ def main() -> None:
         if done.returncode:
             raise SystemExit(done.stderr)
         facts = json.loads(done.stdout.splitlines()[-1])
-        rows.append({"kernel": kernel.kind, "seconds": round(facts["seconds"], 1), "peak GiB": round(facts["peak_gib"], 2)})
+        rows.append({"kernel": kernel.kind, "tiles": labelled + unlabelled})
+        rows[-1] |= {"seconds": round(facts["seconds"], 1), "peak GiB": round(facts["peak_gib"], 2)}
         slow = sorted(facts["stages"].items(), key=lambda each: -each[1])[1:4]
         print(f"{kernel.slug}: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in slow)}", flush=True)
-    print(f"{arguments.labelled:,} labelled and {arguments.unlabelled:,} test tiles")
-    print(pd.DataFrame(rows).to_string(index=False))
+    return pd.DataFrame(rows)
+
+
+def growth(runs: pd.DataFrame) -> pd.DataFrame:
+    """The exponent of the number of tiles with which each kernel's seconds and memory grew from one size to the next."""
+    found = []
+    for kernel, rows in runs.groupby("kernel", sort=False):
+        rows = rows.sort_values("tiles")
+        steps = {name: np.diff(np.log(rows[name])) for name in ("tiles", "seconds", "peak GiB")}
+        for at, (few, many) in enumerate(itertools.pairwise(rows["tiles"])):
+            grew = {name: round(steps[name][at] / steps["tiles"][at], 2) for name in ("seconds", "peak GiB")}
+            found.append({"kernel": kernel, "from": few, "to": many, **grew})
+    return pd.DataFrame(found)
+
+
+def main() -> None:
+    """Run the kernels at each size, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--parts", type=int, nargs="+", default=[1])
+    parser.add_argument("--labelled", type=int, default=220_025)
+    parser.add_argument("--unlabelled", type=int, default=57_458)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    if arguments.one:
+        run_one(folder, arguments.one)
+        return
+    tables = []
+    for part in arguments.parts:
+        place = folder / f"part-{part}"
+        tables.append(run_all(place, labelled=arguments.labelled // part, unlabelled=arguments.unlabelled // part))
+    runs = pd.concat(tables)
+    print(runs.to_string(index=False))
+    if len(tables) > 1:
+        print(growth(runs).to_string(index=False))
 
 
 if __name__ == "__main__":
