@@ -174,11 +174,19 @@ class OptimizerStep:
         return {"applied": applied, "skipped": self._skips_seen, "schedule": schedule, "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a plan where it was left, perhaps shortened."""
+        """Take up a plan where it was left, perhaps shortened.
+
+        Raises:
+            ValueError: no training by this plan can have come to such a state.
+        """
         total, begin, share, height = state["schedule"]
+        applied, skipped = state["applied"], state["skipped"]
+        within = 0 <= applied <= total <= self.total and 0 <= begin <= self.total and skipped >= 0
+        if not (within and 0 <= share <= 1.001 and 0 <= height <= 1.001):  # both at most 1, within rounding
+            raise ValueError(f"{applied} steps and schedule {state['schedule']} are not of a plan of {self.total} steps")
         self.total, self._knee = int(total), (int(begin), float(share), float(height))
-        self._skips_seen = int(state["skipped"])
-        self.attempts = int(state["applied"]) + self._skips_seen
+        self._skips_seen = int(skipped)
+        self.attempts = int(applied) + self._skips_seen
         self._skipped.fill_(self._skips_seen)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -89,6 +89,29 @@ def test_a_shortened_plan_is_taken_up_as_it_was() -> None:
     assert (again.learning_rate, again.left) == (step.learning_rate, step.left)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"schedule": [10**15, 0, 0.0, 1.0]},
+        {"schedule": [300, 20, 0.0, 1.0]},
+        {"schedule": [-1, 20, 0.0, 1.0]},
+        {"schedule": [110, -5, 0.0, 1.0]},
+        {"schedule": [110, 50, float("nan"), 1.0]},
+        {"schedule": [110, 50, 0.0, 7.0]},
+        {"applied": 111},
+        {"applied": -1},
+        {"skipped": -1},
+    ],
+    ids=str,
+)
+def test_a_state_that_no_training_by_the_plan_comes_to_is_refused(wrong: dict[str, object]) -> None:
+    step = plan(200, 20)
+    step.attempts = 50
+    step.shorten(60)
+    with pytest.raises(ValueError, match="not of a plan of 200 steps"):
+        plan(200, 20).load_state(step.state() | wrong)
+
+
 class Clock:
     def __init__(self) -> None:
         self.seconds = 0.0
