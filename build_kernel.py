@@ -14,14 +14,14 @@ from launch.errors import LaunchError
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
 _SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one knob of the experiment; see `knobs`."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a knob of the experiment, see `knobs`; repeatable."
 )
 _OWNER = click.option("--owner", help="Your Kaggle user name, instead of the one in kernel-metadata.json.")
 _ATTACH = click.option(
     "--attach",
     multiple=True,
     type=_FOLDER,
-    help="A folder the kernels see as a dataset: a weight file, a tile-to-slide map.",
+    help="A folder the kernels see as a dataset: a weight file, a tile-to-slide map; repeatable.",
 )
 
 
@@ -49,7 +49,30 @@ def _load_search(name: str | None) -> Any:
     return None if name is None else load_search(name)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def _examples(*lines: str) -> str:
+    """What stands below the options of a command; the line breaks stay."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class _InOrder(click.Group):
+    """A group that lists its commands as one comes to need them, not by the alphabet."""
+
+    _SECTIONS = (
+        ("Before it costs anything", ("smoke", "doctor", "experiments", "knobs")),
+        ("On Kaggle", ("run", "status", "watch", "logs", "pull", "push", "submit", "report")),
+        ("On this machine", ("download", "weights", "local")),
+        ("For the plain Kaggle client", ("build", "check", "loopback")),
+    )
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each part of the way."""
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for title, names in self._SECTIONS:
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(width)) for name in names])
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Histopathologic Cancer Detection on Kaggle: from a checkout to a leaderboard score, rehearsed first.
 
@@ -63,16 +86,24 @@ def _say(text: str) -> None:
     click.echo(text)
 
 
-@main.command()
+@main.command(
+    epilog=_examples(
+        "build_kernel.py build strong --set epochs=8",
+        "build_kernel.py check",
+        "kaggle kernels push -p dist/kernels/hcd-prepare",
+    )
+)
 @click.argument("experiments", nargs=-1)
 @_OWNER
 @_SET
-@click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="A dataset to attach to the kernels.")
+@click.option(
+    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="A dataset to attach to the kernels; repeatable."
+)
 @click.option("--thin", is_flag=True, help="Kernels that import the library from the dataset, after checking its hash.")
 @click.option("--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code.")
 @_AVERAGE
 @_SEARCH
-@click.option("--out", default="dist", show_default=True, type=_FOLDER)
+@click.option("--out", default="dist", show_default=True, type=_FOLDER, help="Where to.")
 def build(
     experiments: tuple[str, ...],
     owner: str | None,
@@ -84,7 +115,7 @@ def build(
     searched: str | None,
     out: Path,
 ) -> None:
-    """Write the dataset and the kernels, complete for `kaggle kernels push`.
+    """Write the dataset and the kernels for `kaggle kernels push`.
 
     EXPERIMENTS are names of files in experiments/; without any, the one that kernel-metadata.json names.
     """
@@ -117,9 +148,12 @@ def build(
 
 
 @main.command()
-@click.option("--out", default="dist", show_default=True, type=_FOLDER)
+@click.option("--out", default="dist", show_default=True, type=_FOLDER, help="Where `build` wrote to.")
 def check(out: Path) -> None:
-    """Hold a build against the rules of Kaggle and its client: sizes, metadata, sources, secrets; all problems at once."""
+    """Hold a build against the rules of Kaggle and its client.
+
+    Sizes, metadata, sources, secrets; all problems at once.
+    """
     from launch import build as builder
 
     looked, problems, warnings = builder.check(out)
@@ -132,14 +166,20 @@ def check(out: Path) -> None:
     click.echo("no problems")
 
 
-@main.command()
+@main.command(
+    epilog=_examples(
+        "build_kernel.py smoke                                        drawn tiles, a small network",
+        "build_kernel.py smoke resnet34 --data DIR --tiles 300        your tiles, your network",
+        "build_kernel.py smoke --search                               a search instead of a training",
+    )
+)
 @click.argument("experiments", nargs=-1)
 @click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
 @click.option("--tiles", type=click.IntRange(min=50), help="Labelled tiles to take (stratified) or to draw.")
 @click.option("--folds", type=click.IntRange(min=2, max=20), help="The same as --set folds=K.")
 @click.option("--thin", is_flag=True, help="Rehearse thin kernels, with the dataset mounted.")
 @click.option("--faults", type=_FILE, help="What the loopback Kaggle shall do wrong and when: a JSON list, see the README.")
-@click.option("--out", default="runs/smoke", show_default=True, type=_FOLDER)
+@click.option("--out", default="runs/smoke", show_default=True, type=_FOLDER, help="Where everything is kept.")
 @_search_option("smoke")
 @_ATTACH
 @_AVERAGE
@@ -157,7 +197,9 @@ def smoke(
     average: str,
     overrides: tuple[str, ...],
 ) -> None:
-    """Rehearse `run` against a Kaggle on loopback: dataset, weights, prepare, folds, inference, submission, score, report.
+    """Rehearse `run` against a Kaggle on loopback.
+
+    Dataset, weights, prepare, folds, inference, submission, score, report: with the real client and the real kernels.
 
     Without EXPERIMENTS it is the one called smoke: a small network that two cores train in a minute.
 
@@ -185,15 +227,20 @@ def smoke(
     )
 
 
-@main.command()
+@main.command(
+    epilog=_examples(
+        "build_kernel.py local resnet34 --set epochs=3 --set members=1",
+    )
+)
 @click.argument("experiments", nargs=-1)
 @click.option(
     "--data",
     default="input/histopathologic-cancer-detection",
     show_default=True,
     type=_FOLDER,
+    help="A folder in competition layout.",
 )
-@click.option("--out", default="runs/local", show_default=True, type=_FOLDER)
+@click.option("--out", default="runs/local", show_default=True, type=_FOLDER, help="Where everything is kept.")
 @_SEARCH
 @_ATTACH
 @_AVERAGE
@@ -207,7 +254,9 @@ def local(
     average: str,
     overrides: tuple[str, ...],
 ) -> None:
-    """The whole training on this machine's GPU or CPU, by the kernels that would run on Kaggle.
+    """The whole training on this machine, without a Kaggle.
+
+    On its GPU or CPU, by the kernels that would run on Kaggle.
 
     What is finished is not done again, so the same command continues an interrupted training.
     """
@@ -228,7 +277,9 @@ def local(
 )
 @_SET
 def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ...]) -> None:
-    """Fetch the encoders' weights into input/weights, where `smoke` and `local` find them.
+    """Fetch the encoders' weights.
+
+    Into input/weights, where `smoke` and `local` find them.
 
     With --upload they become a private dataset of yours: the way for weights behind a licence gate. Which licence a set
     of weights has, and whether it is gated, is yours to check and accept.
@@ -248,16 +299,21 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
 
 
 @main.command()
-@click.option("--to", default="input/histopathologic-cancer-detection", show_default=True, type=_FOLDER)
+@click.option("--to", default="input/histopathologic-cancer-detection", show_default=True, type=_FOLDER, help="Where to.")
 def download(to: Path) -> None:
-    """The competition's data through the Kaggle client, for `local` and `smoke --data`; about 14 GB while unpacking."""
+    """Fetch the competition's data.
+
+    Through the Kaggle client, for `local` and `smoke --data`; about 14 GB while unpacking.
+    """
     from launch.download import download_competition
 
     download_competition(to, say=_say)
 
 
 _CAMPAIGN = click.option("--campaign", metavar="NAME", help="Which campaign. [default: the one that was at work last]")
-_DATASET = click.option("--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="A dataset to attach to the kernels.")
+_DATASET = click.option(
+    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="A dataset to attach to the kernels; repeatable."
+)
 
 
 def _order(
@@ -289,7 +345,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
         raise click.BadParameter("numbers with commas between them, such as 0,1") from None
 
 
-@main.command()
+@main.command(
+    epilog=_examples(
+        "build_kernel.py run --folds 0               one fold of the default experiment: a first score",
+        "build_kernel.py run                         all of its folds",
+        "build_kernel.py run resnet18 resnet34       two experiments, averaged",
+        "build_kernel.py run strong --set epochs=8   another plan, under a name of its own",
+    )
+)
 @click.argument("experiments", nargs=-1)
 @click.option("--folds", callback=_numbers, metavar="0,1,...", help="Only these folds; `--folds 0` gives a first score early.")
 @click.option("--no-submit", is_flag=True, help="Stop before the submission.")
@@ -318,7 +381,9 @@ def run(
     datasets: tuple[str, ...],
     overrides: tuple[str, ...],
 ) -> None:
-    """From this checkout to a leaderboard score; safe to repeat, and to interrupt.
+    """From this checkout to a leaderboard score.
+
+    Safe to repeat, and to interrupt.
 
     Dataset, weights, prepare, the folds of every experiment (two at a time), one inference over all of them, submission,
     score, report. What is done is not done again; what runs on Kaggle goes on without this command.
@@ -358,7 +423,12 @@ def _offer_probe(order: Any) -> None:
         examine(order.experiments, probe=True, folder=PROBE_FOLDER, say=_say)
 
 
-@main.command()
+@main.command(
+    epilog=_examples(
+        "build_kernel.py push prepare",
+        "build_kernel.py push fold-0 fold-1",
+    )
+)
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--experiment", "experiments", multiple=True, help="Which experiments the campaign is about.")
 @click.option("--campaign", metavar="NAME", help="A name of its own. [default: the experiments' names]")
@@ -375,8 +445,11 @@ def push(
     datasets: tuple[str, ...],
     overrides: tuple[str, ...],
 ) -> None:
-    """Push single kernels by hand, under the same rules as `run`: dataset, weights, prepare, fold-0 ..., inference, search,
-    report.
+    """Push single kernels by hand.
+
+    The rules are those of `run`: nothing is pushed over a running version, or before what it reads.
+
+    NAME is dataset, weights, prepare, pretrain, embed, fold-0 ..., inference, search or report, as far as the experiment has it.
 
     It returns when Kaggle has them; `run` fetches their outputs and goes on from there. A search that was pushed before goes
     on: the trials of its output are not run again.
@@ -404,7 +477,7 @@ def status(campaign: str | None) -> None:
 @_CAMPAIGN
 @click.option("--every", default=60.0, show_default=True, type=click.FloatRange(min=1), help="Seconds between looks.")
 def watch(campaign: str | None, every: float) -> None:
-    """`status` again and again, until nothing is at work on Kaggle. Changes nothing."""
+    """`status` until nothing is at work on Kaggle any more. Changes nothing."""
     from launch.client import connect
     from launch.order import find_campaign
     from launch.run import watch as look
@@ -428,7 +501,9 @@ def logs(name: str, follow: bool, campaign: str | None) -> None:
 @main.command()
 @_CAMPAIGN
 def report(campaign: str | None) -> None:
-    """Make the report of a campaign on this machine, from what was fetched so far, and print where it is.
+    """Make the report of a campaign on this machine.
+
+    From what was fetched so far; it prints where it is.
 
     `run` makes it on Kaggle, last of all; this needs no account. The notebook beside it opens in Jupyter.
     """
@@ -443,7 +518,10 @@ def report(campaign: str | None) -> None:
 @click.option("--to", type=_FOLDER, help="Where to. [default: pulled/ in the campaign's folder]")
 @_CAMPAIGN
 def pull(names: tuple[str, ...], to: Path | None, campaign: str | None) -> None:
-    """Fetch the outputs of kernels, held against their run.json; arrays and weights stay on Kaggle."""
+    """Fetch the outputs of kernels.
+
+    They are held against their run.json; arrays and weights stay on Kaggle.
+    """
     from launch.client import connect
     from launch.order import find_campaign
     from launch.run import pull_outputs
@@ -455,7 +533,7 @@ def pull(names: tuple[str, ...], to: Path | None, campaign: str | None) -> None:
 @click.option("--message", default="", help="What the submission says of itself. [default: the out-of-fold AUC]")
 @_CAMPAIGN
 def submit(message: str, campaign: str | None) -> None:
-    """Submit what a finished campaign left, once, and wait for the score."""
+    """Submit what a campaign left, once, and wait for the score."""
     from launch.client import connect
     from launch.order import find_campaign
     from launch.run import submit_only
@@ -468,7 +546,10 @@ def submit(message: str, campaign: str | None) -> None:
 @click.option("--probe", is_flag=True, help="Push three canaries of a few minutes and compare what they see; 0.1 h of quota.")
 @_SET
 def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]) -> None:
-    """Everything that can be wrong before it costs anything: credentials, rules, quota, slugs, versions, sizes, clock."""
+    """What is still to do, before it costs anything.
+
+    Credentials, rules, quota, slugs, versions, sizes, clock; each with what to do about it.
+    """
     from launch.doctor import PROBE_FOLDER
     from launch.doctor import doctor as examine
     from launch.metadata import default_experiment, read_base
@@ -479,12 +560,15 @@ def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]
 
 
 @main.command()
-@click.option("--port", default=0, type=click.IntRange(0, 65535), help="[default: a free one]")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Where it listens. [default: a free one]")
 @click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
 @click.option("--faults", type=_FILE, help="What it shall do wrong and when: a JSON list, see the README.")
-@click.option("--out", default="runs/loopback", show_default=True, type=_FOLDER)
+@click.option("--out", default="runs/loopback", show_default=True, type=_FOLDER, help="Where everything is kept.")
 def loopback(port: int, data: Path | None, faults: Path | None, out: Path) -> None:
-    """Serve the loopback Kaggle until Ctrl-C, and print the environment that points a client at it."""
+    """Serve the loopback Kaggle until Ctrl-C.
+
+    It prints the environment that points a client at it.
+    """
     from launch.metadata import owner_of, read_base
     from launch.rehearsal.faults import load_faults
     from launch.rehearsal.smoke import serve
@@ -494,8 +578,17 @@ def loopback(port: int, data: Path | None, faults: Path | None, out: Path) -> No
 
 
 @main.command()
+def experiments() -> None:
+    """The experiments and searches there are."""
+    from launch.plan import described
+
+    for name, lines in described():
+        click.echo("\n    ".join([name, *lines]))
+
+
+@main.command()
 def knobs() -> None:
-    """Every knob of an experiment, with its default and its meaning."""
+    """Every knob of an experiment: default and meaning."""
     from lib.config import describe
 
     for name, default, meaning in describe():

@@ -1,8 +1,9 @@
 """Which kernels there are, what each reads, and what it is called: the one place that knows."""
 
+import itertools
 import subprocess
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,28 @@ def experiment_names(root: Path = ROOT) -> list[str]:
     return sorted(path.stem for path in (root / "experiments").glob("*.toml"))
 
 
+def described(root: Path = ROOT) -> Iterator[tuple[str, list[str]]]:
+    """Every experiment and search there is, as one types it, and lines on it: facts, and how its file begins.
+
+    Raises:
+        LaunchError: a file cannot be used.
+    """
+    for name in experiment_names(root):
+        loaded = load_experiments([name], root=root)
+        of = [f"{e.config.backbone} at {e.config.input_size} px, {e.config.folds} {e.config.split} folds" for e in loaded]
+        facts = of[0] if len(loaded) == 1 else f"a list: {', '.join(each.name for each in loaded)}"
+        yield name, [facts, *_opening(name, root)]
+    for name in search_names(root):
+        space = load_search(name, root=root)
+        yield f"--search {name}", [f"{space.method} over {', '.join(space.space)}", *_opening(f"searches/{name}", root)]
+
+
+def _opening(name: str, root: Path) -> list[str]:
+    """The comment at the head of a file in experiments/."""
+    lines = (root / "experiments" / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("#").removeprefix(" ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+
+
 def load_experiments(names: Sequence[str], overrides: Sequence[str] = (), *, root: Path = ROOT) -> list[Experiment]:
     """Experiments by their names; a file that holds nothing but `experiments = [...]` stands for all it names.
 
@@ -127,6 +150,11 @@ def load_experiment(name: str, overrides: Sequence[str] = (), *, root: Path = RO
     return replace(found, teacher=_teacher(found.name, found.config, root)) if found.config.pseudo_labels else found
 
 
+def search_names(root: Path = ROOT) -> list[str]:
+    """The searches there are."""
+    return sorted(path.stem for path in (root / "experiments" / "searches").glob("*.toml"))
+
+
 def load_search(name: str, *, root: Path = ROOT) -> SearchSpace:
     """A search by its name.
 
@@ -135,7 +163,7 @@ def load_search(name: str, *, root: Path = ROOT) -> SearchSpace:
     """
     path = root / "experiments" / "searches" / f"{name}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in path.parent.glob("*.toml"))) or "none"
+        known = ", ".join(search_names(root)) or "none"
         raise LaunchError(f"there is no search {name!r} (experiments/searches/{name}.toml); there are: {known}")
     try:
         return parse_search(path.read_text(encoding="utf-8"), name=name)

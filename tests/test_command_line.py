@@ -1,11 +1,13 @@
-"""What the command line does when it is not allowed to write."""
+"""What the command line tells of itself, and what it does when it is not allowed to write."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
-from build_kernel import command_line
+from build_kernel import command_line, main
 
+ROOT = Path(__file__).resolve().parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/sys and /proc are Linux's")
 
 
@@ -16,3 +18,35 @@ def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(command: s
     assert command_line([command, "--out", "/sys/hcd/out"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: /sys/hcd cannot be read or written") and "--out" in said and len(said.splitlines()) == 1
+
+
+def said_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert command_line(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_help_names_every_command_once_and_cuts_no_sentence_off(capsys: pytest.CaptureFixture[str]) -> None:
+    told = said_by(capsys, "--help").partition("Before it costs anything:")[2]
+    listed = [line.split()[0] for line in told.splitlines() if line.startswith("  ")]
+    assert sorted(listed) == sorted(main.commands)
+    assert "..." not in told.replace("fold-0 ...,", "")
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_help_of_a_command_explains_each_of_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = said_by(capsys, name, "--help")
+    options = [option for option in main.commands[name].params if option.param_type_name == "option"]
+    assert all(option.help for option in options), [option.name for option in options if not option.help]
+    assert len(told.splitlines()) > 4
+
+
+def test_experiments_and_searches_are_told_with_what_their_files_say(capsys: pytest.CaptureFixture[str]) -> None:
+    told = said_by(capsys, "experiments")
+    files = [*(ROOT / "experiments").glob("*.toml"), *(ROOT / "experiments" / "searches").glob("*.toml")]
+    assert len(files) > 8
+    for path in files:
+        name = f"--search {path.stem}" if path.parent.name == "searches" else path.stem
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# ")
+        lines = told.partition(f"\n{name}\n")[2] if not told.startswith(f"{name}\n") else told
+        assert first[2:] in "\n".join(lines.splitlines()[:3])

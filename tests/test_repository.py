@@ -43,10 +43,10 @@ def test_the_tree_in_the_readme_is_the_tree():
 def test_every_command_the_readme_names_exists():
     commands = set(re.findall(r"build_kernel\.py ([a-z]+)", README))
     done = subprocess.run([sys.executable, "build_kernel.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    offered = set(re.findall(r"^  ([a-z]+) ", done.stdout.split("Commands:")[1], flags=re.MULTILINE))
+    offered = set(re.findall(r"^  ([a-z]+) ", done.stdout.split("Options:")[1], flags=re.MULTILINE))
     assert commands <= offered
     campaign = {"run", "push", "status", "watch", "logs", "pull", "submit", "report", "doctor", "loopback"}
-    assert {"build", "check", "smoke", "local", "weights", "download", "knobs"} | campaign == offered
+    assert {"build", "check", "smoke", "local", "weights", "download", "knobs", "experiments"} | campaign == offered
 
 
 def test_help_answers_before_anybody_waits():
