@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_sameleft_in(task: FoldTask, whole: Path, tmp_pa
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_fold_stopped_after_an_epoch_ends_in_the_sameleft_in(
+def test_a_fold_stopped_after_an_epoch_ends_in_the_same_bytes(
     task: FoldTask, whole: Path, tmp_path: Path, epochs: list[int], after: int
 ) -> None:
     folder = tmp_path / "stopped"
@@ -176,7 +176,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_sameleft_in(task: FoldTask, tmp_path: Path, after: int) -> None:
+def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(task: FoldTask, tmp_path: Path, after: int) -> None:
     turned = with_knobs(task, **EVERYTHING)
     _train(turned, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -224,7 +224,7 @@ def test_while_the_backbone_is_frozen_only_the_head_learns(
     assert len(changed[1]) > 20
 
 
-def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_sameleft_in(
+def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_same_bytes(
     task: FoldTask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = module.OptimizerStep.__call__
@@ -246,7 +246,7 @@ def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_sameleft_in(
 
 
 @pytest.mark.parametrize("file", range(4))
-def test_a_fold_stopped_while_writing_its_files_ends_in_the_sameleft_in(
+def test_a_fold_stopped_while_writing_its_files_ends_in_the_same_bytes(
     task: FoldTask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: int
 ) -> None:
     write = module.write_whole
