@@ -6,7 +6,6 @@ it is answered, so a server that was killed goes on where it stood; sessions tha
 
 import contextlib
 import csv
-import fcntl
 import gzip
 import hashlib
 import io
@@ -17,75 +16,26 @@ import shutil
 import tarfile
 import threading
 import time
-import urllib.parse
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from launch.bundle import SOURCE_LIMIT
-from launch.errors import LaunchError
 from launch.metadata import MACHINE_SHAPE
-from launch.rehearsal.faults import Fault, Faults
+from launch.rehearsal.account import Account, ApiError, Json, Settings, page, stamp
+from launch.rehearsal.faults import Fault
 from launch.rehearsal.scheduler import Executor, Job, KernelExecutor, Scheduler
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED, Mount, Outcome, decorate
-from lib.files import write_whole
 from lib.session import COMPETITION
 
 _ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
 _THREW = "Your notebook threw an error"
-_LINK_SECONDS = 600.0
-
-Json = dict[str, Any]
-
-
-class ApiError(Exception):
-    """An answer with an HTTP status and a message."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How this Kaggle behaves when nothing is wrong; times in seconds.
-
-    Attributes:
-        gpu_sessions, cpu_sessions: at a time; more are refused, not queued.
-        weekly_gpu_hours: allowed.
-        gpu_hours_used: when it starts.
-        quota_refresh: until the used hours are forgotten.
-        dataset_delay: from an upload to the moment the version is ready and mounted.
-        score_delay: from a submission to its score.
-        status_delay: for which the status after a push is still what it was before.
-        submissions_a_day: taken.
-        session_limit: the longest session.
-        rules_accepted: of the competition.
-        phone_verified: needed for GPU and internet.
-    """
-
-    gpu_sessions: int = 2
-    cpu_sessions: int = 5
-    weekly_gpu_hours: float = 30.0
-    gpu_hours_used: float = 0.0
-    quota_refresh: float = 3 * 86400.0
-    dataset_delay: float = 2.0
-    score_delay: float = 0.5
-    status_delay: float = 0.0
-    submissions_a_day: int = 5
-    session_limit: float = 12 * 3600.0
-    rules_accepted: bool = True
-    phone_verified: bool = True
 
 
 class LoopbackKaggle:
     """One account on a Kaggle of our own.
-
-    `before_change` and `after_change`, where set, are called with method and name of every request that is about to take
-    effect and of every one whose effect is durable but not yet answered; the state is locked meanwhile.
 
     Args:
         folder: where everything is kept.
@@ -115,83 +65,23 @@ class LoopbackKaggle:
         executor: Executor | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder, self.data, self.labels, self.owner, self.token = folder, data, labels, owner, token
-        self.settings = settings or Settings()
-        self.faults = Faults(tuple(faults))
-        self.before_change: Callable[[str, str], None] | None = None
-        self.after_change: Callable[[str, str], None] | None = None
+        settings = settings or Settings()
+        self.account = Account(folder, owner=owner, token=token, settings=settings, faults=faults)
+        self.data, self.labels = data, labels
         self._attached: dict[str, Path] = {}
-        self.lock = threading.RLock()
-        self._log_lock, self._archive_lock = threading.Lock(), threading.Lock()
+        self._archive_lock = threading.Lock()
         self.closed = threading.Event()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder_lock = (folder / "server.lock").open("w")
-        try:
-            fcntl.flock(self._folder_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._folder_lock.close()
-            raise LaunchError(f"another loopback Kaggle is at work in {folder}: stop it, or choose another folder") from None
-        self._state = self._load()
         environ = dict(os.environ) if environ is None else dict(environ)
-        self.use(executor or KernelExecutor(self.settings.gpu_sessions, environ))
+        self.use(executor or KernelExecutor(self.account.settings.gpu_sessions, environ))
         self._scored: dict[int, Json] = {}
 
     def use(self, executor: Executor) -> None:
         """Let this run the sessions from now on."""
-        sessions = self.settings.gpu_sessions + self.settings.cpu_sessions + 8  # of versions pushed over running ones, too
+        settings = self.account.settings
+        sessions = settings.gpu_sessions + settings.cpu_sessions + 8  # of versions pushed over running ones, too
         self._scheduler = Scheduler(executor, sessions=sessions, began=self._began, ended=self._ended)
 
     # --- state -------------------------------------------------------------------------------------------------------
-
-    def _load(self) -> Json:
-        path = self.folder / "state.json"
-        if path.is_file():
-            try:
-                state: Json = json.loads(path.read_bytes())
-            except ValueError as error:
-                raise LaunchError(f"{path} cannot be read ({error}): remove {self.folder}") from error
-            return state
-        return {
-            "datasets": {},
-            "kernels": {},
-            "blobs": {},
-            "submissions": [],
-            "changes": [],
-            "next": 1,
-            "gpu_seconds": self.settings.gpu_hours_used * 3600,
-            "refresh_at": time.time() + self.settings.quota_refresh,
-        }
-
-    def _save(self) -> None:
-        write_whole(self.folder / "state.json", json.dumps(self._state))
-
-    def _number(self) -> int:
-        self._state["next"] += 1
-        return int(self._state["next"])
-
-    def _change(self, method: str, slug: str, act: Callable[[], Any]) -> Any:
-        """Do something that changes the state, durably, between the two hooks of the tests."""
-        if self.before_change is not None:
-            self.before_change(method, slug)
-        with self.lock:
-            result = act()
-            self._save()
-        if self.after_change is not None:
-            self.after_change(method, slug)
-        return result
-
-    def changes(self) -> list[dict[str, Any]]:
-        """What took effect: every push that made a version, dataset version, submission and deletion, in order."""
-        with self.lock:
-            return list(self._state["changes"])
-
-    def _took_effect(self, method: str, slug: str) -> None:
-        self._state["changes"].append({"method": method, "slug": slug, "at": time.time()})
-
-    def note(self, entry: Json) -> None:
-        """A line of the request log."""
-        with self._log_lock, (self.folder / "requests.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
 
     def attach(self, slug: str, folder: Path) -> None:
         """Let a folder be one of the account's datasets, ready since ever."""
@@ -199,8 +89,8 @@ class LoopbackKaggle:
 
     def resume(self) -> None:
         """Run again what was at work when the server ended."""
-        with self.lock:
-            for slug, kernel in self._state["kernels"].items():
+        with self.account.lock:
+            for slug, kernel in self.account.state["kernels"].items():
                 for version in kernel["versions"]:
                     if version["status"] not in _ACTIVE:
                         continue
@@ -208,7 +98,7 @@ class LoopbackKaggle:
                         version["started"] = time.time()  # the hours for which no server was there cost no quota
                     if not version.get("for_ever"):
                         self._scheduler.start(self._job(slug, version))
-            self._save()
+            self.account.save()
 
     def close(self) -> None:
         """End what runs; a later start runs it again."""
@@ -216,42 +106,39 @@ class LoopbackKaggle:
             return
         self.closed.set()
         self._scheduler.close()
-        with self.lock:
+        with self.account.lock:
             for version in self._running():
                 self._charge(version)
-            self._save()
-        self._folder_lock.close()
+            self.account.save()
+        self.account.close()
 
     def _running(self) -> list[Json]:
-        return [each for kernel in self._state["kernels"].values() for each in kernel["versions"] if each["status"] in _ACTIVE]
+        return [
+            each for kernel in self.account.state["kernels"].values() for each in kernel["versions"] if each["status"] in _ACTIVE
+        ]
 
     def _charge(self, version: Json) -> None:
         """Take the GPU time of a session until now off the quota."""
         if version["gpu"] and version["status"] == "RUNNING":
-            self._state["gpu_seconds"] += time.time() - version["started"]
+            self.account.state["gpu_seconds"] += time.time() - version["started"]
             version["started"] = time.time()
 
     def _finish(self, version: Json, status: str, message: str = "") -> None:
         self._charge(version)
         version["status"], version["message"], version["ended"] = status, message, time.time()
 
-    def check_owner(self, owner: str) -> None:
-        """Other accounts' things are not ours to see."""
-        if owner and owner.lower() != self.owner.lower():
-            raise ApiError(403, "Permission denied")
-
     def mend(self) -> None:
         """Everything works from now on, and every session that is still at work is ended, as a person would."""
-        self.faults.clear()
-        with self.lock:
-            for entry in self._state["submissions"]:
+        self.account.faults.clear()
+        with self.account.lock:
+            for entry in self.account.state["submissions"]:
                 entry["fault"] = ""
-            for slug, kernel in self._state["kernels"].items():
+            for slug, kernel in self.account.state["kernels"].items():
                 for version in kernel["versions"]:
                     if version["status"] in _ACTIVE:
                         self._finish(version, "CANCEL_ACKNOWLEDGED")
                 self._scheduler.stop(slug)
-            self._save()
+            self.account.save()
 
     # --- kernels -----------------------------------------------------------------------------------------------------
 
@@ -260,49 +147,49 @@ class LoopbackKaggle:
         full, title = str(body.get("slug", "")), str(body.get("newTitle", ""))
         what = fault.what if fault is not None else ""
         if "/" in full:
-            self.check_owner(full.split("/")[0])
+            self.account.check_owner(full.split("/")[0])
         if what == "error":
             return {"error": str(fault.value if fault is not None else "")}
         if len(str(body.get("text", "")).encode()) >= SOURCE_LIMIT:
             raise ApiError(400, "The kernel source must be less than 1 megabytes in size.")
         slug = full.split("/")[-1]
-        if slug not in self._state["kernels"] and title:
+        if slug not in self.account.state["kernels"] and title:
             slug = _slugify(title)  # a new kernel is filed under its title, whatever its id says
         if what == "wrong-slug":
             slug += "-copy"
         if not slug:
             raise ApiError(400, "Kernel slug must be specified")
-        if slug in self._state["datasets"] or slug in self._attached:
+        if slug in self.account.state["datasets"] or slug in self._attached:
             raise ApiError(409, f"The slug {slug} is used by a dataset of yours")
-        if not self.settings.phone_verified and (body.get("enableGpu") or body.get("enableInternet")):
+        if not self.account.settings.phone_verified and (body.get("enableGpu") or body.get("enableInternet")):
             return {"error": "Phone verification is required to use GPUs and internet."}
         if body.get("kernelType", "script") not in ("script", "notebook") or body.get("language", "python") != "python":
             return {"error": "the loopback Kaggle runs Python only"}  # Kaggle runs R, too
-        filed = self._state["kernels"].get(slug, {}).get("versions")
+        filed = self.account.state["kernels"].get(slug, {}).get("versions")
         if filed and filed[-1]["type"] != body.get("kernelType", "script"):
             return {"error": f"Kernel type cannot be changed from {filed[-1]['type']}"}
         refusal = self._refusal(slug, body, what)
         if refusal:
             return {"error": refusal, "versionNumber": 0}
-        return dict(self._change("SaveKernel", slug, lambda: self._push(slug, body, what)))
+        return self.account.change("SaveKernel", slug, lambda: self._push(slug, body, what))
 
     def _refusal(self, slug: str, body: Json, what: str) -> str:
         """Why no session can start; on the first push of a kernel that leaves a ghost, which takes no push any more."""
-        kernel, gpu = self._state["kernels"].get(slug), bool(body.get("enableGpu"))
+        kernel, gpu = self.account.state["kernels"].get(slug), bool(body.get("enableGpu"))
         if kernel is not None and kernel.get("ghost"):
             return "Notebook not found"
         if _is_quick(body):
             return ""
         running = sum(version["gpu"] == gpu for version in self._running())
-        most = self.settings.gpu_sessions if gpu else self.settings.cpu_sessions
+        most = self.account.settings.gpu_sessions if gpu else self.account.settings.cpu_sessions
         refusal = ""
         if what in ("capacity", "ghost") or running >= most:
             refusal = f"Maximum batch {'GPU' if gpu else 'CPU'} session count of {most} reached."
-        elif what == "quota" or (gpu and self._gpu_hours() >= self.settings.weekly_gpu_hours):
-            refusal = f"Maximum weekly GPU quota of {self.settings.weekly_gpu_hours:.2f} hours reached."
+        elif what == "quota" or (gpu and self._gpu_hours() >= self.account.settings.weekly_gpu_hours):
+            refusal = f"Maximum weekly GPU quota of {self.account.settings.weekly_gpu_hours:.2f} hours reached."
         if refusal and not (kernel or {}).get("versions"):
             self._kernel(slug)["ghost"] = True
-            self._save()
+            self.account.save()
         return refusal
 
     def _kernel(self, slug: str) -> Json:
@@ -311,10 +198,10 @@ class LoopbackKaggle:
         One made again after it was deleted gets a folder of its own: its first version must not find what an earlier
         first version left.
         """
-        kernels = self._state["kernels"]
+        kernels = self.account.state["kernels"]
         if slug not in kernels:
-            number = self._number()
-            folder = f"{slug}.{number}" if slug in self._state.setdefault("gone", []) else slug
+            number = self.account.number()
+            folder = f"{slug}.{number}" if slug in self.account.state.setdefault("gone", []) else slug
             kernels[slug] = {"id": number, "folder": folder, "versions": []}
         kernel: Json = kernels[slug]
         return kernel
@@ -351,7 +238,8 @@ class LoopbackKaggle:
             "quick": _is_quick(body),
             "internet": bool(body.get("enableInternet", False)),
             "limit": min(
-                _duration(body.get("sessionTimeoutSeconds")) or self.settings.session_limit, self.settings.session_limit
+                _duration(body.get("sessionTimeoutSeconds")) or self.account.settings.session_limit,
+                self.account.settings.session_limit,
             ),
             "kernels": [each for each in body.get("kernelDataSources") or [] if each not in gone],
             "datasets": [each for each in body.get("datasetDataSources") or [] if each not in gone],
@@ -363,14 +251,14 @@ class LoopbackKaggle:
             "private": bool(body.get("isPrivate", True)),
         }
         kernel["versions"].append(version)
-        self._took_effect("SaveKernel", slug)
+        self.account.took_effect("SaveKernel", slug)
         if version["quick"]:
             version["status"], version["ended"] = "COMPLETE", time.time()
         else:
             self._begin(slug, version)
         answer = {
-            "ref": f"/code/{self.owner}/{slug}",
-            "url": f"https://www.kaggle.com/code/{self.owner}/{slug}",
+            "ref": f"/code/{self.account.owner}/{slug}",
+            "url": f"https://www.kaggle.com/code/{self.account.owner}/{slug}",
             "versionNumber": number,
             "kernelId": kernel["id"],
         }
@@ -380,8 +268,10 @@ class LoopbackKaggle:
         def bare(source: str) -> str:
             return "/".join(source.split("/")[:2])
 
-        kernels = {f"{self.owner}/{slug}".lower() for slug, each in self._state["kernels"].items() if each["versions"]}
-        datasets = {f"{self.owner}/{slug}".lower() for slug in (*self._state["datasets"], *self._attached)}
+        kernels = {
+            f"{self.account.owner}/{slug}".lower() for slug, each in self.account.state["kernels"].items() if each["versions"]
+        }
+        datasets = {f"{self.account.owner}/{slug}".lower() for slug in (*self.account.state["datasets"], *self._attached)}
         return {
             "invalidKernelSources": [s for s in body.get("kernelDataSources") or [] if bare(s).lower() not in kernels],
             "invalidDatasetSources": [s for s in body.get("datasetDataSources") or [] if bare(s).lower() not in datasets],
@@ -389,7 +279,7 @@ class LoopbackKaggle:
         }
 
     def _begin(self, slug: str, version: Json) -> None:
-        fault = self.faults.take("session", slug)
+        fault = self.account.faults.take("session", slug)
         what = fault.what if fault is not None else ""
         if what:
             version["fault"] = what
@@ -408,8 +298,8 @@ class LoopbackKaggle:
         (self._version_folder(slug, version["number"]) / "log.txt").write_text(text)
 
     def _version_folder(self, slug: str, number: int) -> Path:
-        name = str(self._state["kernels"].get(slug, {}).get("folder", slug))
-        return self.folder / "kernels" / name / f"v{number}"
+        name = str(self.account.state["kernels"].get(slug, {}).get("folder", slug))
+        return self.account.folder / "kernels" / name / f"v{number}"
 
     def _job(self, slug: str, version: Json) -> Job:
         if "inputs" not in version:
@@ -419,7 +309,7 @@ class LoopbackKaggle:
             mounts.append(Mount(self.data, f"competitions/{COMPETITION}"))
         for place, source in version["inputs"].items():
             attached = self._attached.get(place.split("/")[-1]) if place.startswith("datasets/") else None
-            mounts.append(Mount(attached or self.folder / source, place))
+            mounts.append(Mount(attached or self.account.folder / source, place))
         folder = self._version_folder(slug, version["number"])
         return Job(
             slug=slug,
@@ -443,33 +333,33 @@ class LoopbackKaggle:
             name = source.split("/")[1]
             folder = self._attached.get(name) or self._mounted_dataset(name)
             if folder is not None:
-                inputs[f"datasets/{self.owner}/{name}"] = os.path.relpath(folder, self.folder)
+                inputs[f"datasets/{self.account.owner}/{name}"] = os.path.relpath(folder, self.account.folder)
         for source in version["kernels"] if version.get("fault") != "no-mount" else ():
             name = source.split("/")[1]
-            versions = self._state["kernels"].get(name, {"versions": []})["versions"]
+            versions = self.account.state["kernels"].get(name, {"versions": []})["versions"]
             done = [each for each in versions if each["status"] == "COMPLETE" and not each.get("quick")]
             if done:
                 working = self._version_folder(name, done[-1]["number"]) / "working"
                 working.mkdir(parents=True, exist_ok=True)
-                inputs[f"notebooks/{self.owner}/{name}"] = os.path.relpath(working, self.folder)
+                inputs[f"notebooks/{self.account.owner}/{name}"] = os.path.relpath(working, self.account.folder)
         return inputs
 
     def _version(self, job: Job) -> Json | None:
         """The version a session is of; None when it was deleted, though one of the same number may have followed it."""
         if self._version_folder(job.slug, job.version) != job.folder:
             return None
-        versions = self._state["kernels"].get(job.slug, {"versions": []})["versions"]
+        versions = self.account.state["kernels"].get(job.slug, {"versions": []})["versions"]
         return next((version for version in versions if version["number"] == job.version), None)
 
     def _began(self, job: Job) -> None:
-        with self.lock:
+        with self.account.lock:
             version = self._version(job)
             if version is not None and version["status"] == "QUEUED":
                 version["status"], version["started"] = "RUNNING", time.time()
-                self._save()
+                self.account.save()
 
     def _ended(self, job: Job, outcome: Outcome | None) -> None:
-        with self.lock:
+        with self.account.lock:
             version = self._version(job)
             if version is None or version["status"] not in _ACTIVE:
                 return
@@ -484,7 +374,7 @@ class LoopbackKaggle:
                 working.mkdir(exist_ok=True)
                 decorate(working)
                 self._finish(version, "COMPLETE")
-            self._save()
+            self.account.save()
 
     def kernel_status(self, body: Json, fault: Fault | None) -> Json:
         """How the latest run stands."""
@@ -493,7 +383,7 @@ class LoopbackKaggle:
         if fault is not None and fault.what == "status":
             return {"status": str(fault.value)}
         version = self._labelled(versions, body)
-        fresh = time.time() - version["pushed"] < self.settings.status_delay
+        fresh = time.time() - version["pushed"] < self.account.settings.status_delay
         if (fault is not None and fault.what == "stale") or fresh:
             if version["number"] == 1:
                 if fresh:
@@ -504,7 +394,7 @@ class LoopbackKaggle:
         return answer | ({"failureMessage": version["message"]} if version["message"] else {})
 
     def _versions(self, slug: str) -> list[Json]:
-        versions: list[Json] = self._state["kernels"].get(slug, {"versions": []})["versions"]
+        versions: list[Json] = self.account.state["kernels"].get(slug, {"versions": []})["versions"]
         if not versions:
             raise ApiError(404, "No runs found")
         return versions
@@ -531,8 +421,8 @@ class LoopbackKaggle:
         names = self._output_names(folder / "working") if version.get("fault") != "no-output" else []
         if what == "missing":
             names = [name for name in names if str(fault.value if fault is not None else "") not in name]
-        page, following = _page(names, body if what != "page" else body | {"pageSize": 1})
-        files = [{"fileName": name, "url": self._sign(base, f"{folder.parent.name}/{folder.name}", name)} for name in page]
+        asked, following = page(names, body if what != "page" else body | {"pageSize": 1})
+        files = [{"fileName": name, "url": self._sign(base, f"{folder.parent.name}/{folder.name}", name)} for name in asked]
         if what == "traversal":
             url = self._sign(base, f"{folder.parent.name}/{folder.name}", names[0] if names else "x")
             files.append({"fileName": "../x", "url": url})
@@ -552,33 +442,21 @@ class LoopbackKaggle:
         return json.dumps([{"stream_name": "stdout", "time": float(n), "data": line} for n, line in enumerate(lines)])
 
     def _sign(self, base: str, place: str, name: str) -> str:
-        until = int(time.time() + _LINK_SECONDS)
-        query = urllib.parse.urlencode({"name": name, "until": until, "signature": self._signature(place, name, until)})
-        return f"{base}/output/{place}?{query}"
+        return f"{base}/output/{place}?{self.account.signed(place, name)}"
 
-    def _signature(self, place: str, name: str, until: int) -> str:
-        return hashlib.sha256(f"{self.token}\0{place}\0{name}\0{until}".encode()).hexdigest()[:32]
-
-    def signed_file(self, place: str, name: str, until: str, signature: str) -> Path:
-        """The file behind a signed link: of a kernel's output (`place` is SLUG/vN), or of the competition (`data`).
-
-        Without a name the link to the competition means all of it.
-        """
-        if not until.isdigit() or int(until) < time.time() or signature != self._signature(place, name, int(until)):
-            raise ApiError(403, "the link has expired")
-        if place == "data" and not name:
-            return self._archive()
-        folder = self.data if place == "data" else self.folder / "kernels" / place / "working"
-        if folder is None or not (folder / name).is_file():
+    def output_file(self, place: str, name: str) -> Path:
+        """A file of the output of a version; the place is that of its link."""
+        path = self.account.folder / "kernels" / place / "working" / name
+        if not path.is_file():
             raise ApiError(404, "no such file")
-        return folder / name
+        return path
 
     def kernel_files(self, body: Json) -> Json:
         """A page of names and sizes of the output."""
         slug = str(body.get("kernelSlug", ""))
         version = self._labelled(self._versions(slug), body)
-        working, date = self._version_folder(slug, version["number"]) / "working", _stamp(version["pushed"])
-        names, following = _page(self._output_names(working), body)
+        working, date = self._version_folder(slug, version["number"]) / "working", stamp(version["pushed"])
+        names, following = page(self._output_names(working), body)
         files = []
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # a kernel at work may remove what it wrote
@@ -588,7 +466,7 @@ class LoopbackKaggle:
     def get_kernel(self, body: Json) -> Json:
         """Source and metadata of the latest version."""
         slug = str(body.get("kernelSlug", "")).split("/")[0]
-        kernel = self._state["kernels"].get(slug)
+        kernel = self.account.state["kernels"].get(slug)
         if kernel is None:
             raise ApiError(404, "Kernel not found")
         if not kernel["versions"]:
@@ -604,11 +482,11 @@ class LoopbackKaggle:
     def _kernel_facts(self, slug: str, kernel: Json, version: Json) -> Json:
         return {
             "id": kernel["id"],
-            "ref": f"{self.owner}/{slug}",
+            "ref": f"{self.account.owner}/{slug}",
             "title": version["title"],
-            "author": self.owner,
+            "author": self.account.owner,
             "slug": slug,
-            "lastRunTime": _stamp(version["pushed"]),
+            "lastRunTime": stamp(version["pushed"]),
             "language": version["language"],
             "kernelType": version["type"],
             "isPrivate": version["private"],
@@ -625,7 +503,7 @@ class LoopbackKaggle:
         """The account's kernels."""
         found = [
             self._kernel_facts(slug, kernel, kernel["versions"][-1])
-            for slug, kernel in self._state["kernels"].items()
+            for slug, kernel in self.account.state["kernels"].items()
             if kernel["versions"] and str(body.get("search") or "") in slug
         ]
         page, size = max(1, int(body.get("page") or 1)), int(body.get("pageSize") or 20)
@@ -634,24 +512,24 @@ class LoopbackKaggle:
     def delete_kernel(self, body: Json) -> Json:
         """Delete a kernel and end its run."""
         slug = str(body.get("kernelSlug", ""))
-        if slug not in self._state["kernels"]:
+        if slug not in self.account.state["kernels"]:
             raise ApiError(404, "Kernel not found")
 
         def act() -> Json:
             self._scheduler.stop(slug)
-            kernel = self._state["kernels"].pop(slug)
+            kernel = self.account.state["kernels"].pop(slug)
             for version in kernel["versions"]:
                 self._charge(version)
             if kernel["versions"]:  # its files stay: a kernel at work may have them mounted
-                self._state.setdefault("gone", []).append(slug)
-            self._took_effect("DeleteKernel", slug)
+                self.account.state.setdefault("gone", []).append(slug)
+            self.account.took_effect("DeleteKernel", slug)
             return {}
 
-        return dict(self._change("DeleteKernel", slug, act))
+        return self.account.change("DeleteKernel", slug, act)
 
     def log_events(self, slug: str, label: str = "") -> tuple[bool, list[Json]]:
         """Whether the latest run, or that of a version, is over, and its log so far."""
-        with self.lock:
+        with self.account.lock:
             version = self._labelled(self._versions(slug), {"versionLabel": label})
         text = self._log(self._version_folder(slug, version["number"]))
         return version["status"] not in _ACTIVE, json.loads(text) if text else []
@@ -659,21 +537,21 @@ class LoopbackKaggle:
     def quota(self) -> Json:
         """The week's GPU hours."""
         used = self._gpu_hours() * 3600
-        allowed = self.settings.weekly_gpu_hours * 3600
+        allowed = self.account.settings.weekly_gpu_hours * 3600
         return {
-            "quotaRefreshTime": _stamp(self._state["refresh_at"]),
+            "quotaRefreshTime": stamp(self.account.state["refresh_at"]),
             "gpuQuota": {"timeUsed": f"{used:.3f}s", "totalTimeAllowed": f"{allowed:.0f}s"},
             "tpuQuota": {"timeUsed": "0s", "totalTimeAllowed": "72000s"},
         }
 
     def _gpu_hours(self) -> float:
-        with self.lock:
-            if time.time() > self._state["refresh_at"]:
-                self._state["gpu_seconds"] = 0.0
-                while self._state["refresh_at"] < time.time():
-                    self._state["refresh_at"] += 7 * 86400.0
-            seconds = float(self._state["gpu_seconds"])
-            for kernel in self._state["kernels"].values():
+        with self.account.lock:
+            if time.time() > self.account.state["refresh_at"]:
+                self.account.state["gpu_seconds"] = 0.0
+                while self.account.state["refresh_at"] < time.time():
+                    self.account.state["refresh_at"] += 7 * 86400.0
+            seconds = float(self.account.state["gpu_seconds"])
+            for kernel in self.account.state["kernels"].values():
                 for version in kernel["versions"]:
                     if version["gpu"] and version["status"] == "RUNNING":
                         seconds += time.time() - version["started"]
@@ -686,23 +564,23 @@ class LoopbackKaggle:
         name = str(body.get("name") or body.get("fileName") or "file")
 
         def act() -> Json:
-            token = hashlib.sha256(f"{self.token}{self._number()}{time.time()}".encode()).hexdigest()[:24]
-            self._state["blobs"][token] = {
+            token = hashlib.sha256(f"{self.account.token}{self.account.number()}{time.time()}".encode()).hexdigest()[:24]
+            self.account.state["blobs"][token] = {
                 "name": Path(name).name,
                 "size": int(body.get("contentLength") or 0),
                 "complete": False,
             }
-            (self.folder / "blobs").mkdir(exist_ok=True)
+            (self.account.folder / "blobs").mkdir(exist_ok=True)
             return {"token": token, "createUrl": f"{base}/upload/{token}"}
 
-        return dict(self._change(method, name, act))
+        return self.account.change(method, name, act)
 
     def blob(self, token: str) -> tuple[Json, Path]:
         """A started upload and where its bytes lie."""
-        entry = self._state["blobs"].get(token)
+        entry = self.account.state["blobs"].get(token)
         if entry is None:
             raise ApiError(404, "the upload has expired")
-        return entry, self.folder / "blobs" / token
+        return entry, self.account.folder / "blobs" / token
 
     def complete_blob(self, token: str) -> None:
         """All bytes are there.
@@ -716,9 +594,9 @@ class LoopbackKaggle:
             raise ApiError(400, f"{entry['name']}: more bytes than the {entry['size']} that were announced")
 
         def act() -> None:
-            self._state["blobs"][token]["complete"] = True
+            self.account.state["blobs"][token]["complete"] = True
 
-        self._change("upload", self._state["blobs"][token]["name"], act)
+        self.account.change("upload", self.account.state["blobs"][token]["name"], act)
 
     def _taken(self, tokens: Sequence[str]) -> list[tuple[str, Path]]:
         files = []
@@ -732,31 +610,31 @@ class LoopbackKaggle:
     def create_dataset(self, body: Json) -> Json:
         """A new dataset."""
         slug = str(body.get("slug", ""))
-        self.check_owner(str(body.get("ownerSlug", "")))
-        if slug in self._state["datasets"] or slug in self._attached:
+        self.account.check_owner(str(body.get("ownerSlug", "")))
+        if slug in self.account.state["datasets"] or slug in self._attached:
             return {"status": "error", "error": f'The requested slug "{slug}" is already in use by a dataset.'}
-        if self._state["kernels"].get(slug):
+        if self.account.state["kernels"].get(slug):
             raise ApiError(400, f"the slug {slug} is used by a kernel of yours")
-        facts = {"title": body.get("title", slug), "private": bool(body.get("isPrivate", True)), "id": self._number()}
+        facts = {"title": body.get("title", slug), "private": bool(body.get("isPrivate", True)), "id": self.account.number()}
         return self._add_version("CreateDataset", slug, body.get("files") or [], notes="", facts=facts)
 
     def create_dataset_version(self, body: Json) -> Json:
         """A new version of a dataset."""
         slug, inner = str(body.get("datasetSlug", "")), body.get("body") or {}
-        if slug not in self._state["datasets"]:
+        if slug not in self.account.state["datasets"]:
             raise ApiError(404, "Dataset not found")
         notes = str(inner.get("versionNotes", ""))
         return self._add_version("CreateDatasetVersion", slug, inner.get("files") or [], notes=notes, facts=None)
 
     def _add_version(self, method: str, slug: str, files: Sequence[Json], *, notes: str, facts: Json | None) -> Json:
         taken = self._taken([str(file["token"]) for file in files])
-        fault = self.faults.take("dataset", slug)
+        fault = self.account.faults.take("dataset", slug)
         what = fault.what if fault is not None else ""
 
         def act() -> Json:
-            dataset = self._state["datasets"].setdefault(slug, {**(facts or {}), "versions": []})
+            dataset = self.account.state["datasets"].setdefault(slug, {**(facts or {}), "versions": []})
             number = len(dataset["versions"]) + 1
-            folder = self.folder / "datasets" / slug / f"v{number}"
+            folder = self.account.folder / "datasets" / slug / f"v{number}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             for name, path in taken:
@@ -764,29 +642,29 @@ class LoopbackKaggle:
             if what == "drop-file":
                 victims = sorted(path for path in folder.rglob("*") if path.is_file())
                 victims[len(victims) // 2].unlink()
-            delay = self.settings.dataset_delay
+            delay = self.account.settings.dataset_delay
             ready = time.time() + delay
             shown = ready + (float(fault.value or 1.0) if fault is not None and what == "old-version" else 0.0)
             dataset["versions"].append(
                 {"number": number, "notes": notes, "at": time.time(), "ready": ready, "shown": shown, "failed": what == "failed"}
             )
-            self._took_effect(method, slug)
+            self.account.took_effect(method, slug)
             return {
-                "ref": f"{self.owner}/{slug}",
-                "url": f"https://www.kaggle.com/datasets/{self.owner}/{slug}",
+                "ref": f"{self.account.owner}/{slug}",
+                "url": f"https://www.kaggle.com/datasets/{self.account.owner}/{slug}",
                 "status": "Ok",
                 "error": "",
             }
 
-        return dict(self._change(method, slug, act))
+        return self.account.change(method, slug, act)
 
     def _dataset(self, body: Json) -> tuple[str, Json]:
         slug = str(body.get("datasetSlug", ""))
         if slug in self._attached:
             return slug, {"title": slug, "id": 1, "private": True, "versions": [_READY_SINCE_EVER]}
-        if slug not in self._state["datasets"]:
+        if slug not in self.account.state["datasets"]:
             raise ApiError(404, "Dataset not found")
-        return slug, self._state["datasets"][slug]
+        return slug, self.account.state["datasets"][slug]
 
     def dataset_status(self, body: Json) -> Json:
         """Ready, failed or on its way; right after an upload it still speaks of the version before."""
@@ -805,10 +683,10 @@ class LoopbackKaggle:
         current = shown[-1]["number"] if shown else 0
         return {
             "id": dataset["id"],
-            "ref": f"{self.owner}/{slug}",
+            "ref": f"{self.account.owner}/{slug}",
             "title": dataset["title"],
             "isPrivate": dataset["private"],
-            "ownerRef": self.owner,
+            "ownerRef": self.account.owner,
             "currentVersionNumber": current,
             "versions": [{"versionNumber": each["number"], "versionNotes": each["notes"], "status": "Ready"} for each in shown],
         }
@@ -818,18 +696,18 @@ class LoopbackKaggle:
         slug, _ = self._dataset(body)
         folder = self._attached.get(slug) or self._mounted_dataset(slug)
         found = sorted(path for path in folder.rglob("*") if path.is_file()) if folder is not None else []
-        page, following = _page(found, body)
+        asked, following = page(found, body)
         files = [
             {"name": path.relative_to(folder).as_posix(), "totalBytes": path.stat().st_size}
-            for path in page
+            for path in asked
             if folder is not None
         ]
         return {"datasetFiles": files, **following}
 
     def _mounted_dataset(self, slug: str) -> Path | None:
-        versions = self._state["datasets"].get(slug, {"versions": []})["versions"]
+        versions = self.account.state["datasets"].get(slug, {"versions": []})["versions"]
         ready = [each for each in versions if time.time() >= each["ready"] and not each["failed"]]
-        return self.folder / "datasets" / slug / f"v{ready[-1]['number']}" if ready else None
+        return self.account.folder / "datasets" / slug / f"v{ready[-1]['number']}" if ready else None
 
     # --- the competition ---------------------------------------------------------------------------------------------
 
@@ -846,9 +724,9 @@ class LoopbackKaggle:
             "ref": COMPETITION,
             "title": "Histopathologic Cancer Detection",
             "url": f"https://www.kaggle.com/competitions/{COMPETITION}",
-            "userHasEntered": self.settings.rules_accepted,
+            "userHasEntered": self.account.settings.rules_accepted,
             "evaluationMetric": "Area Under Receiver Operating Characteristic Curve",
-            "maxDailySubmissions": self.settings.submissions_a_day,
+            "maxDailySubmissions": self.account.settings.submissions_a_day,
         }
 
     def competition_files(self) -> Json:
@@ -858,25 +736,25 @@ class LoopbackKaggle:
 
     def submit(self, body: Json) -> Json:
         """Take a submission."""
-        if not self.settings.rules_accepted:
+        if not self.account.settings.rules_accepted:
             raise ApiError(403, "You must accept this competition's rules before you'll be able to submit.")
         if self._allowed_now() <= 0:
             now = datetime.now(UTC)
             midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
             raise ApiError(
                 400,
-                f"Your team has used its daily Submission allowance ({self.settings.submissions_a_day}) today, please try again "
-                f"tomorrow UTC ({(midnight - now).total_seconds() / 3600:.1f} hours from now).",
+                f"Your team has used its daily Submission allowance ({self.account.settings.submissions_a_day}) today, please "
+                f"try again tomorrow UTC ({(midnight - now).total_seconds() / 3600:.1f} hours from now).",
             )
         [(name, path)] = self._taken([str(body.get("blobFileTokens"))])
-        fault = self.faults.take("score", name)
+        fault = self.account.faults.take("score", name)
 
         def act() -> Json:
-            ref = 5000 + len(self._state["submissions"])
-            folder = self.folder / "submissions"
+            ref = 5000 + len(self.account.state["submissions"])
+            folder = self.account.folder / "submissions"
             folder.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / f"{ref}.csv")
-            self._state["submissions"].append(
+            self.account.state["submissions"].append(
                 {
                     "ref": ref,
                     "description": str(body.get("submissionDescription", "")),
@@ -885,29 +763,29 @@ class LoopbackKaggle:
                     "fault": fault.what if fault is not None else "",
                 }
             )
-            self._took_effect("CreateSubmission", name)
+            self.account.took_effect("CreateSubmission", name)
             return {"message": "Successfully submitted to Histopathologic Cancer Detection", "ref": ref}
 
-        return dict(self._change("CreateSubmission", name, act))
+        return self.account.change("CreateSubmission", name, act)
 
     def _allowed_now(self) -> int:
         today = datetime.now(UTC).date()
-        used = sum(datetime.fromtimestamp(each["at"], UTC).date() == today for each in self._state["submissions"])
-        return self.settings.submissions_a_day - used
+        used = sum(datetime.fromtimestamp(each["at"], UTC).date() == today for each in self.account.state["submissions"])
+        return self.account.settings.submissions_a_day - used
 
     def submission_limits(self) -> Json:
         """What is left of the day's allowance."""
-        total, left = len(self._state["submissions"]), self._allowed_now()
-        return {"numToday": self.settings.submissions_a_day - left, "numTotal": total, "numAllowedNow": max(0, left)}
+        total, left = len(self.account.state["submissions"]), self._allowed_now()
+        return {"numToday": self.account.settings.submissions_a_day - left, "numTotal": total, "numAllowedNow": max(0, left)}
 
     def list_submissions(self, body: Json) -> Json:
         """The newest first."""
-        page, following = _page(list(reversed(self._state["submissions"])), body)
-        return {"submissions": [self._submission(each) for each in page], **following}
+        asked, following = page(list(reversed(self.account.state["submissions"])), body)
+        return {"submissions": [self._submission(each) for each in asked], **following}
 
     def get_submission(self, body: Json) -> Json:
         """One of them."""
-        for each in self._state["submissions"]:
+        for each in self.account.state["submissions"]:
             if each["ref"] == int(body.get("ref") or 0):
                 return self._submission(each)
         raise ApiError(404, "Submission not found")
@@ -915,19 +793,19 @@ class LoopbackKaggle:
     def _submission(self, entry: Json) -> Json:
         answer = {
             "ref": entry["ref"],
-            "date": _stamp(entry["at"]),
+            "date": stamp(entry["at"]),
             "description": entry["description"],
             "fileName": entry["fileName"],
-            "submittedBy": self.owner,
+            "submittedBy": self.account.owner,
             "status": "PENDING",
         }
-        if entry["fault"] == "pending" or time.time() < entry["at"] + self.settings.score_delay:
+        if entry["fault"] == "pending" or time.time() < entry["at"] + self.account.settings.score_delay:
             return answer
         if entry["fault"] == "error":
             return answer | {"status": "ERROR", "errorDescription": "Evaluation Exception: injected"}
-        with self.lock:
+        with self.account.lock:
             if entry["ref"] not in self._scored:
-                self._scored[entry["ref"]] = self._score(self.folder / "submissions" / f"{entry['ref']}.csv")
+                self._scored[entry["ref"]] = self._score(self.account.folder / "submissions" / f"{entry['ref']}.csv")
             return answer | self._scored[entry["ref"]]
 
     def _score(self, path: Path) -> Json:
@@ -967,20 +845,26 @@ class LoopbackKaggle:
 
     def data_link(self, body: Json, base: str) -> str:
         """Where a file of the competition, or all of it as an archive, can be fetched for a while."""
-        if not self.settings.rules_accepted:
+        if not self.account.settings.rules_accepted:
             raise ApiError(403, "You must accept this competition's rules before you can continue")
         name = str(body.get("fileName", ""))
         outside = Path(name).is_absolute() or ".." in Path(name).parts
         if self.data is None or outside or (name and not (self.data / name).is_file()):
             raise ApiError(404, "no such file")
-        until = int(time.time() + _LINK_SECONDS)
-        query = urllib.parse.urlencode({"name": name, "until": until, "signature": self._signature("data", name, until)})
-        return f"{base}/data/{Path(name).name or COMPETITION + '.zip'}?{query}"
+        return f"{base}/data/{Path(name).name or COMPETITION + '.zip'}?{self.account.signed('data', name)}"
+
+    def data_file(self, name: str) -> Path:
+        """The file behind a link; without a name all of them as an archive."""
+        if not name:
+            return self._archive()
+        if self.data is None or not (self.data / name).is_file():
+            raise ApiError(404, "no such file")
+        return self.data / name
 
     def _archive(self) -> Path:
         """The competition's data as one archive, made when it is first asked for; for small data."""
         with self._archive_lock:
-            path = self.folder / "competition.zip"
+            path = self.account.folder / "competition.zip"
             if self.data is not None and not path.is_file():
                 beside = path.with_suffix(".part")
                 with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
@@ -1033,12 +917,6 @@ def _unscored(text: str) -> Json:
     return {"status": "ERROR", "errorDescription": f"Evaluation Exception: {text}"}
 
 
-def _page(items: Sequence[Any], body: Json) -> tuple[Sequence[Any], Json]:
-    """The items a request asks for, and the token of those after them, if there are any."""
-    size, start = min(max(int(body.get("pageSize") or 20), 1), 200), int(body.get("pageToken") or 0)
-    return items[start : start + size], {"nextPageToken": str(start + size)} if start + size < len(items) else {}
-
-
 def _is_quick(body: Json) -> bool:
     """Whether a push saves without running (2.2.5 `--no-run`); it needs no session."""
     return body.get("kernelExecutionType") == "QUICK_SAVE"
@@ -1063,8 +941,3 @@ def _duration(value: Any) -> float:
     if value is None:
         return 0.0
     return float(str(value).removesuffix("s"))
-
-
-def _stamp(seconds: float) -> str:
-    moment = datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
