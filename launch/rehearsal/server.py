@@ -115,7 +115,7 @@ class Server:
         parts = urllib.parse.unquote(request.path).strip("/").split("/")
         if parts[0] == "upload":
             with contextlib.suppress(ApiError):
-                return "upload", str(self.kaggle.blob(parts[-1])[0]["name"])
+                return "upload", str(self.kaggle.uploads.blob(parts[-1])[0]["name"])
             return "upload", ""
         if parts[0] == "output":
             return "output", parts[1] if len(parts) > 1 else ""
@@ -227,15 +227,15 @@ class Server:
         account.check_owner(str(body.get("userName") or body.get("ownerSlug") or ""))
         kaggle.check_competition(body)
         if method in ("StartBlobUpload", "StartSubmissionUpload"):
-            return kaggle.start_upload(method, body, base)
+            return kaggle.uploads.start(method, body, base)
         if method in ("DownloadDataFiles", "DownloadDataFile"):
             return Response(status=302, headers={"Location": kaggle.data_link(body, base)})
         plain: dict[str, Callable[[Json], Json]] = {
-            "GetDatasetStatus": kaggle.dataset_status,
-            "GetDataset": kaggle.get_dataset,
-            "ListDatasetFiles": kaggle.dataset_files,
-            "CreateDataset": kaggle.create_dataset,
-            "CreateDatasetVersion": kaggle.create_dataset_version,
+            "GetDatasetStatus": kaggle.datasets.status,
+            "GetDataset": kaggle.datasets.get,
+            "ListDatasetFiles": kaggle.datasets.files,
+            "CreateDataset": kaggle.datasets.create,
+            "CreateDatasetVersion": kaggle.datasets.create_version,
             "SaveKernel": lambda given: kaggle.save_kernel(given, fault),
             "GetKernelSessionStatus": lambda given: kaggle.kernel_status(given, fault),
             "ListKernelSessionOutput": lambda given: kaggle.kernel_output(given, fault, base),
@@ -261,7 +261,7 @@ class Server:
 
     def _upload(self, request: Request, token: str, note: Json) -> Response:
         """The PUT of a file, by Google's resumable protocol."""
-        entry, path = self.kaggle.blob(token)
+        entry, path = self.kaggle.uploads.blob(token)
         have = path.stat().st_size if path.is_file() else 0
         asked = request.headers.get("Content-Range", "")
         if entry["complete"]:
@@ -287,7 +287,7 @@ class Server:
             raise _Cut
         if have < entry["size"]:
             return _incomplete(have)
-        self.kaggle.complete_blob(token)
+        self.kaggle.uploads.complete(token)
         note["changes"] = True
         return Response(status=200)
 

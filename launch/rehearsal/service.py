@@ -6,14 +6,12 @@ it is answered, so a server that was killed goes on where it stood; sessions tha
 
 import contextlib
 import csv
-import gzip
 import hashlib
 import io
 import json
 import math
 import os
 import shutil
-import tarfile
 import threading
 import time
 import zipfile
@@ -25,8 +23,10 @@ from typing import Any
 from launch.bundle import SOURCE_LIMIT
 from launch.metadata import MACHINE_SHAPE
 from launch.rehearsal.account import Account, ApiError, Json, Settings, page, stamp
+from launch.rehearsal.datasets import Datasets
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.scheduler import Executor, Job, KernelExecutor, Scheduler
+from launch.rehearsal.uploads import Uploads
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED, Mount, Outcome, decorate
 from lib.session import COMPETITION
 
@@ -68,7 +68,8 @@ class LoopbackKaggle:
         settings = settings or Settings()
         self.account = Account(folder, owner=owner, token=token, settings=settings, faults=faults)
         self.data, self.labels = data, labels
-        self._attached: dict[str, Path] = {}
+        self.uploads = Uploads(self.account)
+        self.datasets = Datasets(self.account, self.uploads)
         self._archive_lock = threading.Lock()
         self.closed = threading.Event()
         environ = dict(os.environ) if environ is None else dict(environ)
@@ -82,10 +83,6 @@ class LoopbackKaggle:
         self._scheduler = Scheduler(executor, sessions=sessions, began=self._began, ended=self._ended)
 
     # --- state -------------------------------------------------------------------------------------------------------
-
-    def attach(self, slug: str, folder: Path) -> None:
-        """Let a folder be one of the account's datasets, ready since ever."""
-        self._attached[slug] = folder
 
     def resume(self) -> None:
         """Run again what was at work when the server ended."""
@@ -159,7 +156,7 @@ class LoopbackKaggle:
             slug += "-copy"
         if not slug:
             raise ApiError(400, "Kernel slug must be specified")
-        if slug in self.account.state["datasets"] or slug in self._attached:
+        if slug in self.datasets.slugs():
             raise ApiError(409, f"The slug {slug} is used by a dataset of yours")
         if not self.account.settings.phone_verified and (body.get("enableGpu") or body.get("enableInternet")):
             return {"error": "Phone verification is required to use GPUs and internet."}
@@ -271,7 +268,7 @@ class LoopbackKaggle:
         kernels = {
             f"{self.account.owner}/{slug}".lower() for slug, each in self.account.state["kernels"].items() if each["versions"]
         }
-        datasets = {f"{self.account.owner}/{slug}".lower() for slug in (*self.account.state["datasets"], *self._attached)}
+        datasets = {f"{self.account.owner}/{slug}".lower() for slug in self.datasets.slugs()}
         return {
             "invalidKernelSources": [s for s in body.get("kernelDataSources") or [] if bare(s).lower() not in kernels],
             "invalidDatasetSources": [s for s in body.get("datasetDataSources") or [] if bare(s).lower() not in datasets],
@@ -308,7 +305,7 @@ class LoopbackKaggle:
         if COMPETITION in version["competitions"] and self.data is not None:
             mounts.append(Mount(self.data, f"competitions/{COMPETITION}"))
         for place, source in version["inputs"].items():
-            attached = self._attached.get(place.split("/")[-1]) if place.startswith("datasets/") else None
+            attached = self.datasets.attached(place.split("/")[-1]) if place.startswith("datasets/") else None
             mounts.append(Mount(attached or self.account.folder / source, place))
         folder = self._version_folder(slug, version["number"])
         return Job(
@@ -331,7 +328,7 @@ class LoopbackKaggle:
         inputs = {}
         for source in version["datasets"]:
             name = source.split("/")[1]
-            folder = self._attached.get(name) or self._mounted_dataset(name)
+            folder = self.datasets.mounted(name)
             if folder is not None:
                 inputs[f"datasets/{self.account.owner}/{name}"] = os.path.relpath(folder, self.account.folder)
         for source in version["kernels"] if version.get("fault") != "no-mount" else ():
@@ -557,158 +554,6 @@ class LoopbackKaggle:
                         seconds += time.time() - version["started"]
             return seconds / 3600
 
-    # --- uploads and datasets ----------------------------------------------------------------------------------------
-
-    def start_upload(self, method: str, body: Json, base: str) -> Json:
-        """A place to put a file."""
-        name = str(body.get("name") or body.get("fileName") or "file")
-
-        def act() -> Json:
-            token = hashlib.sha256(f"{self.account.token}{self.account.number()}{time.time()}".encode()).hexdigest()[:24]
-            self.account.state["blobs"][token] = {
-                "name": Path(name).name,
-                "size": int(body.get("contentLength") or 0),
-                "complete": False,
-            }
-            (self.account.folder / "blobs").mkdir(exist_ok=True)
-            return {"token": token, "createUrl": f"{base}/upload/{token}"}
-
-        return self.account.change(method, name, act)
-
-    def blob(self, token: str) -> tuple[Json, Path]:
-        """A started upload and where its bytes lie."""
-        entry = self.account.state["blobs"].get(token)
-        if entry is None:
-            raise ApiError(404, "the upload has expired")
-        return entry, self.account.folder / "blobs" / token
-
-    def complete_blob(self, token: str) -> None:
-        """All bytes are there.
-
-        Raises:
-            ApiError: they are more than were announced.
-        """
-        entry, path = self.blob(token)
-        if path.stat().st_size > entry["size"]:
-            path.unlink()
-            raise ApiError(400, f"{entry['name']}: more bytes than the {entry['size']} that were announced")
-
-        def act() -> None:
-            self.account.state["blobs"][token]["complete"] = True
-
-        self.account.change("upload", self.account.state["blobs"][token]["name"], act)
-
-    def _taken(self, tokens: Sequence[str]) -> list[tuple[str, Path]]:
-        files = []
-        for token in tokens:
-            entry, path = self.blob(token)
-            if not entry["complete"]:
-                raise ApiError(400, f"the upload of {entry['name']} is not complete")
-            files.append((entry["name"], path))
-        return files
-
-    def create_dataset(self, body: Json) -> Json:
-        """A new dataset."""
-        slug = str(body.get("slug", ""))
-        self.account.check_owner(str(body.get("ownerSlug", "")))
-        if slug in self.account.state["datasets"] or slug in self._attached:
-            return {"status": "error", "error": f'The requested slug "{slug}" is already in use by a dataset.'}
-        if self.account.state["kernels"].get(slug):
-            raise ApiError(400, f"the slug {slug} is used by a kernel of yours")
-        facts = {"title": body.get("title", slug), "private": bool(body.get("isPrivate", True)), "id": self.account.number()}
-        return self._add_version("CreateDataset", slug, body.get("files") or [], notes="", facts=facts)
-
-    def create_dataset_version(self, body: Json) -> Json:
-        """A new version of a dataset."""
-        slug, inner = str(body.get("datasetSlug", "")), body.get("body") or {}
-        if slug not in self.account.state["datasets"]:
-            raise ApiError(404, "Dataset not found")
-        notes = str(inner.get("versionNotes", ""))
-        return self._add_version("CreateDatasetVersion", slug, inner.get("files") or [], notes=notes, facts=None)
-
-    def _add_version(self, method: str, slug: str, files: Sequence[Json], *, notes: str, facts: Json | None) -> Json:
-        taken = self._taken([str(file["token"]) for file in files])
-        fault = self.account.faults.take("dataset", slug)
-        what = fault.what if fault is not None else ""
-
-        def act() -> Json:
-            dataset = self.account.state["datasets"].setdefault(slug, {**(facts or {}), "versions": []})
-            number = len(dataset["versions"]) + 1
-            folder = self.account.folder / "datasets" / slug / f"v{number}"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            for name, path in taken:
-                _unpack(name, path, folder)
-            if what == "drop-file":
-                victims = sorted(path for path in folder.rglob("*") if path.is_file())
-                victims[len(victims) // 2].unlink()
-            delay = self.account.settings.dataset_delay
-            ready = time.time() + delay
-            shown = ready + (float(fault.value or 1.0) if fault is not None and what == "old-version" else 0.0)
-            dataset["versions"].append(
-                {"number": number, "notes": notes, "at": time.time(), "ready": ready, "shown": shown, "failed": what == "failed"}
-            )
-            self.account.took_effect(method, slug)
-            return {
-                "ref": f"{self.account.owner}/{slug}",
-                "url": f"https://www.kaggle.com/datasets/{self.account.owner}/{slug}",
-                "status": "Ok",
-                "error": "",
-            }
-
-        return self.account.change(method, slug, act)
-
-    def _dataset(self, body: Json) -> tuple[str, Json]:
-        slug = str(body.get("datasetSlug", ""))
-        if slug in self._attached:
-            return slug, {"title": slug, "id": 1, "private": True, "versions": [_READY_SINCE_EVER]}
-        if slug not in self.account.state["datasets"]:
-            raise ApiError(404, "Dataset not found")
-        return slug, self.account.state["datasets"][slug]
-
-    def dataset_status(self, body: Json) -> Json:
-        """Ready, failed or on its way; right after an upload it still speaks of the version before."""
-        _, dataset = self._dataset(body)
-        last, before = dataset["versions"][-1], dataset["versions"][:-1]
-        if last["failed"] and time.time() >= last["ready"]:
-            return {"status": "FAILED"}
-        if time.time() < last["ready"] and not before:
-            return {"status": "BLOBS_RECEIVED"}
-        return {"status": "READY"}
-
-    def get_dataset(self, body: Json) -> Json:
-        """Facts of a dataset; the current version is one that can be mounted."""
-        slug, dataset = self._dataset(body)
-        shown = [version for version in dataset["versions"] if time.time() >= version["shown"]]
-        current = shown[-1]["number"] if shown else 0
-        return {
-            "id": dataset["id"],
-            "ref": f"{self.account.owner}/{slug}",
-            "title": dataset["title"],
-            "isPrivate": dataset["private"],
-            "ownerRef": self.account.owner,
-            "currentVersionNumber": current,
-            "versions": [{"versionNumber": each["number"], "versionNotes": each["notes"], "status": "Ready"} for each in shown],
-        }
-
-    def dataset_files(self, body: Json) -> Json:
-        """A page of the files of the version that can be mounted."""
-        slug, _ = self._dataset(body)
-        folder = self._attached.get(slug) or self._mounted_dataset(slug)
-        found = sorted(path for path in folder.rglob("*") if path.is_file()) if folder is not None else []
-        asked, following = page(found, body)
-        files = [
-            {"name": path.relative_to(folder).as_posix(), "totalBytes": path.stat().st_size}
-            for path in asked
-            if folder is not None
-        ]
-        return {"datasetFiles": files, **following}
-
-    def _mounted_dataset(self, slug: str) -> Path | None:
-        versions = self.account.state["datasets"].get(slug, {"versions": []})["versions"]
-        ready = [each for each in versions if time.time() >= each["ready"] and not each["failed"]]
-        return self.account.folder / "datasets" / slug / f"v{ready[-1]['number']}" if ready else None
-
     # --- the competition ---------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -746,7 +591,7 @@ class LoopbackKaggle:
                 f"Your team has used its daily Submission allowance ({self.account.settings.submissions_a_day}) today, please "
                 f"try again tomorrow UTC ({(midnight - now).total_seconds() / 3600:.1f} hours from now).",
             )
-        [(name, path)] = self._taken([str(body.get("blobFileTokens"))])
+        [(name, path)] = self.uploads.taken([str(body.get("blobFileTokens"))])
         fault = self.account.faults.take("score", name)
 
         def act() -> Json:
@@ -873,44 +718,6 @@ class LoopbackKaggle:
                             archive.write(file, file.relative_to(self.data).as_posix())
                 beside.replace(path)
             return path
-
-
-_READY_SINCE_EVER = {"number": 1, "notes": "", "at": 0.0, "ready": 0.0, "shown": 0.0, "failed": False}
-
-
-def _unpack(name: str, path: Path, folder: Path) -> None:
-    """Archives, those in archives, too, become folders of their name and gzipped files plain ones; all else is a file."""
-    target, opened = folder / _stem(name), True
-    if name.endswith(".zip") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(target)
-    elif name.endswith((".tar", ".tar.gz", ".tgz")) and tarfile.is_tarfile(path):
-        with tarfile.open(path) as tar:
-            tar.extractall(target, filter="data")
-    elif name.endswith(".gz") and _is_gzip(path):
-        with gzip.open(path) as stream, target.open("wb") as plain:
-            shutil.copyfileobj(stream, plain)
-    else:
-        opened = False
-        shutil.copyfile(path, folder / name)
-    if opened and target.is_dir():
-        for inner in sorted(target.rglob("*")):
-            if inner.is_file() and inner.name.endswith(_ARCHIVES):
-                packed = inner.rename(inner.with_name(f".{inner.name}.packed"))
-                _unpack(inner.name, packed, inner.parent)
-                packed.unlink()
-
-
-_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip", ".gz")
-
-
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
-
-
-def _stem(name: str) -> str:
-    return next((name.removesuffix(suffix) for suffix in _ARCHIVES if name.endswith(suffix)), name)
 
 
 def _unscored(text: str) -> Json:

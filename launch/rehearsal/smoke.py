@@ -138,7 +138,7 @@ def _rehearse(
             environ=environment,
         )
         for name, path in attached.items():
-            kaggle.attach(name.split("/")[1], path)
+            kaggle.datasets.attach(name.split("/")[1], path)
         server = stack.enter_context(Server(kaggle))
         stack.enter_context(_environment(server.environment()))
         order = Order(
