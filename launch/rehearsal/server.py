@@ -160,7 +160,7 @@ class Server:
         if method == "output" and request.method == "GET":
             return self._output(request, slug, "/".join(parts[1:]), note)
         if method == "data" and request.method == "GET":
-            return self._file(request, self.kaggle.data_file(self._signed(request, "data")))
+            return self._file(request, self.kaggle.competition.file(self._signed(request, "data")))
         if parts[:2] != ["api", "v1"]:
             raise ApiError(404, "no such address")
         self._authenticate(request, path)
@@ -225,11 +225,11 @@ class Server:
             right = body.get("token") == account.token
             return {"active": right, **({"username": account.owner} if right else {})}
         account.check_owner(str(body.get("userName") or body.get("ownerSlug") or ""))
-        kaggle.check_competition(body)
+        kaggle.competition.check(body)
         if method in ("StartBlobUpload", "StartSubmissionUpload"):
             return kaggle.uploads.start(method, body, base)
         if method in ("DownloadDataFiles", "DownloadDataFile"):
-            return Response(status=302, headers={"Location": kaggle.data_link(body, base)})
+            return Response(status=302, headers={"Location": kaggle.competition.link(body, base)})
         plain: dict[str, Callable[[Json], Json]] = {
             "GetDatasetStatus": kaggle.datasets.status,
             "GetDataset": kaggle.datasets.get,
@@ -244,13 +244,13 @@ class Server:
             "ListKernels": kaggle.list_kernels,
             "DeleteKernel": kaggle.delete_kernel,
             "GetAcceleratorQuotaStatistics": lambda _: kaggle.quota(),
-            "GetCompetition": lambda _: kaggle.competition(),
-            "ListCompetitions": lambda _: {"competitions": [kaggle.competition()]},
-            "ListDataFiles": lambda _: kaggle.competition_files(),
-            "CreateSubmission": kaggle.submit,
-            "ListSubmissions": kaggle.list_submissions,
-            "GetSubmission": kaggle.get_submission,
-            "GetSubmissionLimits": lambda _: kaggle.submission_limits(),
+            "GetCompetition": lambda _: kaggle.competition.get(),
+            "ListCompetitions": lambda _: {"competitions": [kaggle.competition.get()]},
+            "ListDataFiles": lambda _: kaggle.competition.files(),
+            "CreateSubmission": kaggle.submissions.submit,
+            "ListSubmissions": kaggle.submissions.listing,
+            "GetSubmission": kaggle.submissions.get,
+            "GetSubmissionLimits": lambda _: kaggle.submissions.limits(),
         }
         if method not in plain:
             raise ApiError(404, f"unknown method {method}")

@@ -1,22 +1,15 @@
-"""What the loopback Kaggle holds and how it answers: datasets, kernels, runs, outputs, submissions, quota.
+"""What the loopback Kaggle holds and how it answers: kernels, runs, outputs, quota.
 
 Behaviour follows the record of the platform (what the client's source and users' reports say). Everything is on disk before
 it is answered, so a server that was killed goes on where it stood; sessions that ran then are run again.
 """
 
 import contextlib
-import csv
-import hashlib
-import io
 import json
-import math
 import os
-import shutil
 import threading
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +19,7 @@ from launch.rehearsal.account import Account, ApiError, Json, Settings, page, st
 from launch.rehearsal.datasets import Datasets
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.scheduler import Executor, Job, KernelExecutor, Scheduler
+from launch.rehearsal.submissions import Competition, Submissions
 from launch.rehearsal.uploads import Uploads
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED, Mount, Outcome, decorate
 from lib.session import COMPETITION
@@ -67,14 +61,14 @@ class LoopbackKaggle:
     ) -> None:
         settings = settings or Settings()
         self.account = Account(folder, owner=owner, token=token, settings=settings, faults=faults)
-        self.data, self.labels = data, labels
+        self._data = data
         self.uploads = Uploads(self.account)
         self.datasets = Datasets(self.account, self.uploads)
-        self._archive_lock = threading.Lock()
+        self.competition = Competition(self.account, data)
+        self.submissions = Submissions(self.account, self.uploads, data=data, labels=labels)
         self.closed = threading.Event()
         environ = dict(os.environ) if environ is None else dict(environ)
         self.use(executor or KernelExecutor(self.account.settings.gpu_sessions, environ))
-        self._scored: dict[int, Json] = {}
 
     def use(self, executor: Executor) -> None:
         """Let this run the sessions from now on."""
@@ -128,8 +122,7 @@ class LoopbackKaggle:
         """Everything works from now on, and every session that is still at work is ended, as a person would."""
         self.account.faults.clear()
         with self.account.lock:
-            for entry in self.account.state["submissions"]:
-                entry["fault"] = ""
+            self.submissions.mend()
             for slug, kernel in self.account.state["kernels"].items():
                 for version in kernel["versions"]:
                     if version["status"] in _ACTIVE:
@@ -302,8 +295,8 @@ class LoopbackKaggle:
         if "inputs" not in version:
             version["inputs"] = self._inputs(version)
         mounts = []
-        if COMPETITION in version["competitions"] and self.data is not None:
-            mounts.append(Mount(self.data, f"competitions/{COMPETITION}"))
+        if COMPETITION in version["competitions"] and self._data is not None:
+            mounts.append(Mount(self._data, f"competitions/{COMPETITION}"))
         for place, source in version["inputs"].items():
             attached = self.datasets.attached(place.split("/")[-1]) if place.startswith("datasets/") else None
             mounts.append(Mount(attached or self.account.folder / source, place))
@@ -554,183 +547,10 @@ class LoopbackKaggle:
                         seconds += time.time() - version["started"]
             return seconds / 3600
 
-    # --- the competition ---------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def check_competition(body: Json) -> None:
-        """There is one competition only."""
-        if str(body.get("competitionName") or COMPETITION) != COMPETITION:
-            raise ApiError(404, "Competition not found")
-
-    def competition(self) -> Json:
-        """Facts of the competition."""
-        return {
-            "id": 1,
-            "ref": COMPETITION,
-            "title": "Histopathologic Cancer Detection",
-            "url": f"https://www.kaggle.com/competitions/{COMPETITION}",
-            "userHasEntered": self.account.settings.rules_accepted,
-            "evaluationMetric": "Area Under Receiver Operating Characteristic Curve",
-            "maxDailySubmissions": self.account.settings.submissions_a_day,
-        }
-
-    def competition_files(self) -> Json:
-        """The competition's tables; its tiles are not listed."""
-        tables = sorted(self.data.glob("*.csv")) if self.data is not None else []
-        return {"files": [{"name": path.name, "totalBytes": path.stat().st_size} for path in tables]}
-
-    def submit(self, body: Json) -> Json:
-        """Take a submission."""
-        if not self.account.settings.rules_accepted:
-            raise ApiError(403, "You must accept this competition's rules before you'll be able to submit.")
-        if self._allowed_now() <= 0:
-            now = datetime.now(UTC)
-            midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-            raise ApiError(
-                400,
-                f"Your team has used its daily Submission allowance ({self.account.settings.submissions_a_day}) today, please "
-                f"try again tomorrow UTC ({(midnight - now).total_seconds() / 3600:.1f} hours from now).",
-            )
-        [(name, path)] = self.uploads.taken([str(body.get("blobFileTokens"))])
-        fault = self.account.faults.take("score", name)
-
-        def act() -> Json:
-            ref = 5000 + len(self.account.state["submissions"])
-            folder = self.account.folder / "submissions"
-            folder.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / f"{ref}.csv")
-            self.account.state["submissions"].append(
-                {
-                    "ref": ref,
-                    "description": str(body.get("submissionDescription", "")),
-                    "fileName": name,
-                    "at": time.time(),
-                    "fault": fault.what if fault is not None else "",
-                }
-            )
-            self.account.took_effect("CreateSubmission", name)
-            return {"message": "Successfully submitted to Histopathologic Cancer Detection", "ref": ref}
-
-        return self.account.change("CreateSubmission", name, act)
-
-    def _allowed_now(self) -> int:
-        today = datetime.now(UTC).date()
-        used = sum(datetime.fromtimestamp(each["at"], UTC).date() == today for each in self.account.state["submissions"])
-        return self.account.settings.submissions_a_day - used
-
-    def submission_limits(self) -> Json:
-        """What is left of the day's allowance."""
-        total, left = len(self.account.state["submissions"]), self._allowed_now()
-        return {"numToday": self.account.settings.submissions_a_day - left, "numTotal": total, "numAllowedNow": max(0, left)}
-
-    def list_submissions(self, body: Json) -> Json:
-        """The newest first."""
-        asked, following = page(list(reversed(self.account.state["submissions"])), body)
-        return {"submissions": [self._submission(each) for each in asked], **following}
-
-    def get_submission(self, body: Json) -> Json:
-        """One of them."""
-        for each in self.account.state["submissions"]:
-            if each["ref"] == int(body.get("ref") or 0):
-                return self._submission(each)
-        raise ApiError(404, "Submission not found")
-
-    def _submission(self, entry: Json) -> Json:
-        answer = {
-            "ref": entry["ref"],
-            "date": stamp(entry["at"]),
-            "description": entry["description"],
-            "fileName": entry["fileName"],
-            "submittedBy": self.account.owner,
-            "status": "PENDING",
-        }
-        if entry["fault"] == "pending" or time.time() < entry["at"] + self.account.settings.score_delay:
-            return answer
-        if entry["fault"] == "error":
-            return answer | {"status": "ERROR", "errorDescription": "Evaluation Exception: injected"}
-        with self.account.lock:
-            if entry["ref"] not in self._scored:
-                self._scored[entry["ref"]] = self._score(self.account.folder / "submissions" / f"{entry['ref']}.csv")
-            return answer | self._scored[entry["ref"]]
-
-    def _score(self, path: Path) -> Json:
-        """ROC AUC of the two halves of the test tiles; which half a tile belongs to is the parity of its id's SHA-256.
-
-        Without held-back labels the file is held against the sample, and gets no score.
-        """
-        from sklearn.metrics import roc_auc_score
-
-        source = self.labels or (self.data / "sample_submission.csv" if self.data is not None else None)
-        if source is None:
-            return {"status": "COMPLETE"}
-        truth = dict(_table(source.read_text(encoding="utf-8")))
-        try:
-            rows = _table(path.read_text(encoding="utf-8"))
-            given = {name: float(value) for name, value in rows}
-        except (ValueError, TypeError, KeyError, csv.Error) as error:
-            return _unscored(f"Submission could not be read: {error}")
-        if len(given) < len(rows):
-            return _unscored(f"Submission contains {len(rows) - len(given)} ids more than once")
-        if set(given) != set(truth):
-            lacking = len(set(truth) - set(given))
-            return _unscored(f"{lacking} ids are missing, {len(set(given) - set(truth))} are unknown")
-        if bad := [name for name, value in given.items() if not math.isfinite(value)]:
-            return _unscored(f"Submission contains null values: {len(bad)}, the first for id {bad[0]}")
-        if self.labels is None:
-            return {"status": "COMPLETE"}
-        halves: tuple[list[str], list[str]] = ([], [])
-        for name in sorted(truth):
-            halves[hashlib.sha256(name.encode()).digest()[0] & 1].append(name)
-        scores = {}
-        for key, names in zip(("publicScore", "privateScore"), halves, strict=True):
-            labels = [int(float(truth[name])) for name in names]
-            if len(set(labels)) == 2:
-                scores[key] = f"{roc_auc_score(labels, [given[name] for name in names]):.5f}"
-        return {"status": "COMPLETE", **scores}
-
-    def data_link(self, body: Json, base: str) -> str:
-        """Where a file of the competition, or all of it as an archive, can be fetched for a while."""
-        if not self.account.settings.rules_accepted:
-            raise ApiError(403, "You must accept this competition's rules before you can continue")
-        name = str(body.get("fileName", ""))
-        outside = Path(name).is_absolute() or ".." in Path(name).parts
-        if self.data is None or outside or (name and not (self.data / name).is_file()):
-            raise ApiError(404, "no such file")
-        return f"{base}/data/{Path(name).name or COMPETITION + '.zip'}?{self.account.signed('data', name)}"
-
-    def data_file(self, name: str) -> Path:
-        """The file behind a link; without a name all of them as an archive."""
-        if not name:
-            return self._archive()
-        if self.data is None or not (self.data / name).is_file():
-            raise ApiError(404, "no such file")
-        return self.data / name
-
-    def _archive(self) -> Path:
-        """The competition's data as one archive, made when it is first asked for; for small data."""
-        with self._archive_lock:
-            path = self.account.folder / "competition.zip"
-            if self.data is not None and not path.is_file():
-                beside = path.with_suffix(".part")
-                with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
-                    for file in sorted(self.data.rglob("*")):
-                        if file.is_file():
-                            archive.write(file, file.relative_to(self.data).as_posix())
-                beside.replace(path)
-            return path
-
-
-def _unscored(text: str) -> Json:
-    return {"status": "ERROR", "errorDescription": f"Evaluation Exception: {text}"}
-
 
 def _is_quick(body: Json) -> bool:
     """Whether a push saves without running (2.2.5 `--no-run`); it needs no session."""
     return body.get("kernelExecutionType") == "QUICK_SAVE"
-
-
-def _table(text: str) -> list[tuple[str, str]]:
-    return [(row["id"], row["label"]) for row in csv.DictReader(io.StringIO(text))]
 
 
 def _slugify(title: str) -> str:
