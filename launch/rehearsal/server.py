@@ -62,7 +62,7 @@ class Server:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_SHUTDOWN_LOOK,), daemon=True)
 
     def __enter__(self) -> "Server":
-        self.kaggle.resume()  # before anything is pushed, which would be started twice
+        self.kaggle.sessions.resume()  # before anything is pushed, which would be started twice
         self._thread.start()
         return self
 
@@ -236,14 +236,14 @@ class Server:
             "ListDatasetFiles": kaggle.datasets.files,
             "CreateDataset": kaggle.datasets.create,
             "CreateDatasetVersion": kaggle.datasets.create_version,
-            "SaveKernel": lambda given: kaggle.save_kernel(given, fault),
-            "GetKernelSessionStatus": lambda given: kaggle.kernel_status(given, fault),
-            "ListKernelSessionOutput": lambda given: kaggle.kernel_output(given, fault, base),
-            "ListKernelFiles": kaggle.kernel_files,
-            "GetKernel": kaggle.get_kernel,
-            "ListKernels": kaggle.list_kernels,
-            "DeleteKernel": kaggle.delete_kernel,
-            "GetAcceleratorQuotaStatistics": lambda _: kaggle.quota(),
+            "SaveKernel": lambda given: kaggle.kernels.push(given, fault),
+            "GetKernelSessionStatus": lambda given: kaggle.kernels.status(given, fault),
+            "ListKernelSessionOutput": lambda given: kaggle.kernels.output(given, fault, base),
+            "ListKernelFiles": kaggle.kernels.files,
+            "GetKernel": kaggle.kernels.get,
+            "ListKernels": kaggle.kernels.listing,
+            "DeleteKernel": kaggle.kernels.delete,
+            "GetAcceleratorQuotaStatistics": lambda _: kaggle.sessions.quota(),
             "GetCompetition": lambda _: kaggle.competition.get(),
             "ListCompetitions": lambda _: {"competitions": [kaggle.competition.get()]},
             "ListDataFiles": lambda _: kaggle.competition.files(),
@@ -296,7 +296,7 @@ class Server:
         what = fault.what if fault is not None else ""
         if what == "expired":
             return _page(403)
-        path = self.kaggle.output_file(place, self._signed(request, place))
+        path = self.kaggle.kernels.output_file(place, self._signed(request, place))
         if fault is None:
             return self._file(request, path)
         content = path.read_bytes()
@@ -326,7 +326,7 @@ class Server:
             raise _Cut
         kaggle, label = self.kaggle, request.args.get("versionLabel", "")
         kaggle.account.check_owner(owner)
-        over, events = kaggle.log_events(slug, label)
+        over, events = kaggle.kernels.log_events(slug, label)
         if over:
             return _json(events)
 
@@ -334,7 +334,7 @@ class Server:
             sent, over = 0, False
             while not over and not kaggle.closed.is_set():
                 try:
-                    over, events = kaggle.log_events(slug, label)
+                    over, events = kaggle.kernels.log_events(slug, label)
                 except ApiError:  # deleted meanwhile
                     return
                 for event in events[sent:]:

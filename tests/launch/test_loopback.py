@@ -56,7 +56,7 @@ def kernel(folder: Path, slug: str, source: str, **metadata) -> Path:
 def real(world):
     """A world whose kernels are run as scripts."""
     kaggle = world()
-    kaggle.kaggle.use(KernelExecutor(2, {}))
+    kaggle.kaggle.sessions.use(KernelExecutor(2, {}))
     return kaggle
 
 
