@@ -18,8 +18,9 @@ from werkzeug.utils import send_file
 from werkzeug.wrappers import Request, Response
 
 from launch.errors import LaunchError
+from launch.rehearsal.account import ApiError, Json
 from launch.rehearsal.faults import REFUSALS, Fault
-from launch.rehearsal.service import ApiError, Json, LoopbackKaggle
+from launch.rehearsal.service import LoopbackKaggle
 
 _HTML = "<!doctype html><html><body>Something went wrong</body></html>"
 # What leaves something behind at the service, where it is not refused; the request log marks it.
@@ -61,7 +62,7 @@ class Server:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_SHUTDOWN_LOOK,), daemon=True)
 
     def __enter__(self) -> "Server":
-        self.kaggle.resume()  # before anything is pushed, which would be started twice
+        self.kaggle.sessions.resume()  # before anything is pushed, which would be started twice
         self._thread.start()
         return self
 
@@ -79,8 +80,8 @@ class Server:
             "http_proxy": proxy,
             "NO_PROXY": "",
             "no_proxy": "",
-            "KAGGLE_API_TOKEN": self.kaggle.token,  # beats whatever credentials the user has
-            "KAGGLE_CONFIG_DIR": str(self.kaggle.folder / "config"),
+            "KAGGLE_API_TOKEN": self.kaggle.account.token,  # beats whatever credentials the user has
+            "KAGGLE_CONFIG_DIR": str(self.kaggle.account.folder / "config"),
         }
 
     # --- one request -------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ class Server:
         parts = urllib.parse.unquote(request.path).strip("/").split("/")
         if parts[0] == "upload":
             with contextlib.suppress(ApiError):
-                return "upload", str(self.kaggle.blob(parts[-1])[0]["name"])
+                return "upload", str(self.kaggle.uploads.blob(parts[-1])[0]["name"])
             return "upload", ""
         if parts[0] == "output":
             return "output", parts[1] if len(parts) > 1 else ""
@@ -135,7 +136,7 @@ class Server:
 
     def _log(self, began: float, method: str, slug: str, status: int, note: Json) -> None:
         entry = {"at": round(began, 3), "method": method, "slug": slug, "status": status}
-        self.kaggle.note({**entry, "seconds": round(time.time() - began, 3), **note})
+        self.kaggle.account.note({**entry, "seconds": round(time.time() - began, 3), **note})
 
     @staticmethod
     def _break(environ: dict[str, Any], half: bytes) -> Iterable[bytes]:
@@ -159,7 +160,7 @@ class Server:
         if method == "output" and request.method == "GET":
             return self._output(request, slug, "/".join(parts[1:]), note)
         if method == "data" and request.method == "GET":
-            return self._file(request, self._signed(request, "data"))
+            return self._file(request, self.kaggle.competition.file(self._signed(request, "data")))
         if parts[:2] != ["api", "v1"]:
             raise ApiError(404, "no such address")
         self._authenticate(request, path)
@@ -170,12 +171,12 @@ class Server:
     def _authenticate(self, request: Request, path: str) -> None:
         if path.endswith("/IntrospectToken"):
             return
-        given = request.authorization
-        if given is not None and given.type == "bearer" and given.token == self.kaggle.token:
+        account, given = self.kaggle.account, request.authorization
+        if given is not None and given.type == "bearer" and given.token == account.token:
             return
         if given is not None and given.type == "basic":
             name, key = str(given.username or ""), str(given.password or "")
-            if key == self.kaggle.token and name.lower() == self.kaggle.owner.lower():
+            if key == account.token and name.lower() == account.owner.lower():
                 return
         raise ApiError(401, "Unauthenticated")
 
@@ -202,7 +203,7 @@ class Server:
 
     def _strikes(self, on: str, slug: str, note: Json, later: tuple[str, ...] = ()) -> Fault | None:
         """The fault of this request; what strikes before it takes effect has struck, but for those named."""
-        fault = self.kaggle.faults.take(on, slug)
+        fault = self.kaggle.account.faults.take(on, slug)
         if fault is None:
             return None
         note["fault"] = fault.what
@@ -219,48 +220,48 @@ class Server:
         return fault
 
     def _call(self, method: str, body: Json, fault: Fault | None) -> Json | Response:
-        kaggle, base = self.kaggle, f"http://{self.host}:{self.port}"
+        kaggle, account, base = self.kaggle, self.kaggle.account, f"http://{self.host}:{self.port}"
         if method == "IntrospectToken":
-            right = body.get("token") == kaggle.token
-            return {"active": right, **({"username": kaggle.owner} if right else {})}
-        kaggle.check_owner(str(body.get("userName") or body.get("ownerSlug") or ""))
-        kaggle.check_competition(body)
+            right = body.get("token") == account.token
+            return {"active": right, **({"username": account.owner} if right else {})}
+        account.check_owner(str(body.get("userName") or body.get("ownerSlug") or ""))
+        kaggle.competition.check(body)
         if method in ("StartBlobUpload", "StartSubmissionUpload"):
-            return kaggle.start_upload(method, body, base)
+            return kaggle.uploads.start(method, body, base)
         if method in ("DownloadDataFiles", "DownloadDataFile"):
-            return Response(status=302, headers={"Location": kaggle.data_link(body, base)})
+            return Response(status=302, headers={"Location": kaggle.competition.link(body, base)})
         plain: dict[str, Callable[[Json], Json]] = {
-            "GetDatasetStatus": kaggle.dataset_status,
-            "GetDataset": kaggle.get_dataset,
-            "ListDatasetFiles": kaggle.dataset_files,
-            "CreateDataset": kaggle.create_dataset,
-            "CreateDatasetVersion": kaggle.create_dataset_version,
-            "GetKernel": kaggle.get_kernel,
-            "ListKernels": kaggle.list_kernels,
-            "ListKernelFiles": kaggle.kernel_files,
-            "DeleteKernel": kaggle.delete_kernel,
-            "CreateSubmission": kaggle.submit,
-            "ListSubmissions": kaggle.list_submissions,
-            "GetSubmission": kaggle.get_submission,
-            "GetSubmissionLimits": lambda _: kaggle.submission_limits(),
-            "GetAcceleratorQuotaStatistics": lambda _: kaggle.quota(),
-            "GetCompetition": lambda _: kaggle.competition(),
-            "ListCompetitions": lambda _: {"competitions": [kaggle.competition()]},
-            "ListDataFiles": lambda _: kaggle.competition_files(),
-            "SaveKernel": lambda given: kaggle.save_kernel(given, fault),
-            "GetKernelSessionStatus": lambda given: kaggle.kernel_status(given, fault),
-            "ListKernelSessionOutput": lambda given: kaggle.kernel_output(given, fault, base),
+            "GetDatasetStatus": kaggle.datasets.status,
+            "GetDataset": kaggle.datasets.get,
+            "ListDatasetFiles": kaggle.datasets.files,
+            "CreateDataset": kaggle.datasets.create,
+            "CreateDatasetVersion": kaggle.datasets.create_version,
+            "SaveKernel": lambda given: kaggle.kernels.push(given, fault),
+            "GetKernelSessionStatus": lambda given: kaggle.kernels.status(given, fault),
+            "ListKernelSessionOutput": lambda given: kaggle.kernels.output(given, fault, base),
+            "ListKernelFiles": kaggle.kernels.files,
+            "GetKernel": kaggle.kernels.get,
+            "ListKernels": kaggle.kernels.listing,
+            "DeleteKernel": kaggle.kernels.delete,
+            "GetAcceleratorQuotaStatistics": lambda _: kaggle.sessions.quota(),
+            "GetCompetition": lambda _: kaggle.competition.get(),
+            "ListCompetitions": lambda _: {"competitions": [kaggle.competition.get()]},
+            "ListDataFiles": lambda _: kaggle.competition.files(),
+            "CreateSubmission": kaggle.submissions.submit,
+            "ListSubmissions": kaggle.submissions.listing,
+            "GetSubmission": kaggle.submissions.get,
+            "GetSubmissionLimits": lambda _: kaggle.submissions.limits(),
         }
         if method not in plain:
             raise ApiError(404, f"unknown method {method}")
-        with kaggle.lock:
+        with account.lock:
             return plain[method](body)
 
     # --- files -------------------------------------------------------------------------------------------------------
 
     def _upload(self, request: Request, token: str, note: Json) -> Response:
         """The PUT of a file, by Google's resumable protocol."""
-        entry, path = self.kaggle.blob(token)
+        entry, path = self.kaggle.uploads.blob(token)
         have = path.stat().st_size if path.is_file() else 0
         asked = request.headers.get("Content-Range", "")
         if entry["complete"]:
@@ -286,7 +287,7 @@ class Server:
             raise _Cut
         if have < entry["size"]:
             return _incomplete(have)
-        self.kaggle.complete_blob(token)
+        self.kaggle.uploads.complete(token)
         note["changes"] = True
         return Response(status=200)
 
@@ -295,7 +296,7 @@ class Server:
         what = fault.what if fault is not None else ""
         if what == "expired":
             return _page(403)
-        path = self._signed(request, place)
+        path = self.kaggle.kernels.output_file(place, self._signed(request, place))
         if fault is None:
             return self._file(request, path)
         content = path.read_bytes()
@@ -306,9 +307,12 @@ class Server:
             raise _Cut
         return Response(content[: len(content) // 2], content_type="application/octet-stream")  # short
 
-    def _signed(self, request: Request, place: str) -> Path:
+    def _signed(self, request: Request, place: str) -> str:
+        """The name of the file a link is to, where the link is good."""
         given = request.args
-        return self.kaggle.signed_file(place, given.get("name", ""), given.get("until", ""), given.get("signature", ""))
+        name, until, signature = (given.get(each, "") for each in ("name", "until", "signature"))
+        self.kaggle.account.check_signed(place, name, until=until, signature=signature)
+        return name
 
     @staticmethod
     def _file(request: Request, path: Path) -> Response:
@@ -321,8 +325,8 @@ class Server:
             time.sleep(float(fault.value or 1.0))
             raise _Cut
         kaggle, label = self.kaggle, request.args.get("versionLabel", "")
-        kaggle.check_owner(owner)
-        over, events = kaggle.log_events(slug, label)
+        kaggle.account.check_owner(owner)
+        over, events = kaggle.kernels.log_events(slug, label)
         if over:
             return _json(events)
 
@@ -330,7 +334,7 @@ class Server:
             sent, over = 0, False
             while not over and not kaggle.closed.is_set():
                 try:
-                    over, events = kaggle.log_events(slug, label)
+                    over, events = kaggle.kernels.log_events(slug, label)
                 except ApiError:  # deleted meanwhile
                     return
                 for event in events[sent:]:

@@ -21,9 +21,10 @@ from launch.ledger import campaign_lock
 from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy
 from launch.order import Order, campaign_name
 from launch.plan import Experiment, searched_encoders, with_teachers
+from launch.rehearsal.account import Settings
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.server import Server
-from launch.rehearsal.service import LoopbackKaggle, Settings
+from launch.rehearsal.service import LoopbackKaggle
 from launch.run import Result, run
 from launch.sandbox import isolation
 from launch.submission import ScorePace
@@ -137,7 +138,7 @@ def _rehearse(
             environ=environment,
         )
         for name, path in attached.items():
-            kaggle.attach(name.split("/")[1], path)
+            kaggle.datasets.attach(name.split("/")[1], path)
         server = stack.enter_context(Server(kaggle))
         stack.enter_context(_environment(server.environment()))
         order = Order(

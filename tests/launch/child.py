@@ -73,8 +73,9 @@ def _with_a_kaggle_of_its_own(values: dict) -> None:
     """Campaign and service in one process, as in `smoke`: both die at once, at the nth call of a hook."""
     from instant import InstantKernels
 
+    from launch.rehearsal.account import Settings
     from launch.rehearsal.server import Server
-    from launch.rehearsal.service import LoopbackKaggle, Settings
+    from launch.rehearsal.service import LoopbackKaggle
 
     folder, calls = Path(values["serve"]), [0]
     data = folder / "competition"
@@ -96,7 +97,7 @@ def _with_a_kaggle_of_its_own(values: dict) -> None:
         if calls[0] == values.get("set_clock_at_call"):
             Path(os.environ["HCD_CLOCK"]).write_text(str(values["set_clock_by"]))
 
-    setattr(kaggle, values["hook"], hook)
+    setattr(kaggle.account, values["hook"], hook)
     with Server(kaggle) as server:
         os.environ.update(server.environment())
         run(order_from(values), connect=lambda: connect(PATIENCE))

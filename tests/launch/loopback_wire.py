@@ -10,10 +10,11 @@ import requests
 from instant import write_data
 from loopback_world import TOKEN
 
+from launch.rehearsal.account import Settings
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.scheduler import Job
 from launch.rehearsal.server import Server
-from launch.rehearsal.service import LoopbackKaggle, Settings
+from launch.rehearsal.service import LoopbackKaggle
 from launch.sandbox import Outcome
 
 COMPETITION = "histopathologic-cancer-detection"
@@ -153,7 +154,7 @@ class Wire:
 
     def effects(self, method: str) -> int:
         """How many requests of a kind took effect."""
-        return sum(each["method"] == method for each in self.kaggle.changes())
+        return sum(each["method"] == method for each in self.kaggle.account.changes())
 
     def requests(self) -> str:
-        return (self.kaggle.folder / "requests.jsonl").read_text()
+        return (self.kaggle.account.folder / "requests.jsonl").read_text()

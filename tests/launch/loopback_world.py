@@ -11,9 +11,10 @@ from child import run_child
 from instant import InstantKernels, write_data
 
 from launch.ledger import Ledger, read_ledger
+from launch.rehearsal.account import Settings
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.server import Server
-from launch.rehearsal.service import LoopbackKaggle, Settings
+from launch.rehearsal.service import LoopbackKaggle
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "KGAT_" + "5ec4e7" * 6
@@ -84,7 +85,7 @@ class World:
 
     def changes(self) -> list[tuple[str, str]]:
         """Method and slug of every request that changed something at the service."""
-        return [(each["method"], each["slug"]) for each in self.kaggle.changes()]
+        return [(each["method"], each["slug"]) for each in self.kaggle.account.changes()]
 
     def assert_finished_once(self) -> None:
         """The campaign has its score, and the service saw each push, upload and submission once."""

@@ -112,7 +112,7 @@ def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
     record.write_text(record.read_text().replace('"learning_rate": 0', '"learning_rate": 1'))  # of another config
     ended = kaggle.run(folder=str(one.with_name("two")), folds=[0], submit=False)  # looks for one to take over, then for its own
     assert ended.code == 0, ended
-    assert kaggle.kaggle.faults.fired and "Kaggle shows the output of an earlier push" in ended.out
+    assert kaggle.kaggle.account.faults.fired and "Kaggle shows the output of an earlier push" in ended.out
     ledger = read_ledger(one.with_name("two"))
     assert ledger.kernels[slug].output.push_id == ledger.kernels[slug].last.push_id
     assert json.loads((one.with_name("two") / "outputs" / slug / "run.json").read_text())["push_id"].startswith(ledger.id)

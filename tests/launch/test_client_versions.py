@@ -79,7 +79,7 @@ def test_faults_with_the_other_client(newer, name):
     kaggle = newer(*FINISHES[name])
     ended = kaggle.run()
     assert ended.code == 0, ended
-    assert kaggle.kaggle.faults.fired
+    assert kaggle.kaggle.account.faults.fired
     kaggle.assert_finished_once()
 
 

@@ -62,7 +62,7 @@ def test_a_campaign_whose_clock_is_set_pushes_nothing_twice(world, preloaded, nt
         if changes[0] == nth:
             (kaggle.folder / "clock").write_text(str(seconds))
 
-    kaggle.kaggle.after_change = hook
+    kaggle.kaggle.account.after_change = hook
     ended = command({}, kaggle.folder, kaggle.environment(), preloaded)
     assert ended.returncode == 0, ended
     assert changes[0] > nth
@@ -80,7 +80,7 @@ def test_a_run_that_ended_before_it_was_seen_is_found_out_though_the_clock_was_s
         if method == "SaveKernel":
             threading.Timer(0.15, set_back).start()  # once the push stands in the ledger, before it is old
 
-    kaggle.kaggle.after_change = hook
+    kaggle.kaggle.account.after_change = hook
     ended = command({}, kaggle.folder, kaggle.environment(), preloaded)
     assert ended.returncode == 0, ended
     assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"].count("hcd-prepare") == 2

@@ -576,9 +576,10 @@ def test_a_terminal_gets_the_same_words(monkeypatch, capsys):
 @pytest.mark.slow
 def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_saw(tmp_path):
     """The command as a user runs it, with the real client, an empty home, and kernels that really run."""
+    from launch.rehearsal.account import Settings
     from launch.rehearsal.competition import write_competition
     from launch.rehearsal.server import Server
-    from launch.rehearsal.service import LoopbackKaggle, Settings
+    from launch.rehearsal.service import LoopbackKaggle
 
     checkout, home = tmp_path / "checkout", tmp_path / "home"
     home.mkdir()
@@ -605,7 +606,7 @@ def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_s
         )
 
     def pushes() -> list[str]:
-        return [each["slug"] for each in loopback.changes() if each["method"] == "SaveKernel"]
+        return [each["slug"] for each in loopback.account.changes() if each["method"] == "SaveKernel"]
 
     with Server(loopback) as server:
         first = start()

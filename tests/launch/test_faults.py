@@ -106,7 +106,7 @@ def test_it_finishes(world, name):
     kaggle = world(*FINISHES[name])
     ended = kaggle.run()
     assert ended.code == 0, ended
-    assert kaggle.kaggle.faults.fired, f"the fault {name!r} was never met"
+    assert kaggle.kaggle.account.faults.fired, f"the fault {name!r} was never met"
     if name not in AGAIN:
         kaggle.assert_finished_once()
     assert "scored by the test" in ended.out

@@ -59,7 +59,7 @@ def test_killed_at_a_request_that_changes_something(world, when, nth):
                 killed.set()
                 time.sleep(0.1)  # until it is dead
 
-    setattr(kaggle.kaggle, f"{when}_change", hook)
+    setattr(kaggle.kaggle.account, f"{when}_change", hook)
     process.append(kaggle.start())
     ready.set()
     process[0].communicate(timeout=60)

@@ -56,7 +56,7 @@ def kernel(folder: Path, slug: str, source: str, **metadata) -> Path:
 def real(world):
     """A world whose kernels are run as scripts."""
     kaggle = world()
-    kaggle.kaggle.use(KernelExecutor(2, {}))
+    kaggle.kaggle.sessions.use(KernelExecutor(2, {}))
     return kaggle
 
 
@@ -201,9 +201,9 @@ def test_an_upload_that_is_cut_is_resumed_by_the_client(world, tmp_path):
     (folder / "dataset-metadata.json").write_text(json.dumps(metadata))
     created = cli(kaggle, "datasets", "create", "-p", str(folder), TMPDIR=str(tmp_path))
     assert "is being created" in created.stdout, created
-    arrived = kaggle.kaggle.folder / "datasets" / "my-data" / "v1" / "large.bin"
+    arrived = kaggle.kaggle.account.folder / "datasets" / "my-data" / "v1" / "large.bin"
     assert arrived.read_bytes() == (folder / "large.bin").read_bytes()
-    statuses = [json.loads(line)["status"] for line in _log(kaggle.kaggle) if '"upload"' in line]
+    statuses = [json.loads(line)["status"] for line in _log(kaggle.kaggle.account) if '"upload"' in line]
     assert statuses == [503, 308, 200]
 
 
@@ -221,7 +221,7 @@ def test_who_is_not_the_owner_is_refused(world):
     refused = cli(kaggle, "quota", KAGGLE_API_TOKEN="KGAT_" + "0" * 32)
     assert refused.returncode != 0
     assert "KGAT_" not in refused.stdout + refused.stderr
-    log = (kaggle.kaggle.folder / "requests.jsonl").read_text()
+    log = (kaggle.kaggle.account.folder / "requests.jsonl").read_text()
     assert TOKEN not in log and "KGAT_" not in log
 
 
@@ -280,8 +280,8 @@ def test_faults_are_read_from_a_file_and_every_mistake_is_listed(tmp_path):
 # --- on the wire -----------------------------------------------------------------------------------------------------
 
 
-def _log(kaggle) -> list[str]:
-    return (kaggle.folder / "requests.jsonl").read_text().splitlines()
+def _log(account) -> list[str]:
+    return (account.folder / "requests.jsonl").read_text().splitlines()
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_faults_count_the_requests_they_match(wire):
     kaggle.push("hcd-other")
     kaggle.wait_for("hcd-other", "COMPLETE")
     assert [kaggle.status("hcd-fold-0") == "WARMING_UP" for _ in range(4)] == [False, True, True, False]
-    assert len(kaggle.kaggle.faults.fired) == 2
+    assert len(kaggle.kaggle.account.faults.fired) == 2
 
 
 @pytest.mark.parametrize(
@@ -605,7 +605,7 @@ def test_uploads_are_taken_up_where_they_stopped(wire):
     assert put(cut, content[80:], "bytes 80-99/100").status_code == 200
     assert put(cut, b"", "bytes */100").status_code == 200
     kaggle.call("CreateDataset", ownerSlug="alice", slug="my-data", title="my-data", files=[{"token": token}])
-    assert (kaggle.kaggle.folder / "datasets/my-data/v1/cut.bin").read_bytes() == content
+    assert (kaggle.kaggle.account.folder / "datasets/my-data/v1/cut.bin").read_bytes() == content
     assert put(start("long.bin"), bytes(101)).status_code == 400
     assert put(f"{kaggle.address}/upload/nobody", b"x").status_code == 404
     empty = kaggle.call("StartBlobUpload", type="DATASET", name="empty")["createUrl"]
@@ -686,7 +686,7 @@ def test_hours_without_a_server_cost_no_quota(wire):
     kaggle.push("one-kernel", enableGpu=True)
     kaggle.wait_for("one-kernel", "RUNNING")
     kaggle.stop()
-    state = kaggle.kaggle.folder / "state.json"
+    state = kaggle.kaggle.account.folder / "state.json"
     content = json.loads(state.read_text())
     content["kernels"]["one-kernel"]["versions"][0]["started"] -= 40 * 3600
     state.write_text(json.dumps(content))
@@ -772,13 +772,13 @@ def test_strangers_are_refused(wire):
 
 def test_hooks_see_each_change_before_and_after_it_is_durable(wire):
     kaggle = wire(Fault("SaveKernel", "capacity", slug="refused"))
-    seen, state = [], kaggle.kaggle.folder / "state.json"
+    seen, state = [], kaggle.kaggle.account.folder / "state.json"
 
     def durable() -> int:
         return len(json.loads(state.read_text())["changes"]) if state.is_file() else 0
 
-    kaggle.kaggle.before_change = lambda method, slug: seen.append(("before", method, slug, durable()))
-    kaggle.kaggle.after_change = lambda method, slug: seen.append(("after", method, slug, durable()))
+    kaggle.kaggle.account.before_change = lambda method, slug: seen.append(("before", method, slug, durable()))
+    kaggle.kaggle.account.after_change = lambda method, slug: seen.append(("after", method, slug, durable()))
     kaggle.push("refused-kernel")
     assert seen == []  # a refusal changes nothing that counts
     kaggle.push("one-kernel")
@@ -790,7 +790,7 @@ def test_hooks_see_each_change_before_and_after_it_is_durable(wire):
     assert {each[1] for each in seen} == {"SaveKernel", "CreateDataset", "StartBlobUpload", "upload"}
     kaggle.stop()
     kaggle.start()
-    assert [each["method"] for each in kaggle.kaggle.changes()] == ["SaveKernel", "CreateDataset"]
+    assert [each["method"] for each in kaggle.kaggle.account.changes()] == ["SaveKernel", "CreateDataset"]
 
 
 def test_many_requests_at_a_time_lose_nothing(wire):

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,13 @@ def test_imports_in_lib_go_downwards() -> None:
         (module, name) for module in modules for name in _imports(module) if name in modules and _layer(name) > _layer(module)
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("package", ["lib", "launch"])
+def test_imports_go_in_no_circle(package: str) -> None:
+    modules = set(_modules(package))
+    graph = {module: modules.intersection(_imports(module)) - {module} for module in modules}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(modules)  # which raises CycleError and names the circle
 
 
 @pytest.mark.parametrize(("one", "other"), [("lib.training", "lib.inference"), ("lib.inference", "lib.training")])
