@@ -1,14 +1,13 @@
 """What a campaign looks like while it runs: a live table on a terminal, plain lines elsewhere."""
 
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from launch.campaign import Standing
 from launch.client import Quota
 from launch.ledger import Ledger
-from launch.moments import seconds_since
+from launch.moments import seconds_since, steady
 
 _MARKS = {"done": "[green]done[/]", "failed": "[bold red]failed[/]", "running": "[cyan]running[/]"}
 
@@ -56,7 +55,7 @@ def standings_table(title: str, standings: Sequence[Standing], quota: Quota | No
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("AUC", justify="right")
     table.add_column("link", overflow="fold")
-    now = time.monotonic()
+    now = steady()
     for standing in standings:
         waited = max(0.0, now - standing.since)
         active = standing.state in ("pushed", "queued", "running")
@@ -92,7 +91,7 @@ def ledger_standings(ledger: Ledger) -> list[Standing]:
         if entry.last is not None:
             push = entry.last
             standing.version, standing.url, standing.state = push.version, push.url, push.state
-            standing.since = time.monotonic() - seconds_since(push.pushed_at or push.intended_at)
+            standing.since = steady() - seconds_since(push.pushed_at or push.intended_at)
         if entry.output is not None and entry.open is None:
             standing.state, standing.auc, standing.version = "done", entry.output.auc, entry.output.version
         standings.append(standing)

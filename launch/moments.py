@@ -3,6 +3,14 @@
 import time
 from datetime import UTC, datetime
 
+# It goes on while a laptop is asleep; time.monotonic does not on Linux. macOS calls such a clock CLOCK_MONOTONIC.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def steady() -> float:
+    """Seconds by a clock that nobody sets and that does not stop when the machine sleeps; since when, is not said."""
+    return time.clock_gettime(_STEADY)
+
 
 def stamp(moment: datetime | None = None) -> str:
     """A moment, now by default, as RFC 3339."""
@@ -38,12 +46,12 @@ class Moments:
     def stamp(self) -> str:
         """Now, as `stamp` writes it."""
         text = stamp()
-        self._made[text] = time.monotonic()
+        self._made[text] = steady()
         return text
 
     def age(self, text: str) -> float:
         """Seconds since a moment; 0 where it is empty."""
-        now = time.monotonic()
+        now = steady()
         if not text:
             return 0.0
         if text in self._made:

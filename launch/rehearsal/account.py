@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launch.errors import LaunchError
+from launch.moments import steady
 from launch.rehearsal.faults import Fault, Faults
 from lib.files import write_whole
 
@@ -69,7 +70,8 @@ class Account:
     """One account, its durable state, and the lock every reader and writer of it holds.
 
     The state holds datasets and kernels by slug (no slug is of both), `gone`: slugs of deleted kernels, blobs by token,
-    submissions and changes in order, `next`: the last number given, and of the quota `gpu_seconds` and `refresh_at`.
+    submissions and changes in order, `next`: the last number given, `now`: when it was written, and of the quota
+    `gpu_seconds` and `refresh_at`.
 
     `before_change` and `after_change`, where set, are called with method and name of every request that is about to take
     effect and of every one whose effect is durable but not yet answered; the state is locked meanwhile.
@@ -99,6 +101,7 @@ class Account:
         except OSError:
             self._folder_lock.close()
             raise LaunchError(f"another loopback Kaggle is at work in {folder}: stop it, or choose another folder") from None
+        self._began, self._steady = time.time(), steady()
         self.state = self._load()
 
     def _load(self) -> Json:
@@ -108,6 +111,7 @@ class Account:
                 state: Json = json.loads(path.read_bytes())
             except ValueError as error:
                 raise LaunchError(f"{path} cannot be read ({error}): remove {self.folder}") from error
+            self._began = max(self._began, float(state.get("now", 0.0)))  # it was set back since: nothing lies in the future
             return state
         return {
             "datasets": {},
@@ -117,11 +121,16 @@ class Account:
             "changes": [],
             "next": 1,
             "gpu_seconds": self.settings.gpu_hours_used * 3600,
-            "refresh_at": time.time() + self.settings.quota_refresh,
+            "refresh_at": self.now() + self.settings.quota_refresh,
         }
+
+    def now(self) -> float:
+        """Seconds since 1970 by the service's own clock, which nobody sets: that of a machine may be while it is at work."""
+        return self._began + steady() - self._steady
 
     def save(self) -> None:
         """Make the state durable."""
+        self.state["now"] = self.now()
         write_whole(self.folder / "state.json", json.dumps(self.state))
 
     def close(self) -> None:
@@ -146,7 +155,7 @@ class Account:
 
     def took_effect(self, method: str, slug: str) -> None:
         """Note one of the `changes`."""
-        self.state["changes"].append({"method": method, "slug": slug, "at": time.time()})
+        self.state["changes"].append({"method": method, "slug": slug, "at": self.now()})
 
     def changes(self) -> list[Json]:
         """What took effect: every push that made a version, dataset version, submission and deletion, in order."""
@@ -165,12 +174,12 @@ class Account:
 
     def signed(self, place: str, name: str) -> str:
         """The query of a link to a file of a place; good for a while, and for whoever has it."""
-        until = int(time.time() + _LINK_SECONDS)
+        until = int(self.now() + _LINK_SECONDS)
         return urllib.parse.urlencode({"name": name, "until": until, "signature": self._signature(place, name, until)})
 
     def check_signed(self, place: str, name: str, *, until: str, signature: str) -> None:
         """A link must be one of ours, and fresh."""
-        if not until.isdigit() or int(until) < time.time() or signature != self._signature(place, name, int(until)):
+        if not until.isdigit() or int(until) < self.now() or signature != self._signature(place, name, int(until)):
             raise ApiError(403, "the link has expired")
 
     def _signature(self, place: str, name: str, until: int) -> str:

@@ -3,7 +3,6 @@
 import gzip
 import shutil
 import tarfile
-import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ class Datasets:
         if slug in self._attached:
             return self._attached[slug]
         versions = self._account.state["datasets"].get(slug, {"versions": []})["versions"]
-        ready = [each for each in versions if time.time() >= each["ready"] and not each["failed"]]
+        ready = [each for each in versions if self._account.now() >= each["ready"] and not each["failed"]]
         return self._version_folder(slug, ready[-1]["number"]) if ready else None
 
     def create(self, body: Json) -> Json:
@@ -87,10 +86,17 @@ class Datasets:
             if what == "drop-file":
                 victims = sorted(path for path in folder.rglob("*") if path.is_file())
                 victims[len(victims) // 2].unlink()
-            ready = time.time() + account.settings.dataset_delay
+            ready = account.now() + account.settings.dataset_delay
             shown = ready + (float(fault.value or 1.0) if fault is not None and what == "old-version" else 0.0)
             dataset["versions"].append(
-                {"number": number, "notes": notes, "at": time.time(), "ready": ready, "shown": shown, "failed": what == "failed"}
+                {
+                    "number": number,
+                    "notes": notes,
+                    "at": account.now(),
+                    "ready": ready,
+                    "shown": shown,
+                    "failed": what == "failed",
+                }
             )
             account.took_effect(method, slug)
             return {
@@ -117,16 +123,16 @@ class Datasets:
         """Ready, failed or on its way; right after an upload it still speaks of the version before."""
         _, dataset = self._asked(body)
         last, before = dataset["versions"][-1], dataset["versions"][:-1]
-        if last["failed"] and time.time() >= last["ready"]:
+        if last["failed"] and self._account.now() >= last["ready"]:
             return {"status": "FAILED"}
-        if time.time() < last["ready"] and not before:
+        if self._account.now() < last["ready"] and not before:
             return {"status": "BLOBS_RECEIVED"}
         return {"status": "READY"}
 
     def get(self, body: Json) -> Json:
         """Facts of a dataset; the current version is one that can be mounted."""
         slug, dataset = self._asked(body)
-        shown = [version for version in dataset["versions"] if time.time() >= version["shown"]]
+        shown = [version for version in dataset["versions"] if self._account.now() >= version["shown"]]
         current = shown[-1]["number"] if shown else 0
         return {
             "id": dataset["id"],

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ class Kernels:
             "number": number,
             "status": "QUEUED",
             "message": "",
-            "pushed": time.time(),
+            "pushed": self._account.now(),
             "started": 0.0,
             "ended": 0.0,
             "gpu": gpu,
@@ -126,7 +125,7 @@ class Kernels:
         kernel["versions"].append(version)
         account.took_effect("SaveKernel", slug)
         if version["quick"]:
-            version["status"], version["ended"] = "COMPLETE", time.time()
+            version["status"], version["ended"] = "COMPLETE", self._account.now()
         else:
             self._sessions.begin(slug, version)
         answer = {
@@ -172,7 +171,7 @@ class Kernels:
         if fault is not None and fault.what == "status":
             return {"status": str(fault.value)}
         version = _labelled(versions, body)
-        fresh = time.time() - version["pushed"] < self._account.settings.status_delay
+        fresh = self._account.now() - version["pushed"] < self._account.settings.status_delay
         if (fault is not None and fault.what == "stale") or fresh:
             if version["number"] == 1:
                 if fresh:

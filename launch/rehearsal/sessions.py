@@ -4,7 +4,6 @@ Sessions that ran when a server was killed are run again by the next one.
 """
 
 import os
-import time
 from pathlib import Path
 
 from launch.rehearsal.account import Account, Json, stamp
@@ -77,7 +76,7 @@ class Sessions:
         if what:
             version["fault"] = what
         if what == "for-ever":
-            version["status"], version["started"], version["for_ever"] = "RUNNING", time.time(), True
+            version["status"], version["started"], version["for_ever"] = "RUNNING", self._account.now(), True
         elif what == "error":
             self._note_log(slug, version, "Traceback (most recent call last):\nRuntimeError: injected\n")
             self._finish(version, "ERROR", _THREW)
@@ -95,7 +94,7 @@ class Sessions:
                     if version["status"] not in ACTIVE:
                         continue
                     if version["status"] == "RUNNING":
-                        version["started"] = time.time()  # the hours for which no server was there cost no quota
+                        version["started"] = self._account.now()  # the hours for which no server was there cost no quota
                     if not version.get("for_ever"):
                         self._scheduler.start(self._job(slug, version))
             self._account.save()
@@ -128,7 +127,7 @@ class Sessions:
 
     def _finish(self, version: Json, status: str, message: str = "") -> None:
         self._charge(version)
-        version["status"], version["message"], version["ended"] = status, message, time.time()
+        version["status"], version["message"], version["ended"] = status, message, self._account.now()
 
     def _note_log(self, slug: str, version: Json, text: str) -> None:
         (self.folder(slug, version["number"]) / "log.txt").write_text(text)
@@ -185,7 +184,7 @@ class Sessions:
         with self._account.lock:
             version = self._version(job)
             if version is not None and version["status"] == "QUEUED":
-                version["status"], version["started"] = "RUNNING", time.time()
+                version["status"], version["started"] = "RUNNING", self._account.now()
                 self._account.save()
 
     def _ended(self, job: Job, outcome: Outcome | None) -> None:
@@ -218,20 +217,20 @@ class Sessions:
     def _charge(self, version: Json) -> None:
         """Take the GPU time of a session until now off the quota."""
         if version["gpu"] and version["status"] == "RUNNING":
-            self._account.state["gpu_seconds"] += time.time() - version["started"]
-            version["started"] = time.time()
+            self._account.state["gpu_seconds"] += self._account.now() - version["started"]
+            version["started"] = self._account.now()
 
     def _gpu_hours(self) -> float:
         state = self._account.state
         with self._account.lock:
-            if time.time() > state["refresh_at"]:
+            if self._account.now() > state["refresh_at"]:
                 state["gpu_seconds"] = 0.0
-                while state["refresh_at"] < time.time():
+                while state["refresh_at"] < self._account.now():
                     state["refresh_at"] += 7 * 86400.0
             seconds = float(state["gpu_seconds"])
             for version in self._running():
                 if version["gpu"] and version["status"] == "RUNNING":
-                    seconds += time.time() - version["started"]
+                    seconds += self._account.now() - version["started"]
             return seconds / 3600
 
 

@@ -6,7 +6,6 @@ import io
 import math
 import shutil
 import threading
-import time
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -106,7 +105,7 @@ class Submissions:
         if not account.settings.rules_accepted:
             raise ApiError(403, "You must accept this competition's rules before you'll be able to submit.")
         if self._allowed_now() <= 0:
-            now = datetime.now(UTC)
+            now = datetime.fromtimestamp(self._account.now(), UTC)
             midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
             raise ApiError(
                 400,
@@ -125,7 +124,7 @@ class Submissions:
                     "ref": ref,
                     "description": str(body.get("submissionDescription", "")),
                     "fileName": name,
-                    "at": time.time(),
+                    "at": self._account.now(),
                     "fault": fault.what if fault is not None else "",
                 }
             )
@@ -138,7 +137,7 @@ class Submissions:
         return self._account.folder / "submissions" / f"{ref}.csv"
 
     def _allowed_now(self) -> int:
-        today = datetime.now(UTC).date()
+        today = datetime.fromtimestamp(self._account.now(), UTC).date()
         used = sum(datetime.fromtimestamp(each["at"], UTC).date() == today for each in self._account.state["submissions"])
         return self._account.settings.submissions_a_day - used
 
@@ -177,7 +176,7 @@ class Submissions:
             "submittedBy": self._account.owner,
             "status": "PENDING",
         }
-        if entry["fault"] == "pending" or time.time() < entry["at"] + self._account.settings.score_delay:
+        if entry["fault"] == "pending" or self._account.now() < entry["at"] + self._account.settings.score_delay:
             return answer
         if entry["fault"] == "error":
             return answer | _unscored("injected")

@@ -1,7 +1,6 @@
 """Uploads to the loopback Kaggle: a place for the bytes, and the files of datasets and submissions that came that way."""
 
 import hashlib
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ class Uploads:
         account, name = self._account, str(body.get("name") or body.get("fileName") or "file")
 
         def act() -> Json:
-            token = hashlib.sha256(f"{account.token}{account.number()}{time.time()}".encode()).hexdigest()[:24]
+            token = hashlib.sha256(f"{account.token}{account.number()}{account.now()}".encode()).hexdigest()[:24]
             account.state["blobs"][token] = {
                 "name": Path(name).name,
                 "size": int(body.get("contentLength") or 0),

@@ -9,7 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from loopback_world import KNOBS
+from instant import write_data
+from loopback_world import KNOBS, ROOT
 
 from launch.rehearsal.faults import Fault
 
@@ -84,3 +85,22 @@ def test_a_run_that_ended_before_it_was_seen_is_found_out_though_the_clock_was_s
     ended = command({}, kaggle.folder, kaggle.environment(), preloaded)
     assert ended.returncode == 0, ended
     assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"].count("hcd-prepare") == 2
+
+
+@pytest.mark.parametrize("seconds", [-DAY, DAY])
+@pytest.mark.parametrize("call", [2, 7, 13])
+def test_a_rehearsal_whose_clock_is_set(tmp_path, preloaded, call, seconds):
+    """The loopback Kaggle lives in the same process: what it counts goes on as if nothing had happened."""
+    write_data(tmp_path / "competition")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(CHILD.parent)]),
+    }
+    order = {"serve": str(tmp_path), "hook": "after_change", "set_clock_at_call": call, "set_clock_by": seconds}
+    ended = command(order, tmp_path, environment, preloaded)
+    assert ended.returncode == 0, ended
+    seen = [each["method"] for each in json.loads((tmp_path / "kaggle" / "state.json").read_text())["changes"]]
+    assert (seen.count("SaveKernel"), seen.count("CreateDataset"), seen.count("CreateSubmission")) == (6, 1, 1)
+    record = json.loads((tmp_path / "campaigns" / "one" / "leaderboard.json").read_text())
+    assert 0 <= record["submission"]["public_auc"] <= 1

@@ -144,7 +144,7 @@ def test_a_kernel_that_fails_and_one_that_takes_too_long(real, tmp_path):
 
 
 def test_datasets_by_hand(world, tmp_path):
-    kaggle = world(settings={"dataset_delay": 2.0})
+    kaggle = world(settings={"dataset_delay": 6.0})
     folder = tmp_path / "data"
     (folder / "lib" / "inner").mkdir(parents=True)
     (folder / "lib" / "inner" / "code.py").write_text("x = 1\n")
@@ -154,7 +154,7 @@ def test_datasets_by_hand(world, tmp_path):
     created = cli(kaggle, "datasets", "create", "-p", str(folder), "-r", "zip")
     assert "is being created" in created.stdout, created
     assert "ready" not in cli(kaggle, "datasets", "status", "alice/my-data").stdout
-    time.sleep(2)
+    time.sleep(6)
     assert "ready" in cli(kaggle, "datasets", "status", "alice/my-data").stdout
     files = cli(kaggle, "datasets", "files", "alice/my-data").stdout
     assert "lib/inner/code.py" in files and "VERSION" in files
@@ -163,7 +163,7 @@ def test_datasets_by_hand(world, tmp_path):
     assert "version is being created" in version.stdout, version
     early = cli(kaggle, "datasets", "status", "alice/my-data", "--format", "json").stdout
     assert json.loads(early) == {"status": "ready", "current_version_number": 1}  # of the version before: KAGGLE.md d
-    time.sleep(2)
+    time.sleep(6)
     late = cli(kaggle, "datasets", "status", "alice/my-data", "--format", "json").stdout
     assert json.loads(late)["current_version_number"] == 2
 

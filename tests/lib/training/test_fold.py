@@ -132,7 +132,7 @@ def test_the_tiles_of_the_fold_are_not_learned_from(task: FoldTask, whole: Path,
     assert (tmp_path / "spoiled" / FILES[0]).read_bytes() == (whole / FILES[0]).read_bytes()
 
 
-def test_the_same_seed_gives_the_sameleft_in(task: FoldTask, whole: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(task: FoldTask, whole: Path, tmp_path: Path) -> None:
     torch.manual_seed(99)
     np.random.seed(99)
     _train(task, tmp_path / "again")
