@@ -53,6 +53,7 @@ from launch.ledger import (
 from launch.metadata import MACHINE_SHAPE
 from launch.moments import Moments
 from launch.outputs import NoRecordError, fetch_output, output_key, peek_record
+from launch.pace import Clocks, Pace, words
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
@@ -69,55 +70,6 @@ _TRACEBACK = "Traceback (most recent call last)"  # at the start of a line in a 
 
 class CampaignStoppedError(LaunchError):
     """The campaign cannot go on; the message lists every reason. What was done stands in the ledger."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How long to wait for what, in seconds; and how often a kernel may be pushed.
-
-    Attributes:
-        poll: between looks.
-        settle: after a push, how long answers may still be about what was before it (Kaggle: about a minute).
-        capacity: before asking again when all sessions were taken.
-        capacity_patience: how long to be refused for that reason.
-        quota_patience: how long to wait for quota; two resets by default.
-        foreign_patience: how long to wait for a run of the same slug that the campaign did not push.
-        queue_patience: how long a push may stay queued, or shown without a run.
-        overrun: beyond its time limit, how long a run may still be shown as running.
-        stale_patience: how long a finished run may show the output of an earlier push, or a listing that lacks files.
-        unknown_patience: how long a status may be one that nobody knows.
-        outage: how long the service may not answer at all.
-        quota_every: how long a quota that was read is good for.
-        pushes: how often an unfinished kernel is pushed before a person must look.
-    """
-
-    poll: float = 30.0
-    settle: float = 120.0
-    capacity: float = 120.0
-    capacity_patience: float = 26 * 3600.0
-    quota_patience: float = 15 * 86400.0
-    foreign_patience: float = 13 * 3600.0
-    queue_patience: float = 6 * 3600.0
-    overrun: float = 1800.0
-    stale_patience: float = 900.0
-    unknown_patience: float = 900.0
-    outage: float = 3600.0
-    quota_every: float = 300.0
-    pushes: int = 3
-
-
-REHEARSAL = Pace(
-    poll=0.25,
-    settle=2.0,
-    capacity=0.5,
-    capacity_patience=120.0,
-    queue_patience=120.0,
-    overrun=60.0,
-    stale_patience=20.0,
-    unknown_patience=20.0,
-    outage=60.0,
-    quota_every=5.0,
-)
 
 
 @dataclass
@@ -176,9 +128,8 @@ class Campaign:
     def __post_init__(self) -> None:
         self.standings = {kernel.slug: Standing(kernel.slug, kernel.kind) for kernel in self.kernels}
         self._moments = Moments()
-        self._clocks: dict[tuple[str, str], float] = {}
+        self._clocks = Clocks(self.say)
         self._cures: dict[str, int] = {}
-        self._quota_read = 0.0
         self._looked_for: set[str] = set()
         self.publisher = Publisher(
             self.kaggle, self.ledger, self.dataset, self.source.bundle, settle=self.pace.settle, say=self.say
@@ -259,7 +210,7 @@ class Campaign:
             self._looked_for.add(kernel.slug)  # asked for by name: nothing is taken over
             while kernel.slug not in self.failures:
                 if entry.open is None and not self._slot_is_free(kernel):
-                    self._once(kernel.slug, "slot", f"{kernel.slug}: waiting for a session of this campaign to end")
+                    self._clocks.once(kernel.slug, "slot", f"{kernel.slug}: waiting for a session of this campaign to end")
                     self._follow_others(kernel)
                 if entry.open is None:
                     self._start(kernel, entry)
@@ -297,12 +248,12 @@ class Campaign:
                 except (NoAnswerError, RefusedError) as error:
                     trouble = error  # the other kernels are looked at all the same
         if trouble is None:
-            self._forget("", "outage")
+            self._clocks.forget("", "outage")
             return
-        self._once("", "outage", f"{trouble}; trying again for up to {_words(self.pace.outage)}")
-        if (waited := self._waited("", "outage")) > self.pace.outage:
+        self._clocks.once("", "outage", f"{trouble}; trying again for up to {words(self.pace.outage)}")
+        if (waited := self._clocks.waited("", "outage")) > self.pace.outage:
             raise CampaignStoppedError(
-                f"Kaggle has not answered for {_words(waited)}: {trouble}\n"
+                f"Kaggle has not answered for {words(waited)}: {trouble}\n"
                 "What runs there goes on, and the same command goes on from here."
             ) from trouble
 
@@ -446,18 +397,18 @@ class Campaign:
             pushed = self.kaggle.push(folder, limit=push.limit)
         except CapacityError as error:
             self._refused(kernel, push, str(error))
-            self._clocks[(_machine(kernel), "hold")] = time.monotonic()
+            self._clocks.start(_machine(kernel), "hold")
             self._cures.pop(kernel.slug, None)  # if this leaves a ghost, it is known where it comes from
-            if self._waited(_machine(kernel), "capacity") > self.pace.capacity_patience:
-                self._fail(kernel, f"{error}, for {_words(self.pace.capacity_patience)}: end the other sessions of your account")
+            if self._clocks.waited(_machine(kernel), "capacity") > self.pace.capacity_patience:
+                self._fail(kernel, f"{error}, for {words(self.pace.capacity_patience)}: end the other sessions of your account")
             else:
-                self._once(_machine(kernel), "capacity", f"{error} Waiting for a free one: other sessions of yours run")
+                self._clocks.once(_machine(kernel), "capacity", f"{error} Waiting for a free one: other sessions of yours run")
         except QuotaError as error:
             self._refused(kernel, push, str(error))
             self.quota = self._read_quota()
-            self._clocks[("GPU", "spent")] = time.monotonic()
-            if self._waited("GPU", "no quota") >= self.pace.quota_patience:
-                self._fail(kernel, f"{error}, for {_words(self.pace.quota_patience)}")
+            self._clocks.start("GPU", "spent")
+            if self._clocks.waited("GPU", "no quota") >= self.pace.quota_patience:
+                self._fail(kernel, f"{error}, for {words(self.pace.quota_patience)}")
                 return
             self._say_when_quota_is_back(str(error))
         except GhostError as error:
@@ -496,10 +447,10 @@ class Campaign:
         push.state, push.version, push.pushed_at = PUSHED, version, self._moments.stamp()
         push.url = url or f"https://www.kaggle.com/code/{self.source.owner}/{kernel.slug}"
         self.ledger.save()
-        for slug, what in list(self._clocks):
-            if slug == kernel.slug or (slug == _machine(kernel) and what.removeprefix("said ") in _WAITS):
-                self._clocks.pop((slug, what))
-        self.say(f"{kernel.slug}: pushed, version {version or 'unknown'}, at most {_words(push.limit)}")
+        self._clocks.forget_all(kernel.slug)
+        for what in _WAITS:
+            self._clocks.forget(_machine(kernel), what)
+        self.say(f"{kernel.slug}: pushed, version {version or 'unknown'}, at most {words(push.limit)}")
         self._stands(kernel, "pushed", version=version, url=push.url, expected=expected_hours(kernel, self.ledger) * 3600)
 
     def _refused(self, kernel: Kernel, push: Push, note: str) -> None:
@@ -526,10 +477,10 @@ class Campaign:
 
     def _is_foreign(self, kernel: Kernel, status: RunStatus) -> bool:
         """A run of this slug that is not ours: it is never pushed over, but waited for."""
-        if self._waited(kernel.slug, "foreign") > self.pace.foreign_patience:
-            waited = _words(self.pace.foreign_patience)
+        if self._clocks.waited(kernel.slug, "foreign") > self.pace.foreign_patience:
+            waited = words(self.pace.foreign_patience)
             self._fail(kernel, f"another run of it has been {status.name} for {waited}: end it in the browser")
-        self._once(
+        self._clocks.once(
             kernel.slug, "foreign", f"{kernel.slug}: a run that this campaign did not push is {status.name}: waiting for it"
         )
         self._stands(kernel, "another run of it goes on")
@@ -542,8 +493,7 @@ class Campaign:
         )
         if taken >= (GPU_SESSIONS if kernel.needs_gpu else CPU_SESSIONS):
             return False
-        held = self._clocks.get((machine, "hold"))
-        return held is None or time.monotonic() - held > self.pace.capacity
+        return self._clocks.is_over(machine, "hold", self.pace.capacity)
 
     # --- the quota ---------------------------------------------------------------------------------------------------
 
@@ -554,19 +504,19 @@ class Campaign:
         except CredentialsError:
             raise
         except ClientError as error:
-            self._once("", "quota", f"{error}: going on without knowing the quota")
+            self._clocks.once("", "quota", f"{error}: going on without knowing the quota")
             self.quota = None
-        self._quota_read = time.monotonic()
+        self._clocks.start("GPU", "quota read")
         return self.quota
 
     def _quota_allows(self, kernel: Kernel) -> bool:
         if not kernel.needs_gpu:
             return True
-        spent = self._clocks.get(("GPU", "spent"))
-        if time.monotonic() - self._quota_read > self.pace.quota_every:
+        if self._clocks.is_over("GPU", "quota read", self.pace.quota_every):
             self._read_quota()
+        refused = not self._clocks.is_over("GPU", "spent", self.pace.quota_every)
         if self.quota is None:
-            return spent is None or time.monotonic() - spent > self.pace.quota_every
+            return not refused
         running = sum(
             max(0.0, expected_hours(other, self.ledger) - self._moments.age(push.pushed_at) / 3600)
             for other in self.kernels
@@ -574,10 +524,10 @@ class Campaign:
         )
         need = expected_hours(kernel, self.ledger)
         if self.quota.left - running >= need:
-            if spent is not None and time.monotonic() - spent <= self.pace.quota_every:
+            if refused:
                 return False  # it was refused a moment ago, whatever the figures say
-            self._forget("GPU", "spent")
-            self._forget("GPU", "quota")
+            self._clocks.forget("GPU", "spent")
+            self._clocks.forget("GPU", "quota")
             return True
         self._stands(kernel, "waiting for quota")
         self._say_when_quota_is_back(
@@ -587,13 +537,13 @@ class Campaign:
 
     def _say_when_quota_is_back(self, why: str) -> None:
         if self.quota is None:
-            self._once("GPU", "quota", f"{why}. Asking again until there is quota")
+            self._clocks.once("GPU", "quota", f"{why}. Asking again until there is quota")
             return
         text = f"{why}. Waiting until {next_reset(self.quota):%a %d %b %H:%M} UTC, then going on by itself"
         left = {k.slug: expected_hours(k, self.ledger) for k in self.wanted if k.needs_gpu and not self.is_done(k)}
         running = {k.slug for k in self.kernels if self.ledger.entry(k.slug, k.kind).open is not None}
         waiting = {slug: hours for slug, hours in left.items() if slug not in running}
-        self._once("GPU", "quota", "\n".join([text, *(f"  {line}" for line in plan_over_weeks(waiting, self.quota))]))
+        self._clocks.once("GPU", "quota", "\n".join([text, *(f"  {line}" for line in plan_over_weeks(waiting, self.quota))]))
 
     # --- following ---------------------------------------------------------------------------------------------------
 
@@ -604,18 +554,18 @@ class Campaign:
         try:
             status = self.kaggle.status(kernel.slug)
         except StrangeAnswerError as error:
-            self._once(kernel.slug, "unknown", f"{kernel.slug}: {error}; looking again")
-            if self._waited(kernel.slug, "unknown") > self.pace.unknown_patience:
-                self._fail(kernel, f"{error}, for {_words(self.pace.unknown_patience)}. Look at {push.url}")
+            self._clocks.once(kernel.slug, "unknown", f"{kernel.slug}: {error}; looking again")
+            if self._clocks.waited(kernel.slug, "unknown") > self.pace.unknown_patience:
+                self._fail(kernel, f"{error}, for {words(self.pace.unknown_patience)}. Look at {push.url}")
             return
-        self._forget(kernel.slug, "unknown")
+        self._clocks.forget(kernel.slug, "unknown")
         if status.name in ACTIVE:
             self._is_active(kernel, push, status)
             return
         fresh = not push.active and self._moments.age(push.pushed_at) < self.pace.settle
         if status.name == ABSENT:
             self._stands(kernel, "pushed, no run yet")
-            if not fresh and self._waited(kernel.slug, "absent") > self.pace.queue_patience:
+            if not fresh and self._clocks.waited(kernel.slug, "absent") > self.pace.queue_patience:
                 self._fail(kernel, f"Kaggle shows no run of it ({status.message}). Look at {push.url}")
             return
         if status.name == COMPLETE:
@@ -631,15 +581,15 @@ class Campaign:
                 if wrong := self._wrong_machine(kernel):
                     self.say(f"warning: {wrong}")
         if self._stands(kernel, status.name.lower().replace("_", " ")):
-            self._forget(kernel.slug, "overrun")
+            self._clocks.forget(kernel.slug, "overrun")
         patience = self.pace.queue_patience if status.name != "RUNNING" else push.limit + self.pace.overrun
-        since = self._waited(kernel.slug, f"active {status.name}")
+        since = self._clocks.waited(kernel.slug, f"active {status.name}")
         if status.name == "RUNNING":
             since = min(since, self._moments.age(push.pushed_at))
         if since > patience:
             self._fail(
                 kernel,
-                f"has been {status.name} for {_words(since)}, its time limit was {_words(push.limit)}: Kaggle does not end it. "
+                f"has been {status.name} for {words(since)}, its time limit was {words(push.limit)}: Kaggle does not end it. "
                 f"Look at {push.url}, end it there, and run the same command again",
             )
 
@@ -655,12 +605,12 @@ class Campaign:
             self._was_pushed(kernel, push, version=pulled.version)
             return
         self._stands(kernel, "was it pushed?")
-        if self._waited(kernel.slug, "proof") < self.pace.settle:
+        if self._clocks.waited(kernel.slug, "proof") < self.pace.settle:
             return  # what Kaggle shows lags behind
         status = self.kaggle.status(kernel.slug)
         if status.name in ACTIVE and self._is_foreign(kernel, status):
             return
-        self._forget(kernel.slug, "proof")
+        self._clocks.forget(kernel.slug, "proof")
         self.say(f"{kernel.slug}: the push did not happen, sending it")
         self._send(kernel, entry, push)
 
@@ -675,7 +625,7 @@ class Campaign:
             listing = self.kaggle.output(kernel.slug)
             content = peek_record(self.kaggle, kernel.slug, listing, folder=self._outputs())
         except NoRecordError as error:
-            if fresh or push.push_id not in listing.log and self._waited(kernel.slug, "short") < self.pace.settle:
+            if fresh or push.push_id not in listing.log and self._clocks.waited(kernel.slug, "short") < self.pace.settle:
                 return
             self._keep_log(kernel, listing)
             self._end(kernel, push, UNFINISHED, f"{error}, though Kaggle calls it complete")
@@ -703,11 +653,11 @@ class Campaign:
 
     def _not_yet(self, kernel: Kernel, push: Push, why: str) -> None:
         """What is listed is not what the run left: listings lag, links expire. Nothing is lost by looking again."""
-        self._once(kernel.slug, "stale", f"{kernel.slug}: {why}; looking again")
-        if self._waited(kernel.slug, "stale") > self.pace.stale_patience:
+        self._clocks.once(kernel.slug, "stale", f"{kernel.slug}: {why}; looking again")
+        if self._clocks.waited(kernel.slug, "stale") > self.pace.stale_patience:
             self._fail(
                 kernel,
-                f"{why}, for {_words(self.pace.stale_patience)}. It is complete on Kaggle ({push.url}); the same "
+                f"{why}, for {words(self.pace.stale_patience)}. It is complete on Kaggle ({push.url}); the same "
                 "command fetches it",
             )
 
@@ -742,7 +692,7 @@ class Campaign:
             limited = ran >= 0.9 * push.limit
             if limited and push.limit >= LONGEST:
                 self._end(kernel, push, FAILED, _LIMIT_NOTE)
-                self._fail(kernel, f"did not finish within {_words(push.limit)}, the longest session there is: make it shorter")
+                self._fail(kernel, f"did not finish within {words(push.limit)}, the longest session there is: make it shorter")
             else:
                 self._end(kernel, push, UNFINISHED, _LIMIT_NOTE if limited else "the run was cancelled")
             return
@@ -857,21 +807,6 @@ class Campaign:
         self._stands(kernel, "failed")
         self.say(f"{kernel.slug}: failed; {text.splitlines()[0]}")
 
-    def _waited(self, slug: str, what: str) -> float:
-        """Seconds since this was first asked; starts the clock."""
-        moment = time.monotonic()
-        return moment - self._clocks.setdefault((slug, what), moment)
-
-    def _forget(self, slug: str, what: str) -> None:
-        self._clocks.pop((slug, what), None)
-        self._clocks.pop((slug, f"said {what}"), None)
-
-    def _once(self, slug: str, what: str, text: str) -> None:
-        """Say something when it begins, not at every look."""
-        if (slug, f"said {what}") not in self._clocks:
-            self._clocks[(slug, f"said {what}")] = time.monotonic()
-            self.say(text)
-
 
 _WAITS = ("hold", "capacity", "spent", "no quota")  # of a machine, over when a push to it was accepted
 _LIMIT_NOTE = "it came to its time limit"
@@ -885,11 +820,4 @@ def _facts(record: RunRecord) -> str:
     seconds = float(record.seconds.get("total", 0.0))
     fold = record.scores.get("fold") or record.scores.get("search")
     auc = f", AUC {fold['auc']:.4f}" if isinstance(fold, dict) and "auc" in fold else ""
-    return f" in {_words(seconds)}{auc}"
-
-
-def _words(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f" in {words(seconds)}{auc}"

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import launch.campaign
-from launch.campaign import Pace
 from launch.client import Patience, connect
 from launch.errors import LaunchError
 from launch.ledger import Ledger
 from launch.order import Order
+from launch.pace import Pace
 from launch.plan import load_experiment
 from launch.run import run
 from launch.submission import ScorePace

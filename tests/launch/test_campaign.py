@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch.campaign import Campaign, Pace
+from launch.campaign import Campaign
 from launch.client import Quota
 from launch.ledger import PUSHED, KernelEntry, Ledger, Push, read_ledger
 from launch.moments import stamp
+from launch.pace import Pace
 from launch.plan import load_experiment, plan_kernels
 from launch.rehearsal.faults import Fault
 
