@@ -57,6 +57,7 @@ from launch.pace import Clocks, Pace, words
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
+from launch.standings import Standing, plan_standings
 from lib.config import EXPECTATIONS
 from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecord
@@ -70,27 +71,6 @@ _TRACEBACK = "Traceback (most recent call last)"  # at the start of a line in a 
 
 class CampaignStoppedError(LaunchError):
     """The campaign cannot go on; the message lists every reason. What was done stands in the ledger."""
-
-
-@dataclass
-class Standing:
-    """How a kernel stands, for the board."""
-
-    slug: str
-    kind: str
-    state: str = "waiting"
-    since: float = field(default_factory=time.monotonic)
-    version: int | None = None
-    expected: float | None = None  # seconds it is expected to take, from `since`
-    auc: float | None = None
-    url: str = ""
-
-    def turn(self, state: str) -> bool:
-        """Take a new state; whether it is one."""
-        if state == self.state:
-            return False
-        self.state, self.since = state, time.monotonic()
-        return True
 
 
 @dataclass
@@ -126,7 +106,6 @@ class Campaign:
     quota: Quota | None = None
 
     def __post_init__(self) -> None:
-        self.standings = {kernel.slug: Standing(kernel.slug, kernel.kind) for kernel in self.kernels}
         self._moments = Moments()
         self._clocks = Clocks(self.say)
         self._cures: dict[str, int] = {}
@@ -143,10 +122,7 @@ class Campaign:
                 entry.output = None  # somebody removed it here: Kaggle still holds it, and it is fetched again
                 if entry.last is not None and entry.last.state == DONE:
                     entry.last.state = PUSHED
-            if entry.open is not None:
-                self._stands(kernel, entry.open.state, version=entry.open.version, url=entry.open.url)
-            if entry.output is not None:
-                self._stands(kernel, "done", auc=entry.output.auc, version=entry.output.version)
+        self.standings = plan_standings(self.kernels, self.ledger)
 
     def tell(self, slug: str, facts: Mapping[str, Any]) -> None:
         """Give a report what only the user's machine knows, and the search if one was made: both decide its output."""
@@ -417,9 +393,9 @@ class Campaign:
             push.state, push.version, push.pushed_at, push.note = DROPPED, error.version, self._moments.stamp(), str(error)
             self.ledger.save()
             self.say(f"{kernel.slug}: {error}; waiting for that version to end, then pushing again")
-            self._stands(kernel, "pushed without inputs", version=error.version)
+            self.standings[kernel.slug].turn("pushed without inputs", version=error.version)
         except NoAnswerError as error:
-            self._stands(kernel, "was it pushed?")
+            self.standings[kernel.slug].turn("was it pushed?")
             self.say(f"{kernel.slug}: {error}; looking whether the push happened before asking again")
         except CredentialsError:
             self._refused(kernel, push, "the credentials were not accepted")
@@ -451,12 +427,14 @@ class Campaign:
         for what in _WAITS:
             self._clocks.forget(_machine(kernel), what)
         self.say(f"{kernel.slug}: pushed, version {version or 'unknown'}, at most {words(push.limit)}")
-        self._stands(kernel, "pushed", version=version, url=push.url, expected=expected_hours(kernel, self.ledger) * 3600)
+        self.standings[kernel.slug].turn(
+            "pushed", version=version, url=push.url, expected=expected_hours(kernel, self.ledger) * 3600
+        )
 
     def _refused(self, kernel: Kernel, push: Push, note: str) -> None:
         push.state, push.note = REFUSED, note
         self.ledger.save()
-        self._stands(kernel, "refused, waiting")
+        self.standings[kernel.slug].turn("refused, waiting")
 
     def _cure(self, kernel: Kernel, entry: KernelEntry, push: Push, error: GhostError) -> None:
         """A refused first push leaves a kernel without a version, on which every later push fails: delete it, once proved."""
@@ -483,7 +461,7 @@ class Campaign:
         self._clocks.once(
             kernel.slug, "foreign", f"{kernel.slug}: a run that this campaign did not push is {status.name}: waiting for it"
         )
-        self._stands(kernel, "another run of it goes on")
+        self.standings[kernel.slug].turn("another run of it goes on")
         return True
 
     def _slot_is_free(self, kernel: Kernel) -> bool:
@@ -529,7 +507,7 @@ class Campaign:
             self._clocks.forget("GPU", "spent")
             self._clocks.forget("GPU", "quota")
             return True
-        self._stands(kernel, "waiting for quota")
+        self.standings[kernel.slug].turn("waiting for quota")
         self._say_when_quota_is_back(
             f"{kernel.slug} needs about {need:.1f} h, {max(0.0, self.quota.left - running):.1f} h are left"
         )
@@ -564,7 +542,7 @@ class Campaign:
             return
         fresh = not push.active and self._moments.age(push.pushed_at) < self.pace.settle
         if status.name == ABSENT:
-            self._stands(kernel, "pushed, no run yet")
+            self.standings[kernel.slug].turn("pushed, no run yet")
             if not fresh and self._clocks.waited(kernel.slug, "absent") > self.pace.queue_patience:
                 self._fail(kernel, f"Kaggle shows no run of it ({status.message}). Look at {push.url}")
             return
@@ -580,7 +558,7 @@ class Campaign:
             with contextlib.suppress(NoAnswerError, RefusedError):  # a warning is not worth a stop
                 if wrong := self._wrong_machine(kernel):
                     self.say(f"warning: {wrong}")
-        if self._stands(kernel, status.name.lower().replace("_", " ")):
+        if self.standings[kernel.slug].turn(status.name.lower().replace("_", " ")):
             self._clocks.forget(kernel.slug, "overrun")
         patience = self.pace.queue_patience if status.name != "RUNNING" else push.limit + self.pace.overrun
         since = self._clocks.waited(kernel.slug, f"active {status.name}")
@@ -604,7 +582,7 @@ class Campaign:
         if pulled is not None and push.push_id in pulled.source:
             self._was_pushed(kernel, push, version=pulled.version)
             return
-        self._stands(kernel, "was it pushed?")
+        self.standings[kernel.slug].turn("was it pushed?")
         if self._clocks.waited(kernel.slug, "proof") < self.pace.settle:
             return  # what Kaggle shows lags behind
         status = self.kaggle.status(kernel.slug)
@@ -620,7 +598,7 @@ class Campaign:
             if not fresh:
                 self._end(kernel, push, UNFINISHED, push.note)
             return
-        self._stands(kernel, "fetching")
+        self.standings[kernel.slug].turn("fetching")
         try:
             listing = self.kaggle.output(kernel.slug)
             content = peek_record(self.kaggle, kernel.slug, listing, folder=self._outputs())
@@ -673,7 +651,7 @@ class Campaign:
             version=version,
             fetched_at=self._moments.stamp(),
         )
-        self._stands(kernel, "done", auc=entry.output.auc, version=version)
+        self.standings[kernel.slug].turn("done", auc=entry.output.auc, version=version)
 
     def _has_ended(self, kernel: Kernel, push: Push, status: RunStatus, *, fresh: bool) -> None:
         """ERROR or cancelled: what it says of itself decides whether another push could do better."""
@@ -711,7 +689,7 @@ class Campaign:
     def _end(self, kernel: Kernel, push: Push, state: str, note: str) -> None:
         push.state, push.note, push.ended_at = state, note, self._moments.stamp()
         self.ledger.save()
-        self._stands(kernel, state)
+        self.standings[kernel.slug].turn(state)
         if state == UNFINISHED:
             self.say(f"{kernel.slug}: did not finish ({note})")
 
@@ -785,26 +763,9 @@ class Campaign:
         write_whole(path, listing.log)
         return path
 
-    def _stands(
-        self,
-        kernel: Kernel,
-        state: str,
-        *,
-        version: int | None = None,
-        url: str = "",
-        auc: float | None = None,
-        expected: float | None = None,
-    ) -> bool:
-        standing = self.standings[kernel.slug]
-        standing.version = version if version is not None else standing.version
-        standing.url = url or standing.url
-        standing.auc = auc if auc is not None else standing.auc
-        standing.expected = expected if expected is not None else standing.expected
-        return standing.turn(state)
-
     def _fail(self, kernel: Kernel, text: str) -> None:
         self.failures[kernel.slug] = text
-        self._stands(kernel, "failed")
+        self.standings[kernel.slug].turn("failed")
         self.say(f"{kernel.slug}: failed; {text.splitlines()[0]}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.board import Board, ledger_standings, quota_line, standings_table
+from launch.board import Board, quota_line, standings_table
 from launch.build import build
 from launch.campaign import LOGS, OUTPUTS, Campaign, CampaignStoppedError
 from launch.client import ACTIVE, ClientError, Kaggle
@@ -23,6 +23,7 @@ from launch.plan import (
     needed_for,
 )
 from launch.report import NOTEBOOK, PAGE, leave_notebook, report_facts
+from launch.standings import ledger_standings
 from launch.submission import LEADERBOARD, PICTURE, submit_file, write_leaderboard
 from launch.summary import print_ranking, print_summary, summarise
 from lib.config import EXPECTATIONS, Config
