@@ -52,19 +52,18 @@ from launch.ledger import (
 )
 from launch.metadata import MACHINE_SHAPE
 from launch.moments import Moments
-from launch.outputs import NoRecordError, fetch_output, output_key, peek_record
+from launch.outputs import OUTPUTS, NoRecordError, fetch_output, keep_log, output_key, peek_record
 from launch.pace import Clocks, Pace, words
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 from launch.publish import Publisher
 from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
 from launch.standings import Standing, plan_standings
 from lib.config import EXPECTATIONS
-from lib.files import write_whole
 from lib.run_record import RECORD_NAME, RunRecord
 from lib.search_space import RECORDS, settled
 from lib.session import MISSING_INPUTS
 
-OUTPUTS, PUSHES, LOGS = "outputs", "pushes", "logs"
+PUSHES = "pushes"
 _LOG_LINES = 25  # of a failed kernel, shown
 _TRACEBACK = "Traceback (most recent call last)"  # at the start of a line in a script's log, behind the error in a notebook's
 
@@ -605,7 +604,7 @@ class Campaign:
         except NoRecordError as error:
             if fresh or push.push_id not in listing.log and self._clocks.waited(kernel.slug, "short") < self.pace.settle:
                 return
-            self._keep_log(kernel, listing)
+            keep_log(self.folder, kernel.slug, listing)
             self._end(kernel, push, UNFINISHED, f"{error}, though Kaggle calls it complete")
             return
         except (NoAnswerError, StrangeAnswerError) as error:
@@ -623,7 +622,7 @@ class Campaign:
             self._end(kernel, push, FAILED, str(error))
             self._fail(kernel, str(error))
             return
-        self._keep_log(kernel, listing)
+        keep_log(self.folder, kernel.slug, listing)
         self._is_finished(kernel, entry, record, identity=push.identity, version=push.version)
         push.state, push.ended_at = DONE, self._moments.stamp()
         self.ledger.save()
@@ -661,7 +660,7 @@ class Campaign:
             listing = Listing({}, "")
         if fresh and push.push_id not in listing.log:
             return  # this may still be the run before
-        path = self._keep_log(kernel, listing)
+        path = keep_log(self.folder, kernel.slug, listing)
         if push.state == DROPPED:
             self._end(kernel, push, UNFINISHED, push.note)
             return
@@ -756,12 +755,6 @@ class Campaign:
 
     def _outputs(self) -> Path:
         return self.folder / OUTPUTS
-
-    def _keep_log(self, kernel: Kernel, listing: Listing) -> Path:
-        path = self.folder / LOGS / f"{kernel.slug}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, listing.log)
-        return path
 
     def _fail(self, kernel: Kernel, text: str) -> None:
         self.failures[kernel.slug] = text

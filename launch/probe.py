@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.build import Source, read_source
-from launch.campaign import OUTPUTS, Campaign, CampaignStoppedError
+from launch.campaign import Campaign, CampaignStoppedError
 from launch.client import ClientError, CredentialsError, Kaggle
 from launch.leaks import clean
 from launch.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_lock, new_ledger, read_ledger
 from launch.moments import stamp
+from launch.outputs import OUTPUTS
 from launch.pace import REHEARSAL, Pace
 from launch.plan import Kernel
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED

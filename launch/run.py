@@ -7,13 +7,14 @@ from pathlib import Path
 
 from launch.board import Board, quota_line, standings_table
 from launch.build import build
-from launch.campaign import LOGS, OUTPUTS, Campaign, CampaignStoppedError
+from launch.campaign import Campaign, CampaignStoppedError
 from launch.client import ACTIVE, ClientError, Kaggle
 from launch.errors import LaunchError
 from launch.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger
 from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
 from launch.moments import seconds_since
 from launch.order import Order, order_of, plan_of, search_of
+from launch.outputs import LOGS, OUTPUTS, fetch_output, peek_record
 from launch.plan import (
     DEFAULT_SEARCH,
     LIBRARY_SLUG,
@@ -331,8 +332,6 @@ def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kag
 
 def pull_outputs(folder: Path, names: Sequence[str], *, to: Path | None, connect: Callable[[], Kaggle]) -> None:
     """Fetch the outputs of kernels, whoever pushed them, held against their run.json."""
-    from launch.outputs import fetch_output, peek_record
-
     order = order_of(folder)
     kaggle = connect()
     target = to or folder / "pulled"
