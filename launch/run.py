@@ -7,8 +7,9 @@ from pathlib import Path
 
 from launch.board import Board, quota_line, standings_table
 from launch.build import build
-from launch.campaign import Campaign, CampaignStoppedError
+from launch.campaign import Campaign
 from launch.client import ACTIVE, ClientError, Kaggle
+from launch.desk import CampaignStoppedError
 from launch.errors import LaunchError
 from launch.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger
 from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
@@ -54,9 +55,9 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
         campaign = open_campaign(order, kaggle, board)
         campaign.run()
         if order.search is not None:
-            kernel = next(kernel for kernel in campaign.kernels if kernel.kind == "search")
+            kernel = next(kernel for kernel in campaign.progress.kernels if kernel.kind == "search")
             print_ranking(order.folder / OUTPUTS / kernel.slug, seconds=time.monotonic() - started)
-            return Result([], None, campaign.ledger)
+            return Result([], None, campaign.desk.ledger)
         done = _read_outputs(order, campaign)
         entry = _submit(order, campaign, done, say=board.say) if order.submit else None
         problem = _report(order, campaign)
@@ -66,15 +67,15 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
     if problem:
         raise LaunchError(f"everything but the report is done and kept. {problem}\nOn this machine: build_kernel.py report")
     print(f"report: {order.folder / OUTPUTS / REPORT_SLUG / PAGE}, to be run in Jupyter: {order.folder / NOTEBOOK}", flush=True)
-    return Result(done.summaries, entry, campaign.ledger)
+    return Result(done.summaries, entry, campaign.desk.ledger)
 
 
 def _report(order: Order, campaign: Campaign) -> str:
     """Run the report kernel over everything else, the score included; what went wrong, or an empty text."""
-    campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
-    campaign.goal = {each.slug for each in needed_for(campaign.kernels, "report")}
-    kernel = next(each for each in campaign.kernels if each.slug == REPORT_SLUG)
-    leave_notebook(campaign.source, kernel, order.folder)
+    campaign.progress.tell(REPORT_SLUG, report_facts(order.folder, campaign.progress.kernels))
+    campaign.progress.goal = {each.slug for each in needed_for(campaign.progress.kernels, "report")}
+    kernel = next(each for each in campaign.progress.kernels if each.slug == REPORT_SLUG)
+    leave_notebook(campaign.desk.source, kernel, order.folder)
     try:
         campaign.run()
     except CampaignStoppedError as error:
@@ -96,17 +97,17 @@ def _read_outputs(order: Order, campaign: Campaign) -> _Done:
         return order.folder / OUTPUTS / slug
 
     def one(kind: str) -> Path:
-        return folder_of(next(kernel.slug for kernel in campaign.kernels if kernel.kind == kind))
+        return folder_of(next(kernel.slug for kernel in campaign.progress.kernels if kernel.kind == kind))
 
-    summaries = [summarise(experiment.name, campaign.kernels, folder_of) for experiment in order.experiments]
+    summaries = [summarise(experiment.name, campaign.progress.kernels, folder_of) for experiment in order.experiments]
     return _Done(summaries, one("inference") / "submission.csv", one("prepare") / "sample_submission.csv")
 
 
 def _submit(order: Order, campaign: Campaign, done: _Done, *, say: Callable[[str], None]) -> SubmissionEntry:
     pooled = ", ".join(f"{summary.experiment} OOF {summary.pooled:.4f}" for summary in done.summaries)
     entry = submit_file(
-        campaign.kaggle,
-        campaign.ledger,
+        campaign.desk.kaggle,
+        campaign.desk.ledger,
         done.submission,
         sample=done.sample,
         text=order.message or pooled,
@@ -115,10 +116,10 @@ def _submit(order: Order, campaign: Campaign, done: _Done, *, say: Callable[[str
     )
     records = {
         kernel.slug: read_run_record(order.folder / OUTPUTS / kernel.slug, kind=kernel.kind, fetched_only=True)
-        for kernel in campaign.wanted
+        for kernel in campaign.progress.wanted
     }
     write_leaderboard(
-        order.folder, ledger=campaign.ledger, entry=entry, summaries=done.summaries, records=records, judge=order.judge
+        order.folder, ledger=campaign.desk.ledger, entry=entry, summaries=done.summaries, records=records, judge=order.judge
     )
     return entry
 
@@ -257,10 +258,10 @@ def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -
     with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
         if "report" in names or REPORT_SLUG in names:
-            campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
-        chosen = [resolve(name, campaign.kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
+            campaign.progress.tell(REPORT_SLUG, report_facts(order.folder, campaign.progress.kernels))
+        chosen = [resolve(name, campaign.progress.kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
         if len(chosen) < len(names):
-            campaign.publisher.finish(campaign.pace.poll)
+            campaign.publisher.finish(campaign.desk.pace.poll)
         campaign.push_only(chosen)
 
 
@@ -356,7 +357,7 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
     order.message = message
     with campaign_lock(folder.parent), Board(f"campaign {folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
-        open_ = [kernel.slug for kernel in campaign.wanted if not campaign.is_done(kernel)]
+        open_ = [kernel.slug for kernel in campaign.progress.wanted if not campaign.progress.is_done(kernel)]
         if open_:
             raise LaunchError(f"nothing to submit yet: {', '.join(open_)} are not done. build_kernel.py run does it all")
         entry = _submit(order, campaign, _read_outputs(order, campaign), say=board.say)

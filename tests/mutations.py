@@ -451,10 +451,10 @@ MUTATIONS = (
     # The campaign
     Mutation(
         "quota-counts-what-runs",
-        "launch/campaign.py",
+        "launch/capacity.py",
         "if self.quota.left - running >= need:",
         "if self.quota.left >= need:",
-        ("tests/launch/test_campaign.py::test_what_runs_counts_against_the_quota",),
+        ("tests/launch/test_capacity.py::test_what_runs_counts_against_the_quota",),
     ),
     Mutation(
         "quota-of-the-week",
