@@ -58,7 +58,7 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
             kernel = next(kernel for kernel in campaign.progress.kernels if kernel.kind == "search")
             print_ranking(order.folder / OUTPUTS / kernel.slug, seconds=time.monotonic() - started)
             return Result([], None, campaign.desk.ledger)
-        done = _read_outputs(order, campaign)
+        done = _read_outputs(order, campaign.progress.kernels)
         entry = _submit(order, campaign, done, say=board.say) if order.submit else None
         problem = _report(order, campaign)
     print_summary(done.summaries, done.submission, done.sample, seconds=time.monotonic() - started)
@@ -72,9 +72,10 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
 
 def _report(order: Order, campaign: Campaign) -> str:
     """Run the report kernel over everything else, the score included; what went wrong, or an empty text."""
-    campaign.progress.tell(REPORT_SLUG, report_facts(order.folder, campaign.progress.kernels))
-    campaign.progress.goal = {each.slug for each in needed_for(campaign.progress.kernels, "report")}
-    kernel = next(each for each in campaign.progress.kernels if each.slug == REPORT_SLUG)
+    progress = campaign.progress
+    progress.tell(REPORT_SLUG, report_facts(order.folder, progress.kernels))
+    progress.goal = {each.slug for each in needed_for(progress.kernels, "report")}
+    kernel = next(each for each in progress.kernels if each.slug == REPORT_SLUG)
     leave_notebook(campaign.desk.source, kernel, order.folder)
     try:
         campaign.run()
@@ -92,14 +93,14 @@ class _Done:
     sample: Path
 
 
-def _read_outputs(order: Order, campaign: Campaign) -> _Done:
+def _read_outputs(order: Order, kernels: Sequence[Kernel]) -> _Done:
     def folder_of(slug: str) -> Path:
         return order.folder / OUTPUTS / slug
 
     def one(kind: str) -> Path:
-        return folder_of(next(kernel.slug for kernel in campaign.progress.kernels if kernel.kind == kind))
+        return folder_of(next(kernel.slug for kernel in kernels if kernel.kind == kind))
 
-    summaries = [summarise(experiment.name, campaign.progress.kernels, folder_of) for experiment in order.experiments]
+    summaries = [summarise(experiment.name, kernels, folder_of) for experiment in order.experiments]
     return _Done(summaries, one("inference") / "submission.csv", one("prepare") / "sample_submission.csv")
 
 
@@ -360,6 +361,6 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
         open_ = [kernel.slug for kernel in campaign.progress.wanted if not campaign.progress.is_done(kernel)]
         if open_:
             raise LaunchError(f"nothing to submit yet: {', '.join(open_)} are not done. build_kernel.py run does it all")
-        entry = _submit(order, campaign, _read_outputs(order, campaign), say=board.say)
+        entry = _submit(order, campaign, _read_outputs(order, campaign.progress.kernels), say=board.say)
     print_score(entry, order)
     return entry

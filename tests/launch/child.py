@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import launch.campaign
+import launch.pushing
 from launch.client import Patience, connect
 from launch.errors import LaunchError
 from launch.ledger import Ledger
@@ -116,7 +116,7 @@ def main() -> int:
 
     Ledger.save = counted  # type: ignore[method-assign]
     if limit := values.get("limit"):
-        launch.campaign.time_limit = lambda kernel, ended_before=0: limit
+        launch.pushing.time_limit = lambda kernel, ended_before=0: limit
     if name := values.get("full_disk_at"):
         _fill_the_disk(name)
     try:
