@@ -4,10 +4,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from launch.campaign import Standing
 from launch.client import Quota
-from launch.ledger import Ledger
-from launch.moments import seconds_since, steady
+from launch.moments import steady
+from launch.standings import Standing
 
 _MARKS = {"done": "[green]done[/]", "failed": "[bold red]failed[/]", "running": "[cyan]running[/]"}
 
@@ -81,21 +80,6 @@ def quota_line(quota: Quota | None) -> str:
         return "GPU quota: unknown"
     back = f", full again {quota.refresh:%a %d %b %H:%M} UTC" if quota.refresh is not None else ""
     return f"GPU quota: {quota.used:.1f} of {quota.allowed:.1f} h used, {quota.left:.1f} h left{back}"
-
-
-def ledger_standings(ledger: Ledger) -> list[Standing]:
-    """How the kernels of a ledger stand, as far as the ledger knows."""
-    standings = []
-    for slug, entry in ledger.kernels.items():
-        standing = Standing(slug, entry.kind)
-        if entry.last is not None:
-            push = entry.last
-            standing.version, standing.url, standing.state = push.version, push.url, push.state
-            standing.since = steady() - seconds_since(push.pushed_at or push.intended_at)
-        if entry.output is not None and entry.open is None:
-            standing.state, standing.auc, standing.version = "done", entry.output.auc, entry.output.version
-        standings.append(standing)
-    return standings
 
 
 def _clock(seconds: float) -> str:

@@ -6,208 +6,95 @@ log or run.json). A request that changes something is repeated only once it is p
 ends, in a result or in a sentence that says what was waited for.
 """
 
-import contextlib
-import hashlib
-import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from launch.build import Source
-from launch.client import (
-    ABSENT,
-    ACTIVE,
-    CANCELLED,
-    COMPLETE,
-    ERROR,
-    CapacityError,
-    ClientError,
-    CredentialsError,
-    GhostError,
-    Kaggle,
-    Listing,
-    NoAnswerError,
-    Quota,
-    QuotaError,
-    RefusedError,
-    RunStatus,
-    SourcesDroppedError,
-    StrangeAnswerError,
-)
-from launch.errors import LaunchError
-from launch.ledger import (
-    DONE,
-    DROPPED,
-    FAILED,
-    INTENDED,
-    PUSHED,
-    REFUSED,
-    UNFINISHED,
-    KernelEntry,
-    Ledger,
-    Output,
-    Push,
-)
-from launch.metadata import MACHINE_SHAPE
-from launch.moments import Moments
-from launch.outputs import NoRecordError, fetch_output, output_key, peek_record
-from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
+from launch.capacity import Capacity
+from launch.client import ClientError, Kaggle, NoAnswerError, Quota, RefusedError
+from launch.desk import CampaignStoppedError, Desk
+from launch.following import Follower
+from launch.ledger import DONE, FAILED, INTENDED, PUSHED, UNFINISHED, Ledger
+from launch.outputs import OUTPUTS
+from launch.pace import Pace, words
+from launch.plan import Kernel
+from launch.progress import Progress
 from launch.publish import Publisher
-from launch.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
-from lib.config import EXPECTATIONS
-from lib.files import write_whole
-from lib.run_record import RECORD_NAME, RunRecord
-from lib.search_space import RECORDS, settled
-from lib.session import MISSING_INPUTS
-
-OUTPUTS, PUSHES, LOGS = "outputs", "pushes", "logs"
-_LOG_LINES = 25  # of a failed kernel, shown
-_TRACEBACK = "Traceback (most recent call last)"  # at the start of a line in a script's log, behind the error in a notebook's
+from launch.pushing import Pusher
+from launch.standings import Standing, plan_standings
+from launch.takeover import Takeover
+from lib.run_record import RECORD_NAME
 
 
-class CampaignStoppedError(LaunchError):
-    """The campaign cannot go on; the message lists every reason. What was done stands in the ledger."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How long to wait for what, in seconds; and how often a kernel may be pushed.
-
-    Attributes:
-        poll: between looks.
-        settle: after a push, how long answers may still be about what was before it (Kaggle: about a minute).
-        capacity: before asking again when all sessions were taken.
-        capacity_patience: how long to be refused for that reason.
-        quota_patience: how long to wait for quota; two resets by default.
-        foreign_patience: how long to wait for a run of the same slug that the campaign did not push.
-        queue_patience: how long a push may stay queued, or shown without a run.
-        overrun: beyond its time limit, how long a run may still be shown as running.
-        stale_patience: how long a finished run may show the output of an earlier push, or a listing that lacks files.
-        unknown_patience: how long a status may be one that nobody knows.
-        outage: how long the service may not answer at all.
-        quota_every: how long a quota that was read is good for.
-        pushes: how often an unfinished kernel is pushed before a person must look.
-    """
-
-    poll: float = 30.0
-    settle: float = 120.0
-    capacity: float = 120.0
-    capacity_patience: float = 26 * 3600.0
-    quota_patience: float = 15 * 86400.0
-    foreign_patience: float = 13 * 3600.0
-    queue_patience: float = 6 * 3600.0
-    overrun: float = 1800.0
-    stale_patience: float = 900.0
-    unknown_patience: float = 900.0
-    outage: float = 3600.0
-    quota_every: float = 300.0
-    pushes: int = 3
-
-
-REHEARSAL = Pace(
-    poll=0.25,
-    settle=2.0,
-    capacity=0.5,
-    capacity_patience=120.0,
-    queue_patience=120.0,
-    overrun=60.0,
-    stale_patience=20.0,
-    unknown_patience=20.0,
-    outage=60.0,
-    quota_every=5.0,
-)
-
-
-@dataclass
-class Standing:
-    """How a kernel stands, for the board."""
-
-    slug: str
-    kind: str
-    state: str = "waiting"
-    since: float = field(default_factory=time.monotonic)
-    version: int | None = None
-    expected: float | None = None  # seconds it is expected to take, from `since`
-    auc: float | None = None
-    url: str = ""
-
-    def turn(self, state: str) -> bool:
-        """Take a new state; whether it is one."""
-        if state == self.state:
-            return False
-        self.state, self.since = state, time.monotonic()
-        return True
-
-
-@dataclass
 class Campaign:
     """A campaign at work.
 
     Attributes:
-        kaggle: the account.
-        source: what kernels are rendered from.
-        kernels: the plan, in an order in which it can run.
-        ledger: what happened so far.
-        folder: of the campaign: outputs/, pushes/, logs/.
-        dataset: the folder of the library dataset; None publishes nothing.
-        pace: waits.
-        say: takes a line that stays.
-        show: takes the standings, whenever they were looked at.
-        reuse: take over finished outputs of other campaigns even if other code made them.
-        goal: slugs of the kernels that `run` brings to their ends; None for all. The others are followed where they are open.
+        progress: what its plan has come to; its goal can be set anew before every `run`.
+        desk: what its parts share: account, ledger, failures.
+        publisher: of the library dataset.
     """
 
-    kaggle: Kaggle
-    source: Source
-    kernels: Sequence[Kernel]
-    ledger: Ledger
-    folder: Path
-    dataset: Path | None
-    pace: Pace
-    say: Callable[[str], None]
-    show: Callable[[Sequence[Standing], Quota | None], None] = lambda standings, quota: None
-    reuse: bool = False
-    goal: Collection[str] | None = None
-    failures: dict[str, str] = field(default_factory=dict)
-    quota: Quota | None = None
+    def __init__(
+        self,
+        *,
+        kaggle: Kaggle,
+        source: Source,
+        kernels: Sequence[Kernel],
+        ledger: Ledger,
+        folder: Path,
+        dataset: Path | None,
+        pace: Pace,
+        say: Callable[[str], None],
+        show: Callable[[Sequence[Standing], Quota | None], None] = lambda standings, quota: None,
+        reuse: bool = False,
+        goal: Collection[str] | None = None,
+    ) -> None:
+        """Take it up where its ledger stands.
 
-    def __post_init__(self) -> None:
-        self.standings = {kernel.slug: Standing(kernel.slug, kernel.kind) for kernel in self.kernels}
-        self._moments = Moments()
-        self._clocks: dict[tuple[str, str], float] = {}
-        self._cures: dict[str, int] = {}
-        self._quota_read = 0.0
-        self._looked_for: set[str] = set()
-        self.publisher = Publisher(
-            self.kaggle, self.ledger, self.dataset, self.source.bundle, settle=self.pace.settle, say=self.say
+        Args:
+            kaggle: the account.
+            source: what kernels are rendered from.
+            kernels: the plan, in an order in which it can run.
+            ledger: what happened so far.
+            folder: of the campaign: outputs/, pushes/, logs/.
+            dataset: the folder of the library dataset; None publishes nothing.
+            pace: waits.
+            say: takes a line that stays.
+            show: takes the standings, whenever they were looked at.
+            reuse: take over finished outputs of other campaigns even if other code made them.
+            goal: slugs of the kernels that `run` brings to their ends; None for all. The others are followed where they are open.
+        """
+        self.progress = Progress(kernels, ledger, goal)
+        self._take_up(folder / OUTPUTS, pushes=pace.pushes)
+        self.desk = Desk(
+            kaggle=kaggle,
+            source=source,
+            ledger=ledger,
+            folder=folder,
+            pace=pace,
+            say=say,
+            standings=plan_standings(kernels, ledger),
         )
-        for kernel in self.kernels:
-            entry = self.ledger.entry(kernel.slug, kernel.kind)
-            spent = entry.last is not None and entry.last.state == UNFINISHED and entry.attempts >= self.pace.pushes
+        self._capacity = Capacity(self.desk, self.progress)
+        self.publisher = Publisher(kaggle, ledger, dataset, source.bundle, settle=pace.settle, say=say)
+        self._takeover = Takeover(self.desk, self.progress, reuse)
+        self._pusher = Pusher(self.desk, self.progress, self._capacity, self._takeover)
+        self._follower = Follower(self.desk, self._pusher)
+        self._show = show
+
+    def _take_up(self, outputs: Path, *, pushes: int) -> None:
+        """What the ledger says that is no longer so, now that a person runs the command again."""
+        for kernel in self.progress.kernels:
+            entry = self.progress.entry(kernel)
+            spent = entry.last is not None and entry.last.state == UNFINISHED and entry.attempts >= pushes
             if spent or (entry.last is not None and entry.last.state == FAILED):
                 entry.series = len(entry.pushes)  # a person has looked, and runs the command again
-            if entry.output is not None and not (self._outputs() / kernel.slug / RECORD_NAME).is_file():
+            if entry.output is not None and not (outputs / kernel.slug / RECORD_NAME).is_file():
                 entry.output = None  # somebody removed it here: Kaggle still holds it, and it is fetched again
                 if entry.last is not None and entry.last.state == DONE:
                     entry.last.state = PUSHED
-            if entry.open is not None:
-                self._stands(kernel, entry.open.state, version=entry.open.version, url=entry.open.url)
-            if entry.output is not None:
-                self._stands(kernel, "done", auc=entry.output.auc, version=entry.output.version)
-
-    def tell(self, slug: str, facts: Mapping[str, Any]) -> None:
-        """Give a report what only the user's machine knows, and the search if one was made: both decide its output."""
-        searched = tuple(each.slug for each in self.kernels if each.kind == "search" and self.is_done(each))
-        self.kernels = [
-            replace(each, facts=facts, sources=(*(s for s in each.sources if s not in searched), *searched))
-            if each.slug == slug
-            else each
-            for each in self.kernels
-        ]
-
-    # --- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Bring every kernel of the plan to a verified output.
@@ -216,23 +103,18 @@ class Campaign:
             CampaignStoppedError: something failed that waiting does not mend; the rest was brought to its end.
             CredentialsError: the service does not know us any more.
         """
-        self._open()
+        self._capacity.announce()
         while True:
             self.publisher.step()
-            self.tick()
-            self.show(list(self.standings.values()), self.quota)
-            if all(self.is_done(kernel) for kernel in self.wanted) and self.publisher.rests:
+            self._tick()
+            self._show(list(self.desk.standings.values()), self._capacity.quota)
+            if all(self.progress.is_done(kernel) for kernel in self.progress.wanted) and self.publisher.rests:
                 break
             if not self._can_go_on():
                 raise CampaignStoppedError(self._reasons())
-            time.sleep(self.pace.poll)
+            time.sleep(self.desk.pace.poll)
         for problem in self.publisher.problems:
-            self.say(f"warning: {problem}; the kernels carry the library themselves, so nothing else depends on it")
-
-    @property
-    def wanted(self) -> list[Kernel]:
-        """The kernels of the goal."""
-        return [kernel for kernel in self.kernels if self.goal is None or kernel.slug in self.goal]
+            self.desk.say(f"warning: {problem}; the kernels carry the library themselves, so nothing else depends on it")
 
     def push_only(self, kernels: Sequence[Kernel]) -> None:
         """Push these kernels and return when Kaggle has them; nothing waits for their end.
@@ -242,43 +124,47 @@ class Campaign:
         """
         problems = []
         for kernel in kernels:
-            lacking = [slug for slug in kernel.sources if not self._source_is_done(slug)]
-            if lacking:
+            if lacking := self.progress.lacking(kernel):
                 problems.append(f"{kernel.slug} reads {', '.join(lacking)}, not done yet: run them first")
-            entry = self.ledger.entry(kernel.slug, kernel.kind)
+            entry = self.progress.entry(kernel)
             if kernel.search is not None and entry.open is not None:
-                self._follow(kernel, entry, entry.open)  # what it came to, if it has ended, is where the next push goes on
-                self.failures.pop(kernel.slug, None)
+                # What it came to, if it has ended, is where the next push goes on.
+                self._follower.follow(kernel, entry, entry.open)
+                self.desk.failures.pop(kernel.slug, None)
             if entry.open is not None:
                 problems.append(f"{kernel.slug} was pushed and has not ended: see build_kernel.py status")
         if problems:
             raise CampaignStoppedError("nothing was pushed:\n  - " + "\n  - ".join(problems))
         for kernel in kernels:
-            entry = self.ledger.entry(kernel.slug, kernel.kind)
-            entry.series, entry.output = len(entry.pushes), None
-            self._looked_for.add(kernel.slug)  # asked for by name: nothing is taken over
-            while kernel.slug not in self.failures:
-                if entry.open is None and not self._slot_is_free(kernel):
-                    self._once(kernel.slug, "slot", f"{kernel.slug}: waiting for a session of this campaign to end")
-                    self._follow_others(kernel)
-                if entry.open is None:
-                    self._start(kernel, entry)
-                elif entry.open.state == INTENDED:
-                    self._prove(kernel, entry, entry.open)
-                if entry.open is not None and entry.open.state != INTENDED:
-                    break
-                time.sleep(self.pace.poll)
-        if self.failures:
+            self._push(kernel)
+        if self.desk.failures:
             raise CampaignStoppedError(self._reasons())
 
-    def _follow_others(self, kernel: Kernel) -> None:
-        """Look at what holds the slots of a machine: it may have ended since."""
-        for other in self.kernels:
-            entry = self.ledger.entry(other.slug, other.kind)
-            if entry.open is not None and _machine(other) == _machine(kernel):
-                self._follow(other, entry, entry.open)
+    def _push(self, kernel: Kernel) -> None:
+        """Push a kernel anew, whatever its earlier pushes left, and look until Kaggle has it or it failed."""
+        entry = self.progress.entry(kernel)
+        entry.series, entry.output = len(entry.pushes), None
+        self._takeover.looked_for.add(kernel.slug)  # asked for by name: nothing is taken over
+        while kernel.slug not in self.desk.failures:
+            if entry.open is None and not self._capacity.has_session(kernel):
+                self.desk.clocks.once(kernel.slug, "slot", f"{kernel.slug}: waiting for a session of this campaign to end")
+                self._follow_others(kernel)
+            if entry.open is None:
+                self._pusher.start(kernel, entry)
+            elif entry.open.state == INTENDED:
+                self._pusher.prove(kernel, entry, entry.open)
+            if entry.open is not None and entry.open.state != INTENDED:
+                break
+            time.sleep(self.desk.pace.poll)
 
-    def tick(self) -> None:
+    def _follow_others(self, kernel: Kernel) -> None:
+        """Look at what holds the sessions of a kernel's machine: it may have ended since."""
+        for other in self.progress.kernels:
+            entry = self.progress.entry(other)
+            if entry.open is not None and other.needs_gpu == kernel.needs_gpu:
+                self._follower.follow(other, entry, entry.open)
+
+    def _tick(self) -> None:
         """One look at everything that is open, and a start of everything that is ready.
 
         Raises:
@@ -287,609 +173,45 @@ class Campaign:
         """
         trouble: ClientError | None = None
         for follow in (True, False):
-            for kernel in self.kernels:
-                entry = self.ledger.entry(kernel.slug, kernel.kind)
+            for kernel in self.progress.kernels:
+                entry = self.progress.entry(kernel)
                 try:
-                    if follow and entry.open is not None and kernel.slug not in self.failures:
-                        self._follow(kernel, entry, entry.open)
+                    if follow and entry.open is not None and kernel.slug not in self.desk.failures:
+                        self._follower.follow(kernel, entry, entry.open)
                     elif not follow and self._is_ready(kernel):
-                        self._start(kernel, entry)
+                        self._pusher.start(kernel, entry)
                 except (NoAnswerError, RefusedError) as error:
                     trouble = error  # the other kernels are looked at all the same
         if trouble is None:
-            self._forget("", "outage")
+            self.desk.clocks.forget("", "outage")
             return
-        self._once("", "outage", f"{trouble}; trying again for up to {_words(self.pace.outage)}")
-        if (waited := self._waited("", "outage")) > self.pace.outage:
+        self.desk.clocks.once("", "outage", f"{trouble}; trying again for up to {words(self.desk.pace.outage)}")
+        if (waited := self.desk.clocks.waited("", "outage")) > self.desk.pace.outage:
             raise CampaignStoppedError(
-                f"Kaggle has not answered for {_words(waited)}: {trouble}\n"
+                f"Kaggle has not answered for {words(waited)}: {trouble}\n"
                 "What runs there goes on, and the same command goes on from here."
             ) from trouble
 
-    def _open(self) -> None:
-        self.quota = self._read_quota()
-        left = {k.slug: expected_hours(k, self.ledger) for k in self.wanted if k.needs_gpu and not self.is_done(k)}
-        if not left:
-            return
-        cost = sum(left.values())
-        if self.quota is None:
-            self.say(f"about {cost:.1f} h of GPU quota to spend; Kaggle does not say what is left")
-            return
-        self.say(
-            f"about {cost:.1f} h of GPU quota to spend; {self.quota.left:.1f} of {self.quota.allowed:.1f} h are left, "
-            f"full again {next_reset(self.quota):%a %d %b %H:%M} UTC"
-        )
-        too_long = {slug: hours for slug, hours in left.items() if hours > self.quota.allowed}
-        if too_long:
-            slug, hours = next(iter(too_long.items()))
-            raise CampaignStoppedError(
-                f"{slug} is expected to take {hours:.1f} h, the weekly quota is {self.quota.allowed:.1f} h: it can never run. "
-                "Make it cheaper, or correct its `hours`."
-            )
-        if cost > self.quota.left:
-            for line in plan_over_weeks(left, self.quota):
-                self.say(f"  {line}")
-
     def _can_go_on(self) -> bool:
         """Whether anything is open, or can still start, or is on its way."""
-        for kernel in self.kernels:
-            entry = self.ledger.entry(kernel.slug, kernel.kind)
-            if entry.open is not None and kernel.slug not in self.failures:
+        for kernel in self.progress.kernels:
+            entry = self.progress.entry(kernel)
+            if entry.open is not None and kernel.slug not in self.desk.failures:
                 return True
             if self._is_ready(kernel):
                 return True
         return not self.publisher.rests
 
     def _reasons(self) -> str:
-        lines = [f"{slug}: {text}" for slug, text in self.failures.items()]
-        if self.source.thin and self.publisher.failed:
+        lines = [f"{slug}: {text}" for slug, text in self.desk.failures.items()]
+        if self.desk.source.thin and self.publisher.failed:
             lines += self.publisher.problems
-        done = [kernel.slug for kernel in self.wanted if self.is_done(kernel)]
+        done = [kernel.slug for kernel in self.progress.wanted if self.progress.is_done(kernel)]
         kept = f"\nDone and kept: {', '.join(done)}." if done else ""
         return "the campaign stopped:\n  - " + "\n  - ".join(lines) + f"{kept}\nMend the cause and run the same command again."
 
-    # --- what is done, what is ready ---------------------------------------------------------------------------------
-
-    def is_done(self, kernel: Kernel) -> bool:
-        """Whether its output is here, verified, and of its present config and inputs."""
-        entry = self.ledger.entry(kernel.slug, kernel.kind)
-        if entry.output is None or entry.open is not None:
-            return False
-        if not all(self._source_is_done(slug) for slug in kernel.sources):
-            return False
-        return entry.output.identity == self.identity(kernel)
-
-    def _source_is_done(self, slug: str) -> bool:
-        kernel = next((each for each in self.kernels if each.slug == slug), None)
-        return kernel is not None and self.is_done(kernel)
-
     def _is_ready(self, kernel: Kernel) -> bool:
-        entry = self.ledger.entry(kernel.slug, kernel.kind)
-        if self.goal is not None and kernel.slug not in self.goal:
+        """Whether it may be started as far as this campaign goes; whether there is something to run on is asked then."""
+        if kernel.slug in self.desk.failures or (self.desk.source.thin and not self.publisher.is_ready):
             return False
-        if kernel.slug in self.failures or entry.open is not None or self.is_done(kernel):
-            return False
-        if self.source.thin and not self.publisher.is_ready:
-            return False
-        return all(self._source_is_done(slug) for slug in kernel.sources)
-
-    def identity(self, kernel: Kernel) -> str:
-        """What decides a kernel's output, code aside: its configs and its inputs, which must be done."""
-        configs = []
-        for config in kernel.configs:
-            plain = asdict(config)
-            for expectation in EXPECTATIONS:
-                plain.pop(expectation)
-            configs.append(plain)
-        inputs: dict[str, str] = {}
-        for slug in kernel.sources:
-            output = self.ledger.kernels[slug].output
-            assert output is not None, "asked for the identity of a kernel whose inputs are not there"
-            inputs[slug] = output.key
-        facts = [kernel.kind, kernel.fold, kernel.folds, kernel.encoders, kernel.datasets, kernel.experiments, configs, inputs]
-        facts += [kernel.average] if kernel.average != "mean" else []
-        facts += [dict(kernel.facts)] if kernel.facts else []
-        facts += [kernel.search.to_dict()] if kernel.search is not None else []
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-    # --- starting ----------------------------------------------------------------------------------------------------
-
-    def _start(self, kernel: Kernel, entry: KernelEntry) -> None:
-        last = entry.last
-        if entry.attempts >= self.pace.pushes and (last is None or last.state != REFUSED):
-            note = last.note if last is not None else ""
-            self._fail(kernel, f"was pushed {entry.attempts} times and did not finish; the last time: {note}")
-            return
-        if last is not None and last.state == UNFINISHED and self._moments.age(last.ended_at) < self.pace.settle:
-            return  # whatever cut it off gets a moment to pass
-        if not self._slot_is_free(kernel) or not self._quota_allows(kernel):
-            return
-        status = self.kaggle.status(kernel.slug)
-        if status.name in ACTIVE and self._is_foreign(kernel, status):
-            return
-        if (
-            status.name == COMPLETE
-            and not entry.pushes
-            and kernel.slug not in self._looked_for
-            and kernel.kind not in ("inference", "report", "probe")
-        ):
-            self._looked_for.add(kernel.slug)
-            if self._take_over(kernel, entry):
-                return
-        limited = sum(push.note == _LIMIT_NOTE for push in entry.pushes[entry.series :])
-        limit = time_limit(kernel, ended_before=limited)
-        if last is not None and last.state == REFUSED:
-            push = last
-            push.state, push.note, push.intended_at = INTENDED, "", self._moments.stamp()
-            push.bundle_id, push.identity, push.limit = self.source.bundle, self.identity(kernel), limit
-        else:
-            push = Push(
-                push_id=f"{self.ledger.id}.{kernel.slug}.{len(entry.pushes) + 1}",
-                bundle_id=self.source.bundle,
-                identity=self.identity(kernel),
-                limit=limit,
-                intended_at=self._moments.stamp(),
-            )
-            entry.pushes.append(push)
-        self.ledger.save()
-        self._send(kernel, entry, push)
-
-    def _send(self, kernel: Kernel, entry: KernelEntry, push: Push) -> None:
-        """The one place that pushes. The intention stands in the ledger already."""
-        folder = self.folder / PUSHES / kernel.slug
-        outputs = {slug: self.ledger.kernels[slug].output for slug in kernel.sources}
-        inputs = {slug: output.push_id for slug, output in outputs.items() if output is not None}
-        finished = self._finished_trials(kernel)
-        self.source.write_kernel(kernel, folder, push_id=push.push_id, limit=push.limit, inputs=inputs, finished=finished)
-        push.bundle_id = self.source.bundle
-        try:
-            pushed = self.kaggle.push(folder, limit=push.limit)
-        except CapacityError as error:
-            self._refused(kernel, push, str(error))
-            self._clocks[(_machine(kernel), "hold")] = time.monotonic()
-            self._cures.pop(kernel.slug, None)  # if this leaves a ghost, it is known where it comes from
-            if self._waited(_machine(kernel), "capacity") > self.pace.capacity_patience:
-                self._fail(kernel, f"{error}, for {_words(self.pace.capacity_patience)}: end the other sessions of your account")
-            else:
-                self._once(_machine(kernel), "capacity", f"{error} Waiting for a free one: other sessions of yours run")
-        except QuotaError as error:
-            self._refused(kernel, push, str(error))
-            self.quota = self._read_quota()
-            self._clocks[("GPU", "spent")] = time.monotonic()
-            if self._waited("GPU", "no quota") >= self.pace.quota_patience:
-                self._fail(kernel, f"{error}, for {_words(self.pace.quota_patience)}")
-                return
-            self._say_when_quota_is_back(str(error))
-        except GhostError as error:
-            self._cure(kernel, entry, push, error)
-        except SourcesDroppedError as error:
-            push.state, push.version, push.pushed_at, push.note = DROPPED, error.version, self._moments.stamp(), str(error)
-            self.ledger.save()
-            self.say(f"{kernel.slug}: {error}; waiting for that version to end, then pushing again")
-            self._stands(kernel, "pushed without inputs", version=error.version)
-        except NoAnswerError as error:
-            self._stands(kernel, "was it pushed?")
-            self.say(f"{kernel.slug}: {error}; looking whether the push happened before asking again")
-        except CredentialsError:
-            self._refused(kernel, push, "the credentials were not accepted")
-            raise
-        except (RefusedError, StrangeAnswerError) as error:
-            push.state, push.note, push.ended_at = FAILED, str(error), self._moments.stamp()
-            self.ledger.save()
-            self._fail(kernel, str(error))
-        else:
-            self._was_pushed(kernel, push, version=pushed.version, url=pushed.url)
-
-    def _finished_trials(self, kernel: Kernel) -> list[dict[str, Any]]:
-        """What the last output of a search that is here came to: its trials are not run again, and nothing mounts itself."""
-        if kernel.search is None:
-            return []
-        try:
-            records = settled(json.loads((self._outputs() / kernel.slug / RECORDS).read_bytes())["trials"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return []
-        if records:
-            self.say(f"{kernel.slug}: {len(records)} trials of its last output are not run again")
-        return records
-
-    def _was_pushed(self, kernel: Kernel, push: Push, *, version: int | None, url: str = "") -> None:
-        push.state, push.version, push.pushed_at = PUSHED, version, self._moments.stamp()
-        push.url = url or f"https://www.kaggle.com/code/{self.source.owner}/{kernel.slug}"
-        self.ledger.save()
-        for slug, what in list(self._clocks):
-            if slug == kernel.slug or (slug == _machine(kernel) and what.removeprefix("said ") in _WAITS):
-                self._clocks.pop((slug, what))
-        self.say(f"{kernel.slug}: pushed, version {version or 'unknown'}, at most {_words(push.limit)}")
-        self._stands(kernel, "pushed", version=version, url=push.url, expected=expected_hours(kernel, self.ledger) * 3600)
-
-    def _refused(self, kernel: Kernel, push: Push, note: str) -> None:
-        push.state, push.note = REFUSED, note
-        self.ledger.save()
-        self._stands(kernel, "refused, waiting")
-
-    def _cure(self, kernel: Kernel, entry: KernelEntry, push: Push, error: GhostError) -> None:
-        """A refused first push leaves a kernel without a version, on which every later push fails: delete it, once proved."""
-        proved = not entry.ever_had_a_version and self.kaggle.status(kernel.slug).name == ABSENT
-        with contextlib.suppress(NoAnswerError):  # the pull of a ghost ends in an internal error
-            proved = proved and self.kaggle.pull(kernel.slug) is None
-        tries = self._cures.get(kernel.slug, 0)
-        if not proved or tries >= self.pace.pushes:
-            push.state, push.note, push.ended_at = FAILED, str(error), self._moments.stamp()
-            self.ledger.save()
-            why = "although it had a version before" if entry.ever_had_a_version else "and it is not shown to be empty"
-            self._fail(kernel, f"{error}, {why}: it is not deleted. Look at it in the browser, or choose another slug")
-            return
-        self._cures[kernel.slug] = tries + 1
-        self.say(f"{kernel.slug}: an earlier refusal left it without a version; deleting it and pushing again")
-        self.kaggle.delete(kernel.slug)
-        self._refused(kernel, push, "deleted: it had no version")
-
-    def _is_foreign(self, kernel: Kernel, status: RunStatus) -> bool:
-        """A run of this slug that is not ours: it is never pushed over, but waited for."""
-        if self._waited(kernel.slug, "foreign") > self.pace.foreign_patience:
-            waited = _words(self.pace.foreign_patience)
-            self._fail(kernel, f"another run of it has been {status.name} for {waited}: end it in the browser")
-        self._once(
-            kernel.slug, "foreign", f"{kernel.slug}: a run that this campaign did not push is {status.name}: waiting for it"
-        )
-        self._stands(kernel, "another run of it goes on")
-        return True
-
-    def _slot_is_free(self, kernel: Kernel) -> bool:
-        machine = _machine(kernel)
-        taken = sum(
-            self.ledger.entry(other.slug, other.kind).open is not None for other in self.kernels if _machine(other) == machine
-        )
-        if taken >= (GPU_SESSIONS if kernel.needs_gpu else CPU_SESSIONS):
-            return False
-        held = self._clocks.get((machine, "hold"))
-        return held is None or time.monotonic() - held > self.pace.capacity
-
-    # --- the quota ---------------------------------------------------------------------------------------------------
-
-    def _read_quota(self) -> Quota | None:
-        """Kept for a while. Not knowing is no reason to stop: the refusal is what counts."""
-        try:
-            self.quota = self.kaggle.quota()
-        except CredentialsError:
-            raise
-        except ClientError as error:
-            self._once("", "quota", f"{error}: going on without knowing the quota")
-            self.quota = None
-        self._quota_read = time.monotonic()
-        return self.quota
-
-    def _quota_allows(self, kernel: Kernel) -> bool:
-        if not kernel.needs_gpu:
-            return True
-        spent = self._clocks.get(("GPU", "spent"))
-        if time.monotonic() - self._quota_read > self.pace.quota_every:
-            self._read_quota()
-        if self.quota is None:
-            return spent is None or time.monotonic() - spent > self.pace.quota_every
-        running = sum(
-            max(0.0, expected_hours(other, self.ledger) - self._moments.age(push.pushed_at) / 3600)
-            for other in self.kernels
-            if other.needs_gpu and (push := self.ledger.entry(other.slug, other.kind).open) is not None
-        )
-        need = expected_hours(kernel, self.ledger)
-        if self.quota.left - running >= need:
-            if spent is not None and time.monotonic() - spent <= self.pace.quota_every:
-                return False  # it was refused a moment ago, whatever the figures say
-            self._forget("GPU", "spent")
-            self._forget("GPU", "quota")
-            return True
-        self._stands(kernel, "waiting for quota")
-        self._say_when_quota_is_back(
-            f"{kernel.slug} needs about {need:.1f} h, {max(0.0, self.quota.left - running):.1f} h are left"
-        )
-        return False
-
-    def _say_when_quota_is_back(self, why: str) -> None:
-        if self.quota is None:
-            self._once("GPU", "quota", f"{why}. Asking again until there is quota")
-            return
-        text = f"{why}. Waiting until {next_reset(self.quota):%a %d %b %H:%M} UTC, then going on by itself"
-        left = {k.slug: expected_hours(k, self.ledger) for k in self.wanted if k.needs_gpu and not self.is_done(k)}
-        running = {k.slug for k in self.kernels if self.ledger.entry(k.slug, k.kind).open is not None}
-        waiting = {slug: hours for slug, hours in left.items() if slug not in running}
-        self._once("GPU", "quota", "\n".join([text, *(f"  {line}" for line in plan_over_weeks(waiting, self.quota))]))
-
-    # --- following ---------------------------------------------------------------------------------------------------
-
-    def _follow(self, kernel: Kernel, entry: KernelEntry, push: Push) -> None:
-        if push.state == INTENDED:
-            self._prove(kernel, entry, push)
-            return
-        try:
-            status = self.kaggle.status(kernel.slug)
-        except StrangeAnswerError as error:
-            self._once(kernel.slug, "unknown", f"{kernel.slug}: {error}; looking again")
-            if self._waited(kernel.slug, "unknown") > self.pace.unknown_patience:
-                self._fail(kernel, f"{error}, for {_words(self.pace.unknown_patience)}. Look at {push.url}")
-            return
-        self._forget(kernel.slug, "unknown")
-        if status.name in ACTIVE:
-            self._is_active(kernel, push, status)
-            return
-        fresh = not push.active and self._moments.age(push.pushed_at) < self.pace.settle
-        if status.name == ABSENT:
-            self._stands(kernel, "pushed, no run yet")
-            if not fresh and self._waited(kernel.slug, "absent") > self.pace.queue_patience:
-                self._fail(kernel, f"Kaggle shows no run of it ({status.message}). Look at {push.url}")
-            return
-        if status.name == COMPLETE:
-            self._collect(kernel, entry, push, fresh=fresh)
-        elif status.name in (ERROR, CANCELLED):
-            self._has_ended(kernel, push, status, fresh=fresh)
-
-    def _is_active(self, kernel: Kernel, push: Push, status: RunStatus) -> None:
-        if not push.active:
-            push.active = True
-            self.ledger.save()
-            with contextlib.suppress(NoAnswerError, RefusedError):  # a warning is not worth a stop
-                if wrong := self._wrong_machine(kernel):
-                    self.say(f"warning: {wrong}")
-        if self._stands(kernel, status.name.lower().replace("_", " ")):
-            self._forget(kernel.slug, "overrun")
-        patience = self.pace.queue_patience if status.name != "RUNNING" else push.limit + self.pace.overrun
-        since = self._waited(kernel.slug, f"active {status.name}")
-        if status.name == "RUNNING":
-            since = min(since, self._moments.age(push.pushed_at))
-        if since > patience:
-            self._fail(
-                kernel,
-                f"has been {status.name} for {_words(since)}, its time limit was {_words(push.limit)}: Kaggle does not end it. "
-                f"Look at {push.url}, end it there, and run the same command again",
-            )
-
-    def _prove(self, kernel: Kernel, entry: KernelEntry, push: Push) -> None:
-        """Whether a push happened whose answer never came: the source that Kaggle holds carries its push id, or does not."""
-        try:
-            pulled = self.kaggle.pull(kernel.slug)
-        except NoAnswerError:
-            if entry.ever_had_a_version:
-                raise
-            pulled = None  # the pull of a ghost ends in an internal error
-        if pulled is not None and push.push_id in pulled.source:
-            self._was_pushed(kernel, push, version=pulled.version)
-            return
-        self._stands(kernel, "was it pushed?")
-        if self._waited(kernel.slug, "proof") < self.pace.settle:
-            return  # what Kaggle shows lags behind
-        status = self.kaggle.status(kernel.slug)
-        if status.name in ACTIVE and self._is_foreign(kernel, status):
-            return
-        self._forget(kernel.slug, "proof")
-        self.say(f"{kernel.slug}: the push did not happen, sending it")
-        self._send(kernel, entry, push)
-
-    def _collect(self, kernel: Kernel, entry: KernelEntry, push: Push, *, fresh: bool) -> None:
-        """A run is shown as complete: fetch its output if it is the output of this push."""
-        if push.state == DROPPED:
-            if not fresh:
-                self._end(kernel, push, UNFINISHED, push.note)
-            return
-        self._stands(kernel, "fetching")
-        try:
-            listing = self.kaggle.output(kernel.slug)
-            content = peek_record(self.kaggle, kernel.slug, listing, folder=self._outputs())
-        except NoRecordError as error:
-            if fresh or push.push_id not in listing.log and self._waited(kernel.slug, "short") < self.pace.settle:
-                return
-            self._keep_log(kernel, listing)
-            self._end(kernel, push, UNFINISHED, f"{error}, though Kaggle calls it complete")
-            return
-        except (NoAnswerError, StrangeAnswerError) as error:
-            self._not_yet(kernel, push, str(error))
-            return
-        if content.get("push_id") != push.push_id:
-            self._not_yet(kernel, push, "Kaggle shows the output of an earlier push")
-            return
-        try:
-            record = fetch_output(self.kaggle, kernel.slug, listing, content, kind=kernel.kind, folder=self._outputs())
-        except NoAnswerError as error:
-            self._not_yet(kernel, push, str(error))
-            return
-        except StrangeAnswerError as error:
-            self._end(kernel, push, FAILED, str(error))
-            self._fail(kernel, str(error))
-            return
-        self._keep_log(kernel, listing)
-        self._is_finished(kernel, entry, record, identity=push.identity, version=push.version)
-        push.state, push.ended_at = DONE, self._moments.stamp()
-        self.ledger.save()
-        self.say(f"{kernel.slug}: done{_facts(record)}")
-
-    def _not_yet(self, kernel: Kernel, push: Push, why: str) -> None:
-        """What is listed is not what the run left: listings lag, links expire. Nothing is lost by looking again."""
-        self._once(kernel.slug, "stale", f"{kernel.slug}: {why}; looking again")
-        if self._waited(kernel.slug, "stale") > self.pace.stale_patience:
-            self._fail(
-                kernel,
-                f"{why}, for {_words(self.pace.stale_patience)}. It is complete on Kaggle ({push.url}); the same "
-                "command fetches it",
-            )
-
-    def _is_finished(self, kernel: Kernel, entry: KernelEntry, record: RunRecord, *, identity: str, version: int | None) -> None:
-        fold = record.scores.get("fold") or record.scores.get("search")
-        entry.output = Output(
-            push_id=record.push_id,
-            bundle_id=record.bundle_id,
-            identity=identity,
-            key=output_key(record),
-            seconds=float(record.seconds.get("total", 0.0)),
-            auc=float(fold["auc"]) if isinstance(fold, dict) and "auc" in fold else None,
-            version=version,
-            fetched_at=self._moments.stamp(),
-        )
-        self._stands(kernel, "done", auc=entry.output.auc, version=version)
-
-    def _has_ended(self, kernel: Kernel, push: Push, status: RunStatus, *, fresh: bool) -> None:
-        """ERROR or cancelled: what it says of itself decides whether another push could do better."""
-        try:
-            listing = self.kaggle.output(kernel.slug)
-        except RefusedError:  # a run that was deleted or never began has no output to list
-            listing = Listing({}, "")
-        if fresh and push.push_id not in listing.log:
-            return  # this may still be the run before
-        path = self._keep_log(kernel, listing)
-        if push.state == DROPPED:
-            self._end(kernel, push, UNFINISHED, push.note)
-            return
-        ran = self._moments.age(push.pushed_at)
-        if status.name == CANCELLED:
-            limited = ran >= 0.9 * push.limit
-            if limited and push.limit >= LONGEST:
-                self._end(kernel, push, FAILED, _LIMIT_NOTE)
-                self._fail(kernel, f"did not finish within {_words(push.limit)}, the longest session there is: make it shorter")
-            else:
-                self._end(kernel, push, UNFINISHED, _LIMIT_NOTE if limited else "the run was cancelled")
-            return
-        said = listing.log.strip().splitlines()
-        if any(MISSING_INPUTS in line for line in said):
-            self._end(kernel, push, UNFINISHED, "Kaggle had not mounted the outputs it reads yet, or had mounted earlier ones")
-            return
-        if any(line.startswith(("error: ", "Traceback")) or _TRACEBACK in line for line in said):
-            shown = "\n".join(f"      {line}" for line in said[-_LOG_LINES:])
-            self._end(kernel, push, FAILED, said[-1])
-            message = f" ({status.message})" if status.message else ""
-            self._fail(kernel, f"ended with an error{message}; the end of its log ({path}):\n{shown}")
-            return
-        self._end(kernel, push, UNFINISHED, f"Kaggle says {status.name}: {status.message or 'nothing more'}")
-
-    def _end(self, kernel: Kernel, push: Push, state: str, note: str) -> None:
-        push.state, push.note, push.ended_at = state, note, self._moments.stamp()
-        self.ledger.save()
-        self._stands(kernel, state)
-        if state == UNFINISHED:
-            self.say(f"{kernel.slug}: did not finish ({note})")
-
-    def _take_over(self, kernel: Kernel, entry: KernelEntry) -> bool:
-        """Use the finished output of another campaign, if it is what this one would compute: quota is not spent twice."""
-        try:
-            listing = self.kaggle.output(kernel.slug)
-            content = peek_record(self.kaggle, kernel.slug, listing, folder=self._outputs())
-        except (NoRecordError, ClientError):
-            return False
-        if not self._is_wanted(kernel, content):
-            return False
-        if content.get("bundle_id") != self.source.bundle and not self.reuse:
-            self.say(
-                f"{kernel.slug}: Kaggle holds a finished output that other code made "
-                f"(bundle {str(content.get('bundle_id'))[:12]}); it is made again. --reuse takes such outputs over"
-            )
-            return False
-        try:
-            record = fetch_output(self.kaggle, kernel.slug, listing, content, kind=kernel.kind, folder=self._outputs())
-        except ClientError as error:
-            self.say(f"{kernel.slug}: {error}; it is made again")
-            return False
-        self._is_finished(kernel, entry, record, identity=self.identity(kernel), version=None)
-        self.ledger.save()
-        self.say(f"{kernel.slug}: taken over from an earlier campaign (push {record.push_id}){_facts(record)}")
-        return True
-
-    def _is_wanted(self, kernel: Kernel, content: dict[str, object]) -> bool:
-        """Whether a record is of the kernel, its config and its inputs."""
-        config, theirs = kernel.configs[0].to_dict(), content.get("config")
-        causes = {knob: value for knob, value in config.items() if knob not in EXPECTATIONS}
-        same = isinstance(theirs, dict) and {k: v for k, v in theirs.items() if k not in EXPECTATIONS} == causes
-        if content.get("kind") != kernel.kind or content.get("complete") is not True or not content.get("push_id"):
-            return False
-        if kernel.kind == "weights":
-            scores = content.get("scores")
-            held = scores.get("encoders", {}) if isinstance(scores, dict) else {}
-            return set(kernel.encoders) <= set(held)
-        if not same or kernel.datasets:  # what was attached then is not recorded
-            return False
-        if kernel.search is not None:
-            scores = content.get("scores")
-            searched = scores.get("search", {}).get("space") if isinstance(scores, dict) else None
-            if searched != kernel.search.to_dict():
-                return False
-        if kernel.kind in ("pretrain", "embed", "train", "search"):
-            prepared = next(self.ledger.kernels[slug].output for slug in kernel.sources if self._kind(slug) == "prepare")
-            right = content.get("experiment") == kernel.experiments[0] and content.get("fold") == kernel.fold
-            return right and prepared is not None and content.get("data_id") == prepared.key
-        return True
-
-    def _kind(self, slug: str) -> str:
-        return self.ledger.kernels[slug].kind
-
-    # --- small things ------------------------------------------------------------------------------------------------
-
-    def _wrong_machine(self, kernel: Kernel) -> str:
-        """What is wrong with the machine a kernel was given, as the service shows it; empty when nothing is."""
-        pulled = self.kaggle.pull(kernel.slug) if kernel.needs_gpu else None
-        if pulled is None or pulled.machine_shape == MACHINE_SHAPE:
-            return ""
-        return f"{kernel.slug} was given the machine {pulled.machine_shape or 'None'!r}, not {MACHINE_SHAPE}"
-
-    def _outputs(self) -> Path:
-        return self.folder / OUTPUTS
-
-    def _keep_log(self, kernel: Kernel, listing: Listing) -> Path:
-        path = self.folder / LOGS / f"{kernel.slug}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, listing.log)
-        return path
-
-    def _stands(
-        self,
-        kernel: Kernel,
-        state: str,
-        *,
-        version: int | None = None,
-        url: str = "",
-        auc: float | None = None,
-        expected: float | None = None,
-    ) -> bool:
-        standing = self.standings[kernel.slug]
-        standing.version = version if version is not None else standing.version
-        standing.url = url or standing.url
-        standing.auc = auc if auc is not None else standing.auc
-        standing.expected = expected if expected is not None else standing.expected
-        return standing.turn(state)
-
-    def _fail(self, kernel: Kernel, text: str) -> None:
-        self.failures[kernel.slug] = text
-        self._stands(kernel, "failed")
-        self.say(f"{kernel.slug}: failed; {text.splitlines()[0]}")
-
-    def _waited(self, slug: str, what: str) -> float:
-        """Seconds since this was first asked; starts the clock."""
-        moment = time.monotonic()
-        return moment - self._clocks.setdefault((slug, what), moment)
-
-    def _forget(self, slug: str, what: str) -> None:
-        self._clocks.pop((slug, what), None)
-        self._clocks.pop((slug, f"said {what}"), None)
-
-    def _once(self, slug: str, what: str, text: str) -> None:
-        """Say something when it begins, not at every look."""
-        if (slug, f"said {what}") not in self._clocks:
-            self._clocks[(slug, f"said {what}")] = time.monotonic()
-            self.say(text)
-
-
-_WAITS = ("hold", "capacity", "spent", "no quota")  # of a machine, over when a push to it was accepted
-_LIMIT_NOTE = "it came to its time limit"
-
-
-def _machine(kernel: Kernel) -> str:
-    return "GPU" if kernel.needs_gpu else "CPU"
-
-
-def _facts(record: RunRecord) -> str:
-    seconds = float(record.seconds.get("total", 0.0))
-    fold = record.scores.get("fold") or record.scores.get("search")
-    auc = f", AUC {fold['auc']:.4f}" if isinstance(fold, dict) and "auc" in fold else ""
-    return f" in {_words(seconds)}{auc}"
-
-
-def _words(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        return self.progress.is_due(kernel)

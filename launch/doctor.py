@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from launch.bundle import SOURCE_LIMIT
-from launch.campaign import Pace
 from launch.client import ABSENT, ACTIVE, RULES, ClientError, CredentialsError, Kaggle, NoAnswerError, Patience, connect
 from launch.errors import LaunchError
 from launch.leaks import clean, own_secrets
 from launch.metadata import METADATA, PLACEHOLDER_OWNER, owner_of, read_base
+from launch.pace import Pace
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
 from launch.probe import CPU, GPU, LOOPBACK, Finding, kept_results, plan_probes, run_probes
 from launch.schedule import expected_hours, next_reset, plan_over_weeks

@@ -27,6 +27,7 @@ _MOMENTS = ("intended_at", "pushed_at", "ended_at", "at", "fetched_at", "created
 INTENDED, PUSHED, DROPPED = "intended", "pushed", "dropped"
 DONE, REFUSED, UNFINISHED, FAILED = "done", "refused", "unfinished", "failed"
 OPEN = (INTENDED, PUSHED, DROPPED)
+LIMIT_NOTE = "it came to its time limit"  # of a push that did not finish: the next one is given more
 
 
 @dataclass(kw_only=True)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.campaign import Pace
 from launch.errors import LaunchError
 from launch.ledger import LEDGER_NAME, read_ledger
+from launch.pace import Pace
 from launch.plan import ROOT, Experiment, Kernel, plan_kernels
 from launch.submission import ScorePace
 from lib.config import ConfigError, config_from_dict

@@ -1,4 +1,4 @@
-"""Outputs of kernels on this machine: listed by the client, fetched by us, held against their run.json."""
+"""Outputs and logs of kernels on this machine: listed by the client, fetched by us, held against their run.json."""
 
 import json
 import shutil
@@ -7,9 +7,11 @@ from typing import Any
 
 from launch.client import Kaggle, Listing, NoAnswerError, StrangeAnswerError
 from launch.errors import LaunchError
-from lib.files import sha256_of
+from lib.files import sha256_of, write_whole
 from lib.foreign import UNREADABLE
 from lib.run_record import RECORD_NAME, RunRecord, RunRecordError, file_records, read_run_record
+
+OUTPUTS, LOGS = "outputs", "logs"  # in the folder of a campaign
 
 
 class NoRecordError(LaunchError):
@@ -83,6 +85,14 @@ def output_key(record: RunRecord) -> str:
     if record.kind == "weights":
         return "+".join(sorted(entry.sha256[:16] for entry in record.files.values()))
     return record.push_id
+
+
+def keep_log(folder: Path, slug: str, listing: Listing) -> Path:
+    """Write the log of a run into the campaign in `folder`; where it lies."""
+    path = folder / LOGS / f"{slug}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, listing.log)
+    return path
 
 
 def _beside(folder: Path, slug: str) -> Path:

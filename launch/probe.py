@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from launch.build import Source, read_source
-from launch.campaign import OUTPUTS, REHEARSAL, Campaign, CampaignStoppedError, Pace
+from launch.campaign import Campaign
 from launch.client import ClientError, CredentialsError, Kaggle
+from launch.desk import CampaignStoppedError, Desk
 from launch.leaks import clean
 from launch.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_lock, new_ledger, read_ledger
 from launch.moments import stamp
+from launch.outputs import OUTPUTS
+from launch.pace import REHEARSAL, Pace
 from launch.plan import Kernel
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED
 from launch.schedule import PREPARE_HOURS, PROBE_HOURS, PROBE_LIMIT
@@ -128,12 +131,12 @@ def run_probes(
         try:
             campaign.run()
         except CampaignStoppedError:
-            if not campaign.failures:  # an outage: what was pushed goes on, and so does the same command
+            if not campaign.desk.failures:  # an outage: what was pushed goes on, and so does the same command
                 raise
         for kernel in kernels:
-            if kernel.slug in campaign.failures:
-                problems[kernel.slug] = _problem(campaign, kernel)
-            elif not campaign.is_done(kernel):
+            if kernel.slug in campaign.desk.failures:
+                problems[kernel.slug] = _problem(campaign.desk, kernel)
+            elif not campaign.progress.is_done(kernel):
                 text = "not pushed: the canary whose output it mounts did not finish"
                 problems[kernel.slug] = [text, "Mend that one first."]
         records = {
@@ -145,7 +148,7 @@ def run_probes(
             "format": _FORMAT,
             "date": stamp(),
             "user": kaggle.user,
-            "bundle_id": campaign.source.bundle,
+            "bundle_id": campaign.desk.source.bundle,
             "records": records,
             "problems": problems,
         }
@@ -185,10 +188,10 @@ def _short_of_quota(kaggle: Kaggle) -> str:
     return f"not pushed: {quota.left:.2f} of {quota.allowed:.0f} h of GPU quota are left"
 
 
-def _problem(campaign: Campaign, kernel: Kernel) -> list[str]:
+def _problem(desk: Desk, kernel: Kernel) -> list[str]:
     """What was found about a canary that failed, and what to do."""
-    last = campaign.ledger.entry(kernel.slug, KIND).last
-    found = last.note if last is not None and last.state == DROPPED else campaign.failures[kernel.slug]
+    last = desk.ledger.entry(kernel.slug, KIND).last
+    found = last.note if last is not None and last.state == DROPPED else desk.failures[kernel.slug]
     low = found.lower()
     if "without some of its inputs" in low and kernel.competition:
         remedy = f"Accept the rules: kaggle.com/competitions/{COMPETITION}/rules"
@@ -199,7 +202,7 @@ def _problem(campaign: Campaign, kernel: Kernel) -> list[str]:
     elif "quota" in low:
         remedy = "Probe again when the week's quota is back."
     else:
-        remedy = f"Look at https://www.kaggle.com/code/{campaign.kaggle.user}/{kernel.slug}, mend the cause, and probe again."
+        remedy = f"Look at https://www.kaggle.com/code/{desk.kaggle.user}/{kernel.slug}, mend the cause, and probe again."
     return [clean(found, ()), remedy]
 
 

@@ -15,6 +15,7 @@ from launch.errors import LaunchError
 from launch.ledger import FAILED, INTENDED, DatasetEntry, Ledger
 from launch.metadata import DATASET_METADATA
 from launch.moments import stamp
+from launch.pace import Clocks
 from launch.plan import LIBRARY_SLUG
 
 _UPLOADED, _READY = "uploaded", "ready"
@@ -46,9 +47,9 @@ class Publisher:
     slug: str = LIBRARY_SLUG
     patience: float = _PATIENCE
     problems: list[str] = field(default_factory=list)
-    _clocks: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._clocks = Clocks(self.say)
         entry = self._entry
         if entry is not None and entry.state == FAILED:  # a person runs the command again
             self.ledger.dataset = None
@@ -96,12 +97,12 @@ class Publisher:
         except CredentialsError:
             raise
         except NoAnswerError as error:
-            if self._waited("answer") > self.patience:
+            if self._clocks.waited(self.slug, "answer") > self.patience:
                 self._fail(str(error))
         except ClientError as error:
             self._fail(str(error))
         else:
-            self._clocks.pop("answer", None)
+            self._clocks.forget(self.slug, "answer")
 
     def finish(self, poll: float) -> None:
         """Step until there is nothing more to do, with this many seconds between looks.
@@ -132,8 +133,8 @@ class Publisher:
         if current is not None and current.version > entry.before:
             entry.state, entry.at = _UPLOADED, stamp()
             self.ledger.save()
-        elif self._waited("proof") >= self.settle:
-            self._clocks.pop("proof")
+        elif self._clocks.waited(self.slug, "proof") >= self.settle:
+            self._clocks.forget(self.slug, "proof")
             if entry.attempts >= _UPLOADS + 1:
                 self._fail(f"{self.slug}: {entry.attempts} uploads did not arrive")
                 return
@@ -156,7 +157,7 @@ class Publisher:
             entry.state, entry.at = _READY, stamp()
             self.ledger.save()
             self.say(f"{self.slug}: version {current.version} is ready, {len(wanted)} files")
-        elif self._waited("ready") > self.patience:
+        elif self._clocks.waited(self.slug, "ready") > self.patience:
             seen = f"{current.status} at version {current.version}" if current else "absent"
             self._fail(f"{self.slug}: after {self.patience:.0f} s it is {seen}, version {entry.before + 1} or later was expected")
 
@@ -185,7 +186,3 @@ class Publisher:
         self.ledger.dataset.state, self.ledger.dataset.note = FAILED, text
         self.ledger.save()
         self.problems.append(f"the dataset {self.slug} was not published ({text})")
-
-    def _waited(self, what: str) -> float:
-        moment = time.monotonic()
-        return moment - self._clocks.setdefault(what, moment)

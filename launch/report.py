@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.build import Source, read_source
-from launch.campaign import OUTPUTS
 from launch.errors import LaunchError
 from launch.ledger import LEDGER_NAME, campaign_lock, read_ledger
 from launch.order import order_of, plan_of
+from launch.outputs import OUTPUTS
 from launch.plan import Kernel
 from launch.sandbox import Mount, run_script
 from launch.submission import LEADERBOARD

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.board import Board, ledger_standings, quota_line, standings_table
+from launch.board import Board, quota_line, standings_table
 from launch.build import build
-from launch.campaign import LOGS, OUTPUTS, Campaign, CampaignStoppedError
+from launch.campaign import Campaign
 from launch.client import ACTIVE, ClientError, Kaggle
+from launch.desk import CampaignStoppedError
 from launch.errors import LaunchError
 from launch.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger
 from launch.metadata import PLACEHOLDER_OWNER, owner_of, read_base
 from launch.moments import seconds_since
 from launch.order import Order, order_of, plan_of, search_of
+from launch.outputs import LOGS, OUTPUTS, fetch_output, peek_record
 from launch.plan import (
     DEFAULT_SEARCH,
     LIBRARY_SLUG,
@@ -23,6 +25,7 @@ from launch.plan import (
     needed_for,
 )
 from launch.report import NOTEBOOK, PAGE, leave_notebook, report_facts
+from launch.standings import ledger_standings
 from launch.submission import LEADERBOARD, PICTURE, submit_file, write_leaderboard
 from launch.summary import print_ranking, print_summary, summarise
 from lib.config import EXPECTATIONS, Config
@@ -52,10 +55,10 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
         campaign = open_campaign(order, kaggle, board)
         campaign.run()
         if order.search is not None:
-            kernel = next(kernel for kernel in campaign.kernels if kernel.kind == "search")
+            kernel = next(kernel for kernel in campaign.progress.kernels if kernel.kind == "search")
             print_ranking(order.folder / OUTPUTS / kernel.slug, seconds=time.monotonic() - started)
-            return Result([], None, campaign.ledger)
-        done = _read_outputs(order, campaign)
+            return Result([], None, campaign.desk.ledger)
+        done = _read_outputs(order, campaign.progress.kernels)
         entry = _submit(order, campaign, done, say=board.say) if order.submit else None
         problem = _report(order, campaign)
     print_summary(done.summaries, done.submission, done.sample, seconds=time.monotonic() - started)
@@ -64,15 +67,16 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
     if problem:
         raise LaunchError(f"everything but the report is done and kept. {problem}\nOn this machine: build_kernel.py report")
     print(f"report: {order.folder / OUTPUTS / REPORT_SLUG / PAGE}, to be run in Jupyter: {order.folder / NOTEBOOK}", flush=True)
-    return Result(done.summaries, entry, campaign.ledger)
+    return Result(done.summaries, entry, campaign.desk.ledger)
 
 
 def _report(order: Order, campaign: Campaign) -> str:
     """Run the report kernel over everything else, the score included; what went wrong, or an empty text."""
-    campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
-    campaign.goal = {each.slug for each in needed_for(campaign.kernels, "report")}
-    kernel = next(each for each in campaign.kernels if each.slug == REPORT_SLUG)
-    leave_notebook(campaign.source, kernel, order.folder)
+    progress = campaign.progress
+    progress.tell(REPORT_SLUG, report_facts(order.folder, progress.kernels))
+    progress.goal = {each.slug for each in needed_for(progress.kernels, "report")}
+    kernel = next(each for each in progress.kernels if each.slug == REPORT_SLUG)
+    leave_notebook(campaign.desk.source, kernel, order.folder)
     try:
         campaign.run()
     except CampaignStoppedError as error:
@@ -89,22 +93,22 @@ class _Done:
     sample: Path
 
 
-def _read_outputs(order: Order, campaign: Campaign) -> _Done:
+def _read_outputs(order: Order, kernels: Sequence[Kernel]) -> _Done:
     def folder_of(slug: str) -> Path:
         return order.folder / OUTPUTS / slug
 
     def one(kind: str) -> Path:
-        return folder_of(next(kernel.slug for kernel in campaign.kernels if kernel.kind == kind))
+        return folder_of(next(kernel.slug for kernel in kernels if kernel.kind == kind))
 
-    summaries = [summarise(experiment.name, campaign.kernels, folder_of) for experiment in order.experiments]
+    summaries = [summarise(experiment.name, kernels, folder_of) for experiment in order.experiments]
     return _Done(summaries, one("inference") / "submission.csv", one("prepare") / "sample_submission.csv")
 
 
 def _submit(order: Order, campaign: Campaign, done: _Done, *, say: Callable[[str], None]) -> SubmissionEntry:
     pooled = ", ".join(f"{summary.experiment} OOF {summary.pooled:.4f}" for summary in done.summaries)
     entry = submit_file(
-        campaign.kaggle,
-        campaign.ledger,
+        campaign.desk.kaggle,
+        campaign.desk.ledger,
         done.submission,
         sample=done.sample,
         text=order.message or pooled,
@@ -113,10 +117,10 @@ def _submit(order: Order, campaign: Campaign, done: _Done, *, say: Callable[[str
     )
     records = {
         kernel.slug: read_run_record(order.folder / OUTPUTS / kernel.slug, kind=kernel.kind, fetched_only=True)
-        for kernel in campaign.wanted
+        for kernel in campaign.progress.wanted
     }
     write_leaderboard(
-        order.folder, ledger=campaign.ledger, entry=entry, summaries=done.summaries, records=records, judge=order.judge
+        order.folder, ledger=campaign.desk.ledger, entry=entry, summaries=done.summaries, records=records, judge=order.judge
     )
     return entry
 
@@ -255,10 +259,10 @@ def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -
     with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
         if "report" in names or REPORT_SLUG in names:
-            campaign.tell(REPORT_SLUG, report_facts(order.folder, campaign.kernels))
-        chosen = [resolve(name, campaign.kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
+            campaign.progress.tell(REPORT_SLUG, report_facts(order.folder, campaign.progress.kernels))
+        chosen = [resolve(name, campaign.progress.kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
         if len(chosen) < len(names):
-            campaign.publisher.finish(campaign.pace.poll)
+            campaign.publisher.finish(campaign.desk.pace.poll)
         campaign.push_only(chosen)
 
 
@@ -330,8 +334,6 @@ def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kag
 
 def pull_outputs(folder: Path, names: Sequence[str], *, to: Path | None, connect: Callable[[], Kaggle]) -> None:
     """Fetch the outputs of kernels, whoever pushed them, held against their run.json."""
-    from launch.outputs import fetch_output, peek_record
-
     order = order_of(folder)
     kaggle = connect()
     target = to or folder / "pulled"
@@ -356,9 +358,9 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
     order.message = message
     with campaign_lock(folder.parent), Board(f"campaign {folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
-        open_ = [kernel.slug for kernel in campaign.wanted if not campaign.is_done(kernel)]
+        open_ = [kernel.slug for kernel in campaign.progress.wanted if not campaign.progress.is_done(kernel)]
         if open_:
             raise LaunchError(f"nothing to submit yet: {', '.join(open_)} are not done. build_kernel.py run does it all")
-        entry = _submit(order, campaign, _read_outputs(order, campaign), say=board.say)
+        entry = _submit(order, campaign, _read_outputs(order, campaign.progress.kernels), say=board.say)
     print_score(entry, order)
     return entry

@@ -451,10 +451,10 @@ MUTATIONS = (
     # The campaign
     Mutation(
         "quota-counts-what-runs",
-        "launch/campaign.py",
+        "launch/capacity.py",
         "if self.quota.left - running >= need:",
         "if self.quota.left >= need:",
-        ("tests/launch/test_campaign.py::test_what_runs_counts_against_the_quota",),
+        ("tests/launch/test_capacity.py::test_what_runs_counts_against_the_quota",),
     ),
     Mutation(
         "quota-of-the-week",
@@ -465,14 +465,14 @@ MUTATIONS = (
     ),
     Mutation(
         "output-of-the-right-push",
-        "launch/campaign.py",
+        "launch/following.py",
         'if content.get("push_id") != push.push_id:',
         'if not content.get("push_id"):',
         ("tests/launch/test_campaign.py::test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones",),
     ),
     Mutation(
         "taken-over-of-the-same-config",
-        "launch/campaign.py",
+        "launch/takeover.py",
         "if not same or kernel.datasets:",
         "if kernel.datasets:",
         ("tests/launch/test_campaign.py::test_an_output_of_another_config_is_not_taken_over",),

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 
 from launch.build import read_source
-from launch.campaign import REHEARSAL
 from launch.client import Patience, connect
 from launch.errors import LaunchError
 from launch.ledger import campaign_lock
 from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy
 from launch.order import Order, campaign_name
+from launch.pace import REHEARSAL
 from launch.plan import Experiment, searched_encoders, with_teachers
 from launch.rehearsal.account import Settings
 from launch.rehearsal.faults import Fault

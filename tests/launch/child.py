@@ -15,12 +15,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import launch.campaign
-from launch.campaign import Pace
+import launch.pushing
 from launch.client import Patience, connect
 from launch.errors import LaunchError
 from launch.ledger import Ledger
 from launch.order import Order
+from launch.pace import Pace
 from launch.plan import load_experiment
 from launch.run import run
 from launch.submission import ScorePace
@@ -117,7 +117,7 @@ def main() -> int:
 
     Ledger.save = counted  # type: ignore[method-assign]
     if limit := values.get("limit"):
-        launch.campaign.time_limit = lambda kernel, ended_before=0: limit
+        launch.pushing.time_limit = lambda kernel, ended_before=0: limit
     if name := values.get("full_disk_at"):
         _fill_the_disk(name)
     try:

@@ -5,15 +5,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
-import pytest
-
-from launch.campaign import Campaign, Pace
-from launch.client import Quota
-from launch.ledger import PUSHED, KernelEntry, Ledger, Push, read_ledger
-from launch.moments import stamp
-from launch.plan import load_experiment, plan_kernels
+from launch.ledger import read_ledger
 from launch.rehearsal.faults import Fault
 
 
@@ -116,29 +109,6 @@ def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
     ledger = read_ledger(one.with_name("two"))
     assert ledger.kernels[slug].output.push_id == ledger.kernels[slug].last.push_id
     assert json.loads((one.with_name("two") / "outputs" / slug / "run.json").read_text())["push_id"].startswith(ledger.id)
-
-
-@pytest.mark.parametrize(("used", "starts"), [(26.5, False), (25.9, True)])
-def test_what_runs_counts_against_the_quota(tmp_path, used, starts):
-    """Kaggle counts a session when it has ended; the hours of one that runs are not there to be spent again."""
-    kernels = plan_kernels([load_experiment("resnet34", ["hours=2"])])
-    one, other = [kernel for kernel in kernels if kernel.kind == "train"][:2]
-    ledger, said = Ledger(campaign="x", id="1", owner="alice", experiments={}), []
-    push = Push(push_id="p", bundle_id="b", identity="i", limit=6 * 3600.0, state=PUSHED, pushed_at=stamp())
-    ledger.kernels[one.slug] = KernelEntry(kind="train", pushes=[push])
-    campaign = Campaign(
-        kaggle=SimpleNamespace(quota=lambda: Quota(used, 30.0, None)),
-        source=SimpleNamespace(bundle="b", thin=False),
-        kernels=kernels,
-        ledger=ledger,
-        folder=tmp_path,
-        dataset=None,
-        pace=Pace(),
-        say=said.append,
-    )
-    campaign._read_quota()
-    assert campaign._quota_allows(other) is starts  # 3.5 or 4.1 h are left, of which two will go into what runs
-    assert any("needs about 2.0 h, 1.5 h are left" in line for line in said) is not starts
 
 
 def test_a_campaign_that_was_started_otherwise_is_not_mixed_up(world):

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from launch.build import read_source
-from launch.campaign import Pace
 from launch.client import (
     ABSENT,
     COMPLETE,
@@ -34,6 +33,7 @@ from launch.client import (
 from launch.errors import LaunchError
 from launch.ledger import LEDGER_NAME
 from launch.metadata import check_kernel_metadata
+from launch.pace import Pace
 from launch.probe import CPU, GPU, MOUNT, expectations, kept_results, plan_probes, run_probes
 from launch.rehearsal.competition import write_competition
 from launch.sandbox import Mount, isolation, run_script
