@@ -131,7 +131,7 @@ class Campaign:
                 # What it came to, if it has ended, is where the next push goes on.
                 self._follower.follow(kernel, entry, entry.open)
                 self.desk.failures.pop(kernel.slug, None)
-            if entry.open is not None:
+            if entry.open is not None and entry.open.state != INTENDED:  # whether that one happened is proved first
                 problems.append(f"{kernel.slug} was pushed and has not ended: see build_kernel.py status")
         if problems:
             raise CampaignStoppedError("nothing was pushed:\n  - " + "\n  - ".join(problems))
@@ -146,23 +146,43 @@ class Campaign:
         entry.series, entry.output = len(entry.pushes), None
         self._takeover.looked_for.add(kernel.slug)  # asked for by name: nothing is taken over
         while kernel.slug not in self.desk.failures:
-            if entry.open is None and not self._capacity.has_session(kernel):
-                self.desk.clocks.once(kernel.slug, "slot", f"{kernel.slug}: waiting for a session of this campaign to end")
-                self._follow_others(kernel)
-            if entry.open is None:
-                self._pusher.start(kernel, entry)
-            elif entry.open.state == INTENDED:
-                self._pusher.prove(kernel, entry, entry.open)
+            trouble: ClientError | None = None
+            try:
+                if entry.open is None and not self._capacity.has_session(kernel):
+                    self._follow_others(kernel)
+                if entry.open is None and kernel.slug not in self.desk.failures:
+                    self._pusher.start(kernel, entry)
+                elif entry.open is not None and entry.open.state == INTENDED:
+                    self._pusher.prove(kernel, entry, entry.open)
+            except NoAnswerError as error:
+                trouble = error
+            self._bear(trouble)
             if entry.open is not None and entry.open.state != INTENDED:
                 break
             time.sleep(self.desk.pace.poll)
 
     def _follow_others(self, kernel: Kernel) -> None:
         """Look at what holds the sessions of a kernel's machine: it may have ended since."""
-        for other in self.progress.kernels:
+        self.desk.clocks.once(kernel.slug, "slot", f"{kernel.slug}: waiting for a session of this campaign to end")
+        for other in self._holding(kernel):
             entry = self.progress.entry(other)
-            if entry.open is not None and other.needs_gpu == kernel.needs_gpu:
+            if entry.open is not None and other.slug not in self.desk.failures:
                 self._follower.follow(other, entry, entry.open)
+        if why := self._in_vain(kernel):
+            self.desk.fail(kernel, why)
+
+    def _holding(self, kernel: Kernel) -> list[Kernel]:
+        """The others that have a session of its machine."""
+        others = [each for each in self.progress.kernels if each.needs_gpu == kernel.needs_gpu and each.slug != kernel.slug]
+        return [each for each in others if self.progress.entry(each).open is not None]
+
+    def _in_vain(self, kernel: Kernel) -> str:
+        """Why nobody will give a session back that this kernel waits for; empty where one is free or may become so."""
+        holding = self._holding(kernel)
+        failed = [each.slug for each in holding if each.slug in self.desk.failures]
+        if not holding or len(failed) < len(holding) or self._capacity.has_session(kernel):
+            return ""
+        return f"no session is free for it: {', '.join(failed)} failed here and may still run there"
 
     def _tick(self) -> None:
         """One look at everything that is open, and a start of everything that is ready.
@@ -182,6 +202,14 @@ class Campaign:
                         self._pusher.start(kernel, entry)
                 except (NoAnswerError, RefusedError) as error:
                     trouble = error  # the other kernels are looked at all the same
+        self._bear(trouble)
+
+    def _bear(self, trouble: ClientError | None) -> None:
+        """Go on though the service did not answer, for as long as the pace allows.
+
+        Raises:
+            CampaignStoppedError: it has not answered for longer.
+        """
         if trouble is None:
             self.desk.clocks.forget("", "outage")
             return
@@ -198,7 +226,7 @@ class Campaign:
             entry = self.progress.entry(kernel)
             if entry.open is not None and kernel.slug not in self.desk.failures:
                 return True
-            if self._is_ready(kernel):
+            if self._is_ready(kernel) and not self._in_vain(kernel):
                 return True
         return not self.publisher.rests
 
@@ -206,6 +234,8 @@ class Campaign:
         lines = [f"{slug}: {text}" for slug, text in self.desk.failures.items()]
         if self.desk.source.thin and self.publisher.failed:
             lines += self.publisher.problems
+        ready = [kernel for kernel in self.progress.kernels if self._is_ready(kernel)]
+        lines += [f"{kernel.slug}: {why}" for kernel in ready if (why := self._in_vain(kernel))]
         done = [kernel.slug for kernel in self.progress.wanted if self.progress.is_done(kernel)]
         kept = f"\nDone and kept: {', '.join(done)}." if done else ""
         return "the campaign stopped:\n  - " + "\n  - ".join(lines) + f"{kept}\nMend the cause and run the same command again."

@@ -195,6 +195,7 @@ class Pusher:
         patience = self.desk.pace.foreign_patience
         if self.desk.clocks.waited(kernel.slug, "foreign") > patience:
             self.desk.fail(kernel, f"another run of it has been {status.name} for {words(patience)}: end it in the browser")
+            return
         text = f"{kernel.slug}: a run that this campaign did not push is {status.name}: waiting for it"
         self.desk.clocks.once(kernel.slug, "foreign", text)
         self.desk.standings[kernel.slug].turn("another run of it goes on")

@@ -156,6 +156,39 @@ def test_a_lost_answer_does_not_push_by_hand_twice(account):
     assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"] == ["hcd-prepare"]
 
 
+def test_a_service_that_does_not_answer_for_a_while_is_asked_again_when_pushing_by_hand(account, capsys):
+    kaggle = account(Fault("GetKernelSessionStatus", "reset-before", slug="prepare", times=4))  # more than a call bears
+    push(order(kaggle), ["prepare"], connect=reach)
+    assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"] == ["hcd-prepare"]
+    assert "trying again for up to" in capsys.readouterr().out
+
+
+def test_a_push_whose_answer_was_lost_with_its_process_is_proved_before_another_is_made(account):
+    kaggle = account()
+    push(order(kaggle), ["prepare"], connect=reach)
+    path = kaggle.folder / "campaigns" / "one" / LEDGER_NAME
+    ledger = json.loads(path.read_text())
+    [sent] = ledger["kernels"]["hcd-prepare"]["pushes"]
+    sent |= {"state": "intended", "version": None, "pushed_at": "", "url": "", "active": False}
+    path.write_text(json.dumps(ledger))
+    push(order(kaggle), ["prepare"], connect=reach)
+    assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"] == ["hcd-prepare"]
+    [proved] = kaggle.ledger.kernels["hcd-prepare"].pushes
+    assert (proved.state, proved.version) == ("pushed", 1)
+
+
+def test_a_push_by_hand_does_not_wait_for_sessions_that_nobody_ends(account, monkeypatch, capsys):
+    kaggle = account(*(Fault("session", "for-ever", slug=f"fold-{fold}") for fold in (0, 1)))
+    monkeypatch.setattr("launch.pushing.time_limit", lambda kernel, ended_before=0: 0.5)
+    push(order(kaggle), ["prepare"], connect=reach)
+    with pytest.raises(LaunchError):
+        run(order(kaggle, submit=False), connect=reach)
+    capsys.readouterr()
+    with pytest.raises(LaunchError, match="no session is free for it"):
+        push(order(kaggle), ["fold-2"], connect=reach)
+    assert capsys.readouterr().out.count("Kaggle does not end it") == 2  # each is told once
+
+
 GRID = {"method": "grid", "space": {"learning_rate": [4e-3, 2e-3, 1e-3]}}
 
 
@@ -210,11 +243,13 @@ def test_folds_and_inference_do_not_know_of_a_search(account):
 
 
 def test_a_search_that_is_at_work_is_not_pushed_again_and_run_fetches_it(account):
-    kaggle = account(seconds=0.5)
+    kaggle = account()
     run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    kaggle.kernels.seconds = 60.0
     push(order(kaggle, search=searching()), ["search"], connect=reach)
     with pytest.raises(LaunchError, match="-search was pushed and has not ended"):
         push(order(kaggle), ["search"], connect=reach)
+    kaggle.kernels.seconds = 0.0
     deadline = time.monotonic() + 30
     while True:  # once it has ended, the next push fetches what it came to and goes on from there
         try:
