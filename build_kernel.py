@@ -605,6 +605,11 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except ModuleNotFoundError as error:
+        click.echo(
+            f"error: the package {error.name} is not installed here: make env, then .venv/bin/python build_kernel.py", err=True
+        )
+        return 1
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             remedy = "give yourself the right to it, or choose another folder (--out, --to)"

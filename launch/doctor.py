@@ -23,6 +23,7 @@ from launch.client import ABSENT, ACTIVE, RULES, ClientError, CredentialsError, 
 from launch.errors import LaunchError
 from launch.leaks import clean, own_secrets
 from launch.metadata import METADATA, PLACEHOLDER_OWNER, owner_of, read_base
+from launch.order import at_loopback
 from launch.pace import Pace
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
 from launch.probe import CPU, GPU, LOOPBACK, Finding, kept_results, plan_probes, run_probes
@@ -613,7 +614,7 @@ def doctor(
     Raises:
         LaunchError: something must be done; the message lists it.
     """
-    if os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST":
+    if at_loopback():
         folder = folder / "loopback"  # what a rehearsal saw says nothing about Kaggle
         pace = pace or LOOPBACK
     kaggle: Kaggle | None = None

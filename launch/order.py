@@ -1,5 +1,6 @@
 """What a campaign is to do, where it lives, and how it is found again."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from lib.config import ConfigError, config_from_dict
 from lib.search_space import SearchSpace, search_from_dict
 
 CAMPAIGNS = ROOT / "runs" / "campaigns"
+LOOPBACK_CAMPAIGNS = ROOT / "runs" / "loopback" / "campaigns"  # what was rehearsed must never pass for what Kaggle ran
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
 
 
@@ -35,7 +37,7 @@ class Order:
         average: how inference averages members: mean, logit or rank.
         search: bring this search to its end, and nothing else but what it reads.
         reuse: take over outputs of other campaigns even if other code made them.
-        judge: who scores.
+        judge: who scores; by default whom the client talks to.
         pace, score_pace: waits.
     """
 
@@ -52,9 +54,19 @@ class Order:
     average: str = "mean"
     search: SearchSpace | None = None
     reuse: bool = False
-    judge: str = "Kaggle"
+    judge: str = field(default_factory=lambda: "the loopback Kaggle" if at_loopback() else "Kaggle")
     pace: Pace = field(default_factory=Pace)
     score_pace: ScorePace = field(default_factory=ScorePace)
+
+
+def at_loopback() -> bool:
+    """Whether the client talks to this machine and not to Kaggle."""
+    return os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST"
+
+
+def campaigns() -> Path:
+    """The folder of all campaigns of whom the client talks to."""
+    return LOOPBACK_CAMPAIGNS if at_loopback() else CAMPAIGNS
 
 
 def campaign_name(experiments: Sequence[Experiment]) -> str:
@@ -70,7 +82,7 @@ def campaign_folder(name: str) -> Path:
     """
     if not _NAME.fullmatch(name):
         raise LaunchError(f"{name!r} cannot name a campaign: letters, digits and . _ + - please, 80 at most")
-    return CAMPAIGNS / name
+    return campaigns() / name
 
 
 def search_of(folder: Path) -> SearchSpace | None:
@@ -93,12 +105,15 @@ def find_campaign(name: str | None) -> Path:
     if name is not None:
         folder = campaign_folder(name)
         if not (folder / LEDGER_NAME).is_file():
-            there = sorted(path.parent.name for path in CAMPAIGNS.glob(f"*/{LEDGER_NAME}"))
+            there = sorted(path.parent.name for path in campaigns().glob(f"*/{LEDGER_NAME}"))
             raise LaunchError(f"there is no campaign {name}; there are: {', '.join(there) or 'none'}")
         return folder
-    ledgers = sorted(CAMPAIGNS.glob(f"*/{LEDGER_NAME}"), key=lambda path: path.stat().st_mtime)
+    ledgers = sorted(campaigns().glob(f"*/{LEDGER_NAME}"), key=lambda path: path.stat().st_mtime)
     if not ledgers:
-        raise LaunchError("there is no campaign yet: start one with build_kernel.py run")
+        raise LaunchError(
+            f"there is no campaign yet in {campaigns()}: start one with build_kernel.py run. "
+            "(What `smoke` and `local` left has its report already, in the folder they printed.)"
+        )
     return ledgers[-1].parent
 
 

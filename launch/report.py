@@ -10,7 +10,7 @@ from typing import Any
 from launch.build import Source, read_source
 from launch.errors import LaunchError
 from launch.ledger import LEDGER_NAME, campaign_lock, read_ledger
-from launch.order import order_of, plan_of
+from launch.order import at_loopback, order_of, plan_of
 from launch.outputs import OUTPUTS
 from launch.plan import Kernel
 from launch.sandbox import Mount, run_script
@@ -20,6 +20,10 @@ from lib.report.results import Summary
 from lib.run_record import RunRecordError, read_run_record
 
 PAGE = "report.html"
+REHEARSAL_NOTES = "rehearsal.json"  # in a campaign's folder: sentences for its report
+ON_LOOPBACK = (
+    "This is a rehearsal: its kernels ran against a Kaggle on loopback, on this machine. Nothing in it was scored by Kaggle."
+)
 NOTEBOOK = "report.ipynb"
 _LOG_LINES = 25  # of a notebook that failed, shown
 
@@ -38,9 +42,19 @@ def report_facts(folder: Path, kernels: Sequence[Kernel]) -> dict[str, Any]:
         facts["leaderboard"] = {name: content[name] for name in ("judge", "submission", "mean_of_experiments_auc")}
     except (OSError, ValueError, KeyError):
         pass  # not submitted, or not yet: the report says so
+    if rehearsal := _rehearsal(folder):
+        facts["rehearsal"] = rehearsal
     if beside := _other_splits(folder, kernels):
         facts["beside"] = beside
     return facts
+
+
+def _rehearsal(folder: Path) -> list[str]:
+    """What the report must say of a rehearsal: what was not Kaggle, not the competition's tiles, not real weights."""
+    try:
+        return [str(line) for line in json.loads((folder / REHEARSAL_NOTES).read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return [ON_LOOPBACK] if at_loopback() else []
 
 
 def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any]]:

@@ -117,6 +117,11 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
 
+    @property
+    def random(self) -> list[str]:
+        """The encoders for which it serves random numbers."""
+        return [encoder for encoder, held in self._held.items() if held.source == "random"]
+
     def source(self, encoder: str) -> Source:
         """Whether an encoder's weights are real ones (`fetched`) or `random`."""
         return self._held[encoder].source

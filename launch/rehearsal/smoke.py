@@ -25,13 +25,13 @@ from launch.rehearsal.account import Settings
 from launch.rehearsal.faults import Fault
 from launch.rehearsal.server import Server
 from launch.rehearsal.service import LoopbackKaggle
+from launch.report import ON_LOOPBACK, REHEARSAL_NOTES
 from launch.run import Result, run
 from launch.sandbox import isolation
 from launch.submission import ScorePace
 from lib.files import write_whole
 from lib.search_space import SearchSpace
 
-JUDGE = "the loopback Kaggle"
 _FINISHED = "finished"  # the note that a rehearsal came to its end, so that the next one starts anew
 _LOCK = "rehearsal.lock"
 _IDENTITY = "identity.json"  # what the rehearsal is of; another one starts anew
@@ -115,10 +115,12 @@ def _rehearse(
         "thin": thin,
         "search": None if search is None else search.to_dict(),
     }
-    _start_anew_if_needed(out, json.dumps(identity, sort_keys=True))
+    _start_anew_if_needed(out, json.dumps(identity, sort_keys=True), say=say)
     say(f"rehearsal in {out}: the kernels are isolated by {isolation()}")
     with ExitStack() as stack:
-        environment = dict(os.environ)
+        environment, notes = dict(os.environ), [ON_LOOPBACK]
+        if data is None:
+            notes.append("Its tiles were drawn by the project: no tissue, no patients; its scores say nothing about real tiles.")
         encoders = [each.config.backbone for each in with_teachers(experiments) if each.config.weights == "timm"]
         if search is not None:
             encoders += searched_encoders(search, experiments[0].config)
@@ -127,6 +129,9 @@ def _rehearse(
 
             hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=WEIGHTS_FOLDER, say=say))
             environment |= hub.environment()
+            if hub.random:
+                lead = f"The weights of {', '.join(hub.random)} were random numbers in the place of pretrained ones"
+                notes.append(f"{lead}: nothing here tells what pretraining is worth.")
         kaggle = LoopbackKaggle(
             out / "kaggle",
             data=folder,
@@ -141,6 +146,8 @@ def _rehearse(
             kaggle.datasets.attach(name.split("/")[1], path)
         server = stack.enter_context(Server(kaggle))
         stack.enter_context(_environment(server.environment()))
+        (out / "campaign").mkdir(exist_ok=True)
+        write_whole(out / "campaign" / REHEARSAL_NOTES, json.dumps(notes))
         order = Order(
             experiments=experiments,
             folder=out / "campaign",
@@ -150,7 +157,6 @@ def _rehearse(
             thin=thin,
             average=average,
             search=search,
-            judge=JUDGE,
             pace=REHEARSAL,
             score_pace=ScorePace(poll=0.2, settle=3.0, patience=60.0),
         )
@@ -205,10 +211,12 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_anew_if_needed(out: Path, identity: str) -> None:
+def _start_anew_if_needed(out: Path, identity: str, *, say: Callable[[str], None]) -> None:
     note = out / _IDENTITY
     same = note.is_file() and note.read_text(encoding="utf-8") == identity
     if not same or (out / _FINISHED).is_file():
+        if (out / "campaign").is_dir():
+            say(f"starting anew: what an earlier rehearsal left in {out} is removed (another --out keeps it)")
         for part in ("kaggle", "campaign"):
             shutil.rmtree(out / part, ignore_errors=True)
         (out / _FINISHED).unlink(missing_ok=True)

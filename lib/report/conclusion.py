@@ -40,6 +40,7 @@ def unknowns(numbers: Mapping[str, Any]) -> list[str]:
     experiments = numbers["experiments"]
     if not experiments:
         found.append("Any score: no fold of any experiment could be scored.")
+    found += numbers["rehearsal"]
     found += [f"How {name} scores: {reason}" for name, reason in numbers["failed"].items()]
     found += _unknown_score(numbers)
     if numbers["is_full"] is False:

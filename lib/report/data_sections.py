@@ -31,6 +31,7 @@ def problem(gathered: Gathered) -> list[Block]:
     campaign = gathered.numbers["campaign"]
     names = ", ".join(gathered.inputs.folds) or "none whose folds are at hand"
     return [
+        *map(Note, gathered.numbers["rehearsal"]),
         Text(
             "Kaggle's Histopathologic Cancer Detection asks for the probability that the 32 x 32 pixels in the middle of a "
             "96 x 96 tile of lymph-node tissue, stained with haematoxylin and eosin, hold at least one pixel of tumour. "

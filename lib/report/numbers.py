@@ -25,13 +25,14 @@ def collect_numbers(
         inputs: what the kernels left.
         summaries: of the experiments that could be scored.
         failed: why others could not, by name.
-        facts: what no output holds: leaderboard, beside, campaign.
+        facts: what no output holds: leaderboard, beside, campaign, rehearsal (sentences on what was not real).
         place: kaggle, rehearsal or local.
     """
     eda = inputs.exploration() or {}
     labelled, test = eda.get("train", {}).get("tiles"), eda.get("test", {}).get("tiles")
     found = {
         "campaign": str(facts.get("campaign", "")),
+        "rehearsal": [str(each) for each in facts.get("rehearsal") or ()],
         "place": place,
         "labelled": labelled,
         "test_tiles": test,

@@ -10,7 +10,7 @@ from test_run import account, order, reach  # noqa: F401
 from launch.errors import LaunchError
 from launch.plan import load_experiment, plan_kernels
 from launch.rehearsal.faults import Fault
-from launch.report import NOTEBOOK, PAGE, make_report, report_facts
+from launch.report import NOTEBOOK, ON_LOOPBACK, PAGE, make_report, report_facts
 from launch.run import run
 
 
@@ -30,7 +30,8 @@ def test_the_report_comes_last_and_is_told_of_the_score(account, capsys):  # noq
     assert changed[-2:] == ["CreateSubmission", "hcd-report"] or changed[-1] == "hcd-report"
     facts = facts_in(kaggle)
     assert facts["campaign"] == "one"
-    assert facts["leaderboard"]["judge"] == "Kaggle"
+    assert facts["leaderboard"]["judge"] == "the loopback Kaggle"
+    assert facts["rehearsal"] == [ON_LOOPBACK]  # `run` by hand against a loopback Kaggle: never passed for Kaggle's
     assert facts["leaderboard"]["submission"]["public_auc"] == kaggle.ledger.submissions[0].public
     folder = kaggle.folder / "campaigns" / "one"
     assert f"report: {folder / 'outputs' / 'hcd-report' / PAGE}" in capsys.readouterr().out

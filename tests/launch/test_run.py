@@ -29,7 +29,7 @@ def account(world, monkeypatch):
         for name, value in kaggle.server.environment().items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("HOME", str(kaggle.folder))
-        monkeypatch.setattr("launch.order.CAMPAIGNS", kaggle.folder / "campaigns")
+        monkeypatch.setattr("launch.order.LOOPBACK_CAMPAIGNS", kaggle.folder / "campaigns")
         kaggle.folder.joinpath("campaigns").mkdir()
         return kaggle
 
@@ -284,6 +284,17 @@ def test_names_nobody_knows_are_answered_with_those_there_are(account):
         show_log(find_campaign("one"), "fold-9", follow=False, connect=reach)
     with pytest.raises(LaunchError, match="cannot name a campaign"):
         find_campaign("../x")
+
+
+def test_what_was_rehearsed_on_loopback_is_no_campaign_of_kaggles(account, monkeypatch, tmp_path):
+    kaggle = account()
+    monkeypatch.setattr("launch.order.CAMPAIGNS", tmp_path / "kaggle's")
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    assert find_campaign("one") == kaggle.folder / "campaigns" / "one"
+    monkeypatch.delenv("KAGGLE_API_ENVIRONMENT")
+    with pytest.raises(LaunchError, match="there is no campaign one; there are: none"):
+        find_campaign("one")
+    assert order(kaggle).judge == "Kaggle"
 
 
 def test_a_name_is_a_slug_a_kind_or_a_fold(account):

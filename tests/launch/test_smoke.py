@@ -201,6 +201,9 @@ def test_interrupted_twice_the_same_command_ends_in_a_score_and_thin_kernels_rea
     submitted = next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")).read_bytes()
     assert set(held_back["id"]) == set(pd.read_csv(io.BytesIO(submitted))["id"])
 
+    page = next(out.glob("campaign/outputs/hcd-report/report.html")).read_text()
+    assert "Its tiles were drawn by the project" in page and "This is a rehearsal" in page
+
     # What came to its end starts anew, here with kernels that take the library from the dataset: they compute the same.
     experiment = load_experiment("smoke", KNOBS)
     result = rehearsal.smoke([experiment], data=None, tiles=60, out=out, thin=True, owner="someone", say=print)

@@ -30,6 +30,7 @@ EXPERIMENT: dict[str, Any] = {
 }
 NUMBERS: dict[str, Any] = {
     "campaign": "c",
+    "rehearsal": [],
     "place": "kaggle",
     "labelled": 220_025,
     "test_tiles": 57_458,
@@ -145,6 +146,7 @@ def test_a_share_of_the_attribution_is_held_against_an_even_map() -> None:
         ({"one": {"members": 1}}, "what another seed would give"),
         ({"one": {"explained": None}}, "what its networks look at"),
         ({"searches": 0}, "no search was made"),
+        ({"rehearsal": ["Its tiles were drawn."]}, "Its tiles were drawn."),
         ({"problems": ["x"]}, "What 1 output held that could not be used"),
         ({"failed": {"two": "no fold of it is among the inputs"}}, "How two scores: no fold of it is among the inputs"),
         ({"experiments": {}}, "no fold of any experiment could be scored"),
