@@ -53,7 +53,7 @@ def test_a_report_that_fails_loses_nothing(account, capsys):  # noqa: F811
     kaggle = account(Fault("session", "error", slug="report"))
     with pytest.raises(LaunchError, match=r"(?s)everything but the report is done and kept.*hcd-report.*build_kernel.py report"):
         run(order(kaggle), connect=reach)
-    assert "scored by Kaggle" in capsys.readouterr().out
+    assert "scored by the loopback Kaggle" in capsys.readouterr().out
     run(order(kaggle), connect=reach)
     assert pushes(kaggle).count("hcd-report") == 2 and len(pushes(kaggle)) == 7
     assert len(kaggle.ledger.submissions) == 1
