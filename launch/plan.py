@@ -183,6 +183,11 @@ def _own_values(name: str, overrides: Sequence[str], root: Path) -> Experiment:
         raise LaunchError(str(error)) from error
     except ValueError as error:  # not UTF-8
         raise LaunchError(f"experiments/{name}.toml cannot be read: {error}") from error
+    if changed.split == "slide" and not changed.slide_map:  # the folds would say so, after prepare and on a GPU
+        raise LaunchError(
+            f"{name}: split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset or folder that holds one and "
+            "name the file, --set slide_map=FILE.csv; or take --set split=stain"
+        )
     return Experiment(name if changed == config else f"{name}-{changed.hash[:6]}", changed)
 
 

@@ -207,7 +207,9 @@ class Config:
         if not problems and not self.backbone.strip():
             problems.append("backbone is empty: name a timm model, such as resnet34.tv_in1k")
         if not problems and self.warmup_epochs >= self.epochs:
-            problems.append(f"warmup_epochs = {self.warmup_epochs} leaves nothing of epochs = {self.epochs}")
+            problems.append(
+                f"warmup_epochs = {self.warmup_epochs} leaves nothing of epochs = {self.epochs}: lower it, or train longer"
+            )
         if not problems and self.freeze_epochs >= self.epochs:
             problems.append(f"freeze_epochs = {self.freeze_epochs} leaves nothing of epochs = {self.epochs}")
         if not problems and self.tune == "head" and self.pseudo_labels:

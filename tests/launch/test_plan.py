@@ -178,3 +178,9 @@ def test_what_cannot_be_searched_says_why(root: Path) -> None:
     with pytest.raises(LaunchError, match="it decides the folds"):
         load_search("odd", root=root)
     assert "searches" not in experiment_names()
+
+
+def test_slide_folds_without_a_map_are_refused_before_anything_is_built():
+    with pytest.raises(LaunchError, match="split = slide needs a tile-to-slide map.*slide_map=FILE.csv"):
+        load_experiment("resnet18", ["split=slide"])
+    assert load_experiment("resnet18", ["split=slide", "slide_map=map.csv"]).config.split == "slide"
