@@ -21,6 +21,7 @@ def conclude(numbers: Mapping[str, Any]) -> list[str]:
     best = experiments[ranked[0]]
     sentences = [
         _best(ranked, experiments),
+        *_chance(ranked[0], best),
         *_order(ranked, experiments),
         *_spread(ranked[0], best),
         *_mean(numbers, best["auc"]),
@@ -57,6 +58,13 @@ def unknowns(numbers: Mapping[str, Any]) -> list[str]:
     if numbers["problems"]:
         found.append(f"What {several(len(numbers['problems']), 'output')} held that could not be used (see The data).")
     return found
+
+
+def _chance(name: str, best: Mapping[str, Any]) -> list[str]:
+    low, high = best["interval_95"]
+    if not is_number(low) or not low <= 0.5 <= high:
+        return []
+    return [f"{name} cannot be told from chance: its interval holds 0.5."]
 
 
 def _best(ranked: Sequence[str], experiments: Mapping[str, Any]) -> str:

@@ -43,7 +43,8 @@ def problem(gathered: Gathered) -> list[Block]:
             f"This is the report of {f'the campaign {campaign}' if campaign else 'one campaign'}; experiments: {names}. Scores "
             "are out of fold unless they say otherwise: every labelled tile is judged by networks that did not learn from it. "
             "Intervals are 95 % bootstrap intervals that resample whole groups of tiles, because tiles of one slide are not "
-            "independent."
+            "independent. The competition does not tell the slides: a stain group, tiles whose stain and background are alike, "
+            "stands in for one. Stratified folds take tiles at random; stain and slide folds keep each group whole."
         ),
     ]
 

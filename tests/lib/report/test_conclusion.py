@@ -166,3 +166,10 @@ def test_what_is_known_is_not_called_unknown() -> None:
 
 def test_of_nothing_nothing_follows() -> None:
     assert conclude(numbers(experiments={})) == []
+
+
+@pytest.mark.parametrize(
+    ("interval", "chance"), [([0.42, 0.71], True), ([0.5, 0.6], True), ([0.51, 0.9], False), ([None, None], False)]
+)
+def test_a_score_whose_interval_holds_a_half_is_not_told_from_chance(interval: list[float | None], chance: bool) -> None:
+    assert ("one cannot be told from chance" in said(one={"auc": 0.57, "interval_95": interval})) is chance
