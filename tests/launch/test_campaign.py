@@ -121,7 +121,7 @@ def test_a_campaign_that_was_started_otherwise_is_not_mixed_up(world):
 
 
 def test_no_push_over_a_running_version(world):
-    kaggle = world(seconds=0.4)
+    kaggle = world()
     folder = kaggle.folder / "by-hand"
     folder.mkdir()
     (folder / "kernel-metadata.json").write_text(
@@ -139,7 +139,7 @@ def test_no_push_over_a_running_version(world):
     )
     script = kaggle.folder / "by-hand" / "hand.py"
     script.write_text("PARAMETERS = " + repr(_prepare_parameters()) + "\n")
-    kaggle.kernels.seconds = 8.0
+    kaggle.kernels.seconds = 600.0
     done = subprocess.run(
         [str(Path(sys.executable).parent / "kaggle"), "kernels", "push", "-p", str(folder)],
         env=kaggle.environment(),
@@ -148,10 +148,14 @@ def test_no_push_over_a_running_version(world):
         timeout=60,
     )
     assert "successfully pushed" in done.stdout, done
+    running = kaggle.start(submit=False)
+    deadline = time.monotonic() + 60
+    while "a run that this campaign did not push" not in (running.printed[0].read_text() if running.printed[0].is_file() else ""):
+        assert running.returncode is None and time.monotonic() < deadline, running.printed[0].read_text()
+        time.sleep(0.05)
     kaggle.kernels.seconds = 0.0
-    ended = kaggle.run(submit=False)
-    assert ended.code == 0, ended
-    assert "a run that this campaign did not push" in ended.out
+    out, err = running.communicate(timeout=90)
+    assert running.returncode == 0, (out, err)
     starts = [slug for slug, _ in kaggle.kernels.ran if slug == "hcd-prepare"]
     assert len(starts) == 2
 
