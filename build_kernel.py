@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
+try:
+    import click
+except ModuleNotFoundError:
+    sys.exit("error: the packages are not installed here: make env, then .venv/bin/python build_kernel.py")
 
 from launch.errors import LaunchError
 

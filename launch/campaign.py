@@ -164,25 +164,12 @@ class Campaign:
     def _follow_others(self, kernel: Kernel) -> None:
         """Look at what holds the sessions of a kernel's machine: it may have ended since."""
         self.desk.clocks.once(kernel.slug, "slot", f"{kernel.slug}: waiting for a session of this campaign to end")
-        for other in self._holding(kernel):
+        for other in self._capacity.holding(kernel):
             entry = self.progress.entry(other)
             if entry.open is not None and other.slug not in self.desk.failures:
                 self._follower.follow(other, entry, entry.open)
-        if why := self._in_vain(kernel):
+        if why := self._capacity.held_for_good(kernel):
             self.desk.fail(kernel, why)
-
-    def _holding(self, kernel: Kernel) -> list[Kernel]:
-        """The others that have a session of its machine."""
-        others = [each for each in self.progress.kernels if each.needs_gpu == kernel.needs_gpu and each.slug != kernel.slug]
-        return [each for each in others if self.progress.entry(each).open is not None]
-
-    def _in_vain(self, kernel: Kernel) -> str:
-        """Why nobody will give a session back that this kernel waits for; empty where one is free or may become so."""
-        holding = self._holding(kernel)
-        failed = [each.slug for each in holding if each.slug in self.desk.failures]
-        if not holding or len(failed) < len(holding) or self._capacity.has_session(kernel):
-            return ""
-        return f"no session is free for it: {', '.join(failed)} failed here and may still run there"
 
     def _tick(self) -> None:
         """One look at everything that is open, and a start of everything that is ready.
@@ -226,7 +213,7 @@ class Campaign:
             entry = self.progress.entry(kernel)
             if entry.open is not None and kernel.slug not in self.desk.failures:
                 return True
-            if self._is_ready(kernel) and not self._in_vain(kernel):
+            if self._is_ready(kernel) and not self._capacity.held_for_good(kernel):
                 return True
         return not self.publisher.rests
 
@@ -235,7 +222,7 @@ class Campaign:
         if self.desk.source.thin and self.publisher.failed:
             lines += self.publisher.problems
         ready = [kernel for kernel in self.progress.kernels if self._is_ready(kernel)]
-        lines += [f"{kernel.slug}: {why}" for kernel in ready if (why := self._in_vain(kernel))]
+        lines += [f"{kernel.slug}: {why}" for kernel in ready if (why := self._capacity.held_for_good(kernel))]
         done = [kernel.slug for kernel in self.progress.wanted if self.progress.is_done(kernel)]
         kept = f"\nDone and kept: {', '.join(done)}." if done else ""
         return "the campaign stopped:\n  - " + "\n  - ".join(lines) + f"{kept}\nMend the cause and run the same command again."

@@ -60,10 +60,20 @@ class Capacity:
 
     def has_session(self, kernel: Kernel) -> bool:
         """Whether a session of its machine is free, as far as this campaign takes them and the service told."""
-        taken = sum(self._is_at_work(other) for other in self.progress.kernels if other.needs_gpu == kernel.needs_gpu)
-        if taken >= (GPU_SESSIONS if kernel.needs_gpu else CPU_SESSIONS):
+        if len(self.holding(kernel)) >= _sessions(kernel):
             return False
         return self.desk.clocks.is_over(_machine(kernel), "hold", self.desk.pace.capacity)
+
+    def holding(self, kernel: Kernel) -> list[Kernel]:
+        """The kernels of the plan that have a session of its machine."""
+        return [each for each in self.progress.kernels if each.needs_gpu == kernel.needs_gpu and self._is_at_work(each)]
+
+    def held_for_good(self, kernel: Kernel) -> str:
+        """Why no session of its machine will be given back: what failed holds them all. Empty where one may become free."""
+        holding = [each.slug for each in self.holding(kernel)]
+        if len(holding) < _sessions(kernel) or not self.desk.failures.keys() >= set(holding):
+            return ""
+        return f"no session is free for it: {', '.join(holding)} failed here and may still run there"
 
     def has_quota(self, kernel: Kernel) -> bool:
         """Whether the quota suffices for a kernel beside what runs; says when it is back where it does not."""
@@ -146,6 +156,10 @@ class Capacity:
 
     def _is_at_work(self, kernel: Kernel) -> bool:
         return self.progress.entry(kernel).open is not None
+
+
+def _sessions(kernel: Kernel) -> int:
+    return GPU_SESSIONS if kernel.needs_gpu else CPU_SESSIONS
 
 
 def _machine(kernel: Kernel) -> str:

@@ -492,7 +492,7 @@ def check_environment(environment: Mapping[str, str]) -> list[Finding]:
     """Variables that lead the client elsewhere; of their values only known words are shown."""
     findings = []
     where = environment.get("KAGGLE_API_ENVIRONMENT")
-    if where == "LOCALHOST":
+    if at_loopback(environment):
         text = "KAGGLE_API_ENVIRONMENT is LOCALHOST: the client talks to this machine, not to Kaggle"
         findings.append(Finding("environment", None, text, "Right for the loopback Kaggle; unset it for the real one."))
     elif where in ("TEST", "QA", "STAGING", "ADMIN"):
@@ -503,7 +503,7 @@ def check_environment(environment: Mapping[str, str]) -> list[Finding]:
             Finding("environment", False, "KAGGLE_API_ENVIRONMENT holds a word the client does not know", "Unset it.")
         )
     proxies = sorted(name for name in _PROXIES if environment.get(name))
-    if proxies and where != "LOCALHOST":
+    if proxies and not at_loopback(environment):
         text = f"requests go through the proxy of {', '.join(proxies)}"
         findings.append(Finding("environment", None, text, "Fine where the network needs it; uploads may be slower."))
     if environment.get("KAGGLE_PROXY"):

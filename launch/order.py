@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,9 +59,9 @@ class Order:
     score_pace: ScorePace = field(default_factory=ScorePace)
 
 
-def at_loopback() -> bool:
-    """Whether the client talks to this machine and not to Kaggle."""
-    return os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST"
+def at_loopback(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a client in this environment talks to this machine and not to Kaggle."""
+    return environment.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST"
 
 
 def campaigns() -> Path:

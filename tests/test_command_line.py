@@ -1,5 +1,7 @@
 """What the command line tells of itself, and what it does when it is not allowed to write."""
 
+import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,3 +52,13 @@ def test_experiments_and_searches_are_told_with_what_their_files_say(capsys: pyt
         assert first.startswith("# ")
         lines = told.partition(f"\n{name}\n")[2] if not told.startswith(f"{name}\n") else told
         assert first[2:] in "\n".join(lines.splitlines()[:3])
+
+
+@pytest.mark.parametrize("installed", [[], ["click"]], ids=str)
+def test_without_the_packages_it_says_how_to_get_them(installed: list[str], tmp_path: Path) -> None:
+    for name in installed:
+        (tmp_path / name).symlink_to(Path(importlib.import_module(name).__file__ or "").parent)
+    command = [sys.executable, "-S", "build_kernel.py", "smoke"]  # -S: without what is installed
+    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the package") and "make env" in done.stderr and len(done.stderr.splitlines()) == 1

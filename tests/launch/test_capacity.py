@@ -104,3 +104,15 @@ def test_what_a_campaign_costs_is_said_before_it_begins_and_what_can_never_run_s
     assert [line.split(":")[0].split()[0] for line in said[1:]] == ["now", "from"]
     with pytest.raises(CampaignStoppedError, match=r"fold-0 is expected to take 2.0 h, .* 1.5 h: it can never run"):
         capacity(0.0, allowed=1.5).announce()
+
+
+def test_sessions_are_held_for_good_only_when_what_failed_holds_them_all(capacity):
+    one, two = capacity(0.0, FOLDS[0]), capacity(0.0, *FOLDS[:2])
+    one.desk.fail(FOLDS[0], "Kaggle does not end it")
+    one.sessions_were_taken(FOLDS[2], CapacityError("all are taken."))  # by other sessions of the account, which end
+    assert not one.has_session(FOLDS[2]) and one.held_for_good(FOLDS[2]) == ""
+    two.desk.fail(FOLDS[0], "Kaggle does not end it")
+    assert two.held_for_good(FOLDS[2]) == ""
+    two.desk.fail(FOLDS[1], "Kaggle does not end it")
+    assert f"{FOLDS[0].slug}, {FOLDS[1].slug} failed here" in two.held_for_good(FOLDS[2])
+    assert two.held_for_good(PREPARE) == ""

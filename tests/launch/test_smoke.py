@@ -113,6 +113,7 @@ def prepared_data_serve_another_config(*, data, out):
     assert "the file absent.safetensors is not among the inputs" in str(failure.value)
     [line] = [line for line in said if "finished before" in line]
     assert line.startswith("hcd-prepare-")
+    assert next(out.glob("hcd-prepare-*/working/run.json")).is_file()  # the failure takes nothing with it
 
 
 def a_finished_training_is_kept_when_the_data_change(experiment, *, data, out):
