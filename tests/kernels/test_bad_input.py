@@ -544,7 +544,7 @@ def test_more_folds_than_tiles_of_a_class(bench: Any, prepared: Path) -> None:
 
 def test_folds_by_slide_without_a_map(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, PREPARE)
-    assert "split = slide needs a tile-to-slide map" in bench.refused("train", split="slide")
+    assert "split = slide needs a tile-to-slide map" in bench.refused("train", split="slide", slide_map="map.csv")
 
 
 def test_an_unknown_backbone(bench: Any, prepared: Path, folds: list[Path]) -> None:
