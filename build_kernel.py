@@ -17,7 +17,11 @@ from launch.errors import LaunchError
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
 _SET = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a knob of the experiment, see `knobs`; repeatable."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a knob of the experiment, see `knobs`; repeatable.",
 )
 _OWNER = click.option("--owner", help="Your Kaggle user name, instead of the one in kernel-metadata.json.")
 _ATTACH = click.option(
@@ -40,7 +44,9 @@ _AVERAGE = click.option(
 def _search_option(default: str) -> Any:
     """--search, or --search NAME: a search of experiments/searches; the command then says which by `load_search`."""
     text = f"A search of experiments/searches (without a NAME: {default}) over the experiment, and only what it reads."
-    return click.option("--search", "searched", is_flag=False, flag_value=default, metavar="[NAME]", help=text)
+    return click.option(
+        "--search", "searched", is_flag=False, flag_value=default, metavar="[NAME]", help=text
+    )
 
 
 _SEARCH = _search_option("baseline")
@@ -100,10 +106,18 @@ def _say(text: str) -> None:
 @_OWNER
 @_SET
 @click.option(
-    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="A dataset to attach to the kernels; repeatable."
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="OWNER/SLUG",
+    help="A dataset to attach to the kernels; repeatable.",
 )
-@click.option("--thin", is_flag=True, help="Kernels that import the library from the dataset, after checking its hash.")
-@click.option("--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code.")
+@click.option(
+    "--thin", is_flag=True, help="Kernels that import the library from the dataset, after checking its hash."
+)
+@click.option(
+    "--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code."
+)
 @_AVERAGE
 @_SEARCH
 @click.option("--out", default="dist", show_default=True, type=_FOLDER, help="Where to.")
@@ -122,9 +136,9 @@ def build(
 
     EXPERIMENTS are names of files in experiments/; without any, the one that kernel-metadata.json names.
     """
-    from launch import build as builder
-    from launch.bundle import SOURCE_LIMIT
-    from launch.metadata import PLACEHOLDER_OWNER, default_experiment, read_base
+    from launch.packaging import builder
+    from launch.packaging.bundle import SOURCE_LIMIT
+    from launch.packaging.metadata import PLACEHOLDER_OWNER, default_experiment, read_base
     from launch.plan import load_experiments
 
     wrong = [dataset for dataset in datasets if dataset.count("/") != 1]
@@ -144,10 +158,14 @@ def build(
     )
     for kernel in built.kernels:
         size = built.sizes[kernel.slug]
-        click.echo(f"{built.out}/kernels/{kernel.slug}  {size:,} bytes, {size / SOURCE_LIMIT:.0%} of the limit")
+        click.echo(
+            f"{built.out}/kernels/{kernel.slug}  {size:,} bytes, {size / SOURCE_LIMIT:.0%} of the limit"
+        )
     click.echo(f"{built.out}/dataset  bundle {built.bundle}")
     if built.owner == PLACEHOLDER_OWNER:
-        click.echo(f"note: the owner is {PLACEHOLDER_OWNER}; write yours into kernel-metadata.json before you push")
+        click.echo(
+            f"note: the owner is {PLACEHOLDER_OWNER}; write yours into kernel-metadata.json before you push"
+        )
 
 
 @main.command()
@@ -157,7 +175,7 @@ def check(out: Path) -> None:
 
     Sizes, metadata, sources, secrets; all problems at once.
     """
-    from launch import build as builder
+    from launch.packaging import builder
 
     looked, problems, warnings = builder.check(out)
     for line in looked:
@@ -181,8 +199,14 @@ def check(out: Path) -> None:
 @click.option("--tiles", type=click.IntRange(min=50), help="Labelled tiles to take (stratified) or to draw.")
 @click.option("--folds", type=click.IntRange(min=2, max=20), help="The same as --set folds=K.")
 @click.option("--thin", is_flag=True, help="Rehearse thin kernels, with the dataset mounted.")
-@click.option("--faults", type=_FILE, help="What the loopback Kaggle shall do wrong and when: a JSON list, see the README.")
-@click.option("--out", default="runs/smoke", show_default=True, type=_FOLDER, help="Where everything is kept.")
+@click.option(
+    "--faults",
+    type=_FILE,
+    help="What the loopback Kaggle shall do wrong and when: a JSON list, see the README.",
+)
+@click.option(
+    "--out", default="runs/smoke", show_default=True, type=_FOLDER, help="Where everything is kept."
+)
 @_search_option("smoke")
 @_ATTACH
 @_AVERAGE
@@ -208,10 +232,10 @@ def smoke(
 
     An interrupted rehearsal goes on where it stopped; one that came to its end starts anew.
     """
-    from launch.metadata import owner_of, read_base
+    from launch.emulator.faults import load_faults
+    from launch.emulator.smoke import smoke as rehearse
+    from launch.packaging.metadata import owner_of, read_base
     from launch.plan import load_experiments
-    from launch.rehearsal.faults import load_faults
-    from launch.rehearsal.smoke import smoke as rehearse
 
     knobs = [*overrides, *([f"folds={folds}"] if folds else [])]
     loaded = load_experiments(experiments or ("smoke",), knobs)
@@ -243,7 +267,9 @@ def smoke(
     type=_FOLDER,
     help="A folder in competition layout.",
 )
-@click.option("--out", default="runs/local", show_default=True, type=_FOLDER, help="Where everything is kept.")
+@click.option(
+    "--out", default="runs/local", show_default=True, type=_FOLDER, help="Where everything is kept."
+)
 @_SEARCH
 @_ATTACH
 @_AVERAGE
@@ -264,19 +290,30 @@ def local(
     What is finished is not done again, so the same command continues an interrupted training.
     """
     from launch.local import local as train
-    from launch.metadata import default_experiment, owner_of, read_base
+    from launch.packaging.metadata import default_experiment, owner_of, read_base
     from launch.plan import load_experiments
 
     base = read_base()
     loaded = load_experiments(experiments or (default_experiment(base),), overrides)
     search = _load_search(searched)
-    train(loaded, data=data, out=out, attach=attach, average=average, search=search, owner=owner_of(base), say=_say)
+    train(
+        loaded,
+        data=data,
+        out=out,
+        attach=attach,
+        average=average,
+        search=search,
+        owner=owner_of(base),
+        say=_say,
+    )
 
 
 @main.command()
 @click.argument("experiments", nargs=-1)
 @click.option(
-    "--upload", is_flag=True, help="Make them a private dataset, hcd-encoders; attach it with --dataset OWNER/hcd-encoders."
+    "--upload",
+    is_flag=True,
+    help="Make them a private dataset, hcd-encoders; attach it with --dataset OWNER/hcd-encoders.",
 )
 @_SET
 def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ...]) -> None:
@@ -288,34 +325,46 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
     of weights has, and whether it is gated, is yours to check and accept.
     """
     from launch.local import fetch_weights
-    from launch.metadata import default_experiment, owner_of, read_base
+    from launch.packaging.metadata import default_experiment, owner_of, read_base
     from launch.plan import load_experiments
 
     base = read_base()
     loaded = load_experiments(experiments or (default_experiment(base),), overrides)
     click.echo(f"weights in {fetch_weights(loaded, owner=owner_of(base), say=_say)}")
     if upload:
-        from launch.client import connect
-        from launch.encoders import upload_weights
+        from launch.kaggle_api.client import connect
+        from launch.weights_dataset import upload_weights
 
         click.echo(f"dataset {upload_weights(connect(), say=_say)}: attach it with --dataset")
 
 
 @main.command()
-@click.option("--to", default="input/histopathologic-cancer-detection", show_default=True, type=_FOLDER, help="Where to.")
+@click.option(
+    "--to",
+    default="input/histopathologic-cancer-detection",
+    show_default=True,
+    type=_FOLDER,
+    help="Where to.",
+)
 def download(to: Path) -> None:
     """Fetch the competition's data.
 
     Through the Kaggle client, for `local` and `smoke --data`; about 14 GB while unpacking.
     """
-    from launch.download import download_competition
+    from launch.kaggle_api.download import download_competition
 
     download_competition(to, say=_say)
 
 
-_CAMPAIGN = click.option("--campaign", metavar="NAME", help="Which campaign. [default: the one that was at work last]")
+_CAMPAIGN = click.option(
+    "--campaign", metavar="NAME", help="Which campaign. [default: the one that was at work last]"
+)
 _DATASET = click.option(
-    "--dataset", "datasets", multiple=True, metavar="OWNER/SLUG", help="A dataset to attach to the kernels; repeatable."
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="OWNER/SLUG",
+    help="A dataset to attach to the kernels; repeatable.",
 )
 
 
@@ -330,8 +379,8 @@ def _order(
     **rest: Any,
 ) -> Any:
     """The order for a campaign that is named by its experiments, or by --campaign."""
-    from launch.metadata import default_experiment, read_base
-    from launch.order import Order, campaign_folder, campaign_name
+    from launch.campaign.spec import Order, campaign_folder, campaign_name
+    from launch.packaging.metadata import default_experiment, read_base
     from launch.plan import load_experiments
 
     loaded = load_experiments(experiments or (default_experiment(read_base()),), overrides)
@@ -357,12 +406,25 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
     )
 )
 @click.argument("experiments", nargs=-1)
-@click.option("--folds", callback=_numbers, metavar="0,1,...", help="Only these folds; `--folds 0` gives a first score early.")
+@click.option(
+    "--folds",
+    callback=_numbers,
+    metavar="0,1,...",
+    help="Only these folds; `--folds 0` gives a first score early.",
+)
 @click.option("--no-submit", is_flag=True, help="Stop before the submission.")
-@click.option("--message", default="", help="What the submission says of itself. [default: the out-of-fold AUC]")
+@click.option(
+    "--message", default="", help="What the submission says of itself. [default: the out-of-fold AUC]"
+)
 @click.option("--campaign", metavar="NAME", help="A name of its own. [default: the experiments' names]")
-@click.option("--reuse", is_flag=True, help="Take over finished outputs of earlier campaigns even if other code made them.")
-@click.option("--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code.")
+@click.option(
+    "--reuse",
+    is_flag=True,
+    help="Take over finished outputs of earlier campaigns even if other code made them.",
+)
+@click.option(
+    "--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code."
+)
 @click.option("--no-probe", is_flag=True, help="Do not offer the canaries before the first fold.")
 @_AVERAGE
 @_SEARCH
@@ -391,8 +453,8 @@ def run(
     Dataset, weights, prepare, the folds of every experiment (two at a time), one inference over all of them, submission,
     score, report. What is done is not done again; what runs on Kaggle goes on without this command.
     """
-    from launch.client import connect
-    from launch.run import run as campaign_run
+    from launch.campaign.commands import run as campaign_run
+    from launch.kaggle_api.client import connect
 
     order = _order(
         experiments,
@@ -415,11 +477,15 @@ def run(
 
 def _offer_probe(order: Any) -> None:
     """Before the first fold of the first campaign: a few minutes of canaries may save hours of quota."""
-    from launch.doctor import PROBE_FOLDER
-    from launch.doctor import doctor as examine
-    from launch.probe import RESULTS
+    from launch.doctor.command import PROBE_FOLDER
+    from launch.doctor.command import doctor as examine
+    from launch.doctor.environment_check import RESULTS
 
-    if (PROBE_FOLDER / RESULTS).is_file() or (order.folder / "ledger.json").is_file() or not sys.stdin.isatty():
+    if (
+        (PROBE_FOLDER / RESULTS).is_file()
+        or (order.folder / "ledger.json").is_file()
+        or not sys.stdin.isatty()
+    ):
         return
     text = "No canary has looked at your Kaggle yet: three kernels of a few minutes, about 0.1 h of GPU quota. Push them first?"
     if click.confirm(text, default=True):
@@ -457,8 +523,8 @@ def push(
     It returns when Kaggle has them; `run` fetches their outputs and goes on from there. A search that was pushed before goes
     on: the trials of its output are not run again.
     """
-    from launch.client import connect
-    from launch.run import push as push_names
+    from launch.campaign.commands import push as push_names
+    from launch.kaggle_api.client import connect
 
     search = _load_search(searched)
     order = _order(experiments, overrides, campaign=campaign, owner=owner, datasets=datasets, search=search)
@@ -469,21 +535,23 @@ def push(
 @_CAMPAIGN
 def status(campaign: str | None) -> None:
     """How a campaign stands: kernels, versions, states, AUC, quota."""
-    from launch.client import connect
-    from launch.order import find_campaign
-    from launch.run import show_status
+    from launch.campaign.commands import show_status
+    from launch.campaign.spec import find_campaign
+    from launch.kaggle_api.client import connect
 
     show_status(find_campaign(campaign), connect=connect)
 
 
 @main.command()
 @_CAMPAIGN
-@click.option("--every", default=60.0, show_default=True, type=click.FloatRange(min=1), help="Seconds between looks.")
+@click.option(
+    "--every", default=60.0, show_default=True, type=click.FloatRange(min=1), help="Seconds between looks."
+)
 def watch(campaign: str | None, every: float) -> None:
     """`status` until nothing is at work on Kaggle any more. Changes nothing."""
-    from launch.client import connect
-    from launch.order import find_campaign
-    from launch.run import watch as look
+    from launch.campaign.commands import watch as look
+    from launch.campaign.spec import find_campaign
+    from launch.kaggle_api.client import connect
 
     look(find_campaign(campaign), connect=connect, every=every)
 
@@ -494,9 +562,9 @@ def watch(campaign: str | None, every: float) -> None:
 @_CAMPAIGN
 def logs(name: str, follow: bool, campaign: str | None) -> None:
     """The log of a kernel: weights, prepare, fold-0 ..., inference."""
-    from launch.client import connect
-    from launch.order import find_campaign
-    from launch.run import show_log
+    from launch.campaign.commands import show_log
+    from launch.campaign.spec import find_campaign
+    from launch.kaggle_api.client import connect
 
     show_log(find_campaign(campaign), name, follow=follow, connect=connect)
 
@@ -510,8 +578,8 @@ def report(campaign: str | None) -> None:
 
     `run` makes it on Kaggle, last of all; this needs no account. The notebook beside it opens in Jupyter.
     """
-    from launch.order import find_campaign
-    from launch.report import make_report
+    from launch.campaign.report import make_report
+    from launch.campaign.spec import find_campaign
 
     click.echo(f"report: {make_report(find_campaign(campaign), say=_say)}")
 
@@ -525,37 +593,43 @@ def pull(names: tuple[str, ...], to: Path | None, campaign: str | None) -> None:
 
     They are held against their run.json; arrays and weights stay on Kaggle.
     """
-    from launch.client import connect
-    from launch.order import find_campaign
-    from launch.run import pull_outputs
+    from launch.campaign.commands import pull_outputs
+    from launch.campaign.spec import find_campaign
+    from launch.kaggle_api.client import connect
 
     pull_outputs(find_campaign(campaign), names, to=to, connect=connect)
 
 
 @main.command()
-@click.option("--message", default="", help="What the submission says of itself. [default: the out-of-fold AUC]")
+@click.option(
+    "--message", default="", help="What the submission says of itself. [default: the out-of-fold AUC]"
+)
 @_CAMPAIGN
 def submit(message: str, campaign: str | None) -> None:
     """Submit what a campaign left, once, and wait for the score."""
-    from launch.client import connect
-    from launch.order import find_campaign
-    from launch.run import submit_only
+    from launch.campaign.commands import submit_only
+    from launch.campaign.spec import find_campaign
+    from launch.kaggle_api.client import connect
 
     submit_only(find_campaign(campaign), message=message, connect=connect)
 
 
 @main.command()
 @click.argument("experiments", nargs=-1)
-@click.option("--probe", is_flag=True, help="Push three canaries of a few minutes and compare what they see; 0.1 h of quota.")
+@click.option(
+    "--probe",
+    is_flag=True,
+    help="Push three canaries of a few minutes and compare what they see; 0.1 h of quota.",
+)
 @_SET
 def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]) -> None:
     """What is still to do, before it costs anything.
 
     Credentials, rules, quota, slugs, versions, sizes, clock; each with what to do about it.
     """
-    from launch.doctor import PROBE_FOLDER
-    from launch.doctor import doctor as examine
-    from launch.metadata import default_experiment, read_base
+    from launch.doctor.command import PROBE_FOLDER
+    from launch.doctor.command import doctor as examine
+    from launch.packaging.metadata import default_experiment, read_base
     from launch.plan import load_experiments
 
     loaded = load_experiments(experiments or (default_experiment(read_base()),), overrides)
@@ -563,18 +637,22 @@ def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]
 
 
 @main.command()
-@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Where it listens. [default: a free one]")
+@click.option(
+    "--port", default=0, type=click.IntRange(0, 65535), help="Where it listens. [default: a free one]"
+)
 @click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
 @click.option("--faults", type=_FILE, help="What it shall do wrong and when: a JSON list, see the README.")
-@click.option("--out", default="runs/loopback", show_default=True, type=_FOLDER, help="Where everything is kept.")
+@click.option(
+    "--out", default="runs/loopback", show_default=True, type=_FOLDER, help="Where everything is kept."
+)
 def loopback(port: int, data: Path | None, faults: Path | None, out: Path) -> None:
     """Serve the loopback Kaggle until Ctrl-C.
 
     It prints the environment that points a client at it.
     """
-    from launch.metadata import owner_of, read_base
-    from launch.rehearsal.faults import load_faults
-    from launch.rehearsal.smoke import serve
+    from launch.emulator.faults import load_faults
+    from launch.emulator.smoke import serve
+    from launch.packaging.metadata import owner_of, read_base
 
     wrong = load_faults(faults) if faults is not None else ()
     serve(port=port, data=data, faults=wrong, out=out, owner=owner_of(read_base()), say=_say)
@@ -610,17 +688,24 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except ModuleNotFoundError as error:
         click.echo(
-            f"error: the package {error.name} is not installed here: make env, then .venv/bin/python build_kernel.py", err=True
+            f"error: the package {error.name} is not installed here: make env, then .venv/bin/python build_kernel.py",
+            err=True,
         )
         return 1
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             remedy = "give yourself the right to it, or choose another folder (--out, --to)"
-            click.echo(f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror}): {remedy}", err=True)
+            click.echo(
+                f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror}): {remedy}",
+                err=True,
+            )
             return 1
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the rest keeps its traceback
             raise
-        click.echo(f"error: the disk is full ({error}). Free some space: the same command goes on from here", err=True)
+        click.echo(
+            f"error: the disk is full ({error}). Free some space: the same command goes on from here",
+            err=True,
+        )
         return 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted: the same command goes on from here", err=True)

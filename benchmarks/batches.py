@@ -27,7 +27,7 @@ from lib.config import Config  # noqa: E402
 from lib.data.batches import load_batches  # noqa: E402
 from lib.image.augment import augment  # noqa: E402
 from lib.model.network import Classifier  # noqa: E402
-from lib.training.engine import Part, plan_epoch  # noqa: E402
+from lib.training.epoch import Part, plan_epoch  # noqa: E402
 
 BATCH, ROUNDS, TILES = 128, 7, 2000
 CPU = torch.device("cpu")
@@ -46,7 +46,9 @@ def our_batches(tiles: np.ndarray, labels: np.ndarray, config: Config) -> Callab
     def work() -> int:
         plan = plan_epoch(part, config, epoch=next(epochs))
         sizes = [size for each in plan.passes for size in each]
-        batches = load_batches(tiles, plan.rows, batch_size=sizes, device=CPU, columns=(plan.labels, plan.draws))
+        batches = load_batches(
+            tiles, plan.rows, batch_size=sizes, device=CPU, columns=(plan.labels, plan.draws)
+        )
         return sum(len(network.normalise(augment(images, drawn, config))) for images, (_, drawn) in batches)
 
     return work
@@ -77,7 +79,9 @@ def batch_by_batch(tiles: np.ndarray, transform: Callable[[torch.Tensor], torch.
     return work
 
 
-def contenders(tiles: np.ndarray, labels: np.ndarray, config: Config, workers: int) -> dict[str, Callable[[], int]]:
+def contenders(
+    tiles: np.ndarray, labels: np.ndarray, config: Config, workers: int
+) -> dict[str, Callable[[], int]]:
     """All there are, by the names their rows carry."""
     plain = dataclasses.replace(config, hed=0.0)
 
@@ -93,7 +97,9 @@ def contenders(tiles: np.ndarray, labels: np.ndarray, config: Config, workers: i
         OURS_PLAIN: our_batches(tiles, labels, plain),
         LIMIT: batch_by_batch(tiles, cast),
         IN_PLACE: batch_by_batch(tiles, cast_in_place),
-        f"albumentations (H&E only), {workers} workers": loaded(peers.albumentations_loader, workers, hed=True),
+        f"albumentations (H&E only), {workers} workers": loaded(
+            peers.albumentations_loader, workers, hed=True
+        ),
         "albumentations (H&E only), 0 workers": loaded(peers.albumentations_loader, 0, hed=True),
         f"albumentations (no HED), {workers} workers": loaded(peers.albumentations_loader, workers),
         "albumentations (no HED), 0 workers": loaded(peers.albumentations_loader, 0),
@@ -119,9 +125,14 @@ def verdicts(rates: dict[str, list[float]]) -> dict[str, str]:
 
     rivals = [name for name in rates if name not in (OURS, OURS_PLAIN, LIMIT, IN_PLACE)]
     stains, rest = [n for n in rivals if "H&E" in n], [n for n in rivals if "H&E" not in n]
-    out = {f"ours / limit (wanted {WANTED_OF_LIMIT})": ratio(OURS, LIMIT), "ours / in place": ratio(OURS, IN_PLACE)}
+    out = {
+        f"ours / limit (wanted {WANTED_OF_LIMIT})": ratio(OURS, LIMIT),
+        "ours / in place": ratio(OURS, IN_PLACE),
+    }
     if stains:
-        out[f"ours / best that jitters stains (wanted {WANTED_OF_PEERS:g}), {best(stains)}"] = ratio(OURS, best(stains))
+        out[f"ours / best that jitters stains (wanted {WANTED_OF_PEERS:g}), {best(stains)}"] = ratio(
+            OURS, best(stains)
+        )
     if rest:
         out[f"ours without HED / best without, {best(rest)}"] = ratio(OURS_PLAIN, best(rest))
         out[f"ours with HED / best without, {best(rest)}"] = ratio(OURS, best(rest))
@@ -134,7 +145,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--tiles", type=int, default=TILES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="of the peers' loaders")
+    parser.add_argument(
+        "--workers", type=int, default=min(2, os.cpu_count() or 1), help="of the peers' loaders"
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)  # of the peers, on what they will change
     tiles, labels = read_tiles(arguments.data, limit=arguments.tiles)

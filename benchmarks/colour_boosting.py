@@ -46,28 +46,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a finished smoke or local run")
     run = parser.parse_args().run
-    kernels = run / "kaggle" / "kernels" if (run / "kaggle").is_dir() else run  # a rehearsal, or a run of `local`
+    kernels = (
+        run / "kaggle" / "kernels" if (run / "kaggle").is_dir() else run
+    )  # a rehearsal, or a run of `local`
     prepared = next(path.parent for path in kernels.glob("hcd-prepare*/**/working/index-train.csv"))
     index = pd.read_csv(prepared / "index-train.csv", dtype={"id": str})
-    folds = pd.read_csv(next(kernels.glob("hcd-*-fold-0/**/working/fold-table.csv")), dtype={"id": str}).set_index("id")["fold"]
+    folds = pd.read_csv(
+        next(kernels.glob("hcd-*-fold-0/**/working/fold-table.csv")), dtype={"id": str}
+    ).set_index("id")["fold"]
     fold = folds.loc[index["id"]].to_numpy()
-    oof = [pd.read_csv(path, dtype={"id": str}) for path in sorted(kernels.glob("hcd-*-fold-*/**/working/oof-*-member-*.csv"))]
+    oof = [
+        pd.read_csv(path, dtype={"id": str})
+        for path in sorted(kernels.glob("hcd-*-fold-*/**/working/oof-*-member-*.csv"))
+    ]
     network = pd.concat(oof).groupby("id")["logit"].mean().loc[index["id"]].to_numpy()
     labels = index["label"].to_numpy()
 
     started = time.perf_counter()
     features = colour_statistics(np.load(prepared / "tiles-train.npy"))
-    print(f"{features.shape[1]} colour statistics of {len(features):,} tiles in {time.perf_counter() - started:.0f} s")
+    print(
+        f"{features.shape[1]} colour statistics of {len(features):,} tiles in {time.perf_counter() - started:.0f} s"
+    )
     scores = np.empty(len(labels))
     for at in np.unique(fold):
         inside = fold == at
-        booster = HistGradientBoostingClassifier(max_iter=300, learning_rate=0.06, l2_regularization=1.0, random_state=0)
+        booster = HistGradientBoostingClassifier(
+            max_iter=300, learning_rate=0.06, l2_regularization=1.0, random_state=0
+        )
         scores[inside] = booster.fit(features[~inside], labels[~inside]).predict_proba(features[inside])[:, 1]
         pair = roc_auc_score(labels[inside], network[inside]), roc_auc_score(labels[inside], scores[inside])
-        print(f"fold {at}: network {pair[0]:.4f}, boosting on colour statistics {pair[1]:.4f}, n = {int(inside.sum()):,}")
+        print(
+            f"fold {at}: network {pair[0]:.4f}, boosting on colour statistics {pair[1]:.4f}, n = {int(inside.sum()):,}"
+        )
     # Probabilities, not logits, are pooled over folds: that is what is averaged and submitted.
     pooled = roc_auc_score(labels, 1 / (1 + np.exp(-network))), roc_auc_score(labels, scores)
-    print(f"pooled: network {pooled[0]:.4f}, boosting on colour statistics {pooled[1]:.4f}, n = {len(labels):,}")
+    print(
+        f"pooled: network {pooled[0]:.4f}, boosting on colour statistics {pooled[1]:.4f}, n = {len(labels):,}"
+    )
 
 
 if __name__ == "__main__":

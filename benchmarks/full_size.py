@@ -22,10 +22,10 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from launch.build import build  # noqa: E402
+from launch.emulator.synthetic_tiles import write_competition  # noqa: E402
 from launch.local import LocalRun  # noqa: E402
+from launch.packaging.builder import build  # noqa: E402
 from launch.plan import load_experiment  # noqa: E402
-from launch.rehearsal.competition import write_competition  # noqa: E402
 from lib.data.competition import read_competition  # noqa: E402
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE  # noqa: E402
 
@@ -46,7 +46,10 @@ def lay_out(folder: Path, *, labelled: int, unlabelled: int) -> None:
         for view in range(VIEWS):
             for name in ids[: count - len(rows)]:
                 content = (drawn / part / f"{name}.tif").read_bytes()
-                head, tile = content[:-TILE_BYTES], np.frombuffer(content[-TILE_BYTES:], np.uint8).reshape(TILE_SHAPE)
+                head, tile = (
+                    content[:-TILE_BYTES],
+                    np.frombuffer(content[-TILE_BYTES:], np.uint8).reshape(TILE_SHAPE),
+                )
                 turned = np.rot90(tile[:, ::-1] if view >= 4 else tile, view % 4).tobytes()
                 new = hashlib.sha1(turned, usedforsecurity=False).hexdigest()
                 (folder / part / f"{new}.tif").write_bytes(head + turned)
@@ -65,7 +68,11 @@ def run_one(folder: Path, slug: str) -> None:
     run._judge(kernel, outcome)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     stages = json.loads((run.working(slug) / "run.json").read_text())["seconds"]
-    print(json.dumps({"kernel": slug, "seconds": outcome.seconds, "peak_gib": peak / (1 << 30), "stages": stages}))
+    print(
+        json.dumps(
+            {"kernel": slug, "seconds": outcome.seconds, "peak_gib": peak / (1 << 30), "stages": stages}
+        )
+    )
 
 
 def run_all(folder: Path, *, labelled: int, unlabelled: int) -> pd.DataFrame:
@@ -102,7 +109,9 @@ def growth(runs: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Run the kernels at each size, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--parts", type=int, nargs="+", default=[1])
     parser.add_argument("--labelled", type=int, default=220_025)
@@ -116,7 +125,9 @@ def main() -> None:
     tables = []
     for part in arguments.parts:
         place = folder / f"part-{part}"
-        tables.append(run_all(place, labelled=arguments.labelled // part, unlabelled=arguments.unlabelled // part))
+        tables.append(
+            run_all(place, labelled=arguments.labelled // part, unlabelled=arguments.unlabelled // part)
+        )
     runs = pd.concat(tables)
     print(runs.to_string(index=False))
     if len(tables) > 1:

@@ -32,10 +32,19 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.rounds import interleave, report, write  # noqa: E402
-from benchmarks.training import FIXED, LATE, REAL, FixedFeed, OurTraining, backbone_of, fetch_when_asked, peers_loops  # noqa: E402
+from benchmarks.training import (
+    FIXED,
+    LATE,
+    REAL,
+    FixedFeed,
+    OurTraining,
+    backbone_of,
+    fetch_when_asked,
+    peers_loops,
+)  # noqa: E402
 from lib.config import Config  # noqa: E402
-from lib.data.store import read_array  # noqa: E402
-from lib.training import engine  # noqa: E402
+from lib.data.tile_store import read_array  # noqa: E402
+from lib.training import epoch  # noqa: E402
 
 NETWORKS = (
     "resnet18:96",
@@ -81,8 +90,8 @@ def waits_only_where_it_looks(ours: OurTraining) -> str:
     """
     if ours.device.type != "cuda":
         return "not tried: no GPU"
-    last = engine.steps_an_epoch(ours.part, ours.config) - 1
-    look, looks = engine._demand_finite, 0
+    last = epoch.steps_an_epoch(ours.part, ours.config) - 1
+    look, looks = epoch._demand_finite, 0
 
     def looking(total: torch.Tensor, *, number: int, **rest: object) -> None:
         nonlocal looks
@@ -93,7 +102,7 @@ def waits_only_where_it_looks(ours: OurTraining) -> str:
             torch.cuda.set_sync_debug_mode("error")
 
     ours.train()  # allocates, chooses algorithms
-    engine._demand_finite = looking
+    epoch._demand_finite = looking
     torch.cuda.set_sync_debug_mode("error")
     try:
         ours.train()
@@ -103,7 +112,7 @@ def waits_only_where_it_looks(ours: OurTraining) -> str:
         return f"no: {error}"
     finally:
         torch.cuda.set_sync_debug_mode("default")
-        engine._demand_finite = look
+        epoch._demand_finite = look
     return f"yes: {last + 1} steps, {looks} looks"
 
 
@@ -126,7 +135,9 @@ def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.d
     }
     begun = 0.0
     if not arguments.no_compile:
-        compiled = OurTraining(backbone_of(name, size=size), tiles, labels, config, device=device, compiled=True)
+        compiled = OurTraining(
+            backbone_of(name, size=size), tiles, labels, config, device=device, compiled=True
+        )
         began = time.perf_counter()
         compiled.train()
         wait_for(device)
@@ -159,7 +170,11 @@ def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.d
     }
     if COMPILED in works:
         facts |= compiling(
-            begun, plain=float(np.median(rates[REAL])), fast=float(np.median(rates[COMPILED])), tiles=len(tiles), config=config
+            begun,
+            plain=float(np.median(rates[REAL])),
+            fast=float(np.median(rates[COMPILED])),
+            tiles=len(tiles),
+            config=config,
         )
     report(f"gpu-{name}-{size}", rates, ours=REAL, facts=facts)
 
@@ -177,7 +192,11 @@ def compiling(first: float, *, plain: float, fast: float, tiles: int, config: Co
     seconds = max(0.0, first - tiles // config.batch_size * config.batch_size / fast)
     each = config.batch_size / plain - config.batch_size / fast  # seconds a step saves
     even = f"{seconds / each:,.0f}" if each > 0 else "never"
-    return {"compiling, s": round(seconds, 1), "compiled / not": round(fast / plain, 3), "steps to break even": even}
+    return {
+        "compiling, s": round(seconds, 1),
+        "compiled / not": round(fast / plain, 3),
+        "steps to break even": even,
+    }
 
 
 def write_store(path: Path, count: int) -> str:
@@ -185,7 +204,9 @@ def write_store(path: Path, count: int) -> str:
     digest = hashlib.sha256()
     block = noise(max(1, count // 100))[0]
     with path.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (count, 96, 96, 3)})
+        np.lib.format.write_array_header_1_0(
+            stream, {"descr": "|u1", "fortran_order": False, "shape": (count, 96, 96, 3)}
+        )
         for at in range(0, count, len(block)):
             stream.write(block[: count - at].data)
     with path.open("rb") as stream:
@@ -204,8 +225,15 @@ def first_step(path: Path, sha256: str, name: str, batch: int, device: torch.dev
     ours.step.total = 1  # the plan ends there
     ours.train()
     wait_for(device)
-    seconds = {"first step, s": round(time.time() - started, 2), "of it until the tiles were read": round(read - started, 2)}
-    print(json.dumps({"tiles": len(tiles), "GiB": round(tiles.nbytes / 2**30, 2), **seconds, **peak_memory(device)}))
+    seconds = {
+        "first step, s": round(time.time() - started, 2),
+        "of it until the tiles were read": round(read - started, 2),
+    }
+    print(
+        json.dumps(
+            {"tiles": len(tiles), "GiB": round(tiles.nbytes / 2**30, 2), **seconds, **peak_memory(device)}
+        )
+    )
 
 
 def measure_start(arguments: argparse.Namespace, device: torch.device) -> None:
@@ -214,7 +242,16 @@ def measure_start(arguments: argparse.Namespace, device: torch.device) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         path = Path(folder) / "tiles-train.npy"
         sha256 = write_store(path, arguments.store_tiles)
-        command = [sys.executable, __file__, "--device", device.type, "--batch", str(arguments.batch), "--networks", name]
+        command = [
+            sys.executable,
+            __file__,
+            "--device",
+            device.type,
+            "--batch",
+            str(arguments.batch),
+            "--networks",
+            name,
+        ]
         seen = []
         for _ in range(arguments.rounds):
             done = subprocess.run(
@@ -242,7 +279,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="of the peers' loaders")
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--store-tiles", type=int, default=FULL_SIZE, help="of the store that is started from; 0: none")
+    parser.add_argument(
+        "--store-tiles", type=int, default=FULL_SIZE, help="of the store that is started from; 0: none"
+    )
     parser.add_argument("--scratch", type=Path, help="folder for that store; the system's by default")
     # To try the benchmark itself where there is no GPU: --device cpu --tiles 256 --networks resnet18 --steps 2.
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
@@ -250,7 +289,9 @@ def main() -> None:
     parser.add_argument("--first-step", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        sys.exit(f"torch {torch.__version__} sees no CUDA device here: run `make bench-gpu` on a machine with an NVIDIA GPU")
+        sys.exit(
+            f"torch {torch.__version__} sees no CUDA device here: run `make bench-gpu` on a machine with an NVIDIA GPU"
+        )
     device = torch.device(arguments.device)
     warnings.filterwarnings("ignore", category=UserWarning)  # of the peers, on what they will change
     if arguments.first_step:
@@ -266,7 +307,10 @@ def main() -> None:
         name, _, size = network.partition(":")
         try:
             measure(name, int(size or 96), arguments, device)
-        except (RuntimeError, ImportError) as error:  # memory that does not suffice for one network leaves the others
+        except (
+            RuntimeError,
+            ImportError,
+        ) as error:  # memory that does not suffice for one network leaves the others
             failed.append(f"{network}: {error}")
             print(failed[-1], file=sys.stderr)
         torch.compiler.reset()

@@ -21,7 +21,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 class MemoryDataset(Dataset):
     """One tile and its label at a time, through a transform, as notebooks have it."""
 
-    def __init__(self, tiles: np.ndarray, labels: np.ndarray, transform: Callable[[np.ndarray], Any] | None = None) -> None:
+    def __init__(
+        self, tiles: np.ndarray, labels: np.ndarray, transform: Callable[[np.ndarray], Any] | None = None
+    ) -> None:
         self.tiles, self.labels, self.transform = tiles, labels, transform
 
     def __len__(self) -> int:
@@ -72,11 +74,18 @@ def albumentations_loader(
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
 
-    strengths = {"brightness": config.brightness, "contrast": config.contrast, "saturation": config.saturation}
+    strengths = {
+        "brightness": config.brightness,
+        "contrast": config.contrast,
+        "saturation": config.saturation,
+    }
     around = {name: (1 - strength, 1 + strength) for name, strength in strengths.items()}
     parts: list[Any] = [A.RandomRotate90(p=1), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
     if hed:
-        near = {"intensity_scale_range": (1 - config.hed, 1 + config.hed), "intensity_shift_range": (-config.hed, config.hed)}
+        near = {
+            "intensity_scale_range": (1 - config.hed, 1 + config.hed),
+            "intensity_shift_range": (-config.hed, config.hed),
+        }
         parts.append(A.HEStain(method="preset", preset="ruifrok", augment_background=True, p=1, **near))
     parts += [A.ColorJitter(**around, hue=(-config.hue, config.hue), p=1)]
     if size != tiles.shape[1]:
@@ -87,7 +96,13 @@ def albumentations_loader(
 
 
 def torchvision_loader(
-    tiles: np.ndarray, labels: np.ndarray, config: Config, *, batch_size: int, workers: int, device: torch.device
+    tiles: np.ndarray,
+    labels: np.ndarray,
+    config: Config,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
 ) -> DataLoader:
     """The v2 transforms of torchvision, one tile at a time in a DataLoader."""
     transform = _torchvision_transform(config)
@@ -140,7 +155,11 @@ def _fastai_transforms(config: Config, size: int | None = None) -> list[Any]:
     # flip_vert makes the flip a Dihedral: the eight symmetries. No other turns, warps or zooms.
     geometry = {"flip_vert": True, "max_rotate": 0.0, "max_zoom": 1.0, "max_warp": 0.0, "size": size}
     augmentations = aug_transforms(**geometry, **lighting, xtra_tfms=colours)
-    return [IntToFloatTensor(), *augmentations, Normalize.from_stats(MEAN, STD, cuda=torch.cuda.is_available())]
+    return [
+        IntToFloatTensor(),
+        *augmentations,
+        Normalize.from_stats(MEAN, STD, cuda=torch.cuda.is_available()),
+    ]
 
 
 def fastai_batches(config: Config) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -229,7 +248,9 @@ class OneLogit(nn.Module):
 class Notebook:
     """The usual notebook's loop: AdamW, autocast where it helps, and a look at the loss at every step."""
 
-    def __init__(self, network: nn.Module, loader: Iterable, *, device: torch.device, precision: torch.dtype) -> None:
+    def __init__(
+        self, network: nn.Module, loader: Iterable, *, device: torch.device, precision: torch.dtype
+    ) -> None:
         self.network, self.loader, self.device, self.precision = network.to(device), loader, device, precision
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -242,7 +263,9 @@ class Notebook:
         for number, (images, labels) in enumerate(self.loader, start=1):
             images = images.to(self.device, non_blocking=True)
             labels = torch.as_tensor(labels, dtype=torch.float32).to(self.device, non_blocking=True)
-            with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            with torch.autocast(
+                self.device.type, dtype=self.precision, enabled=self.precision != torch.float32
+            ):
                 loss = self.loss(self.network(images), labels)
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()

@@ -26,14 +26,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.rounds import interleave, report, write  # noqa: E402
-from launch.build import build  # noqa: E402
+from launch.packaging.builder import build  # noqa: E402
 from launch.plan import load_experiment  # noqa: E402
 from lib.data import prepared  # noqa: E402
 from lib.data.competition import TEST_TILES, TRAIN_TILES  # noqa: E402
-from lib.data.store import CHUNK, StoreBuilder  # noqa: E402
 from lib.data.tiff import HEADER, TILE_BYTES, decode_tile, encode_tile  # noqa: E402
+from lib.data.tile_store import CHUNK, StoreBuilder  # noqa: E402
 from lib.files import sha256_of  # noqa: E402
-from lib.session import COMPETITION  # noqa: E402
+from lib.runtime.session import COMPETITION  # noqa: E402
 
 ROUNDS = 7
 LATENCY = 0.005  # seconds
@@ -145,7 +145,12 @@ def compare(data: Path, place: Path, *, tiles: int, rounds: int) -> None:
 
     cv2.setNumThreads(1)
     work, readers = Work(data, place, tiles=tiles), prepared._READERS
-    facts = {"tiles": tiles, "cores": os.cpu_count(), "written to": os.fspath(place), "files": "in the page cache"}
+    facts = {
+        "tiles": tiles,
+        "cores": os.cpu_count(),
+        "written to": os.fspath(place),
+        "files": "in the page cache",
+    }
 
     def plain(pixels: Pixels, threads: int) -> Callable[[], int]:
         return lambda: work.plain(pixels, threads)
@@ -194,7 +199,10 @@ def draw_full(data: Path, folder: Path, *, labelled: int, unlabelled: int) -> No
         tile = tile[:, ::-1] if variant % 8 > 3 else tile
         shift = variant // 8 * (3 if variant % 2 else -3)
         tile = np.clip(tile.astype(np.int16) + shift, 0, 255).astype(np.uint8)
-        tile[0, 0], tile[0, 1, 0] = (at % 256, at // 256, variant % 256), variant // 256  # every tile is another
+        tile[0, 0], tile[0, 1, 0] = (
+            (at % 256, at // 256, variant % 256),
+            variant // 256,
+        )  # every tile is another
         name = hashlib.sha1(tile.tobytes(), usedforsecurity=False).hexdigest()
         (folder / ("train" if number < labelled else "test") / f"{name}.tif").write_bytes(encode_tile(tile))
         return name, table[names[at]]
@@ -254,7 +262,9 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=16384, help="of a comparison")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where to write")
-    parser.add_argument("--full", action="store_true", help="run the whole kernel on as many tiles as the competition has")
+    parser.add_argument(
+        "--full", action="store_true", help="run the whole kernel on as many tiles as the competition has"
+    )
     parser.add_argument("--labelled", type=int, default=TRAIN_TILES, help="of --full")
     parser.add_argument("--unlabelled", type=int, default=TEST_TILES, help="of --full")
     arguments = parser.parse_args()

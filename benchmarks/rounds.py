@@ -15,7 +15,9 @@ import numpy as np
 RESULTS = Path(__file__).resolve().parent.parent / "runs" / "benchmarks"
 
 
-def interleave(works: Mapping[str, Callable[[], int]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def interleave(
+    works: Mapping[str, Callable[[], int]], *, rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
     """Rates of all contenders, one a round each.
 
     Args:
@@ -39,7 +41,9 @@ def interleave(works: Mapping[str, Callable[[], int]], *, rounds: int, warmup: i
     return rates
 
 
-def report(benchmark: str, rates: Mapping[str, list[float]], *, ours: str, facts: Mapping[str, object]) -> None:
+def report(
+    benchmark: str, rates: Mapping[str, list[float]], *, ours: str, facts: Mapping[str, object]
+) -> None:
     """Print the table of a benchmark and write `runs/benchmarks/<benchmark>.json`.
 
     Args:
@@ -53,7 +57,9 @@ def report(benchmark: str, rates: Mapping[str, list[float]], *, ours: str, facts
     for name, values in rates.items():
         ratio = own / np.array(values)
         row = {"name": name, "tiles_per_second": [round(value, 2) for value in values]}
-        row |= {"ours_over_it": [round(float(value), 4) for value in (np.median(ratio), ratio.min(), ratio.max())]}
+        row |= {
+            "ours_over_it": [round(float(value), 4) for value in (np.median(ratio), ratio.min(), ratio.max())]
+        }
         rows.append(row)
     print(f"\n{benchmark}: {', '.join(f'{key} {value}' for key, value in facts.items())}; {len(own)} rounds")
     print(f"  {'':44} {'tiles/s':>10} {'(range)':>20}   ours / it (range)")
@@ -61,14 +67,22 @@ def report(benchmark: str, rates: Mapping[str, list[float]], *, ours: str, facts
         values = row["tiles_per_second"]
         middle, low, high = row["ours_over_it"]
         span = f"({min(values):,.0f} to {max(values):,.0f})"
-        print(f"  {row['name']:44} {np.median(values):10,.0f} {span:>20}   {middle:.2f} ({low:.2f} to {high:.2f})")
+        print(
+            f"  {row['name']:44} {np.median(values):10,.0f} {span:>20}   {middle:.2f} ({low:.2f} to {high:.2f})"
+        )
     write(benchmark, {"rounds": len(own), "ours": ours, "rows": rows, "facts": dict(facts)})
 
 
 def write(benchmark: str, content: Mapping[str, object]) -> None:
     """Write `runs/benchmarks/<benchmark>.json`, with the machine it was measured on."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    machine = {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version()}
+    machine = {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+    }
     path = RESULTS / f"{benchmark}.json"
-    path.write_text(json.dumps({"benchmark": benchmark, "machine": machine, **content}, indent=1, default=str) + "\n")
+    path.write_text(
+        json.dumps({"benchmark": benchmark, "machine": machine, **content}, indent=1, default=str) + "\n"
+    )
     print(f"  written: {path}")

@@ -66,8 +66,8 @@ def ours(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder
     from lib.config import Config, apply_overrides
     from lib.model.checkpoint import load_checkpoint
     from lib.model.predict import predict_logits
+    from lib.training.distributed import ALONE
     from lib.training.fold import FoldTask, train_member
-    from lib.training.world import ALONE
 
     config = apply_overrides(Config(**OURS, seed=seed, epochs=arguments.epochs), arguments.set)
     task = FoldTask(
@@ -86,7 +86,9 @@ def ours(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder
     network, _ = load_checkpoint(folder / f"fold-{fold}-member-0.safetensors")
     rows = np.flatnonzero(data.folds == fold)
     return {
-        name: predict_logits(network, data.tiles, rows, views=views, batch_size=128, device=CPU, precision=torch.float32)
+        name: predict_logits(
+            network, data.tiles, rows, views=views, batch_size=128, device=CPU, precision=torch.float32
+        )
         for name, views in (("logit", 8), ("one_view", 1))
     }
 
@@ -114,8 +116,12 @@ def notebook(data: Data, fold: int, seed: int, arguments: argparse.Namespace, fo
     from benchmarks.peers import MEAN, STD, MemoryDataset, OneLogit
 
     norm = [A.Normalize(mean=MEAN, std=STD), ToTensorV2()]
-    jitter = A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.05, 0.05), p=0.5)
-    learning = A.Compose([A.RandomRotate90(p=1), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), jitter, *norm])
+    jitter = A.ColorJitter(
+        brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.05, 0.05), p=0.5
+    )
+    learning = A.Compose(
+        [A.RandomRotate90(p=1), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), jitter, *norm]
+    )
     plain = A.Compose(norm)
     outside, inside = np.flatnonzero(data.folds != fold), np.flatnonzero(data.folds == fold)
     labels = data.labels.astype(np.float32)
@@ -147,7 +153,15 @@ def notebook(data: Data, fold: int, seed: int, arguments: argparse.Namespace, fo
 
 def fastai(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder: Path) -> Predictions:
     """Fastai's own way: vision_learner, its default augmentation, fit_one_cycle."""
-    from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, aug_transforms, set_seed, vision_learner
+    from fastai.vision.all import (
+        CategoryBlock,
+        DataBlock,
+        ImageBlock,
+        IndexSplitter,
+        aug_transforms,
+        set_seed,
+        vision_learner,
+    )
 
     set_seed(seed, reproducible=True)
     inside = np.flatnonzero(data.folds == fold)
@@ -215,12 +229,21 @@ def train(arguments: argparse.Namespace) -> None:
             inside = data.folds == fold
             table = pd.DataFrame({"id": data.index["id"][inside], **found})
             table.to_csv(target, index=False, float_format="%.9g", lineterminator="\n")
-            facts = {"seconds": seconds, "epochs": arguments.epochs, "rate": arguments.rate, "set": arguments.set}
+            facts = {
+                "seconds": seconds,
+                "epochs": arguments.epochs,
+                "rate": arguments.rate,
+                "set": arguments.set,
+            }
             target.with_suffix(".json").write_text(json.dumps(facts) + "\n")
             from sklearn.metrics import roc_auc_score
 
-            scores = ", ".join(f"{key} {roc_auc_score(data.labels[inside], values):.4f}" for key, values in found.items())
-            print(f"{name}, seed {seed}, fold {fold}: {scores}, {seconds:.0f} s of processor time", flush=True)
+            scores = ", ".join(
+                f"{key} {roc_auc_score(data.labels[inside], values):.4f}" for key, values in found.items()
+            )
+            print(
+                f"{name}, seed {seed}, fold {fold}: {scores}, {seconds:.0f} s of processor time", flush=True
+            )
 
 
 # --- the comparison ----------------------------------------------------------------------------------------------------
@@ -230,7 +253,9 @@ def read_trials(data: Data, out: Path, name: str, column: str) -> pd.DataFrame:
     """(N tiles of the folds there are, seeds) probabilities; rows in the order of the index."""
     by_seed = {}
     for folder in sorted((out / name).glob("seed-*")):
-        parts = [pd.read_csv(path, dtype={"id": str}).set_index("id") for path in sorted(folder.glob("fold-*.csv"))]
+        parts = [
+            pd.read_csv(path, dtype={"id": str}).set_index("id") for path in sorted(folder.glob("fold-*.csv"))
+        ]
         if parts and all(column in part for part in parts):
             joined = pd.concat(parts)[column]
             by_seed[folder.name] = 1 / (1 + np.exp(-joined))
@@ -256,7 +281,9 @@ def compare(arguments: argparse.Namespace) -> None:
     members = [np.flatnonzero(number == at) for at in range(len(names))]
 
     def pooled(scores: np.ndarray, some: np.ndarray) -> float:
-        return float(np.mean([roc_auc_score(labels[some], scores[some, seed]) for seed in range(scores.shape[1])]))
+        return float(
+            np.mean([roc_auc_score(labels[some], scores[some, seed]) for seed in range(scores.shape[1])])
+        )
 
     everything = np.arange(len(rows))
     generator = np.random.default_rng(0)
@@ -270,7 +297,10 @@ def compare(arguments: argparse.Namespace) -> None:
     first = arguments.names[0]
     for each, scores in values.items():
         spread = [pooled(scores, np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
-        facts = [json.loads(path.read_text()) for path in (arguments.out / each.split(":")[0]).glob("seed-*/fold-*.json")]
+        facts = [
+            json.loads(path.read_text())
+            for path in (arguments.out / each.split(":")[0]).glob("seed-*/fold-*.json")
+        ]
         low, high = np.quantile(samples[each], [0.025, 0.975])
         gap = np.asarray(samples[first]) - np.asarray(samples[each])
         below, above = np.quantile(gap, [0.025, 0.975])
@@ -304,7 +334,9 @@ def _numbers(text: str) -> Sequence[int]:
 
 def main() -> None:
     """Train, or compare what was trained."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("train", help="predict folds out of fold")
     one.add_argument("run", type=Path)
@@ -316,7 +348,9 @@ def main() -> None:
     one.add_argument("--rate", type=float, default=1e-3, help="learning rate of a rival")
     one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob of ours")
     one.set_defaults(do=train)
-    two = commands.add_parser("compare", help="NAME or NAME:COLUMN each; differences are those of the first to it")
+    two = commands.add_parser(
+        "compare", help="NAME or NAME:COLUMN each; differences are those of the first to it"
+    )
     two.add_argument("run", type=Path)
     two.add_argument("names", nargs="+")
     two.add_argument("--csv", type=Path)

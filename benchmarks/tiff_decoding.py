@@ -40,7 +40,9 @@ def main() -> None:
     cv2.setNumThreads(1)
 
     def opencv(content: bytes) -> object:
-        return np.ascontiguousarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1])
+        return np.ascontiguousarray(
+            cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+        )
 
     def pillow(content: bytes) -> object:
         return np.array(Image.open(io.BytesIO(content)))
@@ -51,8 +53,12 @@ def main() -> None:
     def sha1(content: bytes) -> object:
         return hashlib.sha1(memoryview(content)[287:], usedforsecurity=False).digest()
 
-    assert all((opencv(content) == ours(content)).all() for content in contents), "they must agree before they are timed"
-    rounds = np.array([[seconds(work, contents) for work in (opencv, pillow, sha1, ours)] for _ in range(ROUNDS)])  # (R, 4)
+    assert all((opencv(content) == ours(content)).all() for content in contents), (
+        "they must agree before they are timed"
+    )
+    rounds = np.array(
+        [[seconds(work, contents) for work in (opencv, pillow, sha1, ours)] for _ in range(ROUNDS)]
+    )  # (R, 4)
     for at, name in enumerate(("OpenCV", "Pillow", "SHA-1")):
         ratio = rounds[:, at] / rounds[:, 3]
         print(f"{name} / ours: {np.median(ratio):.1f} ({ratio.min():.1f} to {ratio.max():.1f})")

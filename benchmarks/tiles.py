@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from launch.rehearsal.competition import write_competition  # noqa: E402
+from launch.emulator.synthetic_tiles import write_competition  # noqa: E402
 from lib.data.tiff import decode_tile  # noqa: E402
 
 LABELLED, UNLABELLED = 2000, 100

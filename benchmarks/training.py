@@ -29,13 +29,17 @@ from benchmarks.tiles import read_tiles  # noqa: E402
 from lib.config import Config  # noqa: E402
 from lib.data.batches import Batch, load_batches  # noqa: E402
 from lib.model.network import Classifier, choose_precision  # noqa: E402
-from lib.training import engine  # noqa: E402
-from lib.training.engine import Part, train_one_epoch  # noqa: E402
+from lib.training import epoch  # noqa: E402
+from lib.training.epoch import Part, train_one_epoch  # noqa: E402
 from lib.training.optimizer import OptimizerStep, build_optimizer  # noqa: E402
 
 BATCH, ROUNDS, TILES = 128, 5, 2000
 TWO_LAYERS, NETWORKS = "two convolutions", ("two convolutions", "test_resnet.r160_in1k")
-REAL, FIXED, LATE = "ours", "ours, one batch that stays: no feeding", "ours, each batch fetched when asked for"
+REAL, FIXED, LATE = (
+    "ours",
+    "ours, one batch that stays: no feeding",
+    "ours, each batch fetched when asked for",
+)
 Feed = Callable[..., Iterator[Batch]]
 
 
@@ -64,7 +68,9 @@ class TimedFeed:
         batches, began = self.feed(*parts, **rest), time.perf_counter()
         for number, batch in enumerate(batches):
             seconds = time.perf_counter() - began
-            self.first, self.waited = (self.first, self.waited + seconds) if number else (self.first + seconds, self.waited)
+            self.first, self.waited = (
+                (self.first, self.waited + seconds) if number else (self.first + seconds, self.waited)
+            )
             yield batch
             began = time.perf_counter()
 
@@ -86,13 +92,20 @@ class FixedFeed:
     ) -> Iterator[Batch]:
         """As `load_batches`, for batches of one size."""
         if self.batch is None:
-            self.batch = next(load_batches(tiles, rows, batch_size=batch_size, device=device, columns=columns))
+            self.batch = next(
+                load_batches(tiles, rows, batch_size=batch_size, device=device, columns=columns)
+            )
         for _ in batch_size:
             yield self.batch
 
 
 def fetch_when_asked(
-    tiles: np.ndarray, rows: np.ndarray, *, batch_size: Sequence[int], device: torch.device, columns: Sequence[torch.Tensor]
+    tiles: np.ndarray,
+    rows: np.ndarray,
+    *,
+    batch_size: Sequence[int],
+    device: torch.device,
+    columns: Sequence[torch.Tensor],
 ) -> Iterator[Batch]:
     """As `load_batches`, without doing anything ahead."""
     source, order, begin = torch.from_numpy(tiles), torch.from_numpy(rows), 0
@@ -106,12 +119,12 @@ def fetch_when_asked(
 @contextmanager
 def fed_by(feed: Feed) -> Iterator[None]:
     """Let `train_one_epoch` take its batches from there."""
-    own = engine.load_batches
-    engine.load_batches = feed  # type: ignore[assignment]
+    own = epoch.load_batches
+    epoch.load_batches = feed  # type: ignore[assignment]
     try:
         yield
     finally:
-        engine.load_batches = own
+        epoch.load_batches = own
 
 
 class OurTraining:
@@ -157,11 +170,18 @@ class OurTraining:
                 forward=self.forward,
             )
         self.epoch += 1
-        return engine.steps_an_epoch(self.part, self.config) * engine.tiles_a_step(self.part, self.config)
+        return epoch.steps_an_epoch(self.part, self.config) * epoch.tiles_a_step(self.part, self.config)
 
 
 def peers_loops(
-    name: str, tiles: np.ndarray, labels: np.ndarray, config: Config, *, device: torch.device, workers: int, size: int = 96
+    name: str,
+    tiles: np.ndarray,
+    labels: np.ndarray,
+    config: Config,
+    *,
+    device: torch.device,
+    workers: int,
+    size: int = 96,
 ) -> dict[str, Callable[[], int]]:
     """One epoch of each peer's own loop, on a network of its own with this name."""
     precision = choose_precision("auto", device)
@@ -172,7 +192,9 @@ def peers_loops(
 
     notebook = peers.albumentations_loader(tiles, labels, config, **rest)
     prefetched = peers.timm_loader(tiles, labels, config, **rest)
-    fastai = peers.fastai_loaders(tiles, labels, config, **rest | {"size": size if size != tiles.shape[1] else None})
+    fastai = peers.fastai_loaders(
+        tiles, labels, config, **rest | {"size": size if size != tiles.shape[1] else None}
+    )
     return {
         f"notebook loop, {workers} workers (no HED)": peers.Notebook(
             network(), notebook, device=device, precision=precision
@@ -180,7 +202,9 @@ def peers_loops(
         f"timm's loader, {workers} workers (no HED, turns)": peers.Notebook(
             network(), prefetched, device=device, precision=precision
         ).train,
-        f"fastai fit_one_cycle, {workers} workers (no HED)": peers.Fastai(network(), fastai, precision=precision).train,
+        f"fastai fit_one_cycle, {workers} workers (no HED)": peers.Fastai(
+            network(), fastai, precision=precision
+        ).train,
     }
 
 
@@ -204,7 +228,9 @@ def measure(name: str, tiles: np.ndarray, labels: np.ndarray, *, rounds: int, wo
         trained = ours.train(feed)
         seconds = time.perf_counter() - began
         steps = trained // BATCH
-        shares["prefetched" if feed is timed else "late"].append(feed.waited / (steps - 1) / (seconds / steps))
+        shares["prefetched" if feed is timed else "late"].append(
+            feed.waited / (steps - 1) / (seconds / steps)
+        )
         if feed is timed:
             shares["first"].append(feed.first)
         return trained
@@ -233,7 +259,9 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=TILES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="of the peers' loaders")
+    parser.add_argument(
+        "--workers", type=int, default=min(2, os.cpu_count() or 1), help="of the peers' loaders"
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)  # of the peers, on what they will change
     tiles, labels = read_tiles(arguments.data, limit=arguments.tiles)

@@ -17,7 +17,7 @@ from lib.model.features import (
 )
 from lib.model.network import build_network
 from lib.model.weights import find_weights
-from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+from lib.runtime.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
 
 
 def recipe(session: Session) -> None:
@@ -43,7 +43,9 @@ def recipe(session: Session) -> None:
     for source, name in parts:
         with session.stage(f"embed {source}", note=f"{config.views} views"):
             tiles = data.read_tiles(source)
-            plan = feature_plan(config, data_id=data.data_id, bundle_id=parameters.bundle_id, tiles=len(tiles))
+            plan = feature_plan(
+                config, data_id=data.data_id, bundle_id=parameters.bundle_id, tiles=len(tiles)
+            )
             write_features(session.working / name, tiles, plan=plan, embed=embed, say=session.say)
             del tiles
     session.withdraw_record()

@@ -15,8 +15,8 @@ from lib.inference.ensemble import EnsembleError, admit, average_members, member
 from lib.inference.members import ask_members, members_of
 from lib.inference.submission import check_submission, submission_csv
 from lib.model.features import find_features
-from lib.model.head import load_head
-from lib.session import (
+from lib.model.linear_head import load_head
+from lib.runtime.session import (
     Session,
     choose_devices,
     describe_devices,
@@ -37,7 +37,9 @@ def recipe(session: Session) -> None:
         competition = read_competition(find_competition(session.input), expect_full=session.on_kaggle)
         data = prepared.read_prepared(find_output(session.input, "prepare"))
         if data.test["id"].tolist() != competition.test_ids:
-            raise EnsembleError("the prepared test tiles are not those of sample_submission.csv: run prepare again")
+            raise EnsembleError(
+                "the prepared test tiles are not those of sample_submission.csv: run prepare again"
+            )
         each_of = zip(parameters.experiments, parameters.folds, parameters.configs, strict=True)
         wanted = {name: (folds, each.members) for name, folds, each in each_of}
         found, damaged = read_fold_outputs(find_outputs(session.input, "train"))
@@ -63,7 +65,9 @@ def recipe(session: Session) -> None:
         preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
         tiles = data.read_tiles(prepared.TEST_TILES)
     by_member |= ask_members(networks, tiles, devices=devices, stage=session.stage)
-    logits = pd.DataFrame({"id": data.test["id"], **{member.name: by_member[member.name] for member in members}})
+    logits = pd.DataFrame(
+        {"id": data.test["id"], **{member.name: by_member[member.name] for member in members}}
+    )
     probabilities = average_members(logits, competition.test_ids, how=parameters.average)
     about = pd.DataFrame({member.name: member.facts() for member in members}).T
     table, correlations = member_table(logits, about)
@@ -87,7 +91,11 @@ def recipe(session: Session) -> None:
         data_id=data.data_id,
         fold_table_id=outputs[0].record.fold_table_id,
         devices=describe_devices(devices),
-        scores={"members": len(members), "mean_probability": float(probabilities.mean()), "average": parameters.average},
+        scores={
+            "members": len(members),
+            "mean_probability": float(probabilities.mean()),
+            "average": parameters.average,
+        },
     )
 
 

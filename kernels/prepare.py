@@ -9,13 +9,19 @@ import pandas as pd
 
 from lib.data import prepared
 from lib.data.competition import data_id, read_competition
-from lib.data.exploration import Description, describe_tiles, explore, outliers
-from lib.data.groups import FEATURES
+from lib.data.eda import Description, describe_tiles, explore, outliers
 from lib.data.integrity import describe_integrity
 from lib.data.splits import describe_splits
-from lib.report.exploration_figures import copies_sheet, focus_histogram, group_stains, splits_figure
-from lib.report.figures import brightness_histogram, contact_sheet, group_scatter, outlier_sheet, stain_histograms
-from lib.session import Session, find_competition, find_file, preflight, run_kernel
+from lib.data.stain_groups import FEATURES
+from lib.report.eda_figures import copies_sheet, focus_histogram, group_stains, splits_figure
+from lib.report.figures import (
+    brightness_histogram,
+    contact_sheet,
+    group_scatter,
+    outlier_sheet,
+    stain_histograms,
+)
+from lib.runtime.session import Session, find_competition, find_file, preflight, run_kernel
 
 
 def recipe(session: Session) -> None:
@@ -29,13 +35,19 @@ def recipe(session: Session) -> None:
             slide_map = find_file(session.input, config.slide_map, remedy=remedy)
     part = "all of them" if competition.is_full else "a part of the competition"
     session.say(f"{len(competition.train):,} labelled and {len(competition.test_ids):,} test tiles, {part}")
-    preflight(session, disk=prepared.bytes_to_write(competition, working), memory=3 << 29)  # 1.07 GiB at full size
+    preflight(
+        session, disk=prepared.bytes_to_write(competition, working), memory=3 << 29
+    )  # 1.07 GiB at full size
 
     with session.stage("read and prove the tiles"):
-        stores = prepared.build_stores(competition, working, strict=config.verify == "strict", say=session.say)
+        stores = prepared.build_stores(
+            competition, working, strict=config.verify == "strict", say=session.say
+        )
     for name, (_, store) in stores.items():
         wrong = f": {', '.join(store.mismatches)}" if store.mismatches else ""
-        session.say(f"{name}: {store.tiles:,} tiles, {len(store.mismatches):,} not what their SHA-1 says{wrong}")
+        session.say(
+            f"{name}: {store.tiles:,} tiles, {len(store.mismatches):,} not what their SHA-1 says{wrong}"
+        )
     builders = {name: builder for name, (builder, _) in stores.items()}
     with session.stage("describe the tiles and group them by stain"):
         train = describe_tiles(builders[prepared.TRAIN_TILES].part, with_stain=True)
@@ -43,7 +55,9 @@ def recipe(session: Session) -> None:
         index = prepared.index_table(competition, train.features, config, slide_map)
         results = {name: result for name, (_, result) in stores.items()}
         eda = {
-            "integrity": describe_integrity(competition, {builders[name].part: store for name, store in results.items()}),
+            "integrity": describe_integrity(
+                competition, {builders[name].part: store for name, store in results.items()}
+            ),
             **explore(index, train, test, results, config, test_ids=competition.test_ids),
             "splits": describe_splits(index, number=config.folds, seed=config.seed),
         }
@@ -60,11 +74,18 @@ def recipe(session: Session) -> None:
 
     with session.stage("draw the figures"):
         session.withdraw_record()
-        arrays = {name: np.load(builder.part, mmap_mode="r", allow_pickle=False) for name, builder in builders.items()}
+        arrays = {
+            name: np.load(builder.part, mmap_mode="r", allow_pickle=False)
+            for name, builder in builders.items()
+        }
         figures = _draw(session, arrays, index, train, eda, test_ids=competition.test_ids)
-    names = prepared.publish(working, competition=competition, index=index, eda=eda, builders=builders, figures=figures)
+    names = prepared.publish(
+        working, competition=competition, index=index, eda=eda, builders=builders, figures=figures
+    )
     hashes = {name: result.sha256 for name, result in results.items()}
-    session.leave(names, hashes=hashes, data_id=data_id(index), label_set=[0, 1], devices=["CPU"], scores={"eda": eda})
+    session.leave(
+        names, hashes=hashes, data_id=data_id(index), label_set=[0, 1], devices=["CPU"], scores={"eda": eda}
+    )
     for builder in builders.values():
         builder.forget()
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from lib.data import prepared
 from lib.data.tiff import TILE_SHAPE
-from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
-from lib.training.pretrain import HISTORY, UNFINISHED, PretrainTask, pretrain
+from lib.runtime.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+from lib.training.barlow_twins import HISTORY, UNFINISHED, PretrainTask, pretrain
 
 
 def _first(memory: np.ndarray, size: int) -> np.ndarray:
@@ -33,10 +33,16 @@ def recipe(session: Session) -> None:
             begin += data.read_tiles(name, allocate=partial(_first, tiles.reshape(-1)[begin:])).size
     seen = "all tiles are" if len(names) > 1 else "all labelled tiles are"
     session.say(f"no label is seen, but {seen}: what builds on it is transductive")
-    task = PretrainTask(config=config, tiles=tiles, data_id=data.data_id, bundle_id=parameters.bundle_id, until=session.until)
+    task = PretrainTask(
+        config=config, tiles=tiles, data_id=data.data_id, bundle_id=parameters.bundle_id, until=session.until
+    )
     with session.stage("pretrain"):
         left, scores = pretrain(
-            task, folder=session.working, devices=devices, say=session.say, replace_outputs=session.withdraw_record
+            task,
+            folder=session.working,
+            devices=devices,
+            say=session.say,
+            replace_outputs=session.withdraw_record,
         )
     session.leave(
         {name: name == HISTORY for name in left},

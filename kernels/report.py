@@ -12,7 +12,7 @@ PARAMETERS: dict[str, object] = {}  # `build_kernel.py build` puts the parameter
 
 # %%
 from lib.report.document import Report
-from lib.session import open_notebook
+from lib.runtime.session import open_notebook
 
 session = open_notebook(PARAMETERS)
 report = Report.of(session)

@@ -7,11 +7,11 @@ from typing import Any
 
 from lib.data import prepared
 from lib.data.folds import fold_table_id, groups_of, make_folds
-from lib.data.shared import SharedMemory
+from lib.data.shared_memory import SharedMemory
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.model.weights import find_weights
+from lib.runtime.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
 from lib.search_space import TABLE
-from lib.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
 from lib.training.fold import FoldTask
 from lib.training.search import SearchTask, run_search, write_search
 
@@ -52,7 +52,9 @@ def recipe(session: Session) -> None:
         until=session.until,
     )
     with session.stage("search"):
-        found = run_search(task, folder=session.working, devices=devices, say=session.say, started=session.started)
+        found = run_search(
+            task, folder=session.working, devices=devices, say=session.say, started=session.started
+        )
     session.withdraw_record()
     names = write_search(found, folder=session.working, experiment=parameters.experiment)
     session.say(f"the ranking:\n{(session.working / TABLE).read_text()}")

@@ -12,20 +12,28 @@ import torch
 
 from lib.data import prepared
 from lib.data.folds import fold_report, fold_table_csv, fold_table_id, groups_of, make_folds
-from lib.data.shared import SharedMemory
+from lib.data.shared_memory import SharedMemory
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE
+from lib.evaluation.metrics import probability
+from lib.explain.case_files import CENTRE_SHARE
+from lib.explain.hard_tiles import FROZEN, KINDS, Explained, explain_cases, write_cases
 from lib.files import write_whole
 from lib.inference.members import ask_members, members_of
-from lib.inference.pseudo import choose_confident, find_teacher
-from lib.metrics import probability
+from lib.inference.pseudo_labels import choose_confident, find_teacher
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.model.features import find_features
 from lib.model.weights import find_weights
-from lib.report.case_files import CENTRE_SHARE
-from lib.report.cases import FROZEN, KINDS, Explained, explain_cases, write_cases
-from lib.session import Session, choose_devices, describe_devices, find_output, find_outputs, preflight, run_kernel
+from lib.runtime.session import (
+    Session,
+    choose_devices,
+    describe_devices,
+    find_output,
+    find_outputs,
+    preflight,
+    run_kernel,
+)
 from lib.training.fold import FoldTask, MemberFiles, out_of_fold_chances
-from lib.training.frozen import train_head
+from lib.training.linear_probe import train_head
 from lib.training.workers import clear_progress, train_fold
 
 FOLD_TABLE = "fold-table.csv"
@@ -64,7 +72,12 @@ def recipe(session: Session) -> None:
         preflight(session, disk=64 << 20, memory=3 * features.train.nbytes + (1 << 30))
         with session.stage("fit the head"):
             trained = train_head(
-                task, features.train, groups, folder=session.working, say=session.say, replace=session.withdraw_record
+                task,
+                features.train,
+                groups,
+                folder=session.working,
+                say=session.say,
+                replace=session.withdraw_record,
             )
     else:
         guessed = _guess(session, data, devices, table_id)
@@ -94,7 +107,9 @@ def recipe(session: Session) -> None:
         names |= write_cases(session.working, task.fold, explained)
     scores["explained"] = {"missing": FROZEN} if explained is None else explained.summary
     if config.weights == "pretrain" or config.pseudo_labels:
-        scores["transductive"] = True  # the encoder saw the fold's tiles without labels, or test tiles were learnt from
+        scores["transductive"] = (
+            True  # the encoder saw the fold's tiles without labels, or test tiles were learnt from
+        )
     scores["pseudo_labelled"] = len(task.folds) - len(data.train)
     scores["groups"] = len(set(groups))
     session.leave(
@@ -123,7 +138,9 @@ def _explain(task: FoldTask, session: Session, devices: list[torch.device]) -> E
             entropy=(task.config.seed, task.fold),
         )
     kinds = found.table["kind"].value_counts()
-    session.say(", ".join(f"{kinds.get(kind, 0)} {words}" for kind, words in KINDS.items()) + ": kept for the report")
+    session.say(
+        ", ".join(f"{kinds.get(kind, 0)} {words}" for kind, words in KINDS.items()) + ": kept for the report"
+    )
     if "missing" in found.summary:
         session.say(f"warning: no explanation: {found.summary['missing']}")
     else:
@@ -135,13 +152,17 @@ def _explain(task: FoldTask, session: Session, devices: list[torch.device]) -> E
     return found
 
 
-def _with_tiles(task: FoldTask, session: Session, data: prepared.Prepared, guessed: pd.DataFrame | None) -> FoldTask:
+def _with_tiles(
+    task: FoldTask, session: Session, data: prepared.Prepared, guessed: pd.DataFrame | None
+) -> FoldTask:
     """The task with its tiles, in memory that workers share; after them the test tiles whose labels were guessed."""
     # A network, its gradients and AdamW's moments are small beside the tiles; 2 GiB cover libraries and activations.
     own = data.bytes_of(prepared.TRAIN_TILES)
     extra = 0 if guessed is None else len(guessed)
     rows = len(data.train) + extra
-    preflight(session, disk=1 << 30, memory=own + (data.bytes_of(prepared.TEST_TILES) if extra else 0) + (2 << 30))
+    preflight(
+        session, disk=1 << 30, memory=own + (data.bytes_of(prepared.TEST_TILES) if extra else 0) + (2 << 30)
+    )
     memory = SharedMemory()  # one copy for all workers
     tiles = memory.allocate(rows * TILE_BYTES).reshape(rows, *TILE_SHAPE)
     with session.stage("read the tiles", note=f"{tiles.nbytes / (1 << 20):,.0f} MiB"):
@@ -162,7 +183,9 @@ def _with_tiles(task: FoldTask, session: Session, data: prepared.Prepared, guess
     )
 
 
-def _guess(session: Session, data: prepared.Prepared, devices: list[torch.device], table_id: str) -> pd.DataFrame | None:
+def _guess(
+    session: Session, data: prepared.Prepared, devices: list[torch.device], table_id: str
+) -> pd.DataFrame | None:
     """Labels of test tiles, by the members of this very fold of another experiment; None where none are asked for."""
     config, parameters = session.parameters.config, session.parameters
     if not config.pseudo_labels:
@@ -177,7 +200,9 @@ def _guess(session: Session, data: prepared.Prepared, devices: list[torch.device
     tiles = data.read_tiles(prepared.TEST_TILES)
     by_member = ask_members(list(members_of(teacher)), tiles, devices=devices, stage=session.stage)
     chances = probability(np.stack(list(by_member.values()), axis=1)).mean(axis=1)
-    guessed = choose_confident(chances, share=config.pseudo_share, prevalence=float(data.train["label"].mean()))
+    guessed = choose_confident(
+        chances, share=config.pseudo_share, prevalence=float(data.train["label"].mean())
+    )
     sure = [chances[guessed["row"][guessed["label"] == label]] for label in (0, 1)]
     session.say(
         f"{len(guessed):,} of {len(tiles):,} test tiles labelled by {teacher.name}: {len(sure[0]):,} without tumour (probability "

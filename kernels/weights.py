@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lib.model.weights import encoder_folder, fetch_encoder
-from lib.session import Session, preflight, run_kernel
+from lib.runtime.session import Session, preflight, run_kernel
 
 
 def recipe(session: Session) -> None:
@@ -25,7 +25,9 @@ def recipe(session: Session) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
         names |= {f"{folder.name}/{path.name}": False for path in sorted(folder.iterdir())}
-        session.say(f"{encoder}: {facts[encoder]['parameters_millions']} M parameters, licence {facts[encoder]['license']}")
+        session.say(
+            f"{encoder}: {facts[encoder]['parameters_millions']} M parameters, licence {facts[encoder]['license']}"
+        )
     session.leave(names, data_id="", devices=["CPU"], scores={"encoders": facts})
 
 

@@ -11,8 +11,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launch.build import Built, build
+from launch.campaign.report import PAGE
 from launch.errors import LaunchError
+from launch.packaging.builder import Built, build
 from launch.plan import (
     GPU_SESSIONS,
     REPORT_SLUG,
@@ -24,15 +25,14 @@ from launch.plan import (
     searched_encoders,
     with_teachers,
 )
-from launch.report import PAGE
 from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
 from launch.summary import print_ranking, print_summary, summarise
+from lib.evaluation.out_of_fold import Summary
 from lib.files import write_whole
-from lib.foreign import UNREADABLE
-from lib.report.results import Summary
-from lib.run_record import RECORD_NAME, RunRecordError, read_run_record
+from lib.runtime.run_record import RECORD_NAME, RunRecordError, read_run_record
+from lib.runtime.session import COMPETITION
 from lib.search_space import SearchSpace
-from lib.session import COMPETITION
+from lib.validation import UNREADABLE
 
 WEIGHTS_FOLDER = ROOT / "input" / "weights"
 _LOG_LINES = 25  # of a failed kernel, shown on the terminal
@@ -76,7 +76,9 @@ class LocalRun:
         Raises:
             KernelFailedError: a kernel failed; those already running are waited for, no other is started.
         """
-        waiting = [kernel for kernel in self.built.kernels if kernel.kind != "weights" or self.weights is None]
+        waiting = [
+            kernel for kernel in self.built.kernels if kernel.kind != "weights" or self.weights is None
+        ]
         done = {kernel.slug for kernel in self.built.kernels} - {kernel.slug for kernel in waiting}
         cards = gpus()
         slots: list[str | None] = list(cards) if cards else [None] * min(GPU_SESSIONS, os.cpu_count() or 1)
@@ -85,7 +87,9 @@ class LocalRun:
         failure: LaunchError | None = None
         with ThreadPoolExecutor(max_workers=len(slots)) as pool:
             while waiting or running:
-                ready = [kernel for kernel in waiting if set(kernel.sources) <= done] if failure is None else []
+                ready = (
+                    [kernel for kernel in waiting if set(kernel.sources) <= done] if failure is None else []
+                )
                 for kernel in ready:
                     if self._is_finished(kernel):
                         self.say(f"{kernel.slug}: finished before, not run again")
@@ -94,7 +98,9 @@ class LocalRun:
                     elif free and (kernel.kind == "train" or not running):
                         slot = free.pop(0)
                         waiting.remove(kernel)
-                        shared = len(slots) if kernel.needs_gpu else 1  # as in the rehearsal, so that both compute the same
+                        shared = (
+                            len(slots) if kernel.needs_gpu else 1
+                        )  # as in the rehearsal, so that both compute the same
                         running[pool.submit(self._run_one, kernel, slot, shared)] = (kernel, slot)
                         if kernel.kind != "train":
                             break
@@ -141,7 +147,9 @@ class LocalRun:
             threads=max(1, (os.cpu_count() or 1) // shared),
             network=kernel.internet,
             limit=None,
-            gpu=",".join(gpus()) or None if kernel.kind == "search" else slot,  # it runs alone, a trial a card
+            gpu=",".join(gpus()) or None
+            if kernel.kind == "search"
+            else slot,  # it runs alone, a trial a card
             workers=workers_of(kernel.slug),
             stop=self.stop,
         )
@@ -152,8 +160,12 @@ class LocalRun:
         if kernel.kind in ("pretrain", "embed", "train") and (working / RECORD_NAME).is_file():
             shutil.rmtree(earlier, ignore_errors=True)
             working.rename(earlier)
-            self.say(f"{kernel.slug}: code, config or data changed since it was trained; that output is kept in {earlier}")
-        if kernel.kind == "search" and working.is_dir():  # trials tell by their ids what they are of: those that fit are kept
+            self.say(
+                f"{kernel.slug}: code, config or data changed since it was trained; that output is kept in {earlier}"
+            )
+        if (
+            kernel.kind == "search" and working.is_dir()
+        ):  # trials tell by their ids what they are of: those that fit are kept
             for path in working.iterdir():
                 if path.is_file():
                     path.unlink()
@@ -173,7 +185,11 @@ class LocalRun:
         lines = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()
         if outcome.code != 0:
             shown = "\n".join(f"    {line}" for line in lines[-_LOG_LINES:])
-            how = f"was killed by signal {-outcome.code}" if outcome.code < 0 else f"ended with exit code {outcome.code}"
+            how = (
+                f"was killed by signal {-outcome.code}"
+                if outcome.code < 0
+                else f"ended with exit code {outcome.code}"
+            )
             raise KernelFailedError(f"{kernel.slug} {how}; the end of its log ({outcome.log}):\n{shown}")
         try:
             read_run_record(self.working(kernel.slug), kind=kernel.kind)
@@ -186,14 +202,18 @@ class LocalRun:
     def _identity(self, kernel: Kernel) -> str:
         """What decides a kernel's output: its script, less the commit it was built from, and its inputs' records."""
         script = self.built.script(kernel).read_text(encoding="utf-8")
-        kept = "\n".join(line for line in script.splitlines() if not line.strip(' "').startswith("'git_commit':"))
+        kept = "\n".join(
+            line for line in script.splitlines() if not line.strip(' "').startswith("'git_commit':")
+        )
         facts: dict[str, object] = {"script": hashlib.sha256(kept.encode()).hexdigest()}
         if kernel.competition:
             facts["data"] = _fingerprint(self.data)
         for slug in kernel.sources:
             facts[slug] = _record_of(self.working(slug))
         for name, source in self.attached.items() if kernel.datasets else ():
-            facts[name] = sorted((path.name, path.stat().st_size) for path in source.iterdir() if path.is_file())
+            facts[name] = sorted(
+                (path.name, path.stat().st_size) for path in source.iterdir() if path.is_file()
+            )
         return json.dumps(facts, sort_keys=True)
 
     def _is_finished(self, kernel: Kernel) -> bool:
@@ -271,7 +291,9 @@ def local(
     encoders += searched_encoders(search, experiments[0].config) if search is not None else ()
     if encoders and not has_weights(WEIGHTS_FOLDER, encoders):
         fetch_weights(experiments, search=search, owner=owner, say=say)
-    built = build(experiments, out=out / "build", owner=owner, datasets=tuple(attached), average=average, search=search)
+    built = build(
+        experiments, out=out / "build", owner=owner, datasets=tuple(attached), average=average, search=search
+    )
     if search is not None:
         built = replace(built, kernels=tuple(needed_for(built.kernels, "search")))
     weights = WEIGHTS_FOLDER if encoders else None
@@ -290,7 +312,11 @@ def local(
 
 
 def fetch_weights(
-    experiments: Sequence[Experiment], *, search: SearchSpace | None = None, owner: str, say: Callable[[str], None]
+    experiments: Sequence[Experiment],
+    *,
+    search: SearchSpace | None = None,
+    owner: str,
+    say: Callable[[str], None],
 ) -> Path:
     """Run the weights kernel on this machine, with network, into input/weights.
 
@@ -302,7 +328,9 @@ def fetch_weights(
         raise LaunchError("none of these experiments starts from timm's weights: there is nothing to fetch")
     out = ROOT / "runs" / "weights"
     built = build(experiments, out=out / "build", owner=owner, search=search)
-    one = replace(kernels[0], encoders=tuple(dict.fromkeys(each for kernel in kernels for each in kernel.encoders)))
+    one = replace(
+        kernels[0], encoders=tuple(dict.fromkeys(each for kernel in kernels for each in kernel.encoders))
+    )
     built.source.write_kernel(one, built.script(one).parent)  # into one folder, whichever kernels read it
     run = LocalRun(out, replace(built, kernels=(one,)), ROOT, {}, None, say)
     run.run()
@@ -318,7 +346,7 @@ def fetch_weights(
 
 def has_weights(folder: Path, encoders: Sequence[str]) -> bool:
     """Whether a weights kernel left these encoders here."""
-    from lib.session import peek_kind
+    from lib.runtime.session import peek_kind
 
     if peek_kind(folder) != "weights":
         return False

@@ -10,8 +10,8 @@ from typing import Any
 
 from launch.errors import LaunchError
 from lib.config import FOLD_KNOBS, PREPARE_KNOBS, Config, ConfigError, apply_overrides, parse_toml
-from lib.foreign import UNREADABLE
 from lib.search_space import SearchSpace, draw_trials, parse_search
+from lib.validation import UNREADABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY_SLUG = "hcd-lib"
@@ -89,21 +89,32 @@ def described(root: Path = ROOT) -> Iterator[tuple[str, list[str]]]:
     """
     for name in experiment_names(root):
         loaded = load_experiments([name], root=root)
-        of = [f"{e.config.backbone} at {e.config.input_size} px, {e.config.folds} {e.config.split} folds" for e in loaded]
+        of = [
+            f"{e.config.backbone} at {e.config.input_size} px, {e.config.folds} {e.config.split} folds"
+            for e in loaded
+        ]
         facts = of[0] if len(loaded) == 1 else f"a list: {', '.join(each.name for each in loaded)}"
         yield name, [facts, *_opening(name, root)]
     for name in search_names(root):
         space = load_search(name, root=root)
-        yield f"--search {name}", [f"{space.method} over {', '.join(space.space)}", *_opening(f"searches/{name}", root)]
+        yield (
+            f"--search {name}",
+            [f"{space.method} over {', '.join(space.space)}", *_opening(f"searches/{name}", root)],
+        )
 
 
 def _opening(name: str, root: Path) -> list[str]:
     """The comment at the head of a file in experiments/."""
     lines = (root / "experiments" / f"{name}.toml").read_text(encoding="utf-8").splitlines()
-    return [line.removeprefix("#").removeprefix(" ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+    return [
+        line.removeprefix("#").removeprefix(" ")
+        for line in itertools.takewhile(lambda line: line.startswith("#"), lines)
+    ]
 
 
-def load_experiments(names: Sequence[str], overrides: Sequence[str] = (), *, root: Path = ROOT) -> list[Experiment]:
+def load_experiments(
+    names: Sequence[str], overrides: Sequence[str] = (), *, root: Path = ROOT
+) -> list[Experiment]:
     """Experiments by their names; a file that holds nothing but `experiments = [...]` stands for all it names.
 
     Raises:
@@ -114,7 +125,9 @@ def load_experiments(names: Sequence[str], overrides: Sequence[str] = (), *, roo
         loaded += [load_experiment(each, overrides, root=root) for each in _listed(name, root) or [name]]
     twice = sorted({each.name for each in loaded if sum(each.name == other.name for other in loaded) > 1})
     if twice:
-        raise LaunchError(f"{', '.join(twice)} is named more than once: an experiment counts once in an average")
+        raise LaunchError(
+            f"{', '.join(twice)} is named more than once: an experiment counts once in an average"
+        )
     return loaded
 
 
@@ -124,10 +137,19 @@ def _listed(name: str, root: Path) -> list[str]:
     if values is None:
         return []
     names = values["experiments"]
-    if len(values) > 1 or not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
-        raise LaunchError(f'experiments/{name}.toml: beside `experiments = ["...", "..."]` a list of experiments holds nothing')
+    if (
+        len(values) > 1
+        or not isinstance(names, list)
+        or not names
+        or not all(isinstance(each, str) for each in names)
+    ):
+        raise LaunchError(
+            f'experiments/{name}.toml: beside `experiments = ["...", "..."]` a list of experiments holds nothing'
+        )
     if nested := [each for each in names if _list_of(each, root) is not None]:
-        raise LaunchError(f"experiments/{name}.toml names {', '.join(nested)}, which is a list itself: name its experiments")
+        raise LaunchError(
+            f"experiments/{name}.toml names {', '.join(nested)}, which is a list itself: name its experiments"
+        )
     return names
 
 
@@ -147,7 +169,11 @@ def load_experiment(name: str, overrides: Sequence[str] = (), *, root: Path = RO
         LaunchError: there is no such experiment, or the values cannot be used.
     """
     found = _own_values(name, overrides, root)
-    return replace(found, teacher=_teacher(found.name, found.config, root)) if found.config.pseudo_labels else found
+    return (
+        replace(found, teacher=_teacher(found.name, found.config, root))
+        if found.config.pseudo_labels
+        else found
+    )
 
 
 def search_names(root: Path = ROOT) -> list[str]:
@@ -164,7 +190,9 @@ def load_search(name: str, *, root: Path = ROOT) -> SearchSpace:
     path = root / "experiments" / "searches" / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(search_names(root)) or "none"
-        raise LaunchError(f"there is no search {name!r} (experiments/searches/{name}.toml); there are: {known}")
+        raise LaunchError(
+            f"there is no search {name!r} (experiments/searches/{name}.toml); there are: {known}"
+        )
     try:
         return parse_search(path.read_text(encoding="utf-8"), name=name)
     except ConfigError as error:
@@ -183,7 +211,9 @@ def _own_values(name: str, overrides: Sequence[str], root: Path) -> Experiment:
         raise LaunchError(str(error)) from error
     except ValueError as error:  # not UTF-8
         raise LaunchError(f"experiments/{name}.toml cannot be read: {error}") from error
-    if changed.split == "slide" and not changed.slide_map:  # the folds would say so, after prepare and on a GPU
+    if (
+        changed.split == "slide" and not changed.slide_map
+    ):  # the folds would say so, after prepare and on a GPU
         raise LaunchError(
             f"{name}: split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset or folder that holds one and "
             "name the file, --set slide_map=FILE.csv; or take --set split=stain"
@@ -206,9 +236,13 @@ def _teacher(name: str, config: Config, root: Path) -> Experiment:
     for knob in FOLD_KNOBS:
         theirs, ours = getattr(teacher.config, knob), getattr(config, knob)
         if theirs != ours:
-            problems.append(f"{knob} is {theirs!r} there and {ours!r} here: its fold k saw tiles of this one's fold k")
+            problems.append(
+                f"{knob} is {theirs!r} there and {ours!r} here: its fold k saw tiles of this one's fold k"
+            )
     if problems:
-        raise LaunchError(f"{name}: pseudo_labels = {config.pseudo_labels} cannot be used:\n  - " + "\n  - ".join(problems))
+        raise LaunchError(
+            f"{name}: pseudo_labels = {config.pseudo_labels} cannot be used:\n  - " + "\n  - ".join(problems)
+        )
     return teacher
 
 
@@ -333,12 +367,19 @@ def plan_kernels(
         )
     )
     if search is not None:
-        kernels += _plan_search(search, experiments, prepare=prepare.slug, fetched=encoders, datasets=attached)
+        kernels += _plan_search(
+            search, experiments, prepare=prepare.slug, fetched=encoders, datasets=attached
+        )
     return kernels
 
 
 def _plan_search(
-    search: SearchSpace, experiments: Sequence[Experiment], *, prepare: str, fetched: Sequence[str], datasets: tuple[str, ...]
+    search: SearchSpace,
+    experiments: Sequence[Experiment],
+    *,
+    prepare: str,
+    fetched: Sequence[str],
+    datasets: tuple[str, ...],
 ) -> list[Kernel]:
     """The search kernel; before it one that fetches the backbones that only the search asks for, so that the folds' own
     weights stay what they are and no finished fold is trained again.
@@ -353,7 +394,11 @@ def _plan_search(
     kernels = []
     if (extra := tuple(each for each in wanted if each not in fetched)) and not uploaded:
         slug = f"hcd-{name}-search-weights"
-        kernels.append(Kernel(kind="weights", slug=slug, experiments=(), configs=(Config(),), encoders=extra, internet=True))
+        kernels.append(
+            Kernel(
+                kind="weights", slug=slug, experiments=(), configs=(Config(),), encoders=extra, internet=True
+            )
+        )
         sources += (slug,)
     kernels.append(
         Kernel(
@@ -438,7 +483,9 @@ def git_commit(root: Path = ROOT) -> str:
 
     def ask(*arguments: str) -> str:
         try:
-            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20)
+            done = subprocess.run(
+                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20
+            )
         except (OSError, subprocess.SubprocessError):
             return ""
         return done.stdout.strip()

@@ -24,7 +24,15 @@ from typing import IO
 from launch.errors import LaunchError
 
 # Of the user's environment only this reaches a kernel; the rest might make a script work here and fail on Kaggle.
-_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+_PASSED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+)
 _PASSED_WITH_NETWORK = (
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HF_ENDPOINT", "HF_TOKEN",
@@ -124,7 +132,9 @@ def isolation() -> str:
         for name in ("source", "place"):
             (Path(folder) / name).mkdir()
         mounts = [(Path(folder) / "source", Path(folder) / "place")]
-        probe = _namespace_command(["sh", "-c", f"! touch {shlex.quote(folder)}/place/x 2>/dev/null"], mounts, network=False)
+        probe = _namespace_command(
+            ["sh", "-c", f"! touch {shlex.quote(folder)}/place/x 2>/dev/null"], mounts, network=False
+        )
         try:
             done = subprocess.run(probe, capture_output=True, timeout=20, check=False)
         except (OSError, subprocess.TimeoutExpired):
@@ -165,7 +175,7 @@ def run_script(
         script: the built script or .ipynb; a copy is run, alone in its folder.
         folder: of this kernel; working/ in it survives, so that an interrupted run goes on. All else is made anew.
         mounts: its inputs.
-        place: what `lib.session` is told: rehearsal or local.
+        place: what `lib.runtime.session` is told: rehearsal or local.
         threads: processor threads it may use.
         network: whether it may use the network.
         limit: seconds until it is killed, or None.
@@ -224,7 +234,9 @@ def run_script(
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=(lock.fileno(),),  # the lock holds for as long as the kernel lives, whatever becomes of us
+                pass_fds=(
+                    lock.fileno(),
+                ),  # the lock holds for as long as the kernel lives, whatever becomes of us
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )
             try:
@@ -250,7 +262,9 @@ def decorate(working: Path) -> None:
             (working / name).touch()
 
 
-def _wait(process: "subprocess.Popen[bytes]", *, until: float | None, stop: threading.Event | None) -> int | None:
+def _wait(
+    process: "subprocess.Popen[bytes]", *, until: float | None, stop: threading.Event | None
+) -> int | None:
     """The exit code, or None when the time was up or somebody asked to stop."""
     while not (stop is not None and stop.is_set()) and (until is None or time.monotonic() < until):
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -275,7 +289,9 @@ def _acquire(lock: IO[str], folder: Path) -> None:
 
 def _describe(*, network: bool) -> str:
     if isolation() == "namespaces":
-        return f"namespaces: inputs read-only, {'network on, as the kernel asks' if network else 'no network'}"
+        return (
+            f"namespaces: inputs read-only, {'network on, as the kernel asks' if network else 'no network'}"
+        )
     return f"no namespaces here: inputs are links, {'network on, as the kernel asks' if network else 'sockets guarded'}"
 
 

@@ -9,12 +9,12 @@ import pandas as pd
 
 from launch.errors import LaunchError
 from launch.plan import Kernel
-from lib.calibration import Calibration
 from lib.data.prepared import TRAIN_INDEX, read_index
 from lib.errors import KernelError
+from lib.evaluation import out_of_fold as results
+from lib.evaluation.calibration import Calibration
+from lib.evaluation.out_of_fold import ResultError, Summary, summarise_together
 from lib.inference.submission import check_submission
-from lib.report import results
-from lib.report.results import ResultError, Summary, summarise_together
 from lib.search_space import RECORDS, TABLE, WINNER
 
 
@@ -67,7 +67,9 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         console.print(table)
         console.print("* the threshold with the best F1 on the other folds")
         low, high = summary.interval
-        some = "" if len(summary.folds) == config.folds else f" of {len(summary.folds)} of {config.folds} folds"
+        some = (
+            "" if len(summary.folds) == config.folds else f" of {len(summary.folds)} of {config.folds} folds"
+        )
         console.print(
             f"pooled out-of-fold AUC {summary.pooled:.4f} on n = {len(summary.table):,} tiles{some} "
             f"(95 % interval {low:.4f} to {high:.4f}, resampling {summary.groups} {summary.grouping}); "
@@ -81,12 +83,17 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         console.print(
             f"pooled F1 {decisions['f1_at_half']:.4f} at 0.5{chosen}; confusion [[TN, FP], [FN, TP]] "
             + " and ".join(
-                str(decisions[name]) for name in ("confusion_at_half", "confusion_at_thresholds") if name in decisions
+                str(decisions[name])
+                for name in ("confusion_at_half", "confusion_at_thresholds")
+                if name in decisions
             ),
             soft_wrap=True,
         )
         if config.weights == "pretrain":
-            console.print("transductive: the encoder was pretrained on all of these tiles, without their labels", soft_wrap=True)
+            console.print(
+                "transductive: the encoder was pretrained on all of these tiles, without their labels",
+                soft_wrap=True,
+            )
         if config.pseudo_labels:
             text = f"transductive: test tiles were learnt from, with labels given by {config.pseudo_labels}, fold by fold"
             console.print(text, soft_wrap=True)
@@ -107,7 +114,9 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
     except KernelError as error:
         raise LaunchError(f"{submission}: {error}") from error
     tiles = text.count(chr(10)) - 1
-    console.print(f"submission: {submission} ({tiles:,} tiles, matches sample_submission.csv)", soft_wrap=True)
+    console.print(
+        f"submission: {submission} ({tiles:,} tiles, matches sample_submission.csv)", soft_wrap=True
+    )
     console.print(f"total time: {seconds:.1f} s")
 
 
@@ -131,7 +140,9 @@ def print_ranking(folder: Path, *, seconds: float) -> None:
     shown = ranking.assign(auc=scores, low=interval).drop(columns=["high", "note"])
     shown = shown.rename(columns={"auc": "AUC", "low": "95 %", "parameters_millions": "M weights"})
     for name in shown.columns:
-        table.add_column(name, justify="left" if name in ("trial", "status", "backbone") else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if name in ("trial", "status", "backbone") else "right", overflow="fold"
+        )
     for row in shown.itertuples(index=False):
         table.add_row(*row)
     console.print(table)
@@ -144,9 +155,14 @@ def print_ranking(folder: Path, *, seconds: float) -> None:
     if not content["complete"]:
         left = [f"{n} {s}" for s in ("not run", "failed") if (n := int((ranking["status"] == s).sum()))]
         left += [f"{content['rungs_left']} rungs not begun"] if content["rungs_left"] else []
-        console.print(f"not complete ({', '.join(left)}): build_kernel.py push search goes on where it stopped", soft_wrap=True)
+        console.print(
+            f"not complete ({', '.join(left)}): build_kernel.py push search goes on where it stopped",
+            soft_wrap=True,
+        )
     if (folder / WINNER).is_file():
-        console.print(f"the winner, ready to run: {folder / WINNER} (copy it to experiments/NAME.toml)", soft_wrap=True)
+        console.print(
+            f"the winner, ready to run: {folder / WINNER} (copy it to experiments/NAME.toml)", soft_wrap=True
+        )
     console.print(f"total time: {seconds:.1f} s")
 
 

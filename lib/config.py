@@ -20,7 +20,12 @@ Value = bool | int | float | str
 # Knobs that say what is expected, and decide nothing.
 EXPECTATIONS = ("hours", "pretrain_hours")
 FOLD_KNOBS = ("split", "folds", "seed", "stain_groups", "slide_map")  # what a fold table is a function of
-PREPARE_KNOBS = ("verify", "stain_groups", "slide_map", "seed")  # what decides the output of the prepare kernel
+PREPARE_KNOBS = (
+    "verify",
+    "stain_groups",
+    "slide_map",
+    "seed",
+)  # what decides the output of the prepare kernel
 
 
 class ConfigError(ValueError):
@@ -59,7 +64,9 @@ class Config:
     )
     stain_groups: int = _knob(60, "clusters of stain and background the tiles are put into", low=2, high=5000)
 
-    slide_map: str = _knob("", "name of a CSV file (id,wsi) in an attached dataset, for split = slide; empty: none")
+    slide_map: str = _knob(
+        "", "name of a CSV file (id,wsi) in an attached dataset, for split = slide; empty: none"
+    )
 
     # The network
     backbone: str = _knob("resnet34.tv_in1k", "any timm model, with the tag of its weights")
@@ -97,10 +104,15 @@ class Config:
 
     # The training
     members: int = _knob(
-        2, "networks trained per fold, each from its own seed, averaged later; one a card at a time", low=1, high=16
+        2,
+        "networks trained per fold, each from its own seed, averaged later; one a card at a time",
+        low=1,
+        high=16,
     )
     ddp: bool = _knob(False, "all cards work on one member together instead (torch.distributed)")
-    synchronise_norms: bool = _knob(False, "with ddp: batch norms see the tiles of all cards, not of their own")
+    synchronise_norms: bool = _knob(
+        False, "with ddp: batch norms see the tiles of all cards, not of their own"
+    )
     epochs: int = _knob(5, "passes over the training tiles of the fold", low=1, high=1000)
     batch_size: int = _knob(256, "tiles per optimiser step, of all cards together", low=1, high=8192)
     passes: int = _knob(
@@ -110,9 +122,13 @@ class Config:
         low=0,
         high=8192,
     )
-    compile: bool = _knob(False, "compile the network for training (torch.compile): minutes first, faster steps then")
+    compile: bool = _knob(
+        False, "compile the network for training (torch.compile): minutes first, faster steps then"
+    )
     learning_rate: float = _knob(3e-4, "peak learning rate of AdamW", low=1e-8, high=10.0)
-    weight_decay: float = _knob(1e-4, "decoupled weight decay; biases and norms are exempt", low=0.0, high=10.0)
+    weight_decay: float = _knob(
+        1e-4, "decoupled weight decay; biases and norms are exempt", low=0.0, high=10.0
+    )
     warmup_epochs: float = _knob(0.0, "epochs of linear warm-up before the cosine", low=0.0, high=100.0)
     schedule: str = _knob(
         "cosine",
@@ -120,15 +136,25 @@ class Config:
         choices=("cosine", "one_cycle"),
     )
     layer_decay: float = _knob(
-        1.0, "the learning rate of each layer, as a factor of the next one's towards the logit; 1: all alike", low=0.1, high=1.0
+        1.0,
+        "the learning rate of each layer, as a factor of the next one's towards the logit; 1: all alike",
+        low=0.1,
+        high=1.0,
     )
-    freeze_epochs: int = _knob(0, "epochs in which only the head learns, before the backbone joins in", low=0, high=100)
+    freeze_epochs: int = _knob(
+        0, "epochs in which only the head learns, before the backbone joins in", low=0, high=100
+    )
     ema: float = _knob(
-        0.0, "decay of the running average of the weights, which is what predicts; 0: the last weights do", low=0.0, high=0.99999
+        0.0,
+        "decay of the running average of the weights, which is what predicts; 0: the last weights do",
+        low=0.0,
+        high=0.99999,
     )
     label_smoothing: float = _knob(0.0, "share of the label spread over both classes", low=0.0, high=0.5)
     mixup: float = _knob(0.0, "alpha of mixup: tiles are blended in pairs; 0: not", low=0.0, high=10.0)
-    cutmix: float = _knob(0.0, "alpha of cutmix: a rectangle comes from another tile; 0: not", low=0.0, high=10.0)
+    cutmix: float = _knob(
+        0.0, "alpha of cutmix: a rectangle comes from another tile; 0: not", low=0.0, high=10.0
+    )
     clip_gradient: float = _knob(0.0, "largest norm of the gradient; 0 leaves it as it is", low=0.0, high=1e6)
     balance: str = _knob(
         "none",
@@ -140,13 +166,19 @@ class Config:
         "auto: float16 with a gradient scaler on a T4, bfloat16 where the GPU has it, float32 on a CPU",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
-    device: str = _knob("auto", "auto, cuda (an error where there is none) or cpu", choices=("auto", "cuda", "cpu"))
+    device: str = _knob(
+        "auto", "auto, cuda (an error where there is none) or cpu", choices=("auto", "cuda", "cpu")
+    )
     validate_every: int = _knob(
-        1, "epochs between validations that are logged (never used to choose weights); 0: only at the end", low=0, high=1000
+        1,
+        "epochs between validations that are logged (never used to choose weights); 0: only at the end",
+        low=0,
+        high=1000,
     )
 
     deterministic: bool = _knob(
-        False, "the clock may not shorten the plan of a fold that does not fit its session: it is an error instead"
+        False,
+        "the clock may not shorten the plan of a fold that does not fit its session: it is an error instead",
     )
     hours: float = _knob(
         2.0,
@@ -163,20 +195,29 @@ class Config:
         "them (a declared variant: what comes of it is transductive); empty: not",
     )
     pseudo_share: float = _knob(
-        0.5, "share of the test tiles that are used: the most confident ones of each class", low=0.01, high=1.0
+        0.5,
+        "share of the test tiles that are used: the most confident ones of each class",
+        low=0.01,
+        high=1.0,
     )
 
     # Self-supervised pretraining, for weights = pretrain
     pretrain_epochs: int = _knob(40, "passes over the tiles", low=1, high=10_000)
-    pretrain_batch: int = _knob(256, "tiles per optimiser step, of all cards together, each seen twice", low=8, high=8192)
+    pretrain_batch: int = _knob(
+        256, "tiles per optimiser step, of all cards together, each seen twice", low=8, high=8192
+    )
     pretrain_rate: float = _knob(1e-3, "peak learning rate of AdamW", low=1e-8, high=10.0)
-    pretrain_width: int = _knob(1024, "numbers of the projection whose redundancy is reduced", low=8, high=16384)
+    pretrain_width: int = _knob(
+        1024, "numbers of the projection whose redundancy is reduced", low=8, high=16384
+    )
     pretrain_tiles: str = _knob(
         "all",
         "all (labelled tiles and test tiles) or train (labelled ones only); no label is seen either way",
         choices=("all", "train"),
     )
-    pretrain_hours: float = _knob(4.0, "hours it is expected to take on 2 x T4, as `hours` is for a fold", low=0.01, high=12.0)
+    pretrain_hours: float = _knob(
+        4.0, "hours it is expected to take on 2 x T4, as `hours` is for a fold", low=0.01, high=12.0
+    )
 
     # The augmentation, each sample with its own draw
     flip: bool = _knob(True, "mirror at random")
@@ -194,16 +235,30 @@ class Config:
     brightness: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
     contrast: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
     saturation: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
-    hue: float = _knob(0.02, "turn of the hue circle drawn from +- this; 0.5 is half a turn", low=0.0, high=0.5)
+    hue: float = _knob(
+        0.02, "turn of the hue circle drawn from +- this; 0.5 is half a turn", low=0.0, high=0.5
+    )
 
     # The prediction
-    views: int = _knob(8, "D4 views of a tile whose logits are averaged: 1, 4 (rotations) or 8", choices=(1, 4, 8))
-    prediction_batch: int = _knob(512, "tiles per forward pass when predicting, views not counted", low=1, high=65536)
+    views: int = _knob(
+        8, "D4 views of a tile whose logits are averaged: 1, 4 (rotations) or 8", choices=(1, 4, 8)
+    )
+    prediction_batch: int = _knob(
+        512, "tiles per forward pass when predicting, views not counted", low=1, high=65536
+    )
 
     def __post_init__(self) -> None:
-        problems = [problem for field in _fields() for problem in _problems_of(field, getattr(self, field.name))]
-        if not problems and self.weights not in ("timm", "none", "pretrain") and not self.weights.endswith(".safetensors"):
-            problems.append(f"weights = {self.weights!r}: timm, none, pretrain, or the name of a file that ends in .safetensors")
+        problems = [
+            problem for field in _fields() for problem in _problems_of(field, getattr(self, field.name))
+        ]
+        if (
+            not problems
+            and self.weights not in ("timm", "none", "pretrain")
+            and not self.weights.endswith(".safetensors")
+        ):
+            problems.append(
+                f"weights = {self.weights!r}: timm, none, pretrain, or the name of a file that ends in .safetensors"
+            )
         if not problems and not self.backbone.strip():
             problems.append("backbone is empty: name a timm model, such as resnet34.tv_in1k")
         if not problems and self.warmup_epochs >= self.epochs:
@@ -224,11 +279,17 @@ class Config:
     def _problems_of_a_head(self) -> list[str]:
         problems = []
         if self.members != 1:
-            problems.append("tune = head needs members = 1: a logistic regression comes out the same from every seed")
+            problems.append(
+                "tune = head needs members = 1: a logistic regression comes out the same from every seed"
+            )
         if self.pooling in ("gem", "attention"):
-            problems.append(f"tune = head with pooling = {self.pooling}: it has numbers to learn; use native, avg or avgmax")
+            problems.append(
+                f"tune = head with pooling = {self.pooling}: it has numbers to learn; use native, avg or avgmax"
+            )
         if self.weights == "none":
-            problems.append("tune = head with weights = none: a frozen encoder of random numbers; name its weights")
+            problems.append(
+                "tune = head with weights = none: a frozen encoder of random numbers; name its weights"
+            )
         return problems
 
     def to_dict(self) -> dict[str, Value]:
@@ -238,7 +299,9 @@ class Config:
     @property
     def hash(self) -> str:
         """The first 8 hexadecimal digits of the SHA-256 of all fields: two configs share it when they are equal."""
-        plain = {name: value + 0.0 if isinstance(value, float) else value for name, value in self.to_dict().items()}
+        plain = {
+            name: value + 0.0 if isinstance(value, float) else value for name, value in self.to_dict().items()
+        }
         text = json.dumps(plain, sort_keys=True)  # -0.0 + 0.0 is 0.0: they are equal, so they share the hash
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -268,7 +331,11 @@ def _problems_of(field: dataclasses.Field[Any], value: object) -> list[str]:
 
 
 def _message(problems: list[str]) -> str:
-    lead = "the configuration cannot be used:" if len(problems) == 1 else f"{len(problems)} things in the configuration:"
+    lead = (
+        "the configuration cannot be used:"
+        if len(problems) == 1
+        else f"{len(problems)} things in the configuration:"
+    )
     return "\n  - ".join([lead, *problems])
 
 
@@ -329,7 +396,10 @@ def parse_toml(text: str, *, name: str) -> Config:
     """
     try:
         values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # not TOMLDecodeError alone: a number of 5,000 digits is a ValueError
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not TOMLDecodeError alone: a number of 5,000 digits is a ValueError
         raise ConfigError(f"experiment {name!r} is not valid TOML: {error}") from error
     try:
         return config_from_dict(values)

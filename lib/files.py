@@ -14,7 +14,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
         OSError: the disk is full or the folder cannot be written; the old file, if any, is intact.
     """
     data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.part")  # one name, so that the rest of a killed write is written over
+    beside = path.with_name(
+        f".{path.name}.part"
+    )  # one name, so that the rest of a killed write is written over
     try:
         with beside.open("wb") as stream:
             stream.write(data)

@@ -13,11 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from lib.config import EXPECTATIONS, FOLD_KNOBS, PREPARE_KNOBS, Config, ConfigError, Value, check_value, config_from_dict
+from lib.config import (
+    EXPECTATIONS,
+    FOLD_KNOBS,
+    PREPARE_KNOBS,
+    Config,
+    ConfigError,
+    Value,
+    check_value,
+    config_from_dict,
+)
 
 METHODS = ("grid", "random", "halving")
 TABLE, RECORDS, WINNER = "search.csv", "trials.json", "winner.toml"  # what a search leaves
-MOST_TRIALS = 500  # no session is long enough for more, and what is known of them must fit the kernel's script
+MOST_TRIALS = (
+    500  # no session is long enough for more, and what is known of them must fit the kernel's script
+)
 CARDS = 2  # of a session
 _KEYS = {"grid": (), "random": ("trials",), "halving": ("trials", "eta", "first_epochs")}
 _DRAWS = 100  # for each trial asked for, until it is said that there are no more different ones
@@ -82,7 +93,10 @@ class SearchSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values: what `search_from_dict` reads, less the name."""
-        space = {key: value.to_dict() if isinstance(value, Range) else list(value) for key, value in self.space.items()}
+        space = {
+            key: value.to_dict() if isinstance(value, Range) else list(value)
+            for key, value in self.space.items()
+        }
         own = {key: getattr(self, key) for key in _KEYS[self.method]}
         return {"method": self.method, "space": space, "seed": self.seed, "folds": list(self.folds), **own}
 
@@ -139,7 +153,11 @@ def search_from_dict(values: Mapping[str, Any], *, name: str) -> SearchSpace:
     for key in values:
         if key not in allowed:
             owner = [other for other in METHODS if key in _KEYS[other]]
-            why = f"{key} is for method = {' or '.join(owner)}" if owner else f"unknown key {key!r}; known: {', '.join(allowed)}"
+            why = (
+                f"{key} is for method = {' or '.join(owner)}"
+                if owner
+                else f"unknown key {key!r}; known: {', '.join(allowed)}"
+            )
             reader.problems.append(why)
     found = SearchSpace(
         name=name,
@@ -147,13 +165,17 @@ def search_from_dict(values: Mapping[str, Any], *, name: str) -> SearchSpace:
         space=reader.space(method),
         seed=reader.whole("seed", low=0, high=2**32 - 1, default=0),
         folds=reader.folds(),
-        trials=reader.whole("trials", low=2 if method == "halving" else 1, high=MOST_TRIALS) if "trials" in allowed else 0,
+        trials=reader.whole("trials", low=2 if method == "halving" else 1, high=MOST_TRIALS)
+        if "trials" in allowed
+        else 0,
         eta=reader.whole("eta", low=2, high=10, default=2),
         first_epochs=reader.whole("first_epochs", low=1, high=1000) if "first_epochs" in allowed else 1,
     )
     size = math.prod(len(each) for each in found.space.values() if isinstance(each, tuple))
     if method == "grid" and size > MOST_TRIALS:
-        reader.problems.append(f"the grid has {size:,} trials, {MOST_TRIALS} at most: name fewer values, or draw with random")
+        reader.problems.append(
+            f"the grid has {size:,} trials, {MOST_TRIALS} at most: name fewer values, or draw with random"
+        )
     if reader.problems:
         raise SearchError(_message(f"search {name!r}", reader.problems))
     return found
@@ -175,7 +197,11 @@ class _Reader:
 
     def folds(self) -> tuple[int, ...]:
         value = self.values.get("folds", [0])
-        fits = isinstance(value, list | tuple) and value and all(type(each) is int and each >= 0 for each in value)
+        fits = (
+            isinstance(value, list | tuple)
+            and value
+            and all(type(each) is int and each >= 0 for each in value)
+        )
         if fits and len(set(value)) == len(value):
             return tuple(sorted(value))
         self.problems.append(f"folds = {value!r}: a list of different folds expected, such as [0]")
@@ -184,7 +210,9 @@ class _Reader:
     def space(self, method: str) -> dict[str, tuple[Value, ...] | Range]:
         table = self.values.get("space")
         if not isinstance(table, Mapping) or not table:
-            self.problems.append("the table [space] is missing or empty: it names knobs, each with a list of values")
+            self.problems.append(
+                "the table [space] is missing or empty: it names knobs, each with a list of values"
+            )
             return {}
         found: dict[str, tuple[Value, ...] | Range] = {}
         for key, wanted in table.items():
@@ -200,7 +228,9 @@ class _Reader:
                 else:
                     found[key] = self._range(key, wanted)
             else:
-                self.problems += check_value(key, wanted)[1] or [f"{key} = {wanted!r}: a list of values expected"]
+                self.problems += check_value(key, wanted)[1] or [
+                    f"{key} = {wanted!r}: a list of values expected"
+                ]
         return found
 
     def _list(self, key: str, wanted: Iterable[object]) -> tuple[Value, ...]:
@@ -209,7 +239,9 @@ class _Reader:
             value, wrong = check_value(key, each)
             self.problems += [text for text in wrong if text not in self.problems]
             if key == "weights" and value == "pretrain":
-                self.problems.append("weights = pretrain cannot be searched: an encoder is pretrained once, before the search")
+                self.problems.append(
+                    "weights = pretrain cannot be searched: an encoder is pretrained once, before the search"
+                )
             if value in taken:
                 self.problems.append(f"{key} names {value!r} twice")
             taken.append(value)
@@ -287,15 +319,25 @@ def draw_trials(space: SearchSpace, base: Config) -> list[Trial]:
 def _problems_with(space: SearchSpace, base: Config) -> list[str]:
     problems = []
     if base.tune == "head":
-        problems.append("the experiment's encoder is frozen (tune = head), a search trains networks: --set tune=all")
+        problems.append(
+            "the experiment's encoder is frozen (tune = head), a search trains networks: --set tune=all"
+        )
     if base.pseudo_labels:
-        problems.append(f"the experiment learns from the labels of {base.pseudo_labels}: --set pseudo_labels= leaves them away")
+        problems.append(
+            f"the experiment learns from the labels of {base.pseudo_labels}: --set pseudo_labels= leaves them away"
+        )
     if base.weights == "pretrain" and "backbone" in space.space:
-        problems.append("backbone cannot be searched with weights = pretrain, which holds those of one backbone")
+        problems.append(
+            "backbone cannot be searched with weights = pretrain, which holds those of one backbone"
+        )
     if absent := [fold for fold in space.folds if fold >= base.folds]:
-        problems.append(f"there is no fold {', '.join(map(str, absent))}: the experiment has folds 0 to {base.folds - 1}")
+        problems.append(
+            f"there is no fold {', '.join(map(str, absent))}: the experiment has folds 0 to {base.folds - 1}"
+        )
     if space.method == "halving" and space.first_epochs >= base.epochs:
-        problems.append(f"first_epochs = {space.first_epochs} is not below the experiment's epochs = {base.epochs}")
+        problems.append(
+            f"first_epochs = {space.first_epochs} is not below the experiment's epochs = {base.epochs}"
+        )
     return problems
 
 
@@ -371,4 +413,8 @@ def expected_folds(space: SearchSpace, base: Config) -> float:
 
 def settled(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of the trials a search recorded, those that need not be run again: finished, or failed as they would again."""
-    return [dict(each) for each in records if each.get("status") in ("finished", "failed") and not each.get("again")]
+    return [
+        dict(each)
+        for each in records
+        if each.get("status") in ("finished", "failed") and not each.get("again")
+    ]

@@ -95,10 +95,10 @@ MUTATIONS = (
     ),
     Mutation(
         "stains-in-training",
-        "lib/training/engine.py",
+        "lib/training/epoch.py",
         "images = network.restain(as_images(images))",
         "images = as_images(images)",
-        ("tests/lib/training/test_engine.py",),
+        ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
         "stains-in-prediction",
@@ -138,39 +138,39 @@ MUTATIONS = (
     ),
     Mutation(
         "draws-of-the-epoch",
-        "lib/training/engine.py",
+        "lib/training/epoch.py",
         "Draws(entropy=[*part.entropy, 3, epoch]",
         "Draws(entropy=[*part.entropy, 3]",
-        ("tests/lib/training/test_engine.py",),
+        ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
         "draws-of-the-member",
-        "lib/training/engine.py",
+        "lib/training/epoch.py",
         "Draws(entropy=[*part.entropy, 3, epoch]",
         "Draws(entropy=[3, epoch]",
-        ("tests/lib/training/test_engine.py",),
+        ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
         "order-of-the-epoch",
-        "lib/training/engine.py",
+        "lib/training/epoch.py",
         "np.random.SeedSequence([*part.entropy, 1, epoch])",
         "np.random.SeedSequence([*part.entropy, 1])",
-        ("tests/lib/training/test_engine.py",),
+        ("tests/lib/training/test_epoch.py",),
     ),
     # The step
     Mutation(
         "positive-weight",
-        "lib/training/engine.py",
+        "lib/training/epoch.py",
         "(labels == 0).sum() / (labels == 1).sum()",
         "(labels == 1).sum() / (labels == 0).sum()",
-        ("tests/lib/training/test_engine.py",),
+        ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
         "positive-weight-in-the-loss",
-        "lib/training/engine.py",
+        "lib/training/epoch.py",
         "pos_weight=weight.to(logits.dtype), ",
         "",
-        ("tests/lib/training/test_engine.py",),
+        ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
         "schedule-ends-at-zero",
@@ -202,10 +202,10 @@ MUTATIONS = (
     ),
     Mutation(
         "average-follows-slowly",
-        "lib/training/average.py",
+        "lib/training/ema.py",
         "moved * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))",
         "moved * torch.clamp((1 + applied) / (10 + applied), max=self.decay)",
-        ("tests/lib/training/test_average.py",),
+        ("tests/lib/training/test_ema.py",),
     ),
     Mutation(
         "average-predicts",
@@ -219,35 +219,39 @@ MUTATIONS = (
         "lib/training/fold.py",
         "save_checkpoint(folder / files.checkpoint, predicting, ",
         "save_checkpoint(folder / files.checkpoint, network, ",
-        ("tests/lib/training/test_fold.py::test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes",),
+        (
+            "tests/lib/training/test_fold.py::test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes",
+        ),
     ),
     Mutation(
         "budget-never-lengthens",
         "lib/training/optimizer.py",
         "if not 1 <= left < self.total - applied:",
         "if not 1 <= left:",
-        ("tests/lib/training/test_budget.py::test_a_plan_is_never_made_longer",),
+        ("tests/lib/training/test_time_budget.py::test_a_plan_is_never_made_longer",),
     ),
     Mutation(
         "gradients-averaged-over-processes",
-        "lib/training/engine.py",
+        "lib/training/epoch.py",
         "share = world.size / tiles_a_step(part, config)",
         "share = 1 / tiles_a_step(part, config)",
         ("tests/lib/training/test_workers.py::test_two_processes_on_one_member_give_the_losses_of_one",),
     ),
     Mutation(
         "each-process-its-own-tiles",
-        "lib/training/engine.py",
+        "lib/training/epoch.py",
         "slice=Slice(world.rank, world.size, passes)",
         "slice=Slice(0, world.size, passes)",
         ("tests/lib/training/test_workers.py::test_two_processes_on_one_member_give_the_losses_of_one",),
     ),
     Mutation(
         "norms-of-rank-0-predict",
-        "lib/training/world.py",
+        "lib/training/distributed.py",
         "        for buffer in network.buffers():\n            dist.broadcast(buffer, src=0)",
         "        return",
-        ("tests/lib/training/test_workers.py::test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted",),
+        (
+            "tests/lib/training/test_workers.py::test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted",
+        ),
     ),
     # Who learns from what, who is scored on what
     Mutation(
@@ -259,17 +263,17 @@ MUTATIONS = (
     ),
     Mutation(
         "fold-not-learnt-from-by-heads",
-        "lib/training/frozen.py",
+        "lib/training/linear_probe.py",
         "outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)",
         "outside, inside = np.arange(len(task.folds)), np.flatnonzero(task.folds == task.fold)",
-        ("tests/lib/training/test_frozen.py",),
+        ("tests/lib/training/test_linear_probe.py",),
     ),
     Mutation(
         "penalty-chosen-by-group",
-        "lib/model/head.py",
+        "lib/model/linear_head.py",
         "splitter.split(features, labels, groups)",
         "splitter.split(features, labels, np.arange(len(groups)))",
-        ("tests/lib/model/test_head.py",),
+        ("tests/lib/model/test_linear_head.py",),
     ),
     Mutation(
         "groups-in-one-fold",
@@ -280,38 +284,38 @@ MUTATIONS = (
     ),
     Mutation(
         "threshold-of-the-others",
-        "lib/metrics.py",
+        "lib/evaluation/metrics.py",
         "best_threshold(labels[~inside], probabilities[~inside])",
         "best_threshold(labels[inside], probabilities[inside])",
-        ("tests/lib/test_metrics.py",),
+        ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(
         "highest-of-equal-thresholds",
-        "lib/metrics.py",
+        "lib/evaluation/metrics.py",
         "np.flatnonzero(score >= score.max() - _ROUNDING)[-1]",
         "np.flatnonzero(score >= score.max() - _ROUNDING)[0]",
-        ("tests/lib/test_metrics.py",),
+        ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(
         "interval-resamples-groups",
-        "lib/metrics.py",
+        "lib/evaluation/metrics.py",
         "picked = np.concatenate([rows[at] for at in generator.integers(0, len(names), len(names))])",
         "picked = generator.integers(0, len(groups), len(groups))",
-        ("tests/lib/test_metrics.py",),
+        ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(
         "interval-has-two-tails",
-        "lib/metrics.py",
+        "lib/evaluation/metrics.py",
         "[(1 - level) / 2, (1 + level) / 2]",
         "[1 - level, level]",
-        ("tests/lib/test_metrics.py",),
+        ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(
         "calibrated-by-the-others",
-        "lib/calibration.py",
+        "lib/evaluation/calibration.py",
         "fit_line(labels[~inside], logits[~inside])",
         "fit_line(labels[inside], logits[inside])",
-        ("tests/lib/test_calibration.py",),
+        ("tests/lib/evaluation/test_calibration.py",),
     ),
     Mutation(
         "seed-of-the-member",
@@ -322,24 +326,24 @@ MUTATIONS = (
     ),
     Mutation(
         "teacher-of-the-same-fold",
-        "lib/inference/pseudo.py",
+        "lib/inference/pseudo_labels.py",
         "if (record.experiment, record.fold) != (experiment, fold):",
         "if record.experiment != experiment:",
-        ("tests/lib/inference/test_pseudo.py",),
+        ("tests/lib/inference/test_pseudo_labels.py",),
     ),
     Mutation(
         "guessed-tiles-in-no-fold",
         "kernels/train.py",
         "np.full(len(labelled), -1)",
         "np.full(len(labelled), task.fold)",
-        ("tests/kernels/test_pseudo_labels.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
+        ("tests/kernels/test_pseudo_label_folds.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
     ),
     Mutation(
         "tiles-that-were-labelled",
         "kernels/train.py",
         'data.read_tiles(prepared.TEST_TILES)[guessed["row"]]',
         "data.read_tiles(prepared.TEST_TILES)[: len(guessed)]",
-        ("tests/kernels/test_pseudo_labels.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
+        ("tests/kernels/test_pseudo_label_folds.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
     ),
     # Prediction and averaging
     Mutation(
@@ -379,10 +383,10 @@ MUTATIONS = (
     ),
     Mutation(
         "probabilities-in-float64",
-        "lib/metrics.py",
+        "lib/evaluation/metrics.py",
         "expit(np.asarray(logits, dtype=np.float64))",
         "expit(np.asarray(logits, dtype=np.float32))",
-        ("tests/lib/test_metrics.py",),
+        ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(
         "digits-of-a-submission",
@@ -393,7 +397,7 @@ MUTATIONS = (
     ),
     Mutation(
         "members-of-a-fold-aligned-by-id",
-        "lib/report/results.py",
+        "lib/evaluation/out_of_fold.py",
         'member["logit"].reindex(first.index).to_numpy()',
         'member["logit"].to_numpy()',
         ("tests/launch/test_summary.py",),
@@ -408,24 +412,24 @@ MUTATIONS = (
     # What is trusted
     Mutation(
         "tile-is-its-hash",
-        "lib/data/store.py",
+        "lib/data/tile_store.py",
         "hashlib.sha1(out, usedforsecurity=False).hexdigest() == name",
         "len(hashlib.sha1(out, usedforsecurity=False).hexdigest()) == len(name)",
-        ("tests/lib/data/test_store.py::test_a_mismatch_within_the_limit_is_reported_and_kept",),
+        ("tests/lib/data/test_tile_store.py::test_a_mismatch_within_the_limit_is_reported_and_kept",),
     ),
     Mutation(
         "mismatches-allowed",
-        "lib/data/store.py",
+        "lib/data/tile_store.py",
         "len(result.mismatches) > max(MISMATCHES_ALLOWED * len(self.ids), 1)",
         "len(result.mismatches) > max(10 * MISMATCHES_ALLOWED * len(self.ids), 1)",
-        ("tests/lib/data/test_store.py::test_one_in_a_thousand_is_the_limit",),
+        ("tests/lib/data/test_tile_store.py::test_one_in_a_thousand_is_the_limit",),
     ),
     Mutation(
         "record-holds-its-files",
-        "lib/run_record.py",
+        "lib/runtime/run_record.py",
         "sha256_of(file) != entry.sha256",
         "len(sha256_of(file)) != len(entry.sha256)",
-        ("tests/lib/test_run_record.py",),
+        ("tests/lib/runtime/test_run_record.py",),
     ),
     Mutation(
         "members-of-the-same-data",
@@ -439,57 +443,61 @@ MUTATIONS = (
         "lib/inference/members.py",
         "named = (identity.experiment, identity.fold, identity.member,",
         "named = (identity.experiment, record.fold, identity.member,",
-        ("tests/kernels/test_bad_input.py::test_folds_that_may_not_be_averaged[a checkpoint of another fold]",),
+        (
+            "tests/kernels/test_bad_input.py::test_folds_that_may_not_be_averaged[a checkpoint of another fold]",
+        ),
     ),
     Mutation(
         "inputs-of-the-right-push",
-        "lib/session.py",
+        "lib/runtime/session.py",
         "if push_id and push_id not in mounted]",
         "if push_id and not mounted]",
-        ("tests/lib/test_kernel_session.py",),
+        ("tests/lib/runtime/test_session.py",),
     ),
     # The campaign
     Mutation(
         "quota-counts-what-runs",
-        "launch/capacity.py",
+        "launch/campaign/quota.py",
         "if self.quota.left - running >= need:",
         "if self.quota.left >= need:",
-        ("tests/launch/test_capacity.py::test_what_runs_counts_against_the_quota",),
+        ("tests/launch/campaign/test_quota.py::test_what_runs_counts_against_the_quota",),
     ),
     Mutation(
         "quota-of-the-week",
-        "launch/schedule.py",
+        "launch/campaign/schedule.py",
         "        left -= cost\n",
         "",
-        ("tests/launch/test_schedule.py",),
+        ("tests/launch/campaign/test_schedule.py",),
     ),
     Mutation(
         "output-of-the-right-push",
-        "launch/following.py",
+        "launch/campaign/monitor.py",
         'if content.get("push_id") != push.push_id:',
         'if not content.get("push_id"):',
-        ("tests/launch/test_campaign.py::test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones",),
+        (
+            "tests/launch/campaign/test_loop.py::test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones",
+        ),
     ),
     Mutation(
         "taken-over-of-the-same-config",
-        "launch/takeover.py",
+        "launch/campaign/takeover.py",
         "if not same or kernel.datasets:",
         "if kernel.datasets:",
-        ("tests/launch/test_campaign.py::test_an_output_of_another_config_is_not_taken_over",),
+        ("tests/launch/campaign/test_loop.py::test_an_output_of_another_config_is_not_taken_over",),
     ),
     Mutation(
         "submitted-once",
-        "launch/submission.py",
+        "launch/campaign/submission.py",
         "if each.sha256 == digest and each.state != FAILED",
         "if not each.sha256",
-        ("tests/launch/test_campaign.py::test_the_same_command_again_does_nothing_again",),
+        ("tests/launch/campaign/test_loop.py::test_the_same_command_again_does_nothing_again",),
     ),
     Mutation(
         "looked-for-before-it-is-sent-again",
-        "launch/submission.py",
+        "launch/campaign/submission.py",
         "if entry.state != INTENDED or _is_listed(kaggle, ledger, entry, mark, pace):",
         "if entry.state != INTENDED:",
-        ("tests/launch/test_faults.py::test_it_finishes[submission reset after it happened]",),
+        ("tests/launch/campaign/test_faults.py::test_it_finishes[submission reset after it happened]",),
     ),
 )
 
@@ -554,7 +562,9 @@ def main() -> int:
     width = max(len(mutation.name) for mutation in chosen)
     if arguments.list:
         for mutation in chosen:
-            print(f"{mutation.name:{width}}  {mutation.file}: {mutation.old.strip()!r} -> {mutation.new.strip()!r}")
+            print(
+                f"{mutation.name:{width}}  {mutation.file}: {mutation.old.strip()!r} -> {mutation.new.strip()!r}"
+            )
         return 0
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
@@ -570,8 +580,13 @@ def main() -> int:
             started = time.monotonic()
             verdict, said = try_one(copy, mutation)
             verdicts.append(verdict)
-            print(f"{mutation.name:{width}}  {verdict:9}  {time.monotonic() - started:5.1f} s  {said}", flush=True)
-    print(f"{len(verdicts)} mutations: {verdicts.count('noticed')} noticed, {len(verdicts) - verdicts.count('noticed')} not")
+            print(
+                f"{mutation.name:{width}}  {verdict:9}  {time.monotonic() - started:5.1f} s  {said}",
+                flush=True,
+            )
+    print(
+        f"{len(verdicts)} mutations: {verdicts.count('noticed')} noticed, {len(verdicts) - verdicts.count('noticed')} not"
+    )
     return 0 if set(verdicts) == {"noticed"} else 1
 
 

@@ -15,11 +15,17 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/sys and /proc are L
 
 @LINUX
 @pytest.mark.parametrize("command", ["build", "smoke"])
-def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_named_without_a_traceback(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nobody makes folders in /sys, root neither."""
     assert command_line([command, "--out", "/sys/hcd/out"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: /sys/hcd cannot be read or written") and "--out" in said and len(said.splitlines()) == 1
+    assert (
+        said.startswith("error: /sys/hcd cannot be read or written")
+        and "--out" in said
+        and len(said.splitlines()) == 1
+    )
 
 
 def said_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -35,14 +41,18 @@ def test_help_names_every_command_once_and_cuts_no_sentence_off(capsys: pytest.C
 
 
 @pytest.mark.parametrize("name", main.commands)
-def test_help_of_a_command_explains_each_of_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_command_explains_each_of_its_options(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = said_by(capsys, name, "--help")
     options = [option for option in main.commands[name].params if option.param_type_name == "option"]
     assert all(option.help for option in options), [option.name for option in options if not option.help]
     assert len(told.splitlines()) > 4
 
 
-def test_experiments_and_searches_are_told_with_what_their_files_say(capsys: pytest.CaptureFixture[str]) -> None:
+def test_experiments_and_searches_are_told_with_what_their_files_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     told = said_by(capsys, "experiments")
     files = [*(ROOT / "experiments").glob("*.toml"), *(ROOT / "experiments" / "searches").glob("*.toml")]
     assert len(files) > 8
@@ -59,6 +69,12 @@ def test_without_the_packages_it_says_how_to_get_them(installed: list[str], tmp_
     for name in installed:
         (tmp_path / name).symlink_to(Path(importlib.import_module(name).__file__ or "").parent)
     command = [sys.executable, "-S", "build_kernel.py", "smoke"]  # -S: without what is installed
-    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: the package") and "make env" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        done.stderr.startswith("error: the package")
+        and "make env" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )

@@ -19,7 +19,9 @@ def test_a_mutation_breaks_one_line_that_is_there_and_leaves_python(mutation: Mu
     for test in mutation.tests:
         file, *function = test.split("::")
         content = (ROOT / file).read_text(encoding="utf-8")
-        assert all(re.search(rf"^def {name.split('[')[0]}\(", content, flags=re.MULTILINE) for name in function)
+        assert all(
+            re.search(rf"^def {name.split('[')[0]}\(", content, flags=re.MULTILINE) for name in function
+        )
 
 
 def test_names_are_unique_and_the_subjects_are_covered() -> None:
@@ -29,15 +31,15 @@ def test_names_are_unique_and_the_subjects_are_covered() -> None:
 
 def test_what_is_noticed_what_is_not_and_what_is_no_mutation(tmp_path) -> None:
     copy = copy_checkout(tmp_path)
-    before = (copy / "lib/metrics.py").read_bytes()
-    tests = ("tests/lib/test_metrics.py::test_nothing_found_is_zero_not_undefined",)
+    before = (copy / "lib/evaluation/metrics.py").read_bytes()
+    tests = ("tests/lib/evaluation/test_metrics.py::test_nothing_found_is_zero_not_undefined",)
 
     def tried(old: str, new: str) -> tuple[str, str]:
-        return try_one(copy, Mutation("x", "lib/metrics.py", old, new, tests))
+        return try_one(copy, Mutation("x", "lib/evaluation/metrics.py", old, new, tests))
 
     noticed = tried("labels=[0, 1]).tolist()", "labels=[1, 0]).tolist()")
     assert noticed == ("noticed", "test_metrics.py::test_nothing_found_is_zero_not_undefined")
     assert tried("(1 - level) / 2", "0.5")[0] == "UNNOTICED"
     assert tried("no such text", "")[0] == "BROKEN"
     assert tried("import numpy as np", "import numpie as np")[0] == "BROKEN"  # no test had a say
-    assert (copy / "lib/metrics.py").read_bytes() == before
+    assert (copy / "lib/evaluation/metrics.py").read_bytes() == before

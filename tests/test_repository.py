@@ -36,17 +36,32 @@ def test_the_tree_in_the_readme_is_the_tree():
         if path.suffix in (".py", ".toml", ".md") and path.name != "__init__.py"
     }
     named = tree()
-    assert {name for name in named if name.split("/")[0] in ("lib", "launch", "kernels", "experiments", "benchmarks")} == here
+    assert {
+        name
+        for name in named
+        if name.split("/")[0] in ("lib", "launch", "kernels", "experiments", "benchmarks")
+    } == here
     assert all((ROOT / name).exists() for name in named)
 
 
 def test_every_command_the_readme_names_exists():
     commands = set(re.findall(r"build_kernel\.py ([a-z]+)", README))
-    done = subprocess.run([sys.executable, "build_kernel.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "build_kernel.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     offered = set(re.findall(r"^  ([a-z]+) ", done.stdout.split("Options:")[1], flags=re.MULTILINE))
     assert commands <= offered
     campaign = {"run", "push", "status", "watch", "logs", "pull", "submit", "report", "doctor", "loopback"}
-    assert {"build", "check", "smoke", "local", "weights", "download", "knobs", "experiments"} | campaign == offered
+    assert {
+        "build",
+        "check",
+        "smoke",
+        "local",
+        "weights",
+        "download",
+        "knobs",
+        "experiments",
+    } | campaign == offered
 
 
 def test_help_answers_before_anybody_waits():
@@ -55,14 +70,25 @@ def test_help_answers_before_anybody_waits():
     for _ in range(5):
         started = time.perf_counter()
         subprocess.run(
-            [sys.executable, "build_kernel.py", "smoke", "--help"], cwd=ROOT, capture_output=True, timeout=60, check=True
+            [sys.executable, "build_kernel.py", "smoke", "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            timeout=60,
+            check=True,
         )
         best = min(best, time.perf_counter() - started)
     assert best < 0.5
 
 
-REQUIREMENTS = {"requirements.txt": 40, "requirements-dev.txt": 40, "benchmarks/requirements.txt": 40, "requirements-uv.txt": 1}
-PIN = re.compile(r"([A-Za-z0-9._-]+(?:\[[a-z,]+\])?)==([0-9][^ ]*)(?: ; .*?)?((?: --hash=sha256:[0-9a-f]{64})+)")
+REQUIREMENTS = {
+    "requirements.txt": 40,
+    "requirements-dev.txt": 40,
+    "benchmarks/requirements.txt": 40,
+    "requirements-uv.txt": 1,
+}
+PIN = re.compile(
+    r"([A-Za-z0-9._-]+(?:\[[a-z,]+\])?)==([0-9][^ ]*)(?: ; .*?)?((?: --hash=sha256:[0-9a-f]{64})+)"
+)
 
 
 def pins(name: str) -> list[re.Match[str]]:
@@ -98,5 +124,12 @@ def test_what_is_installed_is_held_against_the_hashes():
 
 def test_what_a_kernel_runs_on_has_the_versions_of_kaggles_image():
     pinned = {pin[1]: pin[2] for pin in pins("requirements.txt")}
-    image = {"torch": "2.11", "torchvision": "0.26", "timm": "1.0.28", "numpy": "2.1", "pandas": "2.2", "scikit-learn": "1.6"}
+    image = {
+        "torch": "2.11",
+        "torchvision": "0.26",
+        "timm": "1.0.28",
+        "numpy": "2.1",
+        "pandas": "2.2",
+        "scikit-learn": "1.6",
+    }
     assert {name: pinned[name][: len(version)] for name, version in image.items()} == image

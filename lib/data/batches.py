@@ -42,7 +42,10 @@ def load_batches(
     source, order = torch.from_numpy(tiles), torch.from_numpy(rows)
     if device.type == "cpu":
         for cut in cuts:
-            yield torch.index_select(source, 0, order[cut]).permute(0, 3, 1, 2), tuple(column[cut] for column in columns)
+            yield (
+                torch.index_select(source, 0, order[cut]).permute(0, 3, 1, 2),
+                tuple(column[cut] for column in columns),
+            )
         return
     shape = (max(cut.stop - cut.start for cut in cuts), *tiles.shape[1:])
     gather, send = _for_gpu(source, shape, columns, device)
@@ -72,7 +75,8 @@ def _for_gpu(
     largest = shape[0]
     images = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
     beside = [
-        [torch.empty((largest, *column.shape[1:]), dtype=column.dtype, pin_memory=True) for column in columns] for _ in range(2)
+        [torch.empty((largest, *column.shape[1:]), dtype=column.dtype, pin_memory=True) for column in columns]
+        for _ in range(2)
     ]
     copied = [torch.cuda.Event() for _ in range(2)]
     stream = torch.cuda.Stream(device)

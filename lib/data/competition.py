@@ -54,11 +54,15 @@ def read_table(path: Path, columns: list[str], problems: list[str]) -> pd.DataFr
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         problems.append(f"{path.name} is not a CSV file: {error}")
         return None
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first of too many values for the row's name
+    if not isinstance(
+        table.index, pd.RangeIndex
+    ):  # pandas takes the first of too many values for the row's name
         problems.append(f"{path.name} has rows with more values than its header has columns")
         return None
     if list(table.columns) != columns:
-        problems.append(f"{path.name} has the columns {', '.join(table.columns)}; expected: {', '.join(columns)}")
+        problems.append(
+            f"{path.name} has the columns {', '.join(table.columns)}; expected: {', '.join(columns)}"
+        )
         return None
     if table.empty:
         problems.append(f"{path.name} has a header and no rows")
@@ -92,7 +96,9 @@ def _tiles_in(folder: Path, problems: list[str]) -> set[str] | None:
     return {name.removesuffix(".tif") for name in names if name.endswith(".tif")}
 
 
-def _compare(listed_ids: "pd.Series[str]", tiles: set[str], *, table: str, folder: str, problems: list[str]) -> None:
+def _compare(
+    listed_ids: "pd.Series[str]", tiles: set[str], *, table: str, folder: str, problems: list[str]
+) -> None:
     wanted = set(listed_ids)
     missing, extra = sorted(wanted - tiles), sorted(tiles - wanted)
     if missing:
@@ -122,14 +128,18 @@ def read_competition(folder: Path, *, expect_full: bool) -> Competition:
             shown = _some([f"{row.id}: {row.label!r}" for row in wrong.itertuples()])
             problems.append(f"train_labels.csv has {len(wrong):,} labels that are not 0 or 1: {shown}")
         elif labels["label"].nunique() == 1:
-            problems.append(f"train_labels.csv labels every tile {labels['label'].iloc[0]}: there is nothing to learn")
+            problems.append(
+                f"train_labels.csv labels every tile {labels['label'].iloc[0]}: there is nothing to learn"
+            )
         if train_tiles is not None:
             _compare(labels["id"], train_tiles, table="train_labels.csv", folder="train", problems=problems)
         if expect_full and len(labels) != TRAIN_TILES:
             problems.append(f"train_labels.csv has {len(labels):,} rows, the full data {TRAIN_TILES:,}")
     if sample is not None:
         if test_tiles is not None:
-            _compare(sample["id"], test_tiles, table="sample_submission.csv", folder="test", problems=problems)
+            _compare(
+                sample["id"], test_tiles, table="sample_submission.csv", folder="test", problems=problems
+            )
         if expect_full and len(sample) != TEST_TILES:
             problems.append(f"sample_submission.csv has {len(sample):,} rows, the full data {TEST_TILES:,}")
     if problems:

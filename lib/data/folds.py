@@ -68,7 +68,9 @@ def groups_of(table: pd.DataFrame, *, split: str) -> np.ndarray:
     return np.asarray(table["stain_group"])
 
 
-def _grouped_folds(labels: np.ndarray, groups: np.ndarray, *, number: int, seed: int, split: str) -> np.ndarray:
+def _grouped_folds(
+    labels: np.ndarray, groups: np.ndarray, *, number: int, seed: int, split: str
+) -> np.ndarray:
     """Whole groups to folds, as even as the tolerances ask.
 
     scikit-learn's StratifiedGroupKFold balances classes only: on 4,320 real tiles in 30 stain groups it left folds 45 %
@@ -95,20 +97,27 @@ def _grouped_folds(labels: np.ndarray, groups: np.ndarray, *, number: int, seed:
     return fold
 
 
-def _totals(tiles: np.ndarray, positives: np.ndarray, assigned: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+def _totals(
+    tiles: np.ndarray, positives: np.ndarray, assigned: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray]:
     return np.bincount(assigned, tiles, minlength=number), np.bincount(assigned, positives, minlength=number)
 
 
 def _cost(size: np.ndarray, positive: np.ndarray, number: int) -> np.ndarray:
     """Squared deviations in units of the tolerances, summed over folds (the last axis)."""
-    total, share = size.sum(axis=-1, keepdims=True), positive.sum(axis=-1, keepdims=True) / size.sum(axis=-1, keepdims=True)
+    total, share = (
+        size.sum(axis=-1, keepdims=True),
+        positive.sum(axis=-1, keepdims=True) / size.sum(axis=-1, keepdims=True),
+    )
     uneven_size = (size * number / total - 1.0) / SIZE_TOLERANCE
     uneven_share = (positive / np.maximum(size, 1.0) - share) / SHARE_TOLERANCE
     cost: np.ndarray = (uneven_size**2 + uneven_share**2).sum(axis=-1)
     return cost
 
 
-def _pack(tiles: np.ndarray, positives: np.ndarray, *, number: int, generator: np.random.Generator) -> np.ndarray:
+def _pack(
+    tiles: np.ndarray, positives: np.ndarray, *, number: int, generator: np.random.Generator
+) -> np.ndarray:
     """Groups to folds: in random order to the smallest fold, then moves and swaps for as long as one of them helps."""
     count = len(tiles)
     assigned = np.zeros(count, dtype=np.int64)
@@ -157,9 +166,15 @@ def unevenness(labels: np.ndarray, fold: np.ndarray, *, number: int) -> list[str
     problems = []
     for row in fold_report(labels, fold, number=number).itertuples():
         if not abs(row.size - 1.0) <= SIZE_TOLERANCE:
-            problems.append(f"fold {row.fold} has {row.tiles:,} tiles, {row.size - 1.0:+.0%} against the mean")
-        if min(row.positives, row.tiles - row.positives) < 2:  # a threshold is chosen on one and tried on the other
-            problems.append(f"fold {row.fold} has {row.positives:,} tiles of tumour and {row.tiles - row.positives:,} others")
+            problems.append(
+                f"fold {row.fold} has {row.tiles:,} tiles, {row.size - 1.0:+.0%} against the mean"
+            )
+        if (
+            min(row.positives, row.tiles - row.positives) < 2
+        ):  # a threshold is chosen on one and tried on the other
+            problems.append(
+                f"fold {row.fold} has {row.positives:,} tiles of tumour and {row.tiles - row.positives:,} others"
+            )
         if not abs(row.share) <= SHARE_TOLERANCE:
             problems.append(f"fold {row.fold} has {100 * row.share:+.1f} points of tumour against all tiles")
     return problems

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.data.competition import TEST_TILES, TRAIN_TILES, Competition
-from lib.data.store import BuiltStore, array_layout
 from lib.data.tiff import TILE_BYTES
+from lib.data.tile_store import BuiltStore, array_layout
 
 _NAMED = 12  # of each finding
 
@@ -58,7 +58,11 @@ def describe_integrity(competition: Competition, arrays: Mapping[Path, BuiltStor
     return {
         "labelled_tiles": len(train),
         "test_tiles": len(test),
-        "of_the_competition": {"labelled_tiles": TRAIN_TILES, "test_tiles": TEST_TILES, "all_of_them": competition.is_full},
+        "of_the_competition": {
+            "labelled_tiles": TRAIN_TILES,
+            "test_tiles": TEST_TILES,
+            "all_of_them": competition.is_full,
+        },
         "missing": _finding([], stops=True),
         "not_in_a_table": _finding([], stops=True),
         "id_named_twice": _finding([], stops=True),

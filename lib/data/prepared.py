@@ -11,11 +11,11 @@ import pandas as pd
 
 from lib.config import Config
 from lib.data.competition import Competition, data_id, read_table
-from lib.data.groups import read_slide_map, stain_groups
-from lib.data.store import BuiltStore, StoreBuilder, StoreError, read_array
+from lib.data.stain_groups import read_slide_map, stain_groups
+from lib.data.tile_store import BuiltStore, StoreBuilder, StoreError, read_array
 from lib.errors import KernelError, listed
 from lib.files import write_whole
-from lib.run_record import RunRecord, read_run_record
+from lib.runtime.run_record import RunRecord, read_run_record
 
 TRAIN_TILES, TEST_TILES = "tiles-train.npy", "tiles-test.npy"
 TRAIN_INDEX, TEST_INDEX = "index-train.csv", "index-test.csv"
@@ -72,7 +72,9 @@ def read_prepared(folder: Path) -> Prepared:
     record = read_run_record(folder, kind="prepare", hashed_by_reader=(TRAIN_TILES, TEST_TILES))
     train, test = read_index(folder / TRAIN_INDEX), read_index(folder / TEST_INDEX)
     if (found := data_id(train)) != record.data_id:
-        raise PreparedError(f"{folder}: the index has data id {found[:8]}..., run.json {record.data_id[:8]}...: prepare again")
+        raise PreparedError(
+            f"{folder}: the index has data id {found[:8]}..., run.json {record.data_id[:8]}...: prepare again"
+        )
     return Prepared(folder, record, train, test, found)
 
 
@@ -93,7 +95,9 @@ def read_index(path: Path) -> pd.DataFrame:
         if "stain_group" in table and not table["stain_group"].str.fullmatch("[0-9]{1,9}").all():
             problems.append(f"{path.name} has stain groups that are no numbers")
     if problems:
-        raise PreparedError(listed(f"{path} cannot be used:", problems, remedy="Run the prepare kernel again."))
+        raise PreparedError(
+            listed(f"{path} cannot be used:", problems, remedy="Run the prepare kernel again.")
+        )
     assert table is not None
     numbers = [name for name in ("row", "label", "stain_group") if name in table]
     return table.astype(dict.fromkeys(numbers, np.int64))
@@ -104,11 +108,16 @@ def build_stores(
 ) -> dict[str, tuple[StoreBuilder, BuiltStore]]:
     """Read all tiles, from where an interrupted run stopped. Nothing of an earlier run is replaced yet."""
     built, problems = {}, []
-    parts = ((TRAIN_TILES, "train", competition.train["id"].tolist()), (TEST_TILES, "test", competition.test_ids))
+    parts = (
+        (TRAIN_TILES, "train", competition.train["id"].tolist()),
+        (TEST_TILES, "test", competition.test_ids),
+    )
     for name, part, ids in parts:
         builder = StoreBuilder(folder, name, ids=ids)
         try:
-            result = builder.build(competition.folder / part, readers=_READERS, strict=strict, say=say, folder_name=f"{part}/")
+            result = builder.build(
+                competition.folder / part, readers=_READERS, strict=strict, say=say, folder_name=f"{part}/"
+            )
         except StoreError as error:
             problems.append(str(error))
         else:
@@ -127,7 +136,9 @@ def bytes_to_write(competition: Competition, folder: Path) -> int:
     return total
 
 
-def index_table(competition: Competition, features: np.ndarray, config: Config, slide_map: Path | None) -> pd.DataFrame:
+def index_table(
+    competition: Competition, features: np.ndarray, config: Config, slide_map: Path | None
+) -> pd.DataFrame:
     """row, id, label, stain_group, slide of the training tiles."""
     train = competition.train
     slides = np.full(len(train), "", dtype=object)

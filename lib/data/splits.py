@@ -45,9 +45,13 @@ def describe_splits(index: pd.DataFrame, *, number: int, seed: int) -> dict[str,
 
 def _describe(labels: np.ndarray, groups: np.ndarray, fold: np.ndarray, *, number: int) -> dict[str, Any]:
     names, group = np.unique(groups, return_inverse=True)
-    tiles = np.bincount(group * number + fold, minlength=len(names) * number).reshape(len(names), number)  # (G, F)
+    tiles = np.bincount(group * number + fold, minlength=len(names) * number).reshape(
+        len(names), number
+    )  # (G, F)
     size = tiles.sum(axis=1, keepdims=True)
-    known = np.where(size > tiles, tiles, 0).sum(axis=0)  # (F,) tiles of groups that are not in this fold alone
+    known = np.where(size > tiles, tiles, 0).sum(
+        axis=0
+    )  # (F,) tiles of groups that are not in this fold alone
     positives = np.bincount(fold, weights=labels, minlength=number)
     largest = np.argsort(-size[:, 0], kind="stable")[:SPREAD]
     return {

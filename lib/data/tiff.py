@@ -93,7 +93,9 @@ def _strip_offset(content: bytes) -> int | None:
         return None
     (count,) = struct.unpack_from("<H", content, directory)
     end = directory + 2 + 12 * count
-    if end + 4 > len(content) or struct.unpack_from("<I", content, end) != (0,):  # a second page: leave it to Pillow
+    if end + 4 > len(content) or struct.unpack_from("<I", content, end) != (
+        0,
+    ):  # a second page: leave it to Pillow
         return None
     tags: dict[int, int] = {}
     for at in range(directory + 2, end, 12):
@@ -110,7 +112,11 @@ def _strip_offset(content: bytes) -> int | None:
         elif number == 1:
             tags[tag] = value & 0xFFFF if kind == _SHORT else value
         elif tag == 339:  # sample format, one value a channel, stored elsewhere
-            if kind != _SHORT or value + 6 > len(content) or struct.unpack_from("<HHH", content, value) != (1, 1, 1):
+            if (
+                kind != _SHORT
+                or value + 6 > len(content)
+                or struct.unpack_from("<HHH", content, value) != (1, 1, 1)
+            ):
                 return None
         elif tag in _REQUIRED or tag == 273:
             return None
@@ -153,8 +159,13 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=("TIFF",)) as image:
             bits = image.tag_v2.get(258, (1,))  # type: ignore[attr-defined]
             mode = "RGB" if image.mode == "YCbCr" else image.mode  # as JPEG inside a TIFF is stored
-            if image.size != (TILE_SIZE, TILE_SIZE):  # before anything of a wrong, perhaps huge, size is decoded
-                raise TileError(f"an image of {image.height} x {image.width} x {len(image.getbands())}, not 96 x 96 x 3 uint8")
+            if image.size != (
+                TILE_SIZE,
+                TILE_SIZE,
+            ):  # before anything of a wrong, perhaps huge, size is decoded
+                raise TileError(
+                    f"an image of {image.height} x {image.width} x {len(image.getbands())}, not 96 x 96 x 3 uint8"
+                )
             pixels = np.array(image if mode == image.mode else image.convert("RGB"))
     except TileError:
         raise

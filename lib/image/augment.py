@@ -21,7 +21,11 @@ _MIRROR, _FLIP, _TURN, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(7)
 _HED_FACTORS, _HED_OFFSETS = slice(7, 10), slice(10, 13)
 DRAWS = 13
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_CROSS = ((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))  # the vector product with grey, times the root of 3
+_CROSS = (
+    (0.0, -1.0, 1.0),
+    (1.0, 0.0, -1.0),
+    (-1.0, 1.0, 0.0),
+)  # the vector product with grey, times the root of 3
 # Optical densities of haematoxylin, eosin and DAB in red, green and blue: Ruifrok and Johnston 2001; skimage's rgb_from_hed.
 HED_DENSITIES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 _UNMIX = tuple(tuple(row) for row in np.linalg.inv(np.array(HED_DENSITIES)).tolist())
@@ -42,7 +46,10 @@ class Draws:
         """(B, DRAWS) float32 in [0, 1) for these rows, used for the `occurrence`-th time (0 is the first) in this epoch."""
         while len(self._tables) <= int(occurrence.max(initial=0)):
             generator = np.random.default_rng(np.random.SeedSequence([*self._entropy, len(self._tables)]))
-            parts = [generator.random((self._rows, width), dtype=np.float32) for width in (_HUE + 1, DRAWS - _HUE - 1)]
+            parts = [
+                generator.random((self._rows, width), dtype=np.float32)
+                for width in (_HUE + 1, DRAWS - _HUE - 1)
+            ]
             self._tables.append(np.concatenate(parts, axis=1))
         out = np.empty((len(rows), DRAWS), dtype=np.float32)
         for number in np.unique(occurrence):
@@ -121,7 +128,9 @@ def _rotate(images: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
     cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     matrix = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
     grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
 
 
 def jitter_colours(images: torch.Tensor, draws: torch.Tensor, config: Config) -> torch.Tensor:
@@ -181,7 +190,12 @@ class _Colours:
         return cls(white, stains, scale, matrix, towards_grey)
 
     def apply(
-        self, images: torch.Tensor, which: slice, *, work: torch.Tensor | None = None, out: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        which: slice,
+        *,
+        work: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The images of these samples in [0, 1].
 
@@ -197,7 +211,9 @@ class _Colours:
         values, result = images.flatten(2), out.flatten(2)  # (B, 3, H*W)
         scale = self.scale if self.stains is None else self.scale[which]
         if self.stains is not None:
-            values = torch.bmm(self.stains[which], values.clamp_min_(_DARKEST * self.white).log_(), out=work.flatten(2)).exp_()
+            values = torch.bmm(
+                self.stains[which], values.clamp_min_(_DARKEST * self.white).log_(), out=work.flatten(2)
+            ).exp_()
         if self.matrix is None:
             torch.mul(values, scale.unsqueeze(2), out=result)
         else:

@@ -49,7 +49,9 @@ def lalphabeta(images: torch.Tensor) -> torch.Tensor:
 
 def _reinhard(images: torch.Tensor) -> torch.Tensor:
     lms, ruderman = (torch.tensor(values, device=images.device) for values in (_LMS, _RUDERMAN))
-    mean, spread = (torch.tensor(v, device=images.device).view(1, 3, 1) for v in (_REFERENCE_MEAN, _REFERENCE_SPREAD))
+    mean, spread = (
+        torch.tensor(v, device=images.device).view(1, 3, 1) for v in (_REFERENCE_MEAN, _REFERENCE_SPREAD)
+    )
     values = lalphabeta(images.flatten(2))
     own = values.std(dim=2, keepdim=True)
     values = (values - values.mean(dim=2, keepdim=True)) / own.clamp(min=1e-3) * spread + mean
@@ -65,23 +67,35 @@ def _macenko(images: torch.Tensor) -> torch.Tensor:
     weight = stained / count.clamp(min=1).unsqueeze(1)  # (B, P)
     centred = density - (density * weight.unsqueeze(1)).sum(dim=2, keepdim=True)
     covariance = (centred * weight.unsqueeze(1)) @ centred.transpose(1, 2)  # (B, 3, 3)
-    plane = torch.linalg.eigh(covariance).eigenvectors[:, :, 1:]  # (B, 3, 2): the two largest, the larger one last
+    plane = torch.linalg.eigh(covariance).eigenvectors[
+        :, :, 1:
+    ]  # (B, 3, 2): the two largest, the larger one last
     plane = plane * torch.where(plane.sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
     along = plane.transpose(1, 2) @ density  # (B, 2, P)
     angle = torch.atan2(along[:, 0], along[:, 1])  # (B, P), from the first axis towards the second
     low, high = (_quantile(angle, stained, count, share) for share in _ANGLES)
-    first, second = (plane @ torch.stack([a.sin(), a.cos()], dim=1).unsqueeze(2) for a in (low, high))  # (B, 3, 1)
+    first, second = (
+        plane @ torch.stack([a.sin(), a.cos()], dim=1).unsqueeze(2) for a in (low, high)
+    )  # (B, 3, 1)
     # Haematoxylin is the one that takes more of the red.
     swap = (first[:, 0] < second[:, 0]).unsqueeze(2)
-    stains = torch.cat([torch.where(swap, second, first), torch.where(swap, first, second)], dim=2)  # (B, 3, 2)
+    stains = torch.cat(
+        [torch.where(swap, second, first), torch.where(swap, first, second)], dim=2
+    )  # (B, 3, 2)
     amounts = torch.linalg.pinv(stains) @ density  # (B, 2, P)
     everything = torch.ones_like(stained)
     pixels = torch.full_like(count, density.shape[2])
-    most = torch.stack([_quantile(amounts[:, stain], everything, pixels, 0.99) for stain in range(2)], dim=1)  # (B, 2)
+    most = torch.stack(
+        [_quantile(amounts[:, stain], everything, pixels, 0.99) for stain in range(2)], dim=1
+    )  # (B, 2)
     reference = torch.tensor(_REFERENCE_STAINS, device=images.device)
     scale = torch.tensor(_REFERENCE_MOST, device=images.device) / most.clamp(min=1e-3)
     back = (-(reference.T @ (amounts * scale.unsqueeze(2)))).exp()  # (B, 3, P)
-    usable = (count >= _FEWEST * density.shape[2]) & back.isfinite().all(dim=2).all(dim=1) & (most > 1e-3).all(dim=1)
+    usable = (
+        (count >= _FEWEST * density.shape[2])
+        & back.isfinite().all(dim=2).all(dim=1)
+        & (most > 1e-3).all(dim=1)
+    )
     return torch.where(usable.view(-1, 1, 1, 1), back.view_as(images), images)
 
 

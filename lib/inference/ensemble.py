@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import KernelError, listed
-from lib.metrics import probability
+from lib.evaluation.metrics import probability
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
-from lib.run_record import RunRecord, RunRecordError, read_run_record
+from lib.runtime.run_record import RunRecord, RunRecordError, read_run_record
 
 
 class EnsembleError(KernelError):
@@ -72,15 +72,21 @@ def admit(
             found = [output for output in of_experiment if output.record.fold == fold]
             again = f"push it again (build_kernel.py push fold-{fold})"
             if not found:
-                problems.append(f"fold {fold} of {experiment} is missing: run it to its end and attach its output")
+                problems.append(
+                    f"fold {fold} of {experiment} is missing: run it to its end and attach its output"
+                )
             elif len(found) > 1:
                 places = " and ".join(str(output.folder) for output in found)
-                problems.append(f"fold {fold} of {experiment} is mounted more than once, at {places}: detach all but one")
+                problems.append(
+                    f"fold {fold} of {experiment} is mounted more than once, at {places}: detach all but one"
+                )
             for output in found[:1]:
                 record = output.record
                 chosen.append(output)
                 if record.members != list(range(members)):
-                    problems.append(f"{output.name} has members {record.members}, {members} expected: {again}")
+                    problems.append(
+                        f"{output.name} has members {record.members}, {members} expected: {again}"
+                    )
                 if record.data_id != data_id:
                     problems.append(
                         f"{output.name} was trained on data {record.data_id[:8]}..., prepared are {data_id[:8]}...: {again}"
@@ -91,10 +97,14 @@ def admit(
                         f"this code reads {CHECKPOINT_FORMAT}: {again}"
                     )
                 if record.label_set != LABEL_SET:
-                    problems.append(f"{output.name} knows the labels {record.label_set}, not {LABEL_SET}: {again}")
+                    problems.append(
+                        f"{output.name} knows the labels {record.label_set}, not {LABEL_SET}: {again}"
+                    )
         if surplus := sorted({output.record.fold for output in of_experiment} - set(folds)):
             shown = ", ".join(map(str, surplus))
-            problems.append(f"fold {shown} of {experiment} is mounted, but not among those to average: detach it")
+            problems.append(
+                f"fold {shown} of {experiment} is mounted, but not among those to average: detach it"
+            )
         tables = {output.record.fold_table_id for output in of_experiment}
         if len(tables) > 1:
             shown = ", ".join(f"fold {o.record.fold} {o.record.fold_table_id[:8]}..." for o in of_experiment)
@@ -103,7 +113,9 @@ def admit(
             )
     foreign = sorted({output.record.experiment for output in outputs} - set(wanted))
     if foreign:
-        problems.append(f"outputs of other experiments are mounted: {', '.join(foreign)}: detach them, or build with them")
+        problems.append(
+            f"outputs of other experiments are mounted: {', '.join(foreign)}: detach them, or build with them"
+        )
     warnings: list[str] = []
     bundles = {output.record.bundle_id for output in chosen}
     if len(bundles) > 1:
@@ -183,9 +195,14 @@ def member_table(logits: pd.DataFrame, about: pd.DataFrame) -> tuple[pd.DataFram
     values = logits.drop(columns="id").apply(probability)
     table = about.loc[values.columns].copy()
     table["mean_probability"] = values.mean()
-    others = {name: values.drop(columns=name).mean(axis=1) for name in values.columns} if values.shape[1] > 1 else {}
+    others = (
+        {name: values.drop(columns=name).mean(axis=1) for name in values.columns}
+        if values.shape[1] > 1
+        else {}
+    )
     for method in ("pearson", "spearman"):
         table[f"{method}_with_others"] = [
-            values[name].corr(others[name], method=method) if others else float("nan") for name in values.columns
+            values[name].corr(others[name], method=method) if others else float("nan")
+            for name in values.columns
         ]
     return table.rename_axis("name").reset_index(), values.corr(method="spearman")

@@ -13,7 +13,7 @@ from lib.inference.ensemble import EnsembleError, FoldOutput
 from lib.model.checkpoint import Identity, config_of, load_checkpoint, read_identity
 from lib.model.network import Classifier
 from lib.model.predict import predict_on_all
-from lib.run_record import RunRecord
+from lib.runtime.run_record import RunRecord
 
 _AT_A_TIME = 3 << 30  # bytes of weights on a device: a T4 has 14.6 GiB, and activations need theirs
 
@@ -63,9 +63,17 @@ def members_of(output: FoldOutput) -> Iterator[Member]:
     for number in record.members:
         path = output.folder / f"fold-{record.fold}-member-{number}.safetensors"
         identity = read_identity(path)
-        named = (identity.experiment, identity.fold, identity.member, identity.data_id, identity.fold_table_id)
+        named = (
+            identity.experiment,
+            identity.fold,
+            identity.member,
+            identity.data_id,
+            identity.fold_table_id,
+        )
         if named != (record.experiment, record.fold, number, record.data_id, record.fold_table_id):
-            raise EnsembleError(f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again")
+            raise EnsembleError(
+                f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again"
+            )
         yield Member(path, identity, _score_of(record, number))
 
 
@@ -113,7 +121,7 @@ def ask_members(
         members: networks, no heads.
         tiles: (N, 96, 96, 3) uint8.
         devices: of one kind.
-        stage: times what is done under a name (lib.session.Session.stage).
+        stage: times what is done under a name (lib.runtime.session.Session.stage).
     """
     found: dict[str, np.ndarray] = {}
     for group in groups_of_one_pass(members):

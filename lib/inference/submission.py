@@ -35,10 +35,14 @@ def check_submission(text: str, sample: bytes) -> None:
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise SubmissionError(f"the submission is not a CSV file: {error}") from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first of too many values for the row's name
+    if not isinstance(
+        table.index, pd.RangeIndex
+    ):  # pandas takes the first of too many values for the row's name
         raise SubmissionError("the submission has rows with more values than its header has columns")
     if list(table.columns) != list(wanted.columns):
-        raise SubmissionError(f"the submission has the columns {list(table.columns)}, the sample {list(wanted.columns)}")
+        raise SubmissionError(
+            f"the submission has the columns {list(table.columns)}, the sample {list(wanted.columns)}"
+        )
     if len(table) != len(wanted):
         problems.append(f"{len(table):,} rows, the sample has {len(wanted):,}")
     if twice := int(table["id"].duplicated().sum()):

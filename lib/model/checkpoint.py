@@ -12,8 +12,8 @@ from safetensors.torch import save
 from lib.config import Config, ConfigError, config_from_dict
 from lib.errors import KernelError
 from lib.files import write_whole
-from lib.foreign import UNREADABLE, wrong_types
 from lib.model.network import Classifier, NetworkError, build_network
+from lib.validation import UNREADABLE, wrong_types
 
 CHECKPOINT_FORMAT = 1
 LABEL_SET = [0, 1]
@@ -58,11 +58,15 @@ def read_identity(path: Path) -> Identity:
         with safe_open(path, framework="pt") as content:
             facts = json.loads((content.metadata() or {})["checkpoint"])
     except (SafetensorError, KeyError, *UNREADABLE) as error:
-        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}") from error
+        raise CheckpointError(
+            f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}"
+        ) from error
     if not isinstance(facts, dict):
         raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project. {_AGAIN}")
     if facts.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {_AGAIN}")
+        raise CheckpointError(
+            f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {_AGAIN}"
+        )
     try:
         found = Identity(**facts)
     except TypeError as error:
@@ -83,7 +87,9 @@ def count_parameters(path: Path) -> int:
             learnt = [name for name in content.keys() if name.split(".")[-1] not in _NOT_LEARNT]  # noqa: SIM118
             return sum(math.prod(content.get_slice(name).get_shape()) for name in learnt)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}") from error
+        raise CheckpointError(
+            f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
@@ -100,7 +106,9 @@ def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
         with safe_open(path, framework="pt") as content:
             tensors: dict[str, torch.Tensor] = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}") from error
+        raise CheckpointError(
+            f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}"
+        ) from error
     try:
         network = build_network(config_from_dict(identity.config), encoder=identity.encoder)
         network.load_state_dict(tensors, strict=True)

@@ -18,14 +18,14 @@ import torch
 
 from lib.config import Config
 from lib.data.batches import as_images, load_batches
-from lib.data.store import array_header
+from lib.data.tile_store import array_header
 from lib.errors import KernelError, listed
 from lib.files import write_whole
-from lib.foreign import UNREADABLE
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, autocast, choose_precision
-from lib.run_record import read_run_record
-from lib.session import Session, find_outputs
+from lib.runtime.run_record import read_run_record
+from lib.runtime.session import Session, find_outputs
+from lib.validation import UNREADABLE
 
 TRAIN_FEATURES, TEST_FEATURES = "features-train.npy", "features-test.npy"
 # Knobs that decide what an encoder says of a tile; a head must have been given the same.
@@ -96,7 +96,9 @@ def embed_tiles(
     with ThreadPoolExecutor(max_workers=len(places)) as pool:
         features = np.concatenate([part for part in pool.map(embed, places, shares) if len(part)])
     if bad := int((~np.isfinite(features)).sum()):
-        raise FeaturesError(f"{bad:,} of {features.size:,} features are not finite: float16 overflowed; --set precision=float32")
+        raise FeaturesError(
+            f"{bad:,} of {features.size:,} features are not finite: float16 overflowed; --set precision=float32"
+        )
     return features
 
 
@@ -130,7 +132,9 @@ def write_features(
         block = embed(tiles[done : done + _BLOCK])
         mode = "r+" if done else "w+"
         shape = (len(tiles), block.shape[1])
-        store = np.lib.format.open_memmap(part, mode=mode, dtype=None if done else np.float32, shape=None if done else shape)
+        store = np.lib.format.open_memmap(
+            part, mode=mode, dtype=None if done else np.float32, shape=None if done else shape
+        )
         store[done : done + len(block)] = block
         store.flush()
         del store
@@ -185,7 +189,9 @@ def find_features(session: Session, config: Config, *, data_id: str) -> Features
         record = read_run_record(folder, kind="embed")
         theirs, ours = record.scores.get("features", {}), _knobs(config)
         differing = [
-            f"{knob} {theirs.get(knob)!r} instead of {value!r}" for knob, value in ours.items() if theirs.get(knob) != value
+            f"{knob} {theirs.get(knob)!r} instead of {value!r}"
+            for knob, value in ours.items()
+            if theirs.get(knob) != value
         ]
         if record.data_id != data_id:
             differing.append(f"data {record.data_id[:8]}... instead of {data_id[:8]}...")

@@ -70,7 +70,9 @@ class Classifier(nn.Module):
         if isinstance(self.backbone, PooledBackbone):
             return ("backbone.pool.", "backbone.head.")
         given = self.backbone.get_classifier() if hasattr(self.backbone, "get_classifier") else None  # type: ignore[operator]
-        return tuple(f"backbone.{name}." for name, module in self.backbone.named_modules() if module is given and name)
+        return tuple(
+            f"backbone.{name}." for name, module in self.backbone.named_modules() if module is given and name
+        )
 
     def restain(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1] with the stains of the reference; before any augmentation, which it would undo."""
@@ -88,7 +90,9 @@ class Classifier(nn.Module):
         images = images.to(self.mean.dtype)
         scale = 1 / self.std
         shift = -self.mean * scale
-        if torch.is_grad_enabled() and images.requires_grad:  # somebody asks what the logit owes to each pixel
+        if (
+            torch.is_grad_enabled() and images.requires_grad
+        ):  # somebody asks what the logit owes to each pixel
             return torch.addcmul(shift, images, scale).contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(images, memory_format=torch.channels_last)
         return torch.addcmul(shift, images, scale, out=out)
@@ -99,7 +103,9 @@ class Classifier(nn.Module):
         return logits.squeeze(-1)
 
 
-def build_network(config: Config, *, folder: Path | None = None, file: Path | None = None, encoder: str = "") -> Classifier:
+def build_network(
+    config: Config, *, folder: Path | None = None, file: Path | None = None, encoder: str = ""
+) -> Classifier:
     """The network of an experiment.
 
     Args:
@@ -123,7 +129,9 @@ def build_network(config: Config, *, folder: Path | None = None, file: Path | No
         try:
             backbone = _create(name, wanted, pretrained=False, input_size=size)
         except (RuntimeError, ValueError, AssertionError, OSError) as error:
-            raise NetworkError(f"timm cannot build the backbone {config.backbone!r} with one logit: {error}") from error
+            raise NetworkError(
+                f"timm cannot build the backbone {config.backbone!r} with one logit: {error}"
+            ) from error
     if folder is not None:
         check_weight_file(folder / WEIGHTS_NAME, backbone=backbone, name=config.backbone)
         encoder = (folder / _ENCODER_CONFIG).read_text(encoding="utf-8")
@@ -164,7 +172,12 @@ def _pooled(backbone: nn.Module, config: Config) -> PooledBackbone:
 
 
 def _create(
-    name: str, wanted: dict[str, Any], *, pretrained: bool, input_size: int, overlay: dict[str, str] | None = None
+    name: str,
+    wanted: dict[str, Any],
+    *,
+    pretrained: bool,
+    input_size: int,
+    overlay: dict[str, str] | None = None,
 ) -> nn.Module:
     """timm.create_model, telling backbones with a fixed input size (vision transformers) which one to take."""
     arguments: dict[str, Any] = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, **wanted}
@@ -184,7 +197,9 @@ def _try(network: Classifier, config: Config) -> None:
         text = f"the backbone {config.backbone!r} does not take input_size = {config.input_size}: {error}"
         raise NetworkError(text) from error
     if logits.shape != (2,):
-        raise NetworkError(f"the backbone {config.backbone!r} returns {tuple(logits.shape)} for two tiles, not two logits")
+        raise NetworkError(
+            f"the backbone {config.backbone!r} returns {tuple(logits.shape)} for two tiles, not two logits"
+        )
     network.train(was_training)
 
 

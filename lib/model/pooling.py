@@ -5,7 +5,9 @@ from torch import nn
 from torch.nn import functional
 
 _EPSILON = 1e-6
-_CENTRE = 1 / 3  # standard deviation of the centre's prior, in halves of the tile's side: the label looks at its middle third
+_CENTRE = (
+    1 / 3
+)  # standard deviation of the centre's prior, in halves of the tile's side: the label looks at its middle third
 
 
 def feature_map(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
@@ -19,7 +21,11 @@ def feature_map(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
         ValueError: the features are no map of a square tile.
     """
     if features.ndim == 4:
-        return features.permute(0, 3, 1, 2) if str(getattr(backbone, "output_fmt", "")).endswith("NHWC") else features
+        return (
+            features.permute(0, 3, 1, 2)
+            if str(getattr(backbone, "output_fmt", "")).endswith("NHWC")
+            else features
+        )
     if features.ndim != 3:
         raise ValueError(f"its features have the shape {tuple(features.shape)}, which is no map")
     tokens = features[:, int(getattr(backbone, "num_prefix_tokens", 0)) :]
@@ -90,8 +96,12 @@ class GatedAttentionPool(nn.Module):
         """(B, H, W) float32, which sum to one."""
         height, width = features.shape[2:]
         cells = features.float().flatten(2).transpose(1, 2)  # (B, H*W, C)
-        scores = self.score(torch.tanh(self.value(cells)) * torch.sigmoid(self.gate(cells))).squeeze(2)  # (B, H*W)
-        down, across = (torch.linspace(-1 + 1 / n, 1 - 1 / n, n, device=features.device) for n in (height, width))
+        scores = self.score(torch.tanh(self.value(cells)) * torch.sigmoid(self.gate(cells))).squeeze(
+            2
+        )  # (B, H*W)
+        down, across = (
+            torch.linspace(-1 + 1 / n, 1 - 1 / n, n, device=features.device) for n in (height, width)
+        )
         prior = -(down[:, None] ** 2 + across[None, :] ** 2) / (2 * _CENTRE**2)  # (H, W)
         scores = scores + self.centre.float() * prior.flatten()
         return functional.softmax(scores.float(), dim=1).view(-1, height, width)

@@ -28,7 +28,9 @@ def predict_logits(
     precision: torch.dtype,
 ) -> np.ndarray:
     """Mean logit over the views of each tile, from one network on its device; see `predict_members`. (M,) float32."""
-    found = predict_members([network], tiles, rows, views=views, batch_size=batch_size, device=device, precision=precision)
+    found = predict_members(
+        [network], tiles, rows, views=views, batch_size=batch_size, device=device, precision=precision
+    )
     logits: np.ndarray = found[:, 0]
     return logits
 

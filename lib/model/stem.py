@@ -32,7 +32,11 @@ def refine_stem(backbone: nn.Module, stem: str) -> None:
             raise StemError("it has no max-pool in its first layers: use stem = keep, or no_stride")
         return
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    stride, kernel = (cast(tuple[int, int], getattr(first, name, (1, 1))) for name in ("stride", "kernel_size"))
+    stride, kernel = (
+        cast(tuple[int, int], getattr(first, name, (1, 1))) for name in ("stride", "kernel_size")
+    )
     if stride[0] == 1 or stride[0] >= kernel[0]:
-        raise StemError(f"its first convolution ({kernel[0]} wide, stride {stride[0]}) has no stride to spare: use stem = keep")
+        raise StemError(
+            f"its first convolution ({kernel[0]} wide, stride {stride[0]}) has no stride to spare: use stem = keep"
+        )
     cast(nn.Conv2d, first).stride = (1, 1)

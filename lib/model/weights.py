@@ -10,8 +10,8 @@ from torch import nn
 
 from lib.config import Config
 from lib.errors import KernelError, listed
-from lib.run_record import read_run_record
-from lib.session import Session, find_file, find_outputs
+from lib.runtime.run_record import read_run_record
+from lib.runtime.session import Session, find_file, find_outputs
 
 WEIGHTS_NAME = "model.safetensors"
 _HUB = "hf-hub:"
@@ -38,13 +38,18 @@ def find_weights(session: Session, config: Config) -> dict[str, Path]:
     if config.weights == "none":
         return {}
     if config.weights not in _KERNELS:
-        remedy = "Attach the dataset that holds it (--attach), or use --set weights=timm or --set weights=none."
+        remedy = (
+            "Attach the dataset that holds it (--attach), or use --set weights=timm or --set weights=none."
+        )
         return {"file": find_file(session.input, config.weights, remedy=remedy)}
     kind = _KERNELS[config.weights]
     folders = find_outputs(session.input, kind)
     holding = [folder for folder in folders if (folder / encoder_folder(config.backbone)).is_dir()]
     if not holding:
-        held = [f"{folder.name} holds {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}" for folder in folders]
+        held = [
+            f"{folder.name} holds {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}"
+            for folder in folders
+        ]
         raise WeightsError(
             listed(
                 f"the weights of {config.backbone} are not among the inputs:",
@@ -81,11 +86,15 @@ def check_weight_file(path: Path, *, backbone: nn.Module, name: str) -> None:
             continue
         if key not in found:
             problems.append(f"{key} is missing")
-        elif found[key] != tuple(tensor.shape) and "pos_embed" not in key:  # timm resamples positions to the input size
+        elif (
+            found[key] != tuple(tensor.shape) and "pos_embed" not in key
+        ):  # timm resamples positions to the input size
             problems.append(f"{key} is {found[key]}, the backbone has {tuple(tensor.shape)}")
     if problems:
         lead = f"{path.name} does not hold the weights of {name} (its {len(found)} tensors differ in {len(problems)} places):"
-        raise WeightsError(listed(lead, problems[:5], remedy="Name the backbone it was saved from, with --set backbone=..."))
+        raise WeightsError(
+            listed(lead, problems[:5], remedy="Name the backbone it was saved from, with --set backbone=...")
+        )
 
 
 def _classifier_names(backbone: nn.Module) -> tuple[str, ...]:
@@ -112,7 +121,9 @@ def fetch_encoder(encoder: str, folder: Path) -> dict[str, float | str]:
 
     try:
         network = timm.create_model(encoder, pretrained=True)
-    except Exception as error:  # hubs fail in too many ways to name: no network, not found, gated, out of date
+    except (
+        Exception
+    ) as error:  # hubs fail in too many ways to name: no network, not found, gated, out of date
         raise WeightsError(
             f"the weights of {encoder} could not be fetched: {type(error).__name__}: {error}\n"
             "Check the name (with the tag of its weights), that the kernel has internet, and that a gated licence is "
@@ -137,6 +148,10 @@ def _licence(encoder: str, settings: Mapping[str, Any]) -> str:
         try:
             card = huggingface_hub.model_info(encoder.removeprefix(_HUB).split("@")[0]).card_data
             stated = getattr(card, "license_name", None) or getattr(card, "license", None)
-        except (HfHubHTTPError, OSError, ValueError):  # it gave us the weights: a page that does not answer is no reason to stop
+        except (
+            HfHubHTTPError,
+            OSError,
+            ValueError,
+        ):  # it gave us the weights: a page that does not answer is no reason to stop
             stated = None
     return str(stated or "not stated")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.report.sheets import Row, framed, sheet
+from lib.report.tile_figures import Row, framed, sheet
 
 COLUMNS = 5
 

@@ -3,13 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.report.case_files import CENTRE_SHARE
+from lib.explain.case_files import CENTRE_SHARE
+from lib.report.formatting import count, decimals, interval, is_number, percent, several
 from lib.report.numbers import GROUPED, split_pairs
-from lib.report.words import count, decimals, interval, is_number, percent, several
 
-_ENOUGH_GROUPS = 30  # fewer give an interval that is itself uncertain (a rule of thumb for cluster bootstraps)
+_ENOUGH_GROUPS = (
+    30  # fewer give an interval that is itself uncertain (a rule of thumb for cluster bootstraps)
+)
 _SAME = 5e-5  # AUCs that agree to four decimals
-_REHEARSED = "a rehearsal on this machine, on labels it held back itself: not comparable with Kaggle's leaderboard"
+_REHEARSED = (
+    "a rehearsal on this machine, on labels it held back itself: not comparable with Kaggle's leaderboard"
+)
 
 
 def conclude(numbers: Mapping[str, Any]) -> list[str]:
@@ -54,9 +58,13 @@ def unknowns(numbers: Mapping[str, Any]) -> list[str]:
     if experiments and not numbers["searches"]:
         found.append("Whether other settings would be better: no search was made.")
     if experiments:
-        found.append("Whether any of it holds for tiles of other laboratories and scanners: all tiles come from one data set.")
+        found.append(
+            "Whether any of it holds for tiles of other laboratories and scanners: all tiles come from one data set."
+        )
     if numbers["problems"]:
-        found.append(f"What {several(len(numbers['problems']), 'output')} held that could not be used (see The data).")
+        found.append(
+            f"What {several(len(numbers['problems']), 'output')} held that could not be used (see The data)."
+        )
     return found
 
 
@@ -76,7 +84,11 @@ def _best(ranked: Sequence[str], experiments: Mapping[str, Any]) -> str:
     part = ""
     if len(best["folds"]) < best["folds_expected"]:
         part = f" of {len(best['folds'])} of {best['folds_expected']} folds"
-    lead = f"{ranked[0]} reached" if len(ranked) == 1 else f"Of {len(ranked)} experiments {ranked[0]} has the highest"
+    lead = (
+        f"{ranked[0]} reached"
+        if len(ranked) == 1
+        else f"Of {len(ranked)} experiments {ranked[0]} has the highest"
+    )
     mark = " This score is transductive." if best["transductive"] else ""
     return (
         f"{lead} {'a' if len(ranked) == 1 else ''} pooled out-of-fold AUC".replace("  ", " ")
@@ -102,7 +114,9 @@ def _order(ranked: Sequence[str], experiments: Mapping[str, Any]) -> list[str]:
     if not cautions and all(is_number(end) for end in ends):
         apart = best["interval_95"][0] > other["interval_95"][1]
         cautions.append(
-            "their intervals do not overlap" if apart else "their intervals overlap, so these tiles do not settle the order"
+            "their intervals do not overlap"
+            if apart
+            else "their intervals overlap, so these tiles do not settle the order"
         )
     return [f"{text}{'; ' if cautions else ''}{'; '.join(cautions)}."]
 
@@ -123,7 +137,9 @@ def _mean(numbers: Mapping[str, Any], best: float) -> list[str]:
     if together is None:
         return []
     more = together["auc"] - best
-    beside = "level with" if abs(more) < _SAME else f"{decimals(abs(more))} {'above' if more > 0 else 'below'}"
+    beside = (
+        "level with" if abs(more) < _SAME else f"{decimals(abs(more))} {'above' if more > 0 else 'below'}"
+    )
     return [
         f"The plain mean of all experiments reaches {decimals(together['auc'])} on {count(together['tiles'])} tiles, "
         f"{beside} the best of them alone."
@@ -151,7 +167,9 @@ def calibration_verdict(found: Mapping[str, Any]) -> str:
 
 
 def _calibration(name: str, found: Mapping[str, Any]) -> list[str]:
-    return [] if found["calibration"] is None else [f"{name}: its {calibration_verdict(found['calibration'])}."]
+    return (
+        [] if found["calibration"] is None else [f"{name}: its {calibration_verdict(found['calibration'])}."]
+    )
 
 
 def _decision(name: str, found: Mapping[str, Any]) -> list[str]:
@@ -171,7 +189,9 @@ def _attribution(name: str, found: Mapping[str, Any]) -> list[str]:
     if explained is None:
         return []
     share = explained["mean"]
-    times = f"{share / CENTRE_SHARE:.2f} times the {percent(CENTRE_SHARE)} of a map that is the same everywhere"
+    times = (
+        f"{share / CENTRE_SHARE:.2f} times the {percent(CENTRE_SHARE)} of a map that is the same everywhere"
+    )
     return [
         f"{name}: {percent(share)} of the attribution ({explained['method']}, {several(explained['tiles'], 'tile')}) lies in the "
         f"centre that decides the label, {times}."
@@ -193,7 +213,9 @@ def _score(numbers: Mapping[str, Any]) -> list[str]:
     said = [f"{decimals(score[name])} {name}" for name in ("public", "private") if is_number(score[name])]
     if _is_kaggle(score):
         return [f"On Kaggle's leaderboard the submission scored {' and '.join(said)}."]
-    return [f"The submission scored {' and '.join(said)} by {score['judge'] or 'a judge without a name'}: {_REHEARSED}."]
+    return [
+        f"The submission scored {' and '.join(said)} by {score['judge'] or 'a judge without a name'}: {_REHEARSED}."
+    ]
 
 
 def _flatter(numbers: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
@@ -215,9 +237,13 @@ def _flatter(numbers: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
             "such scores are optimistic as a rule."
         )
     if transductive := [name for name in ranked if experiments[name]["transductive"]]:
-        sentences.append(f"Transductive, so not comparable with scores that are not: {', '.join(transductive)}.")
+        sentences.append(
+            f"Transductive, so not comparable with scores that are not: {', '.join(transductive)}."
+        )
     if len(ranked) > 1:
-        sentences.append("The best of several is chosen by the very score it is quoted with, which flatters it.")
+        sentences.append(
+            "The best of several is chosen by the very score it is quoted with, which flatters it."
+        )
     return sentences
 
 
@@ -227,7 +253,9 @@ def _unknown_score(numbers: Mapping[str, Any]) -> list[str]:
     if score is None:
         found.append("The leaderboard score: no submission of this campaign has one here.")
     elif not _is_scored(score):
-        found.append(f"The leaderboard score: {score['judge'] or 'the judge'} took the submission and gave none.")
+        found.append(
+            f"The leaderboard score: {score['judge'] or 'the judge'} took the submission and gave none."
+        )
     elif not _is_kaggle(score):
         found.append(f"The score on Kaggle: what is shown is {_REHEARSED}.")
     if numbers["place"] == "rehearsal" and (score is None or _is_kaggle(score)):
@@ -242,22 +270,32 @@ def _unknown_of(name: str, found: Mapping[str, Any], numbers: Mapping[str, Any])
     here, expected = len(found["folds"]), found["folds_expected"]
     if here < expected:
         unknown.append(f"{name}: how the other {several(expected - here, 'fold')} would score.")
-    if found["split"] == "stratified" and not any(pair["stratified"]["experiment"] == name for pair in split_pairs(numbers)):
+    if found["split"] == "stratified" and not any(
+        pair["stratified"]["experiment"] == name for pair in split_pairs(numbers)
+    ):
         unknown.append(f"{name}: how much its stratified folds flatter; it was not run on grouped folds.")
     if found["split"] in GROUPED and found["grouping"] == "stain groups":
-        unknown.append(f"{name}: the slides of its tiles; stain groups stand in for them, and may split or join slides.")
+        unknown.append(
+            f"{name}: the slides of its tiles; stain groups stand in for them, and may split or join slides."
+        )
     if not is_number(found["interval_95"][0]):
         unknown.append(f"{name}: how uncertain its AUC is; there are no groups to resample.")
     elif found["groups"] < _ENOUGH_GROUPS:
-        unknown.append(f"{name}: how far its interval can be trusted; it resamples only {found['groups']} {found['grouping']}.")
+        unknown.append(
+            f"{name}: how far its interval can be trusted; it resamples only {found['groups']} {found['grouping']}."
+        )
     if len(found["folds"]) > 1 and found["calibration"] is None:
         unknown.append(f"{name}: its calibration; no line can be fitted to these scores.")
     elif len(found["folds"]) == 1:
         unknown.append(f"{name}: a threshold and its calibration; both need a second fold.")
     if found["members"] == 1 and found["tune"] != "head":
-        unknown.append(f"{name}: what another seed would give; each fold was trained once, and the folds were drawn once.")
+        unknown.append(
+            f"{name}: what another seed would give; each fold was trained once, and the folds were drawn once."
+        )
     else:
-        unknown.append(f"{name}: what other folds would give; they were drawn once, with seed {found['seed']}.")
+        unknown.append(
+            f"{name}: what other folds would give; they were drawn once, with seed {found['seed']}."
+        )
     if found["explained"] is None:
         unknown.append(f"{name}: how much of what its networks look at lies in the centre.")
     return unknown

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import write_whole
-from lib.report import case_sections, closing_sections, data_sections, score_sections, training_sections
-from lib.report.gathered import Gathered, gather
+from lib.report.context import Gathered, gather
 from lib.report.page import Block, Section, render_page
-from lib.session import Session
+from lib.report.sections import closing as closing_sections
+from lib.report.sections import data as data_sections
+from lib.report.sections import scores as score_sections
+from lib.report.sections import tiles as case_sections
+from lib.report.sections import training as training_sections
+from lib.runtime.session import Session
 
 PAGE, NUMBERS = "report.html", "results.json"
 
@@ -127,7 +131,9 @@ class Report:
         """What run.json says of the inputs: data_id and fold_table_id, empty where they are unknown or not all the same."""
         folds = [output.record for outputs in self.gathered.inputs.folds.values() for output in outputs]
         prepare = self.gathered.inputs.prepare
-        data = {record.data_id for record in folds} | ({prepare.record.data_id} if prepare is not None else set())
+        data = {record.data_id for record in folds} | (
+            {prepare.record.data_id} if prepare is not None else set()
+        )
         tables = {record.fold_table_id for record in folds}
         return {
             "data_id": data.pop() if len(data) == 1 else "",
@@ -148,5 +154,8 @@ class Report:
                 write_whole(folder / picture.name, picture.png)
                 names[picture.name] = False
         write_whole(folder / NUMBERS, json.dumps(self.gathered.numbers, indent=1, allow_nan=False) + "\n")
-        write_whole(folder / PAGE, render_page(title, "Every number below was computed from what the kernels left.", sections))
+        write_whole(
+            folder / PAGE,
+            render_page(title, "Every number below was computed from what the kernels left.", sections),
+        )
         return names

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from lib.files import write_whole
-from lib.report.sheets import Row, framed, sheet
 from lib.report.style import NEGATIVE, POSITIVE, save
+from lib.report.tile_figures import Row, framed, sheet
 
 
-def contact_sheet(tiles: np.ndarray, labels: np.ndarray, path: Path, *, columns: int = 10, seed: int = 0) -> None:
+def contact_sheet(
+    tiles: np.ndarray, labels: np.ndarray, path: Path, *, columns: int = 10, seed: int = 0
+) -> None:
     """Tiles of both classes with the centre that decides the label framed.
 
     Args:
@@ -47,7 +49,16 @@ def brightness_histogram(means: np.ndarray, labels: np.ndarray, path: Path) -> N
     for label, colour, name, style in ((0, NEGATIVE, "no tumour", "-"), (1, POSITIVE, "tumour", "--")):
         values = means[labels == label].mean(axis=1)
         text = f"{name}, n = {len(values):,}"
-        axis.hist(values, bins=bins, density=True, histtype="step", color=colour, linestyle=style, linewidth=1.6, label=text)
+        axis.hist(
+            values,
+            bins=bins,
+            density=True,
+            histtype="step",
+            color=colour,
+            linestyle=style,
+            linewidth=1.6,
+            label=text,
+        )
     axis.legend()
     axis.set_xlabel("mean brightness of a tile (0 to 255)")
     axis.set_ylabel("density")
@@ -85,7 +96,11 @@ def group_scatter(table: Sequence[Mapping[str, float]], path: Path) -> None:
     axis.scatter(tiles, 100 * share, s=22, facecolors="none", edgecolors=NEGATIVE)
     axis.axhline(100 * whole, color="0.4", linewidth=1, linestyle="--")
     axis.annotate(
-        f"all tiles: {100 * whole:.1f} %", (1.0, 100 * whole), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+        f"all tiles: {100 * whole:.1f} %",
+        (1.0, 100 * whole),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
     )
     axis.set_xscale("log")
     axis.set_xlabel("tiles of the group (logarithmic)")
@@ -99,7 +114,7 @@ def stain_histograms(features: np.ndarray, names: Sequence[str], labels: np.ndar
     """How what a slide gives to its tiles is distributed in both classes: where they differ, colour alone tells something.
 
     Args:
-        features: (N, F) of lib.data.groups.
+        features: (N, F) of lib.data.stain_groups.
         names: of the F columns.
         labels: (N,) 0 or 1.
         path: the PNG file.
@@ -117,8 +132,12 @@ def stain_histograms(features: np.ndarray, names: Sequence[str], labels: np.ndar
         bins = np.linspace(low, max(high, low + 1e-6), 41).tolist()
         for label, colour, style in ((0, NEGATIVE, "-"), (1, POSITIVE, "--")):
             values = features[labels == label, at]
-            axis.hist(values, bins=bins, density=True, histtype="step", color=colour, linestyle=style, linewidth=1.4)
-        axis.set_xlabel(names[at].replace("_", ", ") + (" (of 1)" if names[at].startswith("white") else " (unit vector)"))
+            axis.hist(
+                values, bins=bins, density=True, histtype="step", color=colour, linestyle=style, linewidth=1.4
+            )
+        axis.set_xlabel(
+            names[at].replace("_", ", ") + (" (of 1)" if names[at].startswith("white") else " (unit vector)")
+        )
         axis.set_ylabel("density")
     for text, colour, down in (("no tumour: solid", NEGATIVE, 0.7), ("tumour: dashed", POSITIVE, 0.4)):
         axes[-1].text(0.1, down, text, color=colour, transform=axes[-1].transAxes)

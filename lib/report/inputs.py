@@ -12,10 +12,10 @@ import pandas as pd
 
 from lib.data.prepared import EDA, TEST_INDEX, TRAIN_INDEX, read_index
 from lib.errors import KernelError
+from lib.explain.case_files import CaseFiles
 from lib.report.case_figures import Case
-from lib.report.case_files import CaseFiles
-from lib.run_record import RECORD_NAME, RunRecord, RunRecordError, peek_kind, read_run_record
-from lib.session import find_outputs, list_mounts
+from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, peek_kind, read_run_record
+from lib.runtime.session import find_outputs, list_mounts
 
 KINDS = ("prepare", "train", "inference", "search", "pretrain")
 _TILE = (96, 96)
@@ -65,7 +65,9 @@ class Output:
         """
 
         def parse(path: Path) -> list[dict[str, Any]]:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [
+                json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
             if not all(isinstance(line, dict) for line in lines):
                 raise ValueError("a line is no object")
             return lines
@@ -156,19 +158,27 @@ def read_inputs(root: Path, *, first: Sequence[str] = ()) -> Inputs:
     for kind in KINDS:
         for folder in find_outputs(root, kind):
             try:
-                found.setdefault(kind, []).append(Output(folder, read_run_record(folder, kind=kind, fetched_only=True)))
+                found.setdefault(kind, []).append(
+                    Output(folder, read_run_record(folder, kind=kind, fetched_only=True))
+                )
             except RunRecordError as error:
                 inputs.problems.setdefault(kind, []).append(str(error))
     for mount in list_mounts(root):
         if (mount / RECORD_NAME).is_file() and not peek_kind(mount):
-            inputs.problems.setdefault("", []).append(f"{mount.name}/{RECORD_NAME} cannot be read: run that kernel again")
+            inputs.problems.setdefault("", []).append(
+                f"{mount.name}/{RECORD_NAME} cannot be read: run that kernel again"
+            )
     inputs.prepare = _only(found.get("prepare", []), inputs, "prepare")
     inputs.inference = _only(found.get("inference", []), inputs, "inference")
     inputs.searches, inputs.pretrains = found.get("search", []), found.get("pretrain", [])
     by_experiment: dict[str, dict[int, list[Output]]] = {}
     for output in found.get("train", []):
-        by_experiment.setdefault(output.record.experiment, {}).setdefault(output.record.fold, []).append(output)
-    for name in sorted(by_experiment, key=lambda name: (list(first).index(name) if name in first else len(first), name)):
+        by_experiment.setdefault(output.record.experiment, {}).setdefault(output.record.fold, []).append(
+            output
+        )
+    for name in sorted(
+        by_experiment, key=lambda name: (list(first).index(name) if name in first else len(first), name)
+    ):
         for fold, outputs in sorted(by_experiment[name].items()):
             if len(outputs) == 1:
                 inputs.folds.setdefault(name, []).append(outputs[0])
@@ -185,7 +195,9 @@ def _only(outputs: list[Output], inputs: Inputs, kind: str) -> Output | None:
 
 def _say_twice(inputs: Inputs, kind: str, what: str, outputs: Sequence[Output]) -> None:
     places = " and ".join(output.folder.name for output in outputs)
-    inputs.problems.setdefault(kind, []).append(f"{what} is there {len(outputs)} times, in {places}: keep one of them")
+    inputs.problems.setdefault(kind, []).append(
+        f"{what} is there {len(outputs)} times, in {places}: keep one of them"
+    )
 
 
 def read_cases(outputs: Sequence[Output]) -> tuple[dict[str, list[Case]], list[int]]:
@@ -205,13 +217,29 @@ def read_cases(outputs: Sequence[Output]) -> tuple[dict[str, list[Case]], list[i
         table = output.read_table(names.table, ("id", "label", "probability", "kind"), dtype={"id": str})
         tiles = output.read_array(names.tiles)
         # A network that cannot be explained leaves no maps; its mistakes are worth looking at all the same.
-        maps = output.read_array(names.maps) if output.holds(names.maps) else np.zeros((len(table), *_TILE), np.float32)
-        if tiles.shape != (len(table), *_TILE, 3) or maps.shape != (len(table), *_TILE) or tiles.dtype != np.uint8:
+        maps = (
+            output.read_array(names.maps)
+            if output.holds(names.maps)
+            else np.zeros((len(table), *_TILE), np.float32)
+        )
+        if (
+            tiles.shape != (len(table), *_TILE, 3)
+            or maps.shape != (len(table), *_TILE)
+            or tiles.dtype != np.uint8
+        ):
             shapes = f"{len(table)} rows, tiles {tiles.shape} {tiles.dtype}, maps {maps.shape}"
-            raise InputError(f"{output.folder.name}: the files of {names.table} do not fit each other: {shapes}")
+            raise InputError(
+                f"{output.folder.name}: the files of {names.table} do not fit each other: {shapes}"
+            )
         for at, row in enumerate(table.itertuples()):
-            cases.setdefault(str(row.kind), []).append(Case(tiles[at], maps[at], float(row.probability), fold))
+            cases.setdefault(str(row.kind), []).append(
+                Case(tiles[at], maps[at], float(row.probability), fold)
+            )
     for kind, found in cases.items():
         # The most confident first: of what was called tumour the highest probability, of the rest the lowest.
-        found.sort(key=lambda case: -case.probability if kind in ("false_positive", "sure_tumour") else case.probability)
+        found.sort(
+            key=lambda case: (
+                -case.probability if kind in ("false_positive", "sure_tumour") else case.probability
+            )
+        )
     return cases, without

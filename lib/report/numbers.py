@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 
 from lib.data.competition import TEST_TILES, TRAIN_TILES
-from lib.metrics import MetricError
+from lib.evaluation.metrics import MetricError
+from lib.evaluation.out_of_fold import Summary, Together, calibration_facts, summarise_together
+from lib.report.formatting import is_number, plain
 from lib.report.inputs import Inputs, Output
-from lib.report.results import Summary, Together, calibration_facts, summarise_together
-from lib.report.words import is_number, plain
 
 _HASH = re.compile(r"-[0-9a-f]{6}$")  # what --set adds to an experiment's name
 GROUPED = ("stain", "slide")
 
 
 def collect_numbers(
-    inputs: Inputs, summaries: Sequence[Summary], *, failed: Mapping[str, str], facts: Mapping[str, Any], place: str
+    inputs: Inputs,
+    summaries: Sequence[Summary],
+    *,
+    failed: Mapping[str, str],
+    facts: Mapping[str, Any],
+    place: str,
 ) -> dict[str, Any]:
     """All numbers, None for each that does not exist.
 
@@ -106,7 +111,9 @@ def explained_numbers(outputs: Sequence[Output]) -> dict[str, Any] | None:
         if not is_number(share.get("mean")) or not is_number(said.get("tiles")):
             continue
         methods.add(str(said.get("method", "a method that is not named")))
-        rows.append({"fold": output.record.fold, "tiles": int(said["tiles"]), **{k: share.get(k) for k in _SHARES}})
+        rows.append(
+            {"fold": output.record.fold, "tiles": int(said["tiles"]), **{k: share.get(k) for k in _SHARES}}
+        )
     tiles: list[int] = [row["tiles"] for row in rows]
     if not sum(tiles):
         return None
@@ -195,4 +202,6 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return False
     if one["backbone"] and other["backbone"] and one["backbone"] != other["backbone"]:
         return False
-    return _HASH.sub("", one["experiment"]) == _HASH.sub("", other["experiment"]) or bool(one["backbone"] and other["backbone"])
+    return _HASH.sub("", one["experiment"]) == _HASH.sub("", other["experiment"]) or bool(
+        one["backbone"] and other["backbone"]
+    )

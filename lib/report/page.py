@@ -139,7 +139,9 @@ def _templates() -> "Environment":
     from jinja2 import DictLoader, Environment, StrictUndefined
 
     loader = DictLoader({"style": _STYLE, "section": _SECTION, "alone": _ALONE, "page": _PAGE})
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
 
 
 _STYLE = """\

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lib.calibration import Calibration, reliability
-from lib.report.results import Summary, Together
+from lib.evaluation.calibration import Calibration, reliability
+from lib.evaluation.out_of_fold import Summary, Together
 from lib.report.style import LINES, WIDTH, line_style, new_figure, png_of
 
 if TYPE_CHECKING:
@@ -28,9 +28,14 @@ def training_curves(histories: Mapping[tuple[int, int], Sequence[Mapping[str, An
     axes = figure.subplots(2 if validated else 1, 1, sharex=True, squeeze=False)[:, 0]
     numbers = sorted({fold for fold, _ in histories})
     for (fold, member), lines in sorted(histories.items()):
-        style = line_style(numbers.index(fold)) | {"markersize": 3.5, "linewidth": 1.3 if member == 0 else 0.7}
+        style = line_style(numbers.index(fold)) | {
+            "markersize": 3.5,
+            "linewidth": 1.3 if member == 0 else 0.7,
+        }
         label = f"fold {fold}" if member == 0 else None
-        axes[0].plot([line["epoch"] for line in lines], [line["loss"] for line in lines], label=label, **style)
+        axes[0].plot(
+            [line["epoch"] for line in lines], [line["loss"] for line in lines], label=label, **style
+        )
         if validated:
             seen = [line for line in lines if "validation_auc" in line]
             axes[1].plot([line["epoch"] for line in seen], [line["validation_auc"] for line in seen], **style)
@@ -61,10 +66,21 @@ def fold_scores(summaries: Sequence[Summary], together: Together | None) -> byte
     axis = figure.subplots()
     for at, (_, score, low, high, pooled) in enumerate(rows):
         if np.isfinite(low):
-            axis.plot([low, high], [at, at], color="black" if pooled else _GREY, linewidth=2.2 if pooled else 1.2)
-        axis.plot([score], [at], "s" if pooled else "o", color="black", fillstyle="full" if pooled else "none", markersize=6)
+            axis.plot(
+                [low, high], [at, at], color="black" if pooled else _GREY, linewidth=2.2 if pooled else 1.2
+            )
+        axis.plot(
+            [score],
+            [at],
+            "s" if pooled else "o",
+            color="black",
+            fillstyle="full" if pooled else "none",
+            markersize=6,
+        )
         right = max(high, score) if np.isfinite(high) else score
-        axis.annotate(f"{score:.4f}", (right, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.annotate(
+            f"{score:.4f}", (right, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
+        )
     axis.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     low, high = axis.get_xlim()
@@ -109,7 +125,10 @@ def roc_and_precision(summary: Summary) -> bytes:
         axis.set_ylim(-0.02, 1.02)
         axis.set_aspect("equal")
         axis.grid(color="0.92")
-    figure.suptitle(f"All folds (black) and each (grey); n = {len(labels):,} tiles, {int(labels.sum()):,} of tumour", fontsize=10)
+    figure.suptitle(
+        f"All folds (black) and each (grey); n = {len(labels):,} tiles, {int(labels.sum()):,} of tumour",
+        fontsize=10,
+    )
     return png_of(figure)
 
 
@@ -153,13 +172,18 @@ def reliability_curves(summary: Summary, calibration: Calibration) -> bytes:
             curve["predicted"], curve["observed"], marker=marker, linestyle=dashes, color=colour, markersize=4,
             fillstyle="none", label=name,
         )  # fmt: skip
-        bottom.hist(values, bins=np.linspace(0, 1, 41).tolist(), histtype="step", color=colour, linestyle=dashes)
+        bottom.hist(
+            values, bins=np.linspace(0, 1, 41).tolist(), histtype="step", color=colour, linestyle=dashes
+        )
     top.legend(fontsize=8, title="dotted: perfect", title_fontsize=8)
     top.set_ylabel("share of tumour in the bin")
     bottom.set_ylabel("tiles (log)")
     _count_on_log(bottom)
     bottom.set_xlabel("probability of tumour, out of fold")
-    top.set_title(f"Reliability, {len(reliability(labels, scores))} bins of equal size, n = {len(labels):,}", fontsize=10)
+    top.set_title(
+        f"Reliability, {len(reliability(labels, scores))} bins of equal size, n = {len(labels):,}",
+        fontsize=10,
+    )
     for axis in (top, bottom):
         axis.grid(color="0.92")
     return png_of(figure)
@@ -184,7 +208,15 @@ def correlation_matrix(correlations: pd.DataFrame, *, tiles: int) -> bytes:
             for column in range(count):
                 dark = values[row, column] > (1 + lowest) / 2
                 text = f"{values[row, column]:.2f}"
-                axis.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=7)
+                axis.text(
+                    column,
+                    row,
+                    text,
+                    ha="center",
+                    va="center",
+                    color="white" if dark else "black",
+                    fontsize=7,
+                )
     names = [str(name) for name in correlations.columns]
     small = 8 if count <= _NUMBERED else 5
     axis.set_xticks(range(count), names, rotation=90, fontsize=small)

@@ -29,7 +29,9 @@ def new_figure(height: float, *, width: float = WIDTH) -> "Figure":
 def png_of(figure: "Figure", *, dpi: int = _DPI) -> bytes:
     """The figure as PNG."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})  # no version: the same bytes each time
+    figure.savefig(
+        stream, format="png", dpi=dpi, metadata={"Software": None}
+    )  # no version: the same bytes each time
     return stream.getvalue()
 
 
@@ -44,7 +46,9 @@ def with_palette(png: bytes) -> bytes:
 
     image = Image.open(io.BytesIO(png)).convert("RGB")
     stream = io.BytesIO()
-    image.quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(stream, "PNG")
+    image.quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
+        stream, "PNG"
+    )
     return stream.getvalue()
 
 

@@ -15,16 +15,15 @@ import torch
 from torch import nn
 
 from lib.config import Config
-from lib.data.shared import SharedMemory
+from lib.data.shared_memory import SharedMemory
+from lib.evaluation.metrics import auc, fold_scores, probability
 from lib.files import sha256_of, write_whole
-from lib.foreign import UNREADABLE
-from lib.metrics import auc, fold_scores, probability
 from lib.model.checkpoint import Identity, count_parameters, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
 from lib.model.predict import predict_logits
-from lib.training.average import WeightAverage
-from lib.training.budget import EXPLAINING, Budget
-from lib.training.engine import (
+from lib.training.distributed import World
+from lib.training.ema import WeightAverage
+from lib.training.epoch import (
     Part,
     TrainingError,
     fewest_passes,
@@ -36,8 +35,9 @@ from lib.training.engine import (
     train_one_epoch,
 )
 from lib.training.optimizer import OptimizerStep, build_optimizer, warmup_steps
-from lib.training.state import load_state, save_state
-from lib.training.world import World
+from lib.training.resume import load_state, save_state
+from lib.training.time_budget import EXPLAINING, Budget
+from lib.validation import UNREADABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,15 @@ def collect(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], dict[str,
     names: dict[str, bool] = {}
     for member in range(task.config.members):
         files = MemberFiles(task.fold, member)
-        names |= {files.checkpoint: False, files.out_of_fold: True, files.history: True}  # weights stay on Kaggle
-    labels, chances = task.index["label"].to_numpy()[task.folds == task.fold], out_of_fold_chances(task, folder=folder)
+        names |= {
+            files.checkpoint: False,
+            files.out_of_fold: True,
+            files.history: True,
+        }  # weights stay on Kaggle
+    labels, chances = (
+        task.index["label"].to_numpy()[task.folds == task.fold],
+        out_of_fold_chances(task, folder=folder),
+    )
     members = [fold_scores(labels, each, seed=task.config.seed) for each in chances]
     millions = count_parameters(folder / MemberFiles(task.fold, 0).checkpoint) / 1e6
     mean = fold_scores(labels, chances.mean(axis=0), seed=task.config.seed)
@@ -161,7 +168,9 @@ def collect(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], dict[str,
 def out_of_fold_chances(task: FoldTask, *, folder: Path) -> np.ndarray:
     """(M, n) probabilities that each member of a trained fold gives the tiles of the fold, in the order of the index."""
     files = [MemberFiles(task.fold, member) for member in range(task.config.members)]
-    return np.stack([probability(pd.read_csv(folder / each.out_of_fold)["logit"].to_numpy()) for each in files])
+    return np.stack(
+        [probability(pd.read_csv(folder / each.out_of_fold)["logit"].to_numpy()) for each in files]
+    )
 
 
 def is_finished(task: FoldTask, member: int, *, folder: Path, processes: int) -> bool:
@@ -170,7 +179,8 @@ def is_finished(task: FoldTask, member: int, *, folder: Path, processes: int) ->
     try:
         note = json.loads((folder / files.finished).read_bytes())
         return bool(note["plan"] == plan) and all(
-            sha256_of(folder / name) == note["sha256"][name] for name in (files.checkpoint, files.out_of_fold, files.history)
+            sha256_of(folder / name) == note["sha256"][name]
+            for name in (files.checkpoint, files.out_of_fold, files.history)
         )
     except (KeyError, TypeError, *UNREADABLE):
         return False
@@ -208,7 +218,14 @@ def train_member(
     while True:
         try:
             return _train_member(
-                task, member, folder=folder, world=world, say=say, replace=replace, passes=passes, members_left=members_left
+                task,
+                member,
+                folder=folder,
+                world=world,
+                say=say,
+                replace=replace,
+                passes=passes,
+                members_left=members_left,
             )
         except torch.OutOfMemoryError:
             if world.size > 1:
@@ -256,14 +273,20 @@ def _train_member(
         rows=outside,
         entropy=(config.seed, task.fold, member),
     )
-    torch.manual_seed(int(np.random.SeedSequence([*part.entropy, 0]).generate_state(1)[0]))  # the first weights
-    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(device)
+    torch.manual_seed(
+        int(np.random.SeedSequence([*part.entropy, 0]).generate_state(1)[0])
+    )  # the first weights
+    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(
+        device
+    )
     steps = steps_an_epoch(part, config)
     planned = steps * config.epochs
     name = f"fold {task.fold}, member {member}"
     if not passes:
         share = tiles_a_step(part, config) // world.size
-        passes = world.largest(fewest_passes(network, config, tiles=share, device=device, precision=precision))
+        passes = world.largest(
+            fewest_passes(network, config, tiles=share, device=device, precision=precision)
+        )
         say(f"{name}: {passes} passes of {-(-share // passes)} tiles a step and process, by trial")
     step = OptimizerStep(
         build_optimizer(network, config),
@@ -303,7 +326,9 @@ def _train_member(
         )
         return world.join_parts(logits, total=len(inside))
 
-    look = _budget_look(task, world, members_left, step=step, inside=len(inside), say=lambda text: say(f"{name}: {text}"))
+    look = _budget_look(
+        task, world, members_left, step=step, inside=len(inside), say=lambda text: say(f"{name}: {text}")
+    )
     for epoch in range(len(history), config.epochs):
         if epoch and epoch == config.freeze_epochs:
             forward = _wrap(compiled, network, world, frozen=False, config=config)
@@ -321,7 +346,12 @@ def _train_member(
             forward=forward,
             average=average,
         )
-        line: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "learning_rate": step.learning_rate, "skipped": step.skipped}
+        line: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "loss": loss,
+            "learning_rate": step.learning_rate,
+            "skipped": step.skipped,
+        }
         if passes > 1:
             line["passes"] = passes
         if config.validate_every and (epoch + 1) % config.validate_every == 0:
@@ -341,9 +371,13 @@ def _train_member(
     if world.rank:
         return
     replace()
-    table = pd.DataFrame({"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits})
+    table = pd.DataFrame(
+        {"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits}
+    )
     write_whole(folder / files.history, "".join(json.dumps(line) + "\n" for line in history))
-    write_whole(folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+    write_whole(
+        folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+    )
     save_checkpoint(folder / files.checkpoint, predicting, task.identity(member))
     written = (files.checkpoint, files.out_of_fold, files.history)
     note = {"plan": plan, "sha256": {each: sha256_of(folder / each) for each in written}}
@@ -353,7 +387,9 @@ def _train_member(
     say(f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.views} views, {used} weights)")
 
 
-def _wrap(compiled: nn.Module, network: Classifier, world: World, *, frozen: bool, config: Config) -> nn.Module:
+def _wrap(
+    compiled: nn.Module, network: Classifier, world: World, *, frozen: bool, config: Config
+) -> nn.Module:
     """The network as it is called; made anew when the backbone joins in, because gradients are averaged for what learns."""
     if frozen:
         freeze_backbone(network)
@@ -363,14 +399,22 @@ def _wrap(compiled: nn.Module, network: Classifier, world: World, *, frozen: boo
 
 
 def _budget_look(
-    task: FoldTask, world: World, members_left: int, *, step: OptimizerStep, inside: int, say: Callable[[str], None]
+    task: FoldTask,
+    world: World,
+    members_left: int,
+    *,
+    step: OptimizerStep,
+    inside: int,
+    say: Callable[[str], None],
 ) -> Callable[[], None] | None:
     """What looks at the clock while a member is trained, for all processes at the same step; None where no clock binds."""
     if math.isinf(task.until):
         return None
     config = task.config
     now = time.monotonic()
-    budget = Budget(deadline=now + max(0.0, task.until - now) / members_left, deterministic=config.deterministic, say=say)
+    budget = Budget(
+        deadline=now + max(0.0, task.until - now) / members_left, deterministic=config.deterministic, say=say
+    )
     budget.begin(step)
     batches = (inside * config.views + EXPLAINING * world.size) / config.batch_size
 

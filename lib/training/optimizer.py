@@ -10,7 +10,10 @@ from torch import nn
 
 from lib.config import Config
 
-_CLIMB, _FROM = 0.3, 25.0  # one-cycle: share of the steps that climb, and the peak's factor of where they begin
+_CLIMB, _FROM = (
+    0.3,
+    25.0,
+)  # one-cycle: share of the steps that climb, and the peak's factor of where they begin
 
 
 def build_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
@@ -34,7 +37,10 @@ def build_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
         groups, rest = [], trained
     decayed = [p for name, p in rest.items() if p.ndim > 1 and name not in exempt]
     plain = [p for name, p in rest.items() if p.ndim <= 1 or name in exempt]
-    groups += [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups += [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     groups = [group for group in groups if group["params"]]
     # Fused: one kernel for all parameters, and a step that overflowed is skipped on the device without asking the host.
     # A rate in a tensor can change without asking it, either.
@@ -104,7 +110,11 @@ class OptimizerStep:
         self.attempts = 0  # steps taken or skipped
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._skips_seen = 0  # when somebody last looked
-        self._knee = (warmup, 0.0, 1.0)  # where the present fall began: step, share of the cosine, share of the peak
+        self._knee = (
+            warmup,
+            0.0,
+            1.0,
+        )  # where the present fall began: step, share of the cosine, share of the peak
         self._rate = torch.zeros((), device=device)
         self._tabulate()
 
@@ -116,7 +126,9 @@ class OptimizerStep:
     def _rate_at(self, applied: int) -> float:
         begin, share, height = self._knee
         if begin == self.warmup and share == 0.0 and height == 1.0:
-            return learning_rate_at(applied, total=self.total, warmup=self.warmup, peak=self.peak, schedule=self.schedule)
+            return learning_rate_at(
+                applied, total=self.total, warmup=self.warmup, peak=self.peak, schedule=self.schedule
+            )
         way = min(max(applied - begin, 0) / max(self.total - begin, 1), 1.0)
         return self.peak * height * 0.5 * (1 + math.cos(math.pi * (share + (1 - share) * way)))
 
@@ -171,7 +183,12 @@ class OptimizerStep:
         """Counters, plan and scaler as plain values, for `load_state`; waits for the device."""
         applied = self.applied
         schedule = [self.total, *self._knee]
-        return {"applied": applied, "skipped": self._skips_seen, "schedule": schedule, "scaler": self.scaler.state_dict()}
+        return {
+            "applied": applied,
+            "skipped": self._skips_seen,
+            "schedule": schedule,
+            "scaler": self.scaler.state_dict(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a plan where it was left, perhaps shortened.
@@ -183,7 +200,9 @@ class OptimizerStep:
         applied, skipped = state["applied"], state["skipped"]
         within = 0 <= applied <= total <= self.total and 0 <= begin <= self.total and skipped >= 0
         if not (within and 0 <= share <= 1.001 and 0 <= height <= 1.001):  # both at most 1, within rounding
-            raise ValueError(f"{applied} steps and schedule {state['schedule']} are not of a plan of {self.total} steps")
+            raise ValueError(
+                f"{applied} steps and schedule {state['schedule']} are not of a plan of {self.total} steps"
+            )
         self.total, self._knee = int(total), (int(begin), float(share), float(height))
         self._skips_seen = int(skipped)
         self.attempts = int(applied) + self._skips_seen

@@ -27,14 +27,14 @@ import torch
 
 from lib.config import EXPECTATIONS, Config, config_from_dict, parse_toml, to_toml
 from lib.errors import KernelError, listed
+from lib.evaluation.metrics import MetricError, auc, auc_interval, probability
 from lib.files import sha256_of, write_whole
-from lib.metrics import MetricError, auc, auc_interval, probability
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import NetworkError
 from lib.search_space import RECORDS, TABLE, WINNER, SearchSpace, Trial, at_rung, draw_trials, rungs, settled
-from lib.training.budget import BudgetError
-from lib.training.engine import TrainingError
+from lib.training.epoch import TrainingError
 from lib.training.fold import FoldTask, MemberFiles
+from lib.training.time_budget import BudgetError
 from lib.training.workers import WorkerError, train_apart, train_fold
 
 TRIALS = "trials"  # the folder, in the working folder
@@ -135,7 +135,9 @@ class Found:
     @property
     def complete(self) -> bool:
         """Nothing is left to run."""
-        return not self.rungs_left and all(record.status != NOT_RUN and not record.again for record in self.records)
+        return not self.rungs_left and all(
+            record.status != NOT_RUN and not record.again for record in self.records
+        )
 
     def count(self, status: str) -> int:
         """How many trials have this status."""
@@ -149,7 +151,11 @@ class Found:
             "complete": self.complete,
             "rungs_left": self.rungs_left,
             **{status.replace(" ", "_"): self.count(status) for status in (FINISHED, FAILED, NOT_RUN)},
-            **({} if best is None else {"auc": best.auc, "interval": [best.low, best.high], "values": dict(best.values)}),
+            **(
+                {}
+                if best is None
+                else {"auc": best.auc, "interval": [best.low, best.high], "values": dict(best.values)}
+            ),
         }
 
 
@@ -188,7 +194,9 @@ class _Search:
     records: list[TrialRecord] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
-    found: dict[tuple[str, str], dict[str, Path]] = field(default_factory=dict)  # weights and backbone to what is loaded
+    found: dict[tuple[str, str], dict[str, Path]] = field(
+        default_factory=dict
+    )  # weights and backbone to what is loaded
 
     def run(self) -> Found:
         space, base = self.task.space, self.task.base
@@ -217,11 +225,17 @@ class _Search:
                 self._say(f"rung {rung}: {len(trials)} of them go on, for {epochs} epochs from the start")
             self._run(trials)
             left -= 1
-            if any(record.rung == rung and (record.status == NOT_RUN or record.again) for record in self.records):
+            if any(
+                record.rung == rung and (record.status == NOT_RUN or record.again) for record in self.records
+            ):
                 break
         failures = [f"{record.id}: {record.note}" for record in self.records if record.status == FAILED]
         if failures and not any(record.status == FINISHED for record in self.records):
-            raise NoTrialError(listed("every trial that ran failed:", failures, remedy="Search other values, or mend the cause."))
+            raise NoTrialError(
+                listed(
+                    "every trial that ran failed:", failures, remedy="Search other values, or mend the cause."
+                )
+            )
         return Found(task=self.task, records=_ranked(self.records), rungs_left=left)
 
     def _say(self, text: str) -> None:
@@ -235,9 +249,15 @@ class _Search:
         return self.found[key]
 
     def _promote(self, trials: list[Trial], rung: int, count: int) -> list[Trial]:
-        scores = {record.number: record.auc for record in self.records if record.rung == rung - 1 and record.auc is not None}
+        scores = {
+            record.number: record.auc
+            for record in self.records
+            if record.rung == rung - 1 and record.auc is not None
+        }
         best = sorted(scores, key=lambda number: (-scores[number], number))[:count]
-        return [at_rung(self.task.space, self.task.base, trial, rung) for trial in trials if trial.number in best]
+        return [
+            at_rung(self.task.space, self.task.base, trial, rung) for trial in trials if trial.number in best
+        ]
 
     def _known(self) -> dict[str, TrialRecord]:
         """Records that need not be made again: of other sessions, and those that lie in the folder."""
@@ -258,10 +278,14 @@ class _Search:
         for trial in trials:
             name = self._id(trial.config)
             if name in self.known:
-                record = replace(self.known[name], number=trial.number, rung=trial.rung, values=dict(trial.values))
+                record = replace(
+                    self.known[name], number=trial.number, rung=trial.rung, values=dict(trial.values)
+                )
                 self.records.append(record)
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-                self._say(f"trial {name} ({trial.words}): {record.status} before, not run again{_shown(record)}")
+                self._say(
+                    f"trial {name} ({trial.words}): {record.status} before, not run again{_shown(record)}"
+                )
             else:
                 waiting.append((trial, name))
 
@@ -290,7 +314,10 @@ class _Search:
     def _id(self, config: Config) -> str:
         plain = {key: value for key, value in config.to_dict().items() if key not in EXPECTATIONS}
         files: list[str] = []
-        if config.weights not in ("timm", "none"):  # a file of the user's, or of another kernel: its name says nothing
+        if config.weights not in (
+            "timm",
+            "none",
+        ):  # a file of the user's, or of another kernel: its name says nothing
             for path in self._weights(config).values():
                 files += [sha256_of(each) for each in (sorted(path.glob("*.*")) if path.is_dir() else [path])]
         template = self.task.template
@@ -303,7 +330,11 @@ class _Search:
         with self.lock:
             done = [record for record in self.records if record.status == FINISHED and record.seconds]
         # As long as the longest trial so far, for as many epochs as it has.
-        needed = max((record.seconds or 0.0) / record.epochs * trial.config.epochs for record in done) if done else 0.0
+        needed = (
+            max((record.seconds or 0.0) / record.epochs * trial.config.epochs for record in done)
+            if done
+            else 0.0
+        )
         if left > needed:
             return None
         note = f"not started: about {needed:.0f} s needed, {max(left, 0.0):.0f} s left"
@@ -326,18 +357,28 @@ class _Search:
 
     def _try(self, trial: Trial, name: str, device: torch.device) -> TrialRecord:
         begin, place = time.monotonic(), self.folder / name
-        notes = ["taken up after an interruption: the seconds are those of the last session"] if place.is_dir() else []
+        notes = (
+            ["taken up after an interruption: the seconds are those of the last session"]
+            if place.is_dir()
+            else []
+        )
         place.mkdir(parents=True, exist_ok=True)
         self._say(f"trial {name} ({trial.words}): {'taken up again' if notes else 'started'} on {device}")
         try:
             facts = self._train(trial, name, place, device)
         except (*_OF_THE_TRIAL, WorkerError) as error:
-            kinds = error.kinds if isinstance(error, WorkerError) else [each.__name__ for each in type(error).__mro__]
+            kinds = (
+                error.kinds
+                if isinstance(error, WorkerError)
+                else [each.__name__ for each in type(error).__mro__]
+            )
             if not {each.__name__ for each in _OF_THE_TRIAL} & set(kinds):
                 raise
             text = str(error) if isinstance(error, KernelError) else traceback.format_exc()
             self._say(f"trial {name} ({trial.words}): failed\n{text}")
-            last = text.strip().splitlines()[0 if isinstance(error, KernelError) and "Traceback" not in text else -1]
+            last = text.strip().splitlines()[
+                0 if isinstance(error, KernelError) and "Traceback" not in text else -1
+            ]
             record = self._record(
                 trial,
                 name,
@@ -351,7 +392,9 @@ class _Search:
             seconds = round(time.monotonic() - begin, 3)
             record = self._record(trial, name, FINISHED, **facts, note="; ".join(notes), seconds=seconds)
             self._say(f"trial {name} ({trial.words}): finished in {seconds:.1f} s{_shown(record)}")
-        write_whole(self.folder / f"{name}.json", json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+        write_whole(
+            self.folder / f"{name}.json", json.dumps(asdict(record), indent=1, allow_nan=False) + "\n"
+        )
         shutil.rmtree(place, ignore_errors=True)
         return record
 
@@ -397,7 +440,10 @@ class _Search:
             cut = [line["shortened_to"] for line in history if "shortened_to" in line]
             notes += [f"the clock cut the plan of fold {fold} to {cut[-1]} steps"] if cut else []
         inside = np.concatenate(rows)
-        labels, chances = template.index["label"].to_numpy()[inside], probability(np.concatenate(logits))  # (N,)
+        labels, chances = (
+            template.index["label"].to_numpy()[inside],
+            probability(np.concatenate(logits)),
+        )  # (N,)
         pooled = auc(labels, chances)
         low, high = auc_interval(labels, chances, self.task.groups[inside], seed=trial.config.seed)
         network, _ = load_checkpoint(place / MemberFiles(folds[0], 0).checkpoint)
@@ -421,7 +467,9 @@ def _shown(record: TrialRecord) -> str:
 
 def _ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     order = (FINISHED, FAILED, NOT_RUN)
-    return sorted(records, key=lambda each: (order.index(each.status), -each.rung, -(each.auc or 0.0), each.number))
+    return sorted(
+        records, key=lambda each: (order.index(each.status), -each.rung, -(each.auc or 0.0), each.number)
+    )
 
 
 # --- what is left ----------------------------------------------------------------------------------------------------
@@ -463,7 +511,9 @@ def _table(found: Found) -> str:
         millions = "" if record.parameters_millions is None else record.parameters_millions
         place = rank if record.status == FINISHED else ""
         values = [record.values[key] for key in searched]
-        writer.writerow([place, record.id, record.status, *scores, *values, record.epochs, millions, seconds, record.note])
+        writer.writerow(
+            [place, record.id, record.status, *scores, *values, record.epochs, millions, seconds, record.note]
+        )
     return stream.getvalue()
 
 

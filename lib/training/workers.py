@@ -27,11 +27,11 @@ import torch
 import torch.distributed as dist
 
 from lib.config import config_from_dict
-from lib.data.shared import SharedMemory, map_shared
+from lib.data.shared_memory import SharedMemory, map_shared
 from lib.errors import KernelError
-from lib.run_record import RECORD_NAME
+from lib.runtime.run_record import RECORD_NAME
+from lib.training.distributed import World
 from lib.training.fold import FoldTask, MemberFiles, collect, is_finished, more_passes, train_member
-from lib.training.world import World
 
 _LOOK_EVERY = 0.2  # seconds between looks at the workers
 _SETTLE = 0.5  # seconds
@@ -114,16 +114,24 @@ def train_fold(
                 say(f"fold {task.fold}, member {member}: finished before, not done again")
             else:
                 todo.append(member)
-        crews = [(list(devices), todo)] if config.ddp else [([d], todo[at :: len(devices)]) for at, d in enumerate(devices)]
+        crews = (
+            [(list(devices), todo)]
+            if config.ddp
+            else [([d], todo[at :: len(devices)]) for at, d in enumerate(devices)]
+        )
         crews = [crew for crew in crews if crew[1]]
         if world or len(crews) < 2 and together == 1:
             lone = world or World(device=devices[0])
             for number, member in enumerate(todo):
                 quiet = say if lone.rank == 0 else lambda text: None
                 left = len(todo) - number
-                train_member(task, member, folder=folder, world=lone, say=quiet, replace=replace, members_left=left)
+                train_member(
+                    task, member, folder=folder, world=lone, say=quiet, replace=replace, members_left=left
+                )
         else:
-            _supervise(task, [_Crew(*crew, config.passes) for crew in crews], folder=folder, say=say, started=started)
+            _supervise(
+                task, [_Crew(*crew, config.passes) for crew in crews], folder=folder, say=say, started=started
+            )
         if world and world.rank:
             return None
     return collect(task, folder=folder)
@@ -161,7 +169,9 @@ def train_apart(
     assert task.config.members == 1
     if not is_finished(task, 0, folder=folder, processes=1):
         crew = _Crew([device], [0], task.config.passes)
-        _supervise(task, [crew], folder=folder, say=say, started=started, label=label, beside=beside, stop=stop)
+        _supervise(
+            task, [crew], folder=folder, say=say, started=started, label=label, beside=beside, stop=stop
+        )
 
 
 def clear_progress(folder: Path, task: FoldTask) -> None:
@@ -220,7 +230,9 @@ def _supervise(
                     raise WorkerError("ended, because another one failed")
                 for number, crew in enumerate(crews):
                     codes = [process.poll() for process in crew.processes]
-                    if any(codes):  # the others may be about to fail because of it: let the cause come to light
+                    if any(
+                        codes
+                    ):  # the others may be about to fail because of it: let the cause come to light
                         time.sleep(_SETTLE)
                         codes = [process.poll() for process in crew.processes]
                     if any(code == _OUT_OF_MEMORY for code in codes):
@@ -256,7 +268,12 @@ def _start(crew: _Crew, number: int, place: Path, memory: SharedMemory) -> None:
             subprocess.Popen(
                 [sys.executable, "-m", "lib.training.workers", str(place), json.dumps(orders)],
                 # The path is the parent's less what pytest, a notebook or torchrun put there.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")]).rstrip(":")},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")]).rstrip(
+                        ":"
+                    ),
+                },
                 stdin=subprocess.PIPE,  # closed when this process dies, whatever kills it: workers end themselves then
                 pass_fds=(memory.descriptor,),
             )
@@ -273,7 +290,9 @@ def _first_failure(place: Path, crew: _Crew, codes: Sequence[int | None]) -> Wor
     if failures:
         first = min(failures, key=lambda failure: float(failure["at"]))
         return WorkerError(str(first["said"]), first["kinds"])
-    return WorkerError(f"a worker ended with exit code {next(code for code in codes if code)} and said nothing")
+    return WorkerError(
+        f"a worker ended with exit code {next(code for code in codes if code)} and said nothing"
+    )
 
 
 # --- one worker ------------------------------------------------------------------------------------------------------
@@ -310,7 +329,11 @@ def _work(place: Path, orders: dict[str, Any]) -> None:
 
     if world.size > 1:
         _meet(world, f"file://{orders['store']}")
-    todo = [member for member in orders["members"] if not is_finished(task, member, folder=folder, processes=world.size)]
+    todo = [
+        member
+        for member in orders["members"]
+        if not is_finished(task, member, folder=folder, processes=world.size)
+    ]
     for number, member in enumerate(todo):
         train_member(
             task,
@@ -329,9 +352,13 @@ def _work(place: Path, orders: dict[str, Any]) -> None:
 
 def _meet(world: World, where: str) -> None:
     if world.device.type != "cuda" and sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's own name need not be known to any resolver
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # the machine's own name need not be known to any resolver
     backend = "nccl" if world.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=where, rank=world.rank, world_size=world.size, timeout=_PATIENCE)
+    dist.init_process_group(
+        backend, init_method=where, rank=world.rank, world_size=world.size, timeout=_PATIENCE
+    )
 
 
 @contextmanager
@@ -367,8 +394,14 @@ def _main(place: Path, orders: dict[str, Any]) -> int:
         return _OUT_OF_MEMORY
     except Exception as error:
         shown = str(error) if isinstance(error, KernelError) else traceback.format_exc()[-_TRACEBACK:]
-        said = shown if isinstance(error, KernelError) else f"the worker on {orders['device']} failed:\n{shown}"
-        note = {"at": time.monotonic(), "said": said, "kinds": [each.__name__ for each in type(error).__mro__]}
+        said = (
+            shown if isinstance(error, KernelError) else f"the worker on {orders['device']} failed:\n{shown}"
+        )
+        note = {
+            "at": time.monotonic(),
+            "said": said,
+            "kinds": [each.__name__ for each in type(error).__mro__],
+        }
         (place / f"failure-{orders['crew']}-{orders['rank']}.json").write_text(json.dumps(note))
         return 1
     return 0

@@ -12,11 +12,11 @@ import torch
 
 from benchmarks import batches, gpu, rounds, training
 from benchmarks.tiles import read_tiles
-from launch.rehearsal.competition import write_competition
+from launch.emulator.synthetic_tiles import write_competition
 from lib.config import Config
 from lib.data.batches import load_batches
-from lib.data.store import read_array
-from lib.training import engine
+from lib.data.tile_store import read_array
+from lib.training import epoch as engine
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -59,7 +59,9 @@ def test_every_feed_hands_out_what_the_loader_would():
 
 def test_a_fixed_feed_never_moves_and_the_engine_gets_its_loader_back():
     tiles, labels = gpu.noise(24)
-    ours = training.OurTraining(training.backbone_of(training.TWO_LAYERS), tiles, labels, Config(batch_size=8), device=CPU)
+    ours = training.OurTraining(
+        training.backbone_of(training.TWO_LAYERS), tiles, labels, Config(batch_size=8), device=CPU
+    )
     fixed, timed = training.FixedFeed(), training.TimedFeed(load_batches)
     assert ours.train(fixed) == ours.train(timed) == 24
     first = fixed.batch
@@ -80,7 +82,10 @@ def test_shares_of_peers_are_told_apart():
     rates |= {"albumentations (H&E only), 2 workers": [2.0, 3.0], "kornia, batches (no HED)": [4.0, 4.0]}
     told = batches.verdicts(rates)
     assert told["ours / limit (wanted 0.35)"].startswith("0.50")
-    assert told["ours / best that jitters stains (wanted 4), albumentations (H&E only), 2 workers"] == "3.50 (3.00 to 4.00)"
+    assert (
+        told["ours / best that jitters stains (wanted 4), albumentations (H&E only), 2 workers"]
+        == "3.50 (3.00 to 4.00)"
+    )
     assert told["ours without HED / best without, kornia, batches (no HED)"].startswith("3.00")
 
 
@@ -88,7 +93,9 @@ def test_what_compiling_costs_and_gains():
     config = Config(batch_size=10)
     told = gpu.compiling(11.0, plain=100.0, fast=200.0, tiles=200, config=config)
     assert told == {"compiling, s": 10.0, "compiled / not": 2.0, "steps to break even": "200"}
-    assert gpu.compiling(1.0, plain=100.0, fast=90.0, tiles=200, config=config)["steps to break even"] == "never"
+    assert (
+        gpu.compiling(1.0, plain=100.0, fast=90.0, tiles=200, config=config)["steps to break even"] == "never"
+    )
 
 
 def test_the_store_of_noise_is_read_as_a_real_one(tmp_path):
@@ -98,7 +105,15 @@ def test_the_store_of_noise_is_read_as_a_real_one(tmp_path):
 
 def test_the_gpu_benchmark_runs_through_on_a_cpu(results, tmp_path):
     arguments = argparse.Namespace(
-        batch=8, steps=3, tiles=None, rounds=1, workers=0, no_peers=True, no_compile=True, store_tiles=250, scratch=tmp_path
+        batch=8,
+        steps=3,
+        tiles=None,
+        rounds=1,
+        workers=0,
+        no_peers=True,
+        no_compile=True,
+        store_tiles=250,
+        scratch=tmp_path,
     )
     gpu.measure(training.TWO_LAYERS, 96, arguments, CPU)
     content = json.loads((results / "gpu-two convolutions-96.json").read_text())
@@ -111,6 +126,8 @@ def test_the_gpu_benchmark_runs_through_on_a_cpu(results, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_benchmark_says_so():
-    done = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1 and done.stdout == ""
     assert "sees no CUDA device" in done.stderr and "Traceback" not in done.stderr

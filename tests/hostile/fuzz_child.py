@@ -26,7 +26,11 @@ def _too_slow(*_: object) -> None:
 
 def _around(root: Path) -> list[str]:
     """What lies beside the working folder, which no case may change."""
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if "inside" not in path.relative_to(root).parts)
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if "inside" not in path.relative_to(root).parts
+    )
     return [*names, (root / "canary").read_text(), str(Path("/tmp/hcd-hostile-escape").exists())]
 
 
@@ -71,7 +75,9 @@ def main(name: str, cases: int, seed: int, root: Path) -> None:
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)
             ours = [
-                f for f in where if "/lib/" in f.filename and "python3" not in f.filename or "/launch/" in f.filename
+                f
+                for f in where
+                if "/lib/" in f.filename and "python3" not in f.filename or "/launch/" in f.filename
             ] or where
             outcome = f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
             failures.setdefault(outcome, f"case {case}: {str(error)[:200]} for {content[:300]!r}")
@@ -86,8 +92,16 @@ def main(name: str, cases: int, seed: int, root: Path) -> None:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     if grown > GROWTH:
         failures["memory"] = f"{grown >> 20} MiB"
-    facts = {"target": name, "cases": cases, "seconds": time.monotonic() - began, "slowest": slowest, "grown_mib": grown >> 20}
-    (root / "report.json").write_text(json.dumps({**facts, "outcomes": outcomes.most_common(), "failures": failures}, indent=1))
+    facts = {
+        "target": name,
+        "cases": cases,
+        "seconds": time.monotonic() - began,
+        "slowest": slowest,
+        "grown_mib": grown >> 20,
+    }
+    (root / "report.json").write_text(
+        json.dumps({**facts, "outcomes": outcomes.most_common(), "failures": failures}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,22 @@ ESCAPES = (
     ".",
     "",
 )
-TEXTS = (*ESCAPES, "\ufeff", "\0", "x" * 5000, "NaN", "inf", "-1", "1e999", "é\u2028", "{}", "true", " ", "id,label", "\ud800")
+TEXTS = (
+    *ESCAPES,
+    "\ufeff",
+    "\0",
+    "x" * 5000,
+    "NaN",
+    "inf",
+    "-1",
+    "1e999",
+    "é\u2028",
+    "{}",
+    "true",
+    " ",
+    "id,label",
+    "\ud800",
+)
 TOKENS = (
     b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\r", b"\n\n",
     b",", b",,,,", b'"', b"'", b"\\", b"=", b"[", b"]", b"{", b"}",
@@ -78,7 +93,11 @@ def mutate_bytes(content: bytes, chance: random.Random) -> bytes:
     """One to four changes: bits, bytes, lengths, order, line ends, numbers as headers hold them."""
     data = bytearray(content)
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        at = chance.randrange(len(data) + 1) if chance.random() < 0.5 else chance.randrange(min(len(data), 400) + 1)
+        at = (
+            chance.randrange(len(data) + 1)
+            if chance.random() < 0.5
+            else chance.randrange(min(len(data), 400) + 1)
+        )
         end = min(len(data), at + chance.choice((1, 2, 4, 8, 32, 1000)))
         what = chance.randrange(11)
         if what == 0 and at < len(data):
@@ -109,11 +128,28 @@ def mutate_bytes(content: bytes, chance: random.Random) -> bytes:
             data = bytearray(b"\n".join(lines))
         elif what == 9:
             data = bytearray(
-                chance.choice((b"\xef\xbb\xbf" + data, bytes(data).replace(b"\n", b"\r\n"), bytes(data).replace(b"\n", b"\r")))
+                chance.choice(
+                    (
+                        b"\xef\xbb\xbf" + data,
+                        bytes(data).replace(b"\n", b"\r\n"),
+                        bytes(data).replace(b"\n", b"\r"),
+                    )
+                )
             )
         elif what == 10:
             data = bytearray(
-                chance.choice((b"", b"\0", b"{}", b"[]", b"null", b"[" * 100_000, b'{"a":' * 50_000, chance.randbytes(300)))
+                chance.choice(
+                    (
+                        b"",
+                        b"\0",
+                        b"{}",
+                        b"[]",
+                        b"null",
+                        b"[" * 100_000,
+                        b'{"a":' * 50_000,
+                        chance.randbytes(300),
+                    )
+                )
             )
     return bytes(data)
 
@@ -154,7 +190,11 @@ def _places(value: Any) -> Any:
 
 def mutate_json(document: Any, chance: random.Random) -> bytes:
     """The text of a changed document; one in four has changed bytes, too."""
-    text = json.dumps(mutate_value(document, chance)).encode() if chance.random() < 0.8 else json.dumps(document).encode()
+    text = (
+        json.dumps(mutate_value(document, chance)).encode()
+        if chance.random() < 0.8
+        else json.dumps(document).encode()
+    )
     return mutate_bytes(text, chance) if chance.random() < 0.25 else text
 
 
@@ -212,7 +252,9 @@ def mutate_csv(text: str, chance: random.Random) -> bytes:
         row = chance.choice(rows)
         what = chance.randrange(6)
         if what == 0 and row:
-            row[chance.randrange(len(row))] = str(chance.choice(VALUES))[:6000].encode(errors="replace").decode()
+            row[chance.randrange(len(row))] = (
+                str(chance.choice(VALUES))[:6000].encode(errors="replace").decode()
+            )
         elif what == 1:
             row.append("9")
         elif what == 2 and row:
@@ -236,11 +278,24 @@ def mutate_npy(content: bytes, chance: random.Random) -> bytes:
     length = struct.unpack_from("<H", content, 8)[0]
     body = content[10 + length :]
     shape = [
-        chance.choice((0, 1, 2, 3, 96, -1, -3, 10**9, 10**18, 2**63, 10**30)) for _ in range(chance.choice((0, 1, 2, 4, 4, 4, 9)))
+        chance.choice((0, 1, 2, 3, 96, -1, -3, 10**9, 10**18, 2**63, 10**30))
+        for _ in range(chance.choice((0, 1, 2, 4, 4, 4, 9)))
     ]
     shape = [chance.choice((10**9, 2**40, -1, 3, 2)), 96, 96, 3] if chance.random() < 0.5 else shape
     descr = chance.choice(
-        ("'|u1'", "'|u1'", "'|u1'", "'|O'", "'<f8'", "'|S999999999'", "[('a', '|u1')]", "3", "'x'", "'|V0'", "None")
+        (
+            "'|u1'",
+            "'|u1'",
+            "'|u1'",
+            "'|O'",
+            "'<f8'",
+            "'|S999999999'",
+            "[('a', '|u1')]",
+            "3",
+            "'x'",
+            "'|V0'",
+            "None",
+        )
     )
     fortran = chance.choice(("False", "False", "True", "1", "[]"))
     shown = chance.choice(
@@ -256,7 +311,9 @@ def mutate_npy(content: bytes, chance: random.Random) -> bytes:
     )
     header = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shown}, }}"
     if chance.random() < 0.1:
-        header = chance.choice(("(" * 500, "{'a':" * 500, "__import__('os')", "9" * 9000, "", "\0", "-" * 9000 + "1"))
+        header = chance.choice(
+            ("(" * 500, "{'a':" * 500, "__import__('os')", "9" * 9000, "", "\0", "-" * 9000 + "1")
+        )
     text = header.encode() + b" " * chance.choice((0, 1, 40)) + b"\n"
     stated = chance.choice((len(text), len(text), len(text), 0, 65535, 10))
     version = chance.choice((b"\x01\x00", b"\x01\x00", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x09"))
@@ -271,7 +328,9 @@ def mutate_safetensors(content: bytes, chance: random.Random) -> bytes:
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
     if "__metadata__" in header and chance.random() < 0.6:
         key = next(iter(header["__metadata__"]))
-        header["__metadata__"][key] = mutate_json(json.loads(header["__metadata__"][key]), chance).decode("latin-1")
+        header["__metadata__"][key] = mutate_json(json.loads(header["__metadata__"][key]), chance).decode(
+            "latin-1"
+        )
     else:
         header = mutate_value(header, chance)
     text = json.dumps(header).encode()

@@ -63,7 +63,9 @@ def _competition_folder(folder: Path) -> None:
         (folder / part).mkdir(parents=True)
         for name in ids:
             (folder / part / f"{name}.tif").touch()
-    (folder / "train_labels.csv").write_text("id,label\n" + "".join(f"{name},{at % 2}\n" for at, name in enumerate(IDS[:8])))
+    (folder / "train_labels.csv").write_text(
+        "id,label\n" + "".join(f"{name},{at % 2}\n" for at, name in enumerate(IDS[:8]))
+    )
     (folder / "sample_submission.csv").write_text("id,label\n" + "".join(f"{name},0\n" for name in IDS[8:]))
 
 
@@ -85,7 +87,7 @@ def _table(name: str) -> Callable[[Path], Target]:
 
 
 def _slide_map(folder: Path) -> Target:
-    from lib.data.groups import read_slide_map
+    from lib.data.stain_groups import read_slide_map
     from lib.errors import KernelError
 
     def take(content: bytes) -> None:
@@ -156,7 +158,7 @@ def _record_in(folder: Path, kind: str = "train") -> Path:
     """An output with a whole run.json."""
     from lib.config import Config
     from lib.model.checkpoint import CHECKPOINT_FORMAT
-    from lib.run_record import RunRecord, describe_files, write_run_record
+    from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "a.csv").write_text("id,label\n")
@@ -174,10 +176,10 @@ def _record_in(folder: Path, kind: str = "train") -> Path:
 
 
 def _record(folder: Path) -> Target:
-    from launch.outputs import output_key
+    from launch.campaign.outputs import output_key
     from lib.errors import KernelError
     from lib.inference.ensemble import FoldOutput, admit
-    from lib.run_record import peek_kind, peek_push, read_run_record
+    from lib.runtime.run_record import peek_kind, peek_push, read_run_record
 
     path = _record_in(folder / "output")
 
@@ -195,9 +197,9 @@ def _fetched(folder: Path) -> Target:
     """The same record, met in the listing of an output on Kaggle."""
     import shutil
 
-    from launch.client import Listing
+    from launch.campaign.outputs import fetch_output, output_key, peek_record
     from launch.errors import LaunchError
-    from launch.outputs import fetch_output, output_key, peek_record
+    from launch.kaggle_api.client import Listing
 
     path = _record_in(folder / "there")
     sample = path.read_bytes()
@@ -234,8 +236,9 @@ def _fetched(folder: Path) -> Target:
 
 
 def _ledger(folder: Path) -> Target:
-    from launch.errors import LaunchError
-    from launch.ledger import (
+    from launch.campaign.clock import seconds_since
+    from launch.campaign.clock import stamp as now
+    from launch.campaign.ledger import (
         DONE,
         PUSHED,
         DatasetEntry,
@@ -246,8 +249,7 @@ def _ledger(folder: Path) -> Target:
         new_ledger,
         read_ledger,
     )
-    from launch.moments import seconds_since
-    from launch.moments import stamp as now
+    from launch.errors import LaunchError
 
     def push(state: str) -> Push:
         return Push(
@@ -262,9 +264,20 @@ def _ledger(folder: Path) -> Target:
             url="u",
         )
 
-    ledger = new_ledger(folder, campaign="one", owner="alice", experiments={"x": {"epochs": 3}}, datasets=["a/b"], folds=[0, 1])
-    output = Output(push_id="p", bundle_id="b", identity="i", key="k", seconds=2.0, auc=0.9, version=3, fetched_at=now())
-    ledger.kernels["hcd-x"] = KernelEntry(kind="train", pushes=[push(DONE), push(PUSHED)], output=output, series=1)
+    ledger = new_ledger(
+        folder,
+        campaign="one",
+        owner="alice",
+        experiments={"x": {"epochs": 3}},
+        datasets=["a/b"],
+        folds=[0, 1],
+    )
+    output = Output(
+        push_id="p", bundle_id="b", identity="i", key="k", seconds=2.0, auc=0.9, version=3, fetched_at=now()
+    )
+    ledger.kernels["hcd-x"] = KernelEntry(
+        kind="train", pushes=[push(DONE), push(PUSHED)], output=output, series=1
+    )
     ledger.dataset = DatasetEntry(bundle_id="b", before=4, at=now())
     ledger.submissions.append(SubmissionEntry(sha256="s", message="m", public=0.5, at=now()))
     ledger.save()
@@ -284,9 +297,9 @@ def _ledger(folder: Path) -> Target:
 
 
 def _metadata(folder: Path) -> Target:
-    from launch.build import check
     from launch.errors import LaunchError
-    from launch.metadata import (
+    from launch.packaging.builder import check
+    from launch.packaging.metadata import (
         check_dataset_metadata,
         check_kernel_metadata,
         dataset_metadata,
@@ -318,10 +331,17 @@ def _metadata(folder: Path) -> Target:
         made = kernel_metadata(kernel, base=base, owner=owner_of(base), thin=False)
         check_kernel_metadata(json.loads(render(made)), folder)
 
-    return Target([samples[0], samples[0], samples[1]], _from_json, _but_refused(take, samples[1], LaunchError), (LaunchError,))
+    return Target(
+        [samples[0], samples[0], samples[1]],
+        _from_json,
+        _but_refused(take, samples[1], LaunchError),
+        (LaunchError,),
+    )
 
 
-def _but_refused(take: Callable[[bytes], None], sample: bytes, error: type[Exception]) -> Callable[[bytes], None]:
+def _but_refused(
+    take: Callable[[bytes], None], sample: bytes, error: type[Exception]
+) -> Callable[[bytes], None]:
     """One of the samples is valid for a part of the reader only."""
 
     def careful(content: bytes) -> None:
@@ -337,7 +357,7 @@ def _but_refused(take: Callable[[bytes], None], sample: bytes, error: type[Excep
 def _npy(folder: Path) -> Target:
     import numpy as np
 
-    from lib.data.store import StoreError, read_array
+    from lib.data.tile_store import StoreError, read_array
 
     path = folder / "tiles-train.npy"
     np.save(path, np.zeros((2, 96, 96, 3), np.uint8), allow_pickle=False)
@@ -357,7 +377,7 @@ def _features(folder: Path) -> Target:
     from lib.config import Config
     from lib.errors import KernelError
     from lib.model.features import TEST_FEATURES, TRAIN_FEATURES, feature_facts, find_features
-    from lib.run_record import RunRecord, describe_files, write_run_record
+    from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
     config, mount = Config(), folder / "input" / "hcd-x-embed"
     mount.mkdir(parents=True)
@@ -375,7 +395,9 @@ def _features(folder: Path) -> Target:
             "git_commit": "c",
             "data_id": "d",
         }
-        write_run_record(mount, RunRecord(kind="embed", **facts, scores=feature_facts(config), files=files, complete=True))
+        write_run_record(
+            mount, RunRecord(kind="embed", **facts, scores=feature_facts(config), files=files, complete=True)
+        )
         found = find_features(session, config, data_id="d")
         np.asarray(found.train[:1], np.float32) + np.asarray(found.test[:1], np.float32)
 
@@ -394,12 +416,14 @@ def _index(name: str) -> Callable[[Path], Target]:
         from lib.data.folds import fold_table_id, groups_of, make_folds
         from lib.data.prepared import TEST_INDEX, TEST_TILES, TRAIN_INDEX, TRAIN_TILES, read_prepared
         from lib.errors import KernelError
-        from lib.run_record import RunRecord, describe_files, write_run_record
+        from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
         ids = [f"{number:040x}" for number in range(20)]
         rows = [f"{at},{each},{at % 2},{at % 3},slide-{at % 4}" for at, each in enumerate(ids)]
         (folder / TRAIN_INDEX).write_text("row,id,label,stain_group,slide\n" + "\n".join(rows) + "\n")
-        (folder / TEST_INDEX).write_text("row,id\n" + "".join(f"{at},{each}\n" for at, each in enumerate(IDS)))
+        (folder / TEST_INDEX).write_text(
+            "row,id\n" + "".join(f"{at},{each}\n" for at, each in enumerate(IDS))
+        )
         for array in (TRAIN_TILES, TEST_TILES):
             np.save(folder / array, np.zeros((0, 96, 96, 3), np.uint8), allow_pickle=False)
         import pandas as pd
@@ -416,7 +440,9 @@ def _index(name: str) -> Callable[[Path], Target]:
 
         def take(content: bytes) -> None:
             (folder / name).write_bytes(content)
-            files = describe_files(folder, {TRAIN_INDEX: True, TEST_INDEX: True, TRAIN_TILES: False, TEST_TILES: False})
+            files = describe_files(
+                folder, {TRAIN_INDEX: True, TEST_INDEX: True, TRAIN_TILES: False, TEST_TILES: False}
+            )
             write_run_record(folder, RunRecord(kind="prepare", **facts, files=files, complete=True))
             data = read_prepared(folder)
             data.test["id"].tolist()
@@ -435,18 +461,27 @@ def _out_of_fold(folder: Path) -> Target:
 
     from launch.errors import LaunchError
     from lib.errors import KernelError
-    from lib.report.results import read_out_of_fold
-    from lib.run_record import RunRecord, describe_files, write_run_record
+    from lib.evaluation.out_of_fold import read_out_of_fold
+    from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
     index = pd.DataFrame({"id": IDS, "label": [at % 2 for at in range(12)], "stain_group": 0, "slide": ""})
-    facts: dict[str, Any] = {"experiment": "x", "push_id": "p", "bundle_id": "b", "git_commit": "c", "data_id": "d", "fold": 0}
+    facts: dict[str, Any] = {
+        "experiment": "x",
+        "push_id": "p",
+        "bundle_id": "b",
+        "git_commit": "c",
+        "data_id": "d",
+        "fold": 0,
+    }
     other = "id,label,logit\n" + "".join(f"{each},{at % 2},0.5\n" for at, each in enumerate(IDS[:6]))
     (folder / "oof-0-member-1.csv").write_text(other)
 
     def take(content: bytes) -> None:
         (folder / "oof-0-member-0.csv").write_bytes(content)
         files = describe_files(folder, {"oof-0-member-0.csv": True, "oof-0-member-1.csv": True})
-        record = RunRecord(kind="train", config={"folds": 2}, members=[0, 1], **facts, files=files, complete=True)
+        record = RunRecord(
+            kind="train", config={"folds": 2}, members=[0, 1], **facts, files=files, complete=True
+        )
         write_run_record(folder, record)
         read_out_of_fold([folder], index)
 
@@ -459,8 +494,8 @@ def _journal(folder: Path) -> Target:
 
     import numpy as np
 
-    from lib.data.store import StoreBuilder, StoreError
     from lib.data.tiff import encode_tile
+    from lib.data.tile_store import StoreBuilder, StoreError
 
     tiles = np.random.default_rng(0).integers(0, 255, (3, 96, 96, 3), dtype=np.uint8)
     ids = [hashlib.sha1(tile.tobytes()).hexdigest() for tile in tiles]
@@ -483,7 +518,9 @@ def _identity() -> Any:
     from lib.model.checkpoint import Identity
 
     config = Config(backbone="test_resnet", input_size=32, weights="none")
-    return Identity(experiment="x", fold=0, member=0, data_id="d" * 64, fold_table_id="f" * 64, config=config.to_dict()), config
+    return Identity(
+        experiment="x", fold=0, member=0, data_id="d" * 64, fold_table_id="f" * 64, config=config.to_dict()
+    ), config
 
 
 def _checkpoint(folder: Path) -> Target:
@@ -506,7 +543,7 @@ def _head(folder: Path) -> Target:
     import numpy as np
 
     from lib.errors import KernelError
-    from lib.model.head import Head, load_head, save_head
+    from lib.model.linear_head import Head, load_head, save_head
 
     ones = np.ones(6, np.float32)
     path = folder / "fold-0-member-0.safetensors"
@@ -533,7 +570,9 @@ def _weights(folder: Path) -> Target:
         path.write_bytes(content)
         check_weight_file(path, backbone=backbone, name="x")
 
-    return Target([save(dict(backbone.state_dict()), metadata={"a": "{}"})], mutate_safetensors, take, (KernelError,))
+    return Target(
+        [save(dict(backbone.state_dict()), metadata={"a": "{}"})], mutate_safetensors, take, (KernelError,)
+    )
 
 
 def _state(folder: Path) -> Target:
@@ -544,7 +583,7 @@ def _state(folder: Path) -> Target:
     from lib.config import Config
     from lib.errors import KernelError
     from lib.training.optimizer import OptimizerStep
-    from lib.training.state import load_state, save_state
+    from lib.training.resume import load_state, save_state
 
     network = nn.Linear(3, 1)
     step = _step(OptimizerStep, network, Config())
@@ -571,8 +610,8 @@ def _archive(folder: Path) -> Target:
     import shutil
     import zipfile
 
-    from launch.download import _unpack
     from launch.errors import LaunchError
+    from launch.kaggle_api.download import _unpack
 
     samples = []
     for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -586,13 +625,24 @@ def _archive(folder: Path) -> Target:
         if chance.random() < 0.6:
             return mutate_bytes(content, chance)
         name = chance.choice(
-            (b"../canary", b"/tmp/hcd-hostile-escape", b"..", b"a/../../escaped", b".one/x", b"a\\..\\b", b"../ok", b"sub/")
+            (
+                b"../canary",
+                b"/tmp/hcd-hostile-escape",
+                b"..",
+                b"a/../../escaped",
+                b".one/x",
+                b"a\\..\\b",
+                b"../ok",
+                b"sub/",
+            )
         )
         old = chance.choice((b"train_labels.csv", b"train/aa.tif", b"ok"))
         stream = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(stream, "w") as after:
             for member in before.infolist():
-                after.writestr(name.decode() if member.filename.encode() == old else member.filename, before.read(member))
+                after.writestr(
+                    name.decode() if member.filename.encode() == old else member.filename, before.read(member)
+                )
                 if member.filename == "ok" and chance.random() < 0.3:
                     after.writestr("../ok", b"moved")
         return stream.getvalue()
@@ -613,14 +663,18 @@ def _answers(folder: Path) -> Target:
     import requests
 
     sys.path.insert(0, str(ROOT / "tests" / "launch"))
-    from loopback_wire import Wire
+    from emulated_wire import Wire
 
-    from launch.client import Kaggle, Patience
     from launch.errors import LaunchError
+    from launch.kaggle_api.client import Kaggle, Patience
 
     os.environ |= {"KAGGLE_USERNAME": "alice", "KAGGLE_KEY": "0" * 32, "KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
     wire = Wire(folder / "wire")
-    wire.push("hcd-x"), wire.dataset("hcd-lib"), wire.submit((wire.data / "sample_submission.csv").read_text())
+    (
+        wire.push("hcd-x"),
+        wire.dataset("hcd-lib"),
+        wire.submit((wire.data / "sample_submission.csv").read_text()),
+    )
     wire.wait_for("hcd-x", "COMPLETE")
     names = {
         "userName": "alice",
@@ -641,7 +695,9 @@ def _answers(folder: Path) -> Target:
         "entered": ("GetCompetition", lambda kaggle: kaggle.has_entered()),
         "submissions": ("ListSubmissions", lambda kaggle: kaggle.submissions()),
     }
-    bodies = {method: wire.ask(method, **names).json() for method, _ in calls.values() if method != "SaveKernel"}
+    bodies = {
+        method: wire.ask(method, **names).json() for method, _ in calls.values() if method != "SaveKernel"
+    }
     bodies["SaveKernel"] = wire.push("hcd-x")
     wire.stop()
     (folder / "kernel").mkdir()
@@ -676,7 +732,9 @@ def _answers(folder: Path) -> Target:
         api = KaggleApi()
         api.authenticate()
     kaggle = Kaggle(api, "alice", Patience(answer=4.0, tries=1), ("0" * 32,))
-    samples = [json.dumps({"call": call, "body": bodies[method]}).encode() for call, (method, _) in calls.items()]
+    samples = [
+        json.dumps({"call": call, "body": bodies[method]}).encode() for call, (method, _) in calls.items()
+    ]
 
     def mutate(content: bytes, chance: Any) -> bytes:
         case = json.loads(content)
@@ -692,7 +750,12 @@ def _answers(folder: Path) -> Target:
             )
         )
         return json.dumps(
-            {**case, "status": status, "headers": headers, "text": mutate_json(case["body"], chance).decode("latin-1")}
+            {
+                **case,
+                "status": status,
+                "headers": headers,
+                "text": mutate_json(case["body"], chance).decode("latin-1"),
+            }
         ).encode()
 
     def take(content: bytes) -> None:
@@ -706,21 +769,24 @@ def _answers(folder: Path) -> Target:
 
 
 def _faults(folder: Path) -> Target:
+    from launch.emulator.faults import load_faults
     from launch.errors import LaunchError
-    from launch.rehearsal.faults import load_faults
 
     def take(content: bytes) -> None:
         (folder / "faults.json").write_bytes(content)
         load_faults(folder / "faults.json")
 
     return Target(
-        [b'[{"on": "SaveKernel", "what": "500", "slug": "fold-0", "nth": 2, "times": 1}]'], _from_json, take, (LaunchError,)
+        [b'[{"on": "SaveKernel", "what": "500", "slug": "fold-0", "nth": 2, "times": 1}]'],
+        _from_json,
+        take,
+        (LaunchError,),
     )
 
 
 def _credentials(folder: Path) -> Target:
-    from launch.doctor import credential_traps, find_credentials
-    from launch.leaks import own_secrets
+    from launch.doctor.command import credential_traps, find_credentials
+    from launch.packaging.secret_scan import own_secrets
 
     (folder / ".kaggle").mkdir()
 

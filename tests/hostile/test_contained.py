@@ -10,15 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.download import _unpack
 from launch.errors import LaunchError
-from launch.metadata import dataset_metadata, kernel_metadata, read_base
+from launch.kaggle_api.download import _unpack
+from launch.packaging.metadata import dataset_metadata, kernel_metadata, read_base
 from launch.plan import ROOT, load_experiment, plan_kernels
 from launch.sandbox import run_script
-from lib.foreign import is_contained
 from lib.model.weights import encoder_folder
+from lib.validation import is_contained
 
-PARTS = st.one_of(st.text(max_size=8), st.sampled_from(["..", ".", "", "/", "a", "..\\\\..", "C:", "\0", "a/..", "~", "x" * 300]))
+PARTS = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(["..", ".", "", "/", "a", "..\\\\..", "C:", "\0", "a/..", "~", "x" * 300]),
+)
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
@@ -33,7 +36,8 @@ def test_a_contained_name_is_a_file_inside(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["run.json", "fold-0-member-1.safetensors", "resnet34.tv_in1k/model.safetensors", "é ü.csv", "..."]
+    "name",
+    ["run.json", "fold-0-member-1.safetensors", "resnet34.tv_in1k/model.safetensors", "é ü.csv", "..."],
 )
 def test_honest_names_are_contained(name):
     assert is_contained(name)
@@ -78,7 +82,8 @@ def test_all_is_private_unless_asked():
     plain = {key: value for key, value in base.items() if key != "is_private"}
     for kernel in plan_kernels([load_experiment("smoke"), load_experiment("pathology")]):
         made = {
-            name: kernel_metadata(kernel, base=each, owner="me", thin=False) for name, each in (("root", base), ("plain", plain))
+            name: kernel_metadata(kernel, base=each, owner="me", thin=False)
+            for name, each in (("root", base), ("plain", plain))
         }
         assert made["root"]["is_private"] is made["plain"]["is_private"] is True
         asked = kernel_metadata(kernel, base={**base, "is_private": False}, owner="me", thin=False)
@@ -89,11 +94,20 @@ def test_all_is_private_unless_asked():
 @pytest.mark.parametrize("network", [False, True])
 def test_no_kernel_is_given_the_kaggle_credentials(network, tmp_path, monkeypatch):
     """A kernel with internet may have the Hugging Face token, which licences ask for; one without has none at all."""
-    for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME", "KAGGLE_CONFIG_DIR", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
+    for name in (
+        "KAGGLE_API_TOKEN",
+        "KAGGLE_KEY",
+        "KAGGLE_USERNAME",
+        "KAGGLE_CONFIG_DIR",
+        "AWS_SECRET_ACCESS_KEY",
+        "HF_TOKEN",
+    ):
         monkeypatch.setenv(name, f"planted-{name}")
     script = tmp_path / "script.py"
     script.write_text("import json, os\nprint('facts', json.dumps(dict(os.environ)))\n")
-    outcome = run_script(script, folder=tmp_path / "run", mounts=[], place="local", threads=1, network=network, limit=30.0)
+    outcome = run_script(
+        script, folder=tmp_path / "run", mounts=[], place="local", threads=1, network=network, limit=30.0
+    )
     line = next(line for line in outcome.log.read_text().splitlines() if "facts" in line)
     planted = {value for value in json.loads(line[line.index("{") :]).values() if "planted" in value}
     assert planted == ({"planted-HF_TOKEN"} if network else set())

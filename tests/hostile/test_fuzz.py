@@ -37,7 +37,9 @@ def test_hostile_input_is_taken_or_refused_in_our_own_words(name, tmp_path):
         str(SEED),
         str(tmp_path),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120 + cases * 5, cwd=tmp_path)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120 + cases * 5, cwd=tmp_path
+    )
     at = (tmp_path / "at").read_text() if (tmp_path / "at").is_file() else "before the first"
     assert done.returncode == 0, f"ended with {done.returncode} at case {at} of {name}: {done.stderr[-2000:]}"
     report = json.loads((tmp_path / "report.json").read_text())
@@ -45,4 +47,6 @@ def test_hostile_input_is_taken_or_refused_in_our_own_words(name, tmp_path):
         print(json.dumps(report))
     assert report["failures"] == {}
     assert report["cases"] == cases == sum(count for _, count in report["outcomes"])
-    assert len(report["outcomes"]) > 1 or not TARGETS[name].refuses, "every case went the same way: the target is not reached"
+    assert len(report["outcomes"]) > 1 or not TARGETS[name].refuses, (
+        "every case went the same way: the target is not reached"
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import workbench
 
-from launch.build import Built, build
+from launch.packaging.builder import Built, build
 
 _TILES = workbench.ROOT.parent / "shared" / "tiles" / "unpack.py"
 
@@ -26,7 +26,7 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command = [sys.executable, str(_TILES), str(folder), "--pack", "exact", "--limit", "60"]
         subprocess.run(command, check=True, capture_output=True)
     else:
-        from launch.rehearsal.competition import write_competition
+        from launch.emulator.synthetic_tiles import write_competition
 
         write_competition(folder, labelled=60, unlabelled=15, seed=1)
     return folder
@@ -57,7 +57,9 @@ def folds(tmp_path_factory: pytest.TempPathFactory, built: Built, prepared: Path
     """What the scripts of both folds left. Not to be changed."""
     mounts = {"notebooks/someone/hcd-prepare": prepared}
     scripts = [workbench.script_of(built, "train", fold) for fold in range(2)]
-    return [_run_once(tmp_path_factory.mktemp(f"fold-{n}"), script, mounts) for n, script in enumerate(scripts)]
+    return [
+        _run_once(tmp_path_factory.mktemp(f"fold-{n}"), script, mounts) for n, script in enumerate(scripts)
+    ]
 
 
 @dataclass

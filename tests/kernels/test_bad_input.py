@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import workbench
 
-from launch.build import Built, build
+from launch.packaging.builder import Built, build
 from lib.data.tiff import TILE_BYTES, decode_tile, encode_tile
 
 PREPARE = "notebooks/someone/hcd-prepare"
@@ -82,7 +82,9 @@ TILE_CASES: dict[str, tuple[Edit, list[str]]] = {
         ["cannot decode it", "a compression it does not know"],
     ),
     "not a TIFF": (
-        lambda f: tiles_of(f)[0].write_bytes(cv2.imencode(".png", np.zeros((96, 96, 3), np.uint8))[1].tobytes()),
+        lambda f: tiles_of(f)[0].write_bytes(
+            cv2.imencode(".png", np.zeros((96, 96, 3), np.uint8))[1].tobytes()
+        ),
         ["not a TIFF (it starts with b'\\x89PNG"],
     ),
     "empty": (lambda f: tiles_of(f)[0].write_bytes(b""), ["the file is empty"]),
@@ -93,7 +95,9 @@ TILE_CASES: dict[str, tuple[Edit, list[str]]] = {
     "case",
     list(TILE_CASES),
 )
-def test_a_tile_that_cannot_be_used_stops_prepare(case: str, bench: Any, competition: Path, prepared: Path) -> None:
+def test_a_tile_that_cannot_be_used_stops_prepare(
+    case: str, bench: Any, competition: Path, prepared: Path
+) -> None:
     edit, expected = TILE_CASES[case]
     folder = bench.mount_copy(competition, workbench.COMPETITION)
     name = tiles_of(folder)[0].name
@@ -212,7 +216,10 @@ TABLE_CASES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "an empty folder": (lambda f: empty(f / "test"), ["the folder test/ is empty"]),
     "no folder": (lambda f: shutil.rmtree(f / "train"), ["the folder train/ is missing"]),
-    "other files": (lambda f: (f / "train" / "notes.txt").write_text("x"), ["train/ holds 1 files that are not .tif: notes.txt"]),
+    "other files": (
+        lambda f: (f / "train" / "notes.txt").write_text("x"),
+        ["train/ holds 1 files that are not .tif: notes.txt"],
+    ),
     "an empty CSV": (lambda f: (f / "train_labels.csv").write_text(""), ["train_labels.csv is empty"]),
     "only a header": (
         lambda f: (f / "train_labels.csv").write_text("id,label\n"),
@@ -229,13 +236,18 @@ TABLE_CASES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "another sample": (
         lambda f: edit_table(f / "sample_submission.csv", lambda t: t.assign(id=["f" * 40, *t["id"][1:]])),
-        ["1 ids of sample_submission.csv have no file in test/", "1 files in test/ are not in sample_submission.csv"],
+        [
+            "1 ids of sample_submission.csv have no file in test/",
+            "1 files in test/ are not in sample_submission.csv",
+        ],
     ),
 }
 
 
 @pytest.mark.parametrize("case", TABLE_CASES)
-def test_tables_that_do_not_match_the_folders(case: str, bench: Any, competition: Path, prepared: Path) -> None:
+def test_tables_that_do_not_match_the_folders(
+    case: str, bench: Any, competition: Path, prepared: Path
+) -> None:
     edit, expected = TABLE_CASES[case]
     folder = bench.mount_copy(competition, workbench.COMPETITION)
     edit(folder)
@@ -248,7 +260,13 @@ def test_tables_that_do_not_match_the_folders(case: str, bench: Any, competition
 def test_several_findings_come_in_one_message(bench: Any, competition: Path) -> None:
     folder = bench.mount_copy(competition, workbench.COMPETITION)
     expected = []
-    for case in ("a labelled tile is missing", "a file without a label", "an id twice", "a label that is none", "another sample"):
+    for case in (
+        "a labelled tile is missing",
+        "a file without a label",
+        "an id twice",
+        "a label that is none",
+        "another sample",
+    ):
         edit, texts = TABLE_CASES[case]
         if case == "a file without a label":  # the first tile is gone by now
             shutil.copy(tiles_of(folder)[-1], folder / "train" / f"{'a' * 40}.tif")
@@ -259,7 +277,9 @@ def test_several_findings_come_in_one_message(bench: Any, competition: Path) -> 
     assert [text for text in expected if text not in message] == []
 
 
-def test_the_script_itself_refuses_all_of_it(tmp_path: Path, built: Built, competition: Path, prepared: Path) -> None:
+def test_the_script_itself_refuses_all_of_it(
+    tmp_path: Path, built: Built, competition: Path, prepared: Path
+) -> None:
     folder = tmp_path / "input" / workbench.COMPETITION
     shutil.copytree(competition, folder)
     shutil.copytree(prepared, tmp_path / "working")
@@ -267,7 +287,9 @@ def test_the_script_itself_refuses_all_of_it(tmp_path: Path, built: Built, compe
     cut, unreadable = tiles_of(folder)[:2]
     cut.write_bytes(cut.read_bytes()[:-1])
     unreadable.write_bytes(unknown_compression(unreadable.read_bytes()))
-    done = workbench.run(workbench.script_of(built, "prepare"), working=tmp_path / "working", inputs=tmp_path / "input")
+    done = workbench.run(
+        workbench.script_of(built, "prepare"), working=tmp_path / "working", inputs=tmp_path / "input"
+    )
     assert done.returncode == 1
     message = workbench.one_error(done.stderr)
     assert cut.name in message
@@ -332,9 +354,16 @@ def fill_after_preflight(module: Any, disk: Path, *, leave: int, monkeypatch: py
     monkeypatch.setattr(module, "preflight", preflight)
 
 
-@pytest.mark.parametrize("leave", [0, 100_000, 1_700_000])  # for the journal, in the first array, in the second
+@pytest.mark.parametrize(
+    "leave", [0, 100_000, 1_700_000]
+)  # for the journal, in the first array, in the second
 def test_the_disk_fills_up_while_prepare_reads(
-    leave: int, bench: Any, competition: Path, prepared: Path, small_disk: Any, monkeypatch: pytest.MonkeyPatch
+    leave: int,
+    bench: Any,
+    competition: Path,
+    prepared: Path,
+    small_disk: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import kernels.prepare
 
@@ -351,7 +380,9 @@ def test_the_disk_fills_up_while_prepare_reads(
     assert workbench.outputs(bench.working).keys() == workbench.outputs(prepared).keys()
 
 
-def test_train_sees_a_small_disk_before_it_starts(bench: Any, prepared: Path, folds: list[Path], small_disk: Any) -> None:
+def test_train_sees_a_small_disk_before_it_starts(
+    bench: Any, prepared: Path, folds: list[Path], small_disk: Any
+) -> None:
     bench.mount(prepared, PREPARE)
     bench.working = small_disk("10m")
     bench.earlier(folds[0])
@@ -407,15 +438,24 @@ PREPARED_CASES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "no record": (
         lambda f: (f / "run.json").unlink(),
-        ["the output of a prepare kernel is not among the inputs", PREPARE, "Run the prepare kernel to its end"],
+        [
+            "the output of a prepare kernel is not among the inputs",
+            PREPARE,
+            "Run the prepare kernel to its end",
+        ],
     ),
     "an incomplete record": (lambda f: workbench.reseal(f, complete=False), ["does not say complete: true"]),
-    "a record of another format": (lambda f: workbench.reseal(f, format=2), ["has format 2, this code reads format 1"]),
+    "a record of another format": (
+        lambda f: workbench.reseal(f, format=2),
+        ["has format 2, this code reads format 1"],
+    ),
 }
 
 
 @pytest.mark.parametrize("case", PREPARED_CASES)
-def test_prepared_data_that_are_not_what_they_say(case: str, bench: Any, prepared: Path, folds: list[Path]) -> None:
+def test_prepared_data_that_are_not_what_they_say(
+    case: str, bench: Any, prepared: Path, folds: list[Path]
+) -> None:
     edit, expected = PREPARED_CASES[case]
     edit(bench.mount_copy(prepared, PREPARE))
     bench.earlier(folds[0])
@@ -444,7 +484,9 @@ def test_the_train_script_itself_refuses_damaged_tiles(tmp_path: Path, built: Bu
     folder = tmp_path / "input" / PREPARE
     shutil.copytree(prepared, folder)
     workbench.flip_byte(folder / "tiles-train.npy")
-    done = workbench.run(workbench.script_of(built, "train"), working=tmp_path / "working", inputs=tmp_path / "input")
+    done = workbench.run(
+        workbench.script_of(built, "train"), working=tmp_path / "working", inputs=tmp_path / "input"
+    )
     assert done.returncode == 1
     assert "tiles-train.npy is damaged" in workbench.one_error(done.stderr)
     assert list((tmp_path / "working").iterdir()) == []
@@ -460,7 +502,10 @@ def save_weights(path: Path, backbone: str, *, value: float | None = None) -> No
 
     tensors = timm.create_model(backbone, num_classes=10).state_dict()
     if value is not None:
-        tensors = {name: tensor.fill_(value) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        tensors = {
+            name: tensor.fill_(value) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
     path.parent.mkdir(parents=True)
     save_file(tensors, path)
 
@@ -498,7 +543,10 @@ def test_a_weight_file_that_fits_is_used(bench: Any, prepared: Path, folds: list
     save_weights(bench.inputs / "datasets/someone/mine/mine.safetensors", "test_resnet", value=0.01)
     code, _, errors = bench.run("train", weights="mine.safetensors")
     assert (code, errors) == (0, "")
-    assert workbench.outputs(bench.working)["oof-0-member-0.csv"] != workbench.outputs(folds[0])["oof-0-member-0.csv"]
+    assert (
+        workbench.outputs(bench.working)["oof-0-member-0.csv"]
+        != workbench.outputs(folds[0])["oof-0-member-0.csv"]
+    )
 
 
 def test_timm_weights_without_the_weights_kernel(bench: Any, prepared: Path) -> None:
@@ -544,7 +592,9 @@ def test_more_folds_than_tiles_of_a_class(bench: Any, prepared: Path) -> None:
 
 def test_folds_by_slide_without_a_map(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, PREPARE)
-    assert "split = slide needs a tile-to-slide map" in bench.refused("train", split="slide", slide_map="map.csv")
+    assert "split = slide needs a tile-to-slide map" in bench.refused(
+        "train", split="slide", slide_map="map.csv"
+    )
 
 
 def test_an_unknown_backbone(bench: Any, prepared: Path, folds: list[Path]) -> None:
@@ -590,7 +640,10 @@ def cut_checkpoint(folder: Path, fold: int) -> None:
 
 Pair = list[Path]
 FOLD_CASES: dict[str, tuple[Callable[[Pair], object], list[str]]] = {
-    "missing": (lambda f: shutil.rmtree(f[1]), ["fold 1 of smoke-", "is missing: run it to its end and attach its output"]),
+    "missing": (
+        lambda f: shutil.rmtree(f[1]),
+        ["fold 1 of smoke-", "is missing: run it to its end and attach its output"],
+    ),
     "both missing": (
         lambda f: [shutil.rmtree(each) for each in f],
         ["fold 0 of smoke-", "fold 1 of smoke-"],
@@ -601,13 +654,20 @@ FOLD_CASES: dict[str, tuple[Callable[[Pair], object], list[str]]] = {
     ),
     "other data": (
         lambda f: workbench.reseal(f[1], data_id="7be0" * 16),
-        ["fold 1 of smoke-", "was trained on data 7be07be0...", "push it again (build_kernel.py push fold-1)"],
+        [
+            "fold 1 of smoke-",
+            "was trained on data 7be07be0...",
+            "push it again (build_kernel.py push fold-1)",
+        ],
     ),
     "another fold table": (
         lambda f: workbench.reseal(f[1], fold_table_id="7be0" * 16),
         ["come from different fold tables", "fold 1 7be07be0..."],
     ),
-    "other labels": (lambda f: workbench.reseal(f[0], label_set=[0, 1, 2]), ["knows the labels [0, 1, 2], not [0, 1]"]),
+    "other labels": (
+        lambda f: workbench.reseal(f[0], label_set=[0, 1, 2]),
+        ["knows the labels [0, 1, 2], not [0, 1]"],
+    ),
     "another format": (
         lambda f: workbench.reseal(f[0], checkpoint_format=9),
         ["has checkpoint format 9, this code reads 1", "push fold-0"],
@@ -619,7 +679,10 @@ FOLD_CASES: dict[str, tuple[Callable[[Pair], object], list[str]]] = {
     ),
     "a checkpoint cut short, and recorded so": (
         lambda f: (cut_checkpoint(f[1], 1), workbench.reseal(f[1])),
-        ["fold-1-member-0.safetensors is damaged or no checkpoint of this project", "Train this member again"],
+        [
+            "fold-1-member-0.safetensors is damaged or no checkpoint of this project",
+            "Train this member again",
+        ],
     ),
     "a checkpoint of another fold": (
         lambda f: (
@@ -629,7 +692,9 @@ FOLD_CASES: dict[str, tuple[Callable[[Pair], object], list[str]]] = {
         ["a checkpoint says it is ('smoke-", "which run.json does not"],
     ),
     "a foreign experiment": (
-        lambda f: workbench.reseal(Path(shutil.copytree(f[0], f[0].with_name("foreign"))), experiment="resnet34"),
+        lambda f: workbench.reseal(
+            Path(shutil.copytree(f[0], f[0].with_name("foreign"))), experiment="resnet34"
+        ),
         ["outputs of other experiments are mounted: resnet34: detach them, or build with them"],
     ),
     "several at once": (
@@ -638,7 +703,12 @@ FOLD_CASES: dict[str, tuple[Callable[[Pair], object], list[str]]] = {
             workbench.reseal(Path(shutil.copytree(f[1], f[1].with_name("foreign"))), experiment="resnet34"),
             shutil.rmtree(f[1]),
         ),
-        ["was trained on data 7be07be0", "knows the labels [1]", "fold 1 of smoke-", "other experiments are mounted: resnet34"],
+        [
+            "was trained on data 7be07be0",
+            "knows the labels [1]",
+            "fold 1 of smoke-",
+            "other experiments are mounted: resnet34",
+        ],
     ),
 }
 
@@ -682,7 +752,9 @@ def test_prepared_data_of_another_competition(bench: Any, mounted: list[Path], c
     assert "the prepared test tiles are not those of sample_submission.csv" in bench.refused("inference")
 
 
-def test_the_inference_script_itself(tmp_path: Path, built: Built, competition: Path, prepared: Path, folds: list[Path]) -> None:
+def test_the_inference_script_itself(
+    tmp_path: Path, built: Built, competition: Path, prepared: Path, folds: list[Path]
+) -> None:
     inputs, working = tmp_path / "input", tmp_path / "working"
     mounts = {workbench.COMPETITION: competition, PREPARE: prepared, "notebooks/someone/a": folds[1]}
     for place, source in mounts.items():
@@ -695,7 +767,13 @@ def test_the_inference_script_itself(tmp_path: Path, built: Built, competition: 
     workbench.mount(inputs, folds[0], "notebooks/someone/b")
     done = workbench.run(script, working=working, inputs=inputs)
     assert (done.returncode, done.stderr) == (0, "")
-    assert set(workbench.outputs(working)) == {"run.json", "submission.csv", "members.csv", "ensemble.csv", "correlations.csv"}
+    assert set(workbench.outputs(working)) == {
+        "run.json",
+        "submission.csv",
+        "members.csv",
+        "ensemble.csv",
+        "correlations.csv",
+    }
     wanted = pd.read_csv(competition / "sample_submission.csv")["id"].tolist()
     assert pd.read_csv(working / "submission.csv")["id"].tolist() == wanted
 
@@ -763,4 +841,8 @@ def test_experiments_that_cannot_share_prepared_data(tmp_path: Path) -> None:
     from launch.errors import LaunchError
 
     with pytest.raises(LaunchError, match="differ in stain_groups"):
-        build([workbench.experiment(), workbench.experiment(stain_groups="9")], out=tmp_path / "dist", owner="someone")
+        build(
+            [workbench.experiment(), workbench.experiment(stain_groups="9")],
+            out=tmp_path / "dist",
+            owner="someone",
+        )

@@ -9,14 +9,16 @@ import pandas as pd
 import pytest
 import workbench
 
-from lib.metrics import probability
+from lib.evaluation.metrics import probability
 
 FILES = ("cases-0.csv", "cases-0-tiles.npy", "cases-0-maps.npy")
 
 
 def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, "notebooks/someone/hcd-prepare")
-    code, said, errors = bench.run("train", backbone="test_vit", input_size="96", epochs="1", members="2", balance="loss")
+    code, said, errors = bench.run(
+        "train", backbone="test_vit", input_size="96", epochs="1", members="2", balance="loss"
+    )
     assert (code, errors) == (0, "")
     record, left = workbench.record_of(bench.working), bench.working
     assert all(record["files"][name]["fetch"] for name in FILES)
@@ -24,7 +26,10 @@ def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench:
     tiles = np.load(left / "cases-0-tiles.npy", allow_pickle=False)
     assert [hashlib.sha1(tile.tobytes()).hexdigest() for tile in tiles] == table["id"].tolist()
     assert np.load(left / "cases-0-maps.npy", allow_pickle=False).shape == (len(table), 96, 96)
-    members = [pd.read_csv(left / f"oof-0-member-{member}.csv", dtype={"id": str}).set_index("id") for member in (0, 1)]
+    members = [
+        pd.read_csv(left / f"oof-0-member-{member}.csv", dtype={"id": str}).set_index("id")
+        for member in (0, 1)
+    ]
     chances = sum(pd.Series(probability(each["logit"].to_numpy()), each.index) for each in members) / 2
     np.testing.assert_allclose(table["probability"], chances[table["id"]], rtol=1e-9)
     wrong = table["kind"].isin(["false_positive", "false_negative"])
@@ -44,7 +49,7 @@ def test_a_network_that_cannot_be_explained_leaves_a_whole_fold(
         raise RuntimeError("this layer has no gradient")
 
     bench.mount(prepared, "notebooks/someone/hcd-prepare")
-    monkeypatch.setattr("lib.report.cases.attribute", fail)
+    monkeypatch.setattr("lib.explain.hard_tiles.attribute", fail)
     code, said, _ = bench.run("train")
     assert code == 0 and "warning: no explanation: RuntimeError: this layer has no gradient" in said
     record, whole = workbench.record_of(bench.working), workbench.record_of(folds[0])

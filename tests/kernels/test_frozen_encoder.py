@@ -12,9 +12,9 @@ import torch
 import workbench
 from safetensors.torch import save_file
 
-from lib.metrics import probability
+from lib.evaluation.metrics import probability
 from lib.model.features import TEST_FEATURES, TRAIN_FEATURES
-from lib.model.head import load_head
+from lib.model.linear_head import load_head
 from lib.model.network import build_network
 
 KNOBS = {"tune": "head", "members": "1", "weights": "mine.safetensors", "input_size": "32", "views": "4"}
@@ -28,7 +28,9 @@ def encoder(bench: Any, prepared: Path, competition: Path) -> Path:
     bench.mount(competition, workbench.COMPETITION)
     torch.manual_seed(5)
     config = workbench.experiment(**KNOBS).config
-    weights = {name: tensor.contiguous() for name, tensor in build_network(config).backbone.state_dict().items()}
+    weights = {
+        name: tensor.contiguous() for name, tensor in build_network(config).backbone.state_dict().items()
+    }
     path = bench.inputs / "datasets/someone/mine/mine.safetensors"
     path.parent.mkdir(parents=True)
     save_file(weights, path)
@@ -91,10 +93,14 @@ def test_features_that_are_absent_or_damaged_are_refused(bench: Any, encoder: Pa
 
 
 def test_a_weight_file_of_another_network_stops_embed_with_its_name(bench: Any, encoder: Path) -> None:
-    assert "does not hold the weights of test_vit" in bench.refused("embed", **{**KNOBS, "backbone": "test_vit"})
+    assert "does not hold the weights of test_vit" in bench.refused(
+        "embed", **{**KNOBS, "backbone": "test_vit"}
+    )
 
 
-def test_an_ensemble_of_a_frozen_and_a_trained_network(bench: Any, encoder: Path, prepared: Path, folds: list[Path]) -> None:
+def test_an_ensemble_of_a_frozen_and_a_trained_network(
+    bench: Any, encoder: Path, prepared: Path, folds: list[Path]
+) -> None:
     assert bench.run("embed", **KNOBS)[0] == 0
     leave(bench, "notebooks/someone/hcd-x-embed")
     for fold in (0, 1):

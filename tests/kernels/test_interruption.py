@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import workbench
 
-from launch.build import Built, build
-from lib.data import store
+from launch.packaging.builder import Built, build
+from lib.data import tile_store as store
 from lib.data.tiff import TILE_BYTES, encode_tile
 
 KILLS = int(os.environ.get("HCD_KILLS", "3"))
@@ -44,7 +44,9 @@ def run_uninterrupted(folder: Path, script: Path, mounts: dict[str, Path]) -> Un
     assert done.returncode == 0, done.stderr
     files = workbench.contents(folder / "working")
     del files["run.json"]  # it holds times
-    return Uninterrupted(script, folder / "input", files, workbench.record_of(folder / "working")["files"], seconds)
+    return Uninterrupted(
+        script, folder / "input", files, workbench.record_of(folder / "working")["files"], seconds
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,9 @@ def long_build(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 @pytest.fixture(scope="module")
-def preparing(tmp_path_factory: pytest.TempPathFactory, built: Built, competition: Path, prepared: Path) -> Uninterrupted:
+def preparing(
+    tmp_path_factory: pytest.TempPathFactory, built: Built, competition: Path, prepared: Path
+) -> Uninterrupted:
     inputs = tmp_path_factory.mktemp("preparing") / "input"
     workbench.mount(inputs, competition, workbench.COMPETITION)
     files, record = workbench.contents(prepared), workbench.record_of(prepared)
@@ -88,7 +92,9 @@ def kill_at_random(reference: Uninterrupted, folder: Path, *, seed: int) -> None
     working, instants = folder / "working", []
     for _ in range(1 + seed % 2):
         instants.append(round(float(generator.uniform(0, reference.seconds)), 3))
-        process = workbench.start(reference.script, working=working, inputs=reference.inputs, log=folder / "log.txt")
+        process = workbench.start(
+            reference.script, working=working, inputs=reference.inputs, log=folder / "log.txt"
+        )
         time.sleep(instants[-1])
         process.kill()
         process.wait()
@@ -128,7 +134,9 @@ def test_a_fold_killed_between_epochs_goes_on(training: Uninterrupted, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_finished_fold_killed_before_its_record_is_not_trained_again(bench: Any, prepared: Path, folds: list[Path]) -> None:
+def test_a_finished_fold_killed_before_its_record_is_not_trained_again(
+    bench: Any, prepared: Path, folds: list[Path]
+) -> None:
     """The moment between the last member's files and run.json."""
     import kernels.train
 
@@ -174,7 +182,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BLOCK", 16)
 
 
-def build_store(folder: Path, tiles: Path, ids: list[str], *, strict: bool = False) -> tuple[store.BuiltStore, list[str]]:
+def build_store(
+    folder: Path, tiles: Path, ids: list[str], *, strict: bool = False
+) -> tuple[store.BuiltStore, list[str]]:
     said: list[str] = []
     builder = store.StoreBuilder(folder, "tiles.npy", ids=ids)
     return builder.build(tiles, readers=2, strict=strict, say=said.append, folder_name="train/"), said
@@ -212,7 +222,9 @@ def test_the_store_goes_on_after_the_last_whole_block(tmp_path: Path, small_bloc
     assert np.load(tmp_path / "tiles.npy.part").shape == (60, 96, 96, 3)
 
 
-@pytest.mark.parametrize("damage", ["a byte of the second block", "a cut journal line", "a cut array", "other tiles"])
+@pytest.mark.parametrize(
+    "damage", ["a byte of the second block", "a cut journal line", "a cut array", "other tiles"]
+)
 def test_the_store_takes_over_only_what_is_whole(damage: str, tmp_path: Path, small_blocks: None) -> None:
     ids = write_tiles(tmp_path / "tiles", 60)
     interrupt_store(tmp_path, tmp_path / "tiles", ids, at=59)

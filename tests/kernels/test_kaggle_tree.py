@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import workbench
 
-from launch.build import Built
+from launch.packaging.builder import Built
 from launch.sandbox import ADDED_BY_KAGGLE
 
 # $1 takes the new root; then the folder with src and working; then pairs of a folder and its place under /kaggle/input; `--`;
@@ -48,15 +48,35 @@ exec chroot "$root" sh -c 'cd /kaggle/working && exec "$@"' sh "$@"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def enter(folder: Path, mounts: Mapping[str, Path], command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+def enter(
+    folder: Path, mounts: Mapping[str, Path], command: list[str], **environment: str
+) -> "subprocess.CompletedProcess[str]":
     """Run a command where /kaggle is what is asked for."""
     root = folder / "root"
     root.mkdir(exist_ok=True)
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     pairs = [text for place, source in mounts.items() for text in (str(source.resolve()), place)]
     return subprocess.run(
-        ["unshare", *user, "--mount", "sh", "-c", _ENTER, "sh", str(root), str(folder), *pairs, "--", *command],
-        env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "KAGGLE_KERNEL_RUN_TYPE": "Batch", **environment},
+        [
+            "unshare",
+            *user,
+            "--mount",
+            "sh",
+            "-c",
+            _ENTER,
+            "sh",
+            str(root),
+            str(folder),
+            *pairs,
+            "--",
+            *command,
+        ],
+        env={
+            "PATH": os.environ["PATH"],
+            "OMP_NUM_THREADS": "1",
+            "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+            **environment,
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -78,7 +98,9 @@ def kaggle(tmp_path: Path) -> Run:
     if trial.returncode:
         pytest.skip(f"a private /kaggle cannot be mounted here: {trial.stderr.strip()[-200:]}")
 
-    def run(name: str, script: Path, mounts: Mapping[str, Path], **environment: str) -> "subprocess.CompletedProcess[str]":
+    def run(
+        name: str, script: Path, mounts: Mapping[str, Path], **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
         folder = tmp_path / name
         for part in ("src", "working"):
             (folder / part).mkdir(parents=True)
@@ -114,7 +136,12 @@ def test_from_prepare_to_a_submission_on_kaggles_paths(
     outputs = {"notebooks/someone/hcd-prepare": left(tmp_path, "prepare")}
     for fold in (0, 1):
         name = f"hcd-x-fold-{fold}"
-        done = kaggle(name, workbench.script_of(built, "train", fold), {"notebooks/someone/hcd-prepare": prepared}, **place)
+        done = kaggle(
+            name,
+            workbench.script_of(built, "train", fold),
+            {"notebooks/someone/hcd-prepare": prepared},
+            **place,
+        )
         assert done.returncode == 0, done.stderr
         assert same(left(tmp_path, name), folds[fold])
         outputs[f"notebooks/someone/{name}"] = left(tmp_path, name)
@@ -122,16 +149,25 @@ def test_from_prepare_to_a_submission_on_kaggles_paths(
     assert done.returncode == 0, done.stderr
     assert "on rehearsal" in done.stdout
     submission = pd.read_csv(left(tmp_path, "inference") / "submission.csv", dtype={"id": str})
-    assert submission["id"].tolist() == pd.read_csv(competition / "sample_submission.csv", dtype={"id": str})["id"].tolist()
+    assert (
+        submission["id"].tolist()
+        == pd.read_csv(competition / "sample_submission.csv", dtype={"id": str})["id"].tolist()
+    )
     assert submission["label"].between(0, 1).all()
 
 
-def test_a_script_told_nothing_takes_kaggle_for_kaggle(kaggle: Run, tmp_path: Path, built: Built, competition: Path) -> None:
+def test_a_script_told_nothing_takes_kaggle_for_kaggle(
+    kaggle: Run, tmp_path: Path, built: Built, competition: Path
+) -> None:
     script = workbench.script_of(built, "prepare")
     done = kaggle("prepare", script, {"competitions/histopathologic-cancer-detection": competition})
     assert done.returncode == 1
     message = workbench.one_error(done.stderr)
     assert "on kaggle" in done.stdout  # and so it demands the full data:
-    assert "/kaggle/input/competitions/histopathologic-cancer-detection is not the competition's data" in message
+    assert (
+        "/kaggle/input/competitions/histopathologic-cancer-detection is not the competition's data" in message
+    )
     assert "train_labels.csv has 60 rows, the full data 220,025" in message
-    assert not [path for path in (tmp_path / "prepare" / "working").iterdir() if not path.name.startswith(".")]
+    assert not [
+        path for path in (tmp_path / "prepare" / "working").iterdir() if not path.name.startswith(".")
+    ]

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 
 from lib.model.network import build_network
 from lib.model.weights import encoder_folder
-from lib.run_record import RunRecord, describe_files, write_run_record
+from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
 ENCODER = "test_resnet.r160_in1k"
 HEAD = {"tune": "head", "members": "1", "weights": "mine.safetensors", "input_size": "32", "views": "1"}
@@ -45,7 +45,9 @@ def hand_on(bench: Any, layout: str, slug: str) -> None:
 def test_prepare_finds_a_flat_competition(bench: Any, competition: Path, prepared: Path) -> None:
     bench.mount(competition, place("flat", "competition", "histopathologic-cancer-detection"))
     left = done(bench, "prepare")
-    assert left == {name: content for name, content in workbench.outputs(prepared).items() if name != "run.json"}
+    assert left == {
+        name: content for name, content in workbench.outputs(prepared).items() if name != "run.json"
+    }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -57,7 +59,9 @@ def test_inference_finds_competition_prepare_and_folds(
     for fold, output in enumerate(folds):
         bench.mount(output, place(layout, "notebook", f"hcd-x-fold-{fold}"))
     assert "submission.csv" in done(bench, "inference")
-    assert workbench.record_of(bench.working)["scores"]["members"] == 2 * workbench.experiment().config.members
+    assert (
+        workbench.record_of(bench.working)["scores"]["members"] == 2 * workbench.experiment().config.members
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,7 +73,10 @@ def test_a_fold_finds_the_output_of_weights(layout: str, bench: Any, prepared: P
     save_for_hf(timm.create_model(ENCODER, pretrained=False), str(folder), safe_serialization=True)
     names = {f"{folder.name}/{path.name}": False for path in folder.iterdir()}
     facts: dict[str, Any] = dict.fromkeys(("experiment", "push_id", "bundle_id", "git_commit", "data_id"), "")
-    write_run_record(output, RunRecord(kind="weights", config={}, complete=True, files=describe_files(output, names), **facts))
+    write_run_record(
+        output,
+        RunRecord(kind="weights", config={}, complete=True, files=describe_files(output, names), **facts),
+    )
     assert "fold-0-member-0.safetensors" in done(bench, "train", backbone=ENCODER, weights="timm", epochs="1")
 
 
@@ -93,8 +100,16 @@ def test_a_frozen_encoder_finds_its_file_and_its_features(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pretraining_finds_prepare_and_a_fold_finds_pretraining(layout: str, bench: Any, prepared: Path) -> None:
-    knobs = {"weights": "pretrain", "pretrain_epochs": "1", "pretrain_batch": "16", "pretrain_width": "16", "epochs": "1"}
+def test_pretraining_finds_prepare_and_a_fold_finds_pretraining(
+    layout: str, bench: Any, prepared: Path
+) -> None:
+    knobs = {
+        "weights": "pretrain",
+        "pretrain_epochs": "1",
+        "pretrain_batch": "16",
+        "pretrain_width": "16",
+        "epochs": "1",
+    }
     bench.mount(prepared, place(layout, "notebook", "hcd-prepare"))
     done(bench, "pretrain", **knobs)
     hand_on(bench, layout, "hcd-x-pretrain")

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import workbench
 
-from launch.build import Built, build
-from launch.bundle import kernel_parameters
+from launch.packaging.builder import Built, build
+from launch.packaging.bundle import kernel_parameters
 from launch.plan import plan_kernels
 from lib.config import parse_toml
 from lib.search_space import SearchSpace, search_from_dict, settled
@@ -24,11 +24,19 @@ def space(**values: Any) -> SearchSpace:
     return search_from_dict({"method": "grid", "space": GRID, **values}, name="grid")
 
 
-def parameters(finished: list[dict[str, Any]] | None = None, *, limit: float = 0.0, **values: Any) -> dict[str, Any]:
+def parameters(
+    finished: list[dict[str, Any]] | None = None, *, limit: float = 0.0, **values: Any
+) -> dict[str, Any]:
     kernels = plan_kernels([workbench.experiment()], search=space(**values))
     kernel = workbench.kernel_of(kernels, "search")
     return kernel_parameters(
-        kernel, owner="someone", bundle=workbench.BUNDLE, commit="", strict_bundle=False, limit=limit, finished=finished or []
+        kernel,
+        owner="someone",
+        bundle=workbench.BUNDLE,
+        commit="",
+        strict_bundle=False,
+        limit=limit,
+        finished=finished or [],
     )
 
 
@@ -46,7 +54,11 @@ def searching(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def test_a_search_killed_in_the_middle_goes_on_without_repeating_a_trial(
     searching: Built, prepared: Path, tmp_path: Path
 ) -> None:
-    script, log, working = workbench.script_of(searching, "search"), tmp_path / "log.txt", tmp_path / "working"
+    script, log, working = (
+        workbench.script_of(searching, "search"),
+        tmp_path / "log.txt",
+        tmp_path / "working",
+    )
     workbench.mount(tmp_path / "input", prepared, "notebooks/someone/hcd-prepare")
     process = workbench.start(script, working=working, inputs=tmp_path / "input", log=log)
     deadline = time.monotonic() + 120
@@ -66,8 +78,14 @@ def test_a_search_killed_in_the_middle_goes_on_without_repeating_a_trial(
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"finished before, not run again", done.stdout)) == 2
     second = started(done.stdout)
-    assert second[0] == first[2] and set(second).isdisjoint(first[:2]) and len({*first, *second}) == 4 == len(second) + 2
-    assert re.search(rf"trial {first[2]}: fold 0, .*going on after epoch \d", done.stdout)  # not from its start
+    assert (
+        second[0] == first[2]
+        and set(second).isdisjoint(first[:2])
+        and len({*first, *second}) == 4 == len(second) + 2
+    )
+    assert re.search(
+        rf"trial {first[2]}: fold 0, .*going on after epoch \d", done.stdout
+    )  # not from its start
     assert all((working / "trials" / name).read_bytes() == content for name, content in kept.items())
     ranking = pd.read_csv(working / "search.csv", keep_default_na=False)
     assert ranking["rank"].tolist() == list(range(1, 5)) and ranking["auc"].is_monotonic_decreasing
@@ -90,7 +108,9 @@ def test_trials_of_an_earlier_push_travel_in_the_script(bench: Any, prepared: Pa
     before = json.loads((bench.working / "trials.json").read_text())
     for path in (bench.working / "trials").iterdir():
         path.unlink()  # a new session: an empty folder
-    larger = parameters(settled(before["trials"]), space={"learning_rate": [4e-3, 1e-3], "backbone": ["test_vit"]})
+    larger = parameters(
+        settled(before["trials"]), space={"learning_rate": [4e-3, 1e-3], "backbone": ["test_vit"]}
+    )
     code, said, errors = bench.run("search", parameters=larger)
     assert code == 0, errors
     assert "finished before, not run again" in said and len(started(said)) == 1
@@ -106,12 +126,16 @@ def test_a_session_too_short_for_the_rest_ends_complete_with_what_it_has(bench: 
     [record] = json.loads((bench.working / "trials.json").read_text())["trials"]
     (bench.working / "trials" / f"{record['id']}.json").unlink()
     slow = parameters(
-        [{**record, "seconds": 3000.0}], limit=2000.0, space={"learning_rate": [4e-3, 1e-3], "backbone": ["test_vit"]}
+        [{**record, "seconds": 3000.0}],
+        limit=2000.0,
+        space={"learning_rate": [4e-3, 1e-3], "backbone": ["test_vit"]},
     )
     code, said, errors = bench.run("search", parameters=slow)
     assert code == 0, errors
     ranking = pd.read_csv(bench.working / "search.csv", keep_default_na=False)
-    assert ranking["status"].tolist() == ["finished", "not run"] and "about 3000 s needed" in ranking["note"][1]
+    assert (
+        ranking["status"].tolist() == ["finished", "not run"] and "about 3000 s needed" in ranking["note"][1]
+    )
     record = workbench.record_of(bench.working)
     assert record["complete"] and not record["scores"]["search"]["complete"]
 

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load, save
 from timm.models import save_for_hf
 
-from launch.build import build
+from launch.packaging.builder import build
 from launch.plan import Experiment, plan_kernels
 from launch.sandbox import Mount, run_script
 from lib.config import Config
 from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint
 from lib.model.network import build_network
-from lib.run_record import read_run_record
+from lib.runtime.run_record import read_run_record
 
 ENCODER = "test_resnet.r160_in1k"
 
@@ -74,7 +74,9 @@ def hub(weights_content, monkeypatch):
 
 
 def experiment(**knobs) -> Experiment:
-    return Experiment("tiny", Config(backbone=ENCODER, weights="timm", input_size=32, epochs=1, folds=2, **knobs))
+    return Experiment(
+        "tiny", Config(backbone=ENCODER, weights="timm", input_size=32, epochs=1, folds=2, **knobs)
+    )
 
 
 def run_weights(tmp_path: Path, chosen: Experiment, *, network: bool = True):
@@ -82,7 +84,9 @@ def run_weights(tmp_path: Path, chosen: Experiment, *, network: bool = True):
     kernel = next(kernel for kernel in built.kernels if kernel.kind == "weights")
     folder = tmp_path / kernel.slug
     script = built.script(kernel)
-    return run_script(script, folder=folder, mounts=[], place="local", threads=1, network=network, limit=120), folder / "working"
+    return run_script(
+        script, folder=folder, mounts=[], place="local", threads=1, network=network, limit=120
+    ), folder / "working"
 
 
 def test_fetched_weights_are_what_the_train_kernel_starts_from(hub, tmp_path, weights_content):
@@ -120,7 +124,7 @@ def test_only_the_weights_kernel_has_internet_and_the_folds_wait_for_it():
 
 
 def test_the_train_kernel_loads_the_mounted_weights(hub, tmp_path):
-    from launch.rehearsal.competition import write_competition
+    from launch.emulator.synthetic_tiles import write_competition
 
     chosen = experiment(stain_groups=4, batch_size=16, views=1)
     outcome, weights = run_weights(tmp_path, chosen)
@@ -147,10 +151,14 @@ def test_the_train_kernel_loads_the_mounted_weights(hub, tmp_path):
 def test_an_encoder_from_a_hub_is_rebuilt_from_its_checkpoint_without_the_hub(tmp_path):
     """The name leads to a hub; the mounted folder, and later the checkpoint alone, must be enough."""
     torch.manual_seed(1)
-    save_for_hf(timm.create_model("test_vit", img_size=96), str(tmp_path / "encoder"), safe_serialization=True)
+    save_for_hf(
+        timm.create_model("test_vit", img_size=96), str(tmp_path / "encoder"), safe_serialization=True
+    )
     config = Config(backbone="hf-hub:someone/encoder", input_size=48, folds=2)
     network = build_network(config, folder=tmp_path / "encoder").eval()
-    identity = Identity(experiment="tiny", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
+    identity = Identity(
+        experiment="tiny", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
+    )
     save_checkpoint(tmp_path / "member.safetensors", network, identity)
     loaded, _ = load_checkpoint(tmp_path / "member.safetensors")
     images = torch.rand(3, 3, 96, 96)

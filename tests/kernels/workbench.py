@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from launch.build import Built
-from launch.bundle import kernel_parameters
+from launch.packaging.builder import Built
+from launch.packaging.bundle import kernel_parameters
 from launch.plan import Experiment, Kernel, load_experiment, plan_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,9 @@ def experiment(**knobs: str) -> Experiment:
 
 def kernel_of(kernels: Iterable[Kernel], kind: str, fold: int = 0) -> Kernel:
     """The kernel of a kind; of the train kernels, that of a fold."""
-    return next(kernel for kernel in kernels if kernel.kind == kind and (kind != "train" or kernel.fold == fold))
+    return next(
+        kernel for kernel in kernels if kernel.kind == kind and (kind != "train" or kernel.fold == fold)
+    )
 
 
 def script_of(built: Built, kind: str, fold: int = 0) -> Path:
@@ -48,7 +50,12 @@ def script_of(built: Built, kind: str, fold: int = 0) -> Path:
 
 
 def parameters_of(
-    kind: str, *, fold: int = 0, strict_bundle: bool = False, experiments: list[Experiment] | None = None, **knobs: str
+    kind: str,
+    *,
+    fold: int = 0,
+    strict_bundle: bool = False,
+    experiments: list[Experiment] | None = None,
+    **knobs: str,
 ) -> dict[str, Any]:
     """What the builder would write into a kernel, for recipes that run in this process."""
     kernel = kernel_of(plan_kernels(experiments or [experiment(**knobs)]), kind, fold)
@@ -112,7 +119,9 @@ def sha256(content: bytes) -> str:
 
 def contents(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file, but for what a killed write left beside."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _REST_OF_A_WRITE.fullmatch(path.name))
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and not _REST_OF_A_WRITE.fullmatch(path.name)
+    )
     return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in files}
 
 

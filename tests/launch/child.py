@@ -15,15 +15,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import launch.pushing
-from launch.client import Patience, connect
+import launch.campaign.push
+from launch.campaign.commands import run
+from launch.campaign.ledger import Ledger
+from launch.campaign.spec import Order
+from launch.campaign.submission import ScorePace
+from launch.campaign.waits import Pace
 from launch.errors import LaunchError
-from launch.ledger import Ledger
-from launch.order import Order
-from launch.pace import Pace
+from launch.kaggle_api.client import Patience, connect
 from launch.plan import load_experiment
-from launch.run import run
-from launch.submission import ScorePace
 
 PACE = Pace(
     poll=0.03,
@@ -73,9 +73,9 @@ def _with_a_kaggle_of_its_own(values: dict) -> None:
     """Campaign and service in one process, as in `smoke`: both die at once, at the nth call of a hook."""
     from instant import InstantKernels
 
-    from launch.rehearsal.account import Settings
-    from launch.rehearsal.server import Server
-    from launch.rehearsal.service import LoopbackKaggle
+    from launch.emulator.account import Settings
+    from launch.emulator.kaggle import LoopbackKaggle
+    from launch.emulator.server import Server
 
     folder, calls = Path(values["serve"]), [0]
     data = folder / "competition"
@@ -117,7 +117,7 @@ def main() -> int:
 
     Ledger.save = counted  # type: ignore[method-assign]
     if limit := values.get("limit"):
-        launch.pushing.time_limit = lambda kernel, ended_before=0: limit
+        launch.campaign.push.time_limit = lambda kernel, ended_before=0: limit
     if name := values.get("full_disk_at"):
         _fill_the_disk(name)
     try:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback_world import FAST, World
+from emulated_world import FAST, World
 
-from launch.rehearsal.faults import Fault
+from launch.emulator.faults import Fault
 
 
 @pytest.fixture
@@ -17,7 +17,12 @@ def world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     worlds: list[World] = []
 
     def make(*faults: Fault, settings: dict[str, Any] | None = None, **executor: Any) -> World:
-        made = World(tmp_path / f"world-{len(worlds)}", faults=faults, settings=replace(FAST, **settings or {}), **executor)
+        made = World(
+            tmp_path / f"world-{len(worlds)}",
+            faults=faults,
+            settings=replace(FAST, **settings or {}),
+            **executor,
+        )
         worlds.append(made.__enter__())
         return worlds[-1]
 

@@ -14,10 +14,10 @@ import pandas as pd
 
 from launch.sandbox import Outcome
 from lib.config import config_from_dict
-from lib.metrics import auc
-from lib.run_record import RunRecord, describe_files, peek_push, write_run_record
+from lib.evaluation.metrics import auc
+from lib.runtime.run_record import RunRecord, describe_files, peek_push, write_run_record
+from lib.runtime.session import MISSING_INPUTS
 from lib.search_space import draw_trials, search_from_dict
-from lib.session import MISSING_INPUTS
 
 TILES, TEST_TILES, GROUPS = 40, 12, 8
 TRIALS_A_SESSION = 2
@@ -28,7 +28,9 @@ def parameters_in(script: Path) -> dict[str, Any]:
     text = script.read_text()
     if script.suffix == ".ipynb":
         text = next(
-            "".join(cell["source"]) for cell in json.loads(text)["cells"] if "library" in cell["metadata"].get("tags", [])
+            "".join(cell["source"])
+            for cell in json.loads(text)["cells"]
+            if "library" in cell["metadata"].get("tags", [])
         )
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PARAMETERS":
@@ -40,14 +42,18 @@ def write_data(folder: Path) -> tuple[Path, Path]:
     """A folder in competition layout without tiles, and the labels that were held back."""
     folder.mkdir(parents=True)
     ids = [f"{number:040x}" for number in range(TILES + TEST_TILES)]
-    train = pd.DataFrame({"id": ids[:TILES], "label": [number % 5 < 2 for number in range(TILES)]}).astype({"label": int})
+    train = pd.DataFrame({"id": ids[:TILES], "label": [number % 5 < 2 for number in range(TILES)]}).astype(
+        {"label": int}
+    )
     train.to_csv(folder / "train_labels.csv", index=False)
     test = ids[TILES:]
     pd.DataFrame({"id": test, "label": 0}).to_csv(folder / "sample_submission.csv", index=False)
     for part in ("train", "test"):
         (folder / part).mkdir()
     labels = folder.with_name("held-back.csv")
-    pd.DataFrame({"id": test, "label": [number % 2 for number in range(TEST_TILES)]}).to_csv(labels, index=False)
+    pd.DataFrame({"id": test, "label": [number % 2 for number in range(TEST_TILES)]}).to_csv(
+        labels, index=False
+    )
     return folder, labels
 
 
@@ -132,10 +138,21 @@ def leave(working: Path, parameters: dict[str, Any], data: Path) -> None:
         trials = []
         for trial in draw_trials(space, config_from_dict(config)):
             ran = len(trials) < len(known) + TRIALS_A_SESSION  # the time is up after so many
-            again = {"id": trial.words, "values": trial.values, "status": "finished" if ran else "not run", "again": False}
+            again = {
+                "id": trial.words,
+                "values": trial.values,
+                "status": "finished" if ran else "not run",
+                "again": False,
+            }
             trials.append(known.get(json.dumps(trial.values)) or {**again, "push": parameters["push_id"]})
         complete = all(each["status"] == "finished" for each in trials)
-        content = {"name": space.name, "experiment": "x", "complete": complete, "rungs_left": 0, "trials": trials}
+        content = {
+            "name": space.name,
+            "experiment": "x",
+            "complete": complete,
+            "rungs_left": 0,
+            "trials": trials,
+        }
         (working / "trials.json").write_text(json.dumps(content))
         rows = [{"rank": 1, "trial": each["id"], "status": each["status"]} for each in trials]
         table("search.csv", pd.DataFrame(rows).assign(auc=0.9, low=0.8, high=0.95, note=""))

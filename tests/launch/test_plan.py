@@ -5,11 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from launch.build import build, check
+from launch.campaign.schedule import LONGEST, expected_hours, time_limit
 from launch.errors import LaunchError
-from launch.metadata import METADATA
-from launch.plan import experiment_names, load_experiment, load_experiments, load_search, needed_for, plan_kernels
-from launch.schedule import LONGEST, expected_hours, time_limit
+from launch.packaging.builder import build, check
+from launch.packaging.metadata import METADATA
+from launch.plan import (
+    experiment_names,
+    load_experiment,
+    load_experiments,
+    load_search,
+    needed_for,
+    plan_kernels,
+)
 
 
 @pytest.fixture
@@ -18,7 +25,9 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "experiments"
     folder.mkdir()
     for name in ("a", "b", "c"):
-        (folder / f"{name}.toml").write_text(f'backbone = "test_resnet"\nweights = "none"\nepochs = {ord(name)}\n')
+        (folder / f"{name}.toml").write_text(
+            f'backbone = "test_resnet"\nweights = "none"\nepochs = {ord(name)}\n'
+        )
     for name, text in {
         "pair": 'experiments = ["a", "b"]',
         "nested": 'experiments = ["pair", "c"]',
@@ -89,7 +98,9 @@ def test_the_average_belongs_to_inference_alone() -> None:
 
 
 def test_the_folds_of_the_teacher_come_before_those_that_learn_from_them(root: Path) -> None:
-    (root / "experiments" / "student.toml").write_text('backbone = "test_resnet"\nweights = "none"\npseudo_labels = "a"\n')
+    (root / "experiments" / "student.toml").write_text(
+        'backbone = "test_resnet"\nweights = "none"\npseudo_labels = "a"\n'
+    )
     [student] = load_experiments(["student"], root=root)
     kernels = plan_kernels([student])
     slugs = [kernel.slug for kernel in kernels]
@@ -98,7 +109,9 @@ def test_the_folds_of_the_teacher_come_before_those_that_learn_from_them(root: P
         assert own.sources == ("hcd-prepare", f"hcd-a-fold-{fold}")
         assert slugs.index(f"hcd-a-fold-{fold}") < slugs.index(own.slug)
     for kernel in kernels[-2:]:
-        assert not any("hcd-a-" in source for source in kernel.sources)  # the teacher is neither averaged nor reported
+        assert not any(
+            "hcd-a-" in source for source in kernel.sources
+        )  # the teacher is neither averaged nor reported
     both = plan_kernels(load_experiments(["a", "student"], root=root))
     assert len(both) == len(kernels) and any("hcd-a-" in source for source in both[-1].sources)
 
@@ -121,14 +134,25 @@ def test_a_teacher_that_cannot_label_says_why(text: str, said: str, root: Path) 
 def test_a_search_comes_last_and_nothing_depends_on_it() -> None:
     plain = plan_kernels([load_experiment("resnet34")])
     kernels = plan_kernels([load_experiment("resnet34")], search=load_search("baseline"))
-    assert kernels[: len(plain)] == plain  # the folds' own weights are what they were: no finished fold is trained again
+    assert (
+        kernels[: len(plain)] == plain
+    )  # the folds' own weights are what they were: no finished fold is trained again
     extra, search = kernels[len(plain) :]
-    assert (extra.kind, extra.slug, extra.encoders) == ("weights", "hcd-resnet34-search-weights", ("resnet18.tv_in1k",))
+    assert (extra.kind, extra.slug, extra.encoders) == (
+        "weights",
+        "hcd-resnet34-search-weights",
+        ("resnet18.tv_in1k",),
+    )
     assert (search.kind, search.slug, search.needs_gpu) == ("search", "hcd-resnet34-search", True)
     assert search.sources == ("hcd-prepare", "hcd-weights", extra.slug)
     assert not any(search.slug in kernel.sources for kernel in kernels)
     assert needed_for(kernels, "inference") == plain[:-1] and needed_for(kernels, "report") == plain
-    assert [kernel.slug for kernel in needed_for(kernels, "search")] == ["hcd-weights", "hcd-prepare", extra.slug, search.slug]
+    assert [kernel.slug for kernel in needed_for(kernels, "search")] == [
+        "hcd-weights",
+        "hcd-prepare",
+        extra.slug,
+        search.slug,
+    ]
 
 
 def test_a_search_costs_its_trials_two_at_a_time_and_at_most_a_session() -> None:
@@ -142,7 +166,9 @@ def test_a_search_costs_its_trials_two_at_a_time_and_at_most_a_session() -> None
 
 
 def test_a_search_is_built_complete_for_the_plain_client(tmp_path: Path) -> None:
-    built = build([load_experiment("resnet34")], out=tmp_path / "dist", owner="someone", search=load_search("baseline"))
+    built = build(
+        [load_experiment("resnet34")], out=tmp_path / "dist", owner="someone", search=load_search("baseline")
+    )
     looked, problems, _ = check(tmp_path / "dist")
     assert not problems and any(line.startswith("hcd-resnet34-search:") for line in looked)
     metadata = json.loads((built.script(built.kernels[-1]).parent / METADATA).read_text())
@@ -151,7 +177,9 @@ def test_a_search_is_built_complete_for_the_plain_client(tmp_path: Path) -> None
 
 
 def test_uploaded_encoders_serve_a_search_too() -> None:
-    kernels = plan_kernels([load_experiment("resnet34")], search=load_search("baseline"), datasets=["me/hcd-encoders"])
+    kernels = plan_kernels(
+        [load_experiment("resnet34")], search=load_search("baseline"), datasets=["me/hcd-encoders"]
+    )
     assert not any(kernel.kind == "weights" for kernel in kernels)
     assert kernels[-1].sources == ("hcd-prepare",) and kernels[-1].datasets == ("me/hcd-encoders",)
 
@@ -160,7 +188,9 @@ def test_a_search_over_a_pretrained_experiment_reads_its_encoder(root: Path) -> 
     folder = root / "experiments" / "searches"
     folder.mkdir()
     (folder / "rate.toml").write_text('method = "grid"\n[space]\nlearning_rate = [1e-3, 1e-4]\n')
-    kernels = plan_kernels([load_experiment("smoke", ["weights=pretrain"])], search=load_search("rate", root=root))
+    kernels = plan_kernels(
+        [load_experiment("smoke", ["weights=pretrain"])], search=load_search("rate", root=root)
+    )
     pretrain = next(kernel.slug for kernel in kernels if kernel.kind == "pretrain")
     assert kernels[-1].sources == ("hcd-prepare", pretrain)
 

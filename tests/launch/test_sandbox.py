@@ -38,7 +38,9 @@ def said(outcome: Outcome) -> dict[str, Any]:
     return facts
 
 
-def test_the_repository_is_not_there_and_the_place_is_as_on_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repository_is_not_there_and_the_place_is_as_on_kaggle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     source = """
 import importlib.util, json, os, sys
@@ -119,10 +121,16 @@ def test_without_network_nothing_can_be_reached(tmp_path: Path) -> None:
     assert reached == {"127.0.0.1": "connected"}
 
 
-def test_guarded_sockets_refuse_what_is_not_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guarded_sockets_refuse_what_is_not_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sandbox, "isolation", lambda: "guard")
     (tmp_path / "data").mkdir()
-    outcome = run(tmp_path, CONNECT.format(addresses=[DOCUMENTATION_ADDRESS]), mounts=[Mount(tmp_path / "data", "datasets/a/b")])
+    outcome = run(
+        tmp_path,
+        CONNECT.format(addresses=[DOCUMENTATION_ADDRESS]),
+        mounts=[Mount(tmp_path / "data", "datasets/a/b")],
+    )
     assert "no network in this kernel (enable_internet is false)" in said(outcome)[DOCUMENTATION_ADDRESS[0]]
     assert "isolation: no namespaces here: inputs are links, sockets guarded" in outcome.log.read_text()
 
@@ -171,7 +179,9 @@ def test_the_exit_code_is_the_scripts_own(tmp_path: Path) -> None:
 
 def test_the_working_folder_survives_and_the_rest_is_made_anew(tmp_path: Path) -> None:
     run(tmp_path, "open('half', 'w').write('1'); import os; open(os.environ['TMPDIR'] + '/x', 'w')")
-    facts = said(run(tmp_path, "import json, os; print(json.dumps([os.listdir(), os.listdir(os.environ['TMPDIR'])]))"))
+    facts = said(
+        run(tmp_path, "import json, os; print(json.dumps([os.listdir(), os.listdir(os.environ['TMPDIR'])]))")
+    )
     assert facts == [["half"], []]
 
 
@@ -182,7 +192,13 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch:
     wait_for(tmp_path / "run" / "working" / "here")
     with pytest.raises(LaunchError, match="another run is at work in"):
         run_script(
-            tmp_path / "written.py", folder=tmp_path / "run", mounts=[], place="rehearsal", threads=1, network=False, limit=5
+            tmp_path / "written.py",
+            folder=tmp_path / "run",
+            mounts=[],
+            place="rehearsal",
+            threads=1,
+            network=False,
+            limit=5,
         )
     running.join()
 

@@ -11,8 +11,8 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from launch.plan import load_experiment, plan_kernels
 from launch.summary import summarise
-from lib.report.results import ResultError, read_out_of_fold, summarise_together
-from lib.run_record import describe_files
+from lib.evaluation.out_of_fold import ResultError, read_out_of_fold, summarise_together
+from lib.runtime.run_record import describe_files
 
 KNOBS = ["weights=none", "folds=3", "members=2"]
 
@@ -56,15 +56,22 @@ def reseal(folder):
 
 def members(folder, fold):
     """id and the mean probability of both members, joined by pandas."""
-    both = [pd.read_csv(folder / f"oof-{fold}-member-{at}.csv", dtype={"id": str}).set_index("id") for at in (0, 1)]
-    return pd.DataFrame({"label": both[0]["label"], "chance": sum(1 / (1 + np.exp(-each["logit"])) for each in both) / 2})
+    both = [
+        pd.read_csv(folder / f"oof-{fold}-member-{at}.csv", dtype={"id": str}).set_index("id")
+        for at in (0, 1)
+    ]
+    return pd.DataFrame(
+        {"label": both[0]["label"], "chance": sum(1 / (1 + np.exp(-each["logit"])) for each in both) / 2}
+    )
 
 
 def test_members_are_averaged_by_id_and_scored_as_scikit_learn_does(outputs):
     kernels, root = outputs
     found = summarise(kernels[-1].experiments[0], kernels, lambda slug: root / slug)
     folds = [kernel for kernel in kernels if kernel.kind == "train"]
-    wanted = pd.concat([members(root / kernel.slug, kernel.fold).assign(fold=kernel.fold) for kernel in folds])
+    wanted = pd.concat(
+        [members(root / kernel.slug, kernel.fold).assign(fold=kernel.fold) for kernel in folds]
+    )
     table = found.table.set_index("id")
     assert len(table) == len(wanted) == 40
     np.testing.assert_allclose(table["probability"], wanted.loc[table.index, "chance"], rtol=0, atol=1e-12)

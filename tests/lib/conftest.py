@@ -21,7 +21,11 @@ def real_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not _TILES.is_dir():
         pytest.skip(f"../shared/tiles is absent: no real tiles at {_TILES}")
     folder = tmp_path_factory.mktemp("real") / "competition"
-    subprocess.run([sys.executable, str(_TILES / "unpack.py"), str(folder), "--pack", "exact"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(_TILES / "unpack.py"), str(folder), "--pack", "exact"],
+        check=True,
+        capture_output=True,
+    )
     return folder
 
 
@@ -33,7 +37,7 @@ def tissue(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         command = [sys.executable, str(_TILES / "unpack.py"), str(folder), "--pack", "exact", "--limit", "20"]
         subprocess.run(command, check=True, capture_output=True)
     else:
-        from launch.rehearsal.competition import write_competition
+        from launch.emulator.synthetic_tiles import write_competition
 
         write_competition(folder, labelled=20, unlabelled=5, seed=1)
     return sorted((folder / "train").glob("*.tif"))[:12]

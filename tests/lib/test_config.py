@@ -105,7 +105,9 @@ def test_nothing_else_can_be_set(key: str, text: str) -> None:
     assert set(vars(config)) == set(FIELDS)
 
 
-@pytest.mark.parametrize("text", ["9" * 5000, "9" * 400, "0x" + "f" * 300], ids=["5000 digits", "400 digits", "hexadecimal"])
+@pytest.mark.parametrize(
+    "text", ["9" * 5000, "9" * 400, "0x" + "f" * 300], ids=["5000 digits", "400 digits", "hexadecimal"]
+)
 @pytest.mark.parametrize("name", ["learning_rate", "folds"])
 def test_a_number_too_long_for_the_machine_is_refused_like_any_other(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=name):
@@ -125,7 +127,14 @@ def test_all_problems_are_listed_together() -> None:
         apply_overrides(Config(), overrides)
     message = str(refused.value)
     assert "did you mean folds?" in message
-    for piece in ("'epochs': KEY=VALUE", "seed = 'x'", "views = 3", "hue = 0.7", "flip = 1", "folds is set twice"):
+    for piece in (
+        "'epochs': KEY=VALUE",
+        "seed = 'x'",
+        "views = 3",
+        "hue = 0.7",
+        "flip = 1",
+        "folds is set twice",
+    ):
         assert piece in message
     assert message.startswith("7 things")
 

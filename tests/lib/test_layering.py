@@ -13,15 +13,32 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # The layers of lib, the lowest first: a module imports from its own layer and those below.
 _LAYERS = (
-    ("lib.errors", "lib.files", "lib.foreign", "lib.config", "lib.session", "lib.run_record", "lib.search_space"),
-    ("lib.data", "lib.model", "lib.image", "lib.metrics", "lib.calibration", "lib.probe"),
+    (
+        "lib.errors",
+        "lib.files",
+        "lib.validation",
+        "lib.config",
+        "lib.runtime.session",
+        "lib.runtime.run_record",
+        "lib.search_space",
+    ),
+    (
+        "lib.data",
+        "lib.model",
+        "lib.image",
+        "lib.evaluation.metrics",
+        "lib.evaluation.calibration",
+        "lib.runtime.environment_check",
+    ),
     ("lib.training", "lib.inference", "lib.report"),
 )
 
 
 def _modules(package: str) -> list[str]:
     files = sorted((ROOT / package).rglob("*.py"))
-    return [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    return [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files
+    ]
 
 
 def _source(module: str) -> Path:
@@ -56,14 +73,22 @@ def _run(code: str) -> str:
 
 @pytest.mark.parametrize("package", ["lib", "kernels"])
 def test_what_runs_in_a_kernel_never_imports_what_runs_on_the_users_machine(package: str) -> None:
-    found = [(module, name) for module in _modules(package) for name in _imports(module) if _within(name, ("launch", "tests"))]
+    found = [
+        (module, name)
+        for module in _modules(package)
+        for name in _imports(module)
+        if _within(name, ("launch", "tests"))
+    ]
     assert not found
 
 
 def test_imports_in_lib_go_downwards() -> None:
     modules = [module for module in _modules("lib") if module != "lib"]
     wrong = [
-        (module, name) for module in modules for name in _imports(module) if name in modules and _layer(name) > _layer(module)
+        (module, name)
+        for module in modules
+        for name in _imports(module)
+        if name in modules and _layer(name) > _layer(module)
     ]
     assert not wrong
 
@@ -72,10 +97,14 @@ def test_imports_in_lib_go_downwards() -> None:
 def test_imports_go_in_no_circle(package: str) -> None:
     modules = set(_modules(package))
     graph = {module: modules.intersection(_imports(module)) - {module} for module in modules}
-    assert len(list(TopologicalSorter(graph).static_order())) == len(modules)  # which raises CycleError and names the circle
+    assert len(list(TopologicalSorter(graph).static_order())) == len(
+        modules
+    )  # which raises CycleError and names the circle
 
 
-@pytest.mark.parametrize(("one", "other"), [("lib.training", "lib.inference"), ("lib.inference", "lib.training")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("lib.training", "lib.inference"), ("lib.inference", "lib.training")]
+)
 def test_training_and_inference_do_not_import_each_other(one: str, other: str) -> None:
     modules = [module for module in _modules("lib") if _within(module, (one,))]
     assert modules
@@ -87,7 +116,9 @@ _PICKLING = ("pickle", "cPickle", "joblib", "dill", "cloudpickle", "shelve", "ma
 
 def test_nothing_is_unpickled() -> None:
     """No module that unpickles, and none of the calls of others that do."""
-    files = [path for top in ("lib", "kernels", "launch", "benchmarks") for path in (ROOT / top).rglob("*.py")]
+    files = [
+        path for top in ("lib", "kernels", "launch", "benchmarks") for path in (ROOT / top).rglob("*.py")
+    ]
     found = []
     for path in [*files, ROOT / "build_kernel.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -97,9 +128,16 @@ def test_nothing_is_unpickled() -> None:
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 options = {option.arg: ast.unparse(option.value) for option in node.keywords}
-                pickled = called.split(".")[-1] in ("read_pickle", "to_pickle") or called in ("torch.load", "torch.save")
+                pickled = called.split(".")[-1] in ("read_pickle", "to_pickle") or called in (
+                    "torch.load",
+                    "torch.save",
+                )
                 loaded = called in ("np.load", "numpy.load") and path.parent.name != "benchmarks"
-                if pickled or options.get("allow_pickle", "False") != "False" or (loaded and "allow_pickle" not in options):
+                if (
+                    pickled
+                    or options.get("allow_pickle", "False") != "False"
+                    or (loaded and "allow_pickle" not in options)
+                ):
                     found.append((path.name, called))
     assert len(files) > 80
     assert not found
@@ -113,7 +151,9 @@ def test_the_launcher_imports_no_torch() -> None:
 
 
 def test_importing_lib_has_no_effect() -> None:
-    modules = _modules("lib") + [name for name in _modules("kernels") if name != "kernels.report"]  # the cells of a notebook
+    modules = _modules("lib") + [
+        name for name in _modules("kernels") if name != "kernels.report"
+    ]  # the cells of a notebook
     code = f"""
 import importlib, logging, os, random, sys, threading, warnings
 import cv2, matplotlib, numpy, pandas, safetensors.torch, scipy.special, sklearn.cluster, sklearn.metrics, timm, torch

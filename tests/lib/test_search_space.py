@@ -26,7 +26,9 @@ from lib.search_space import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = Config(backbone="test_resnet", weights="none", epochs=8, warmup_epochs=1.0, freeze_epochs=2, members=2, ddp=True)
+BASE = Config(
+    backbone="test_resnet", weights="none", epochs=8, warmup_epochs=1.0, freeze_epochs=2, members=2, ddp=True
+)
 RATES = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=4, unique=True)
 DECAYS = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=3, unique=True)
 RANGES = st.tuples(st.floats(1e-6, 0.5), st.floats(1.5, 100.0), st.sampled_from(["log", "linear"]))
@@ -45,8 +47,12 @@ def wrong(**values: Any) -> str:
 def test_the_baseline_is_the_published_grid() -> None:
     found = parse_search((ROOT / "experiments" / "searches" / "baseline.toml").read_text(), name="baseline")
     base = parse_toml((ROOT / "experiments" / "resnet34.toml").read_text(), name="resnet34")
-    points = {(t.config.learning_rate, t.config.weight_decay, t.config.backbone) for t in draw_trials(found, base)}
-    assert points == set(itertools.product((3e-4, 1e-4), (1e-4, 3e-5), ("resnet18.tv_in1k", "resnet34.tv_in1k")))
+    points = {
+        (t.config.learning_rate, t.config.weight_decay, t.config.backbone) for t in draw_trials(found, base)
+    }
+    assert points == set(
+        itertools.product((3e-4, 1e-4), (1e-4, 3e-5), ("resnet18.tv_in1k", "resnet34.tv_in1k"))
+    )
     assert found.folds == (0,)
     assert expected_folds(found, base) == 8
 
@@ -66,7 +72,9 @@ def test_a_grid_is_every_combination_once(rates: list[float], decays: list[float
 
 @settings(max_examples=30)
 @given(RANGES, st.integers(0, 2**32 - 1), st.integers(1, 20))
-def test_random_draws_are_inside_distinct_and_always_the_same(ends: tuple[float, float, str], seed: int, number: int) -> None:
+def test_random_draws_are_inside_distinct_and_always_the_same(
+    ends: tuple[float, float, str], seed: int, number: int
+) -> None:
     low, factor, scale = ends
     table = {
         "learning_rate": {"low": low, "high": min(low * factor, 1.0), "scale": scale},
@@ -87,7 +95,10 @@ def test_random_draws_are_inside_distinct_and_always_the_same(ends: tuple[float,
 
 def test_a_log_range_draws_evenly_in_the_logarithm() -> None:
     table = {"learning_rate": {"low": 1e-6, "high": 1.0, "scale": "log"}}
-    drawn = [math.log10(t.config.learning_rate) for t in draw_trials(space(method="random", space=table, trials=400), BASE)]
+    drawn = [
+        math.log10(t.config.learning_rate)
+        for t in draw_trials(space(method="random", space=table, trials=400), BASE)
+    ]
     assert abs(sum(drawn) / len(drawn) + 3) < 0.3
     assert sum(each < -3 for each in drawn) in range(160, 241)
 
@@ -172,7 +183,9 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         assert text in said
 
 
-@pytest.mark.parametrize("knob", sorted({*FOLD_KNOBS, *PREPARE_KNOBS, "folds", "tune", "pseudo_labels", "hours"}))
+@pytest.mark.parametrize(
+    "knob", sorted({*FOLD_KNOBS, *PREPARE_KNOBS, "folds", "tune", "pseudo_labels", "hours"})
+)
 def test_what_trials_must_share_cannot_be_searched(knob: str) -> None:
     assert f"{knob} cannot be searched" in wrong(space={knob: [getattr(Config(), knob)]})
 
@@ -184,7 +197,15 @@ def test_what_trials_must_share_cannot_be_searched(knob: str) -> None:
         ({"trials": 3}, "trials is for method = random or halving"),
         ({"space": {}}, "is missing or empty"),
         ({"space": {"learning_rate": {"low": 1e-4, "high": 1e-3}}}, "a grid takes a list of values"),
-        ({"space": {"learning_rate": [n / 1000 for n in range(1, 31)], "ema": [n / 100 for n in range(20)]}}, "600 trials"),
+        (
+            {
+                "space": {
+                    "learning_rate": [n / 1000 for n in range(1, 31)],
+                    "ema": [n / 100 for n in range(20)],
+                }
+            },
+            "600 trials",
+        ),
         ({"space": {"learning_rate": [20.0]}}, "from 1e-08 to 10 expected"),
         ({"method": "random"}, "trials = None"),
     ],
@@ -200,12 +221,18 @@ def test_a_search_that_makes_no_sense_says_why(values: dict[str, Any], said: str
         ({"pseudo_labels": "strong"}, {}, "the labels of strong"),
         ({"weights": "pretrain"}, {"space": {"backbone": ["a", "b"]}}, "those of one backbone"),
         ({}, {"folds": [0, 7]}, "there is no fold 7"),
-        ({"warmup_epochs": 2.0}, {"space": {"epochs": [1, 2, 3]}}, "epochs=1: warmup_epochs = 2.0 leaves nothing"),
+        (
+            {"warmup_epochs": 2.0},
+            {"space": {"epochs": [1, 2, 3]}},
+            "epochs=1: warmup_epochs = 2.0 leaves nothing",
+        ),
         ({}, {"method": "halving", "trials": 2, "first_epochs": 5}, "first_epochs = 5 is not below"),
         ({"weights": "a.safetensors"}, {"space": {"backbone": ["a", "b"]}}, "cannot fit several backbones"),
     ],
 )
-def test_an_experiment_that_cannot_be_searched_so_says_why(knobs: dict[str, Any], values: dict[str, Any], said: str) -> None:
+def test_an_experiment_that_cannot_be_searched_so_says_why(
+    knobs: dict[str, Any], values: dict[str, Any], said: str
+) -> None:
     with pytest.raises(SearchError, match=said):
         draw_trials(space(**values), config_from_dict(knobs))
 
@@ -220,13 +247,21 @@ def test_what_may_pass_is_tried_again_and_nothing_else() -> None:
     assert [each["id"] for each in settled(records)] == ["a", "b"]
 
 
-@given(st.floats(1e-8, 10.0), st.booleans(), st.sampled_from(["", 'a"b\\c', "é🔬", "x\ty"]), st.integers(1, 1000))
-def test_a_config_written_as_toml_reads_back_as_itself(rate: float, flip: bool, text: str, epochs: int) -> None:
+@given(
+    st.floats(1e-8, 10.0), st.booleans(), st.sampled_from(["", 'a"b\\c', "é🔬", "x\ty"]), st.integers(1, 1000)
+)
+def test_a_config_written_as_toml_reads_back_as_itself(
+    rate: float, flip: bool, text: str, epochs: int
+) -> None:
     config = Config(learning_rate=rate, flip=flip, slide_map=text, epochs=epochs)
     assert parse_toml("# a comment\n" + to_toml(config), name="x") == config
     assert to_toml(Config()) == ""
 
 
 def test_a_range_keeps_its_kind() -> None:
-    found = space(method="random", space={"learning_rate": {"low": 0.001, "high": 1}, "epochs": {"low": 2, "high": 9}}, trials=1)
+    found = space(
+        method="random",
+        space={"learning_rate": {"low": 0.001, "high": 1}, "epochs": {"low": 2, "high": 9}},
+        trials=1,
+    )
     assert found.space == {"learning_rate": Range(0.001, 1.0), "epochs": Range(2, 9)}

@@ -20,7 +20,9 @@ def test_every_row_comes_once_in_its_order_with_its_columns(data: st.DataObject)
     size = data.draw(st.integers(1, 12))
     labels, draws = torch.arange(len(rows)), torch.rand(len(rows), 3)
     batches = list(load_batches(tiles, rows, batch_size=size, device=CPU, columns=(labels, draws)))
-    assert [len(images) for images, _ in batches] == [len(rows[at : at + size]) for at in range(0, len(rows), size)]
+    assert [len(images) for images, _ in batches] == [
+        len(rows[at : at + size]) for at in range(0, len(rows), size)
+    ]
     if not batches:
         return
     images = torch.cat([images for images, _ in batches])
@@ -55,4 +57,6 @@ def test_a_batch_is_the_callers_own(random_tiles: Callable[..., np.ndarray]) -> 
 def test_images_are_fractions(random_tiles: Callable[..., np.ndarray]) -> None:
     [(sent, _)] = load_batches(random_tiles(2), np.arange(2), batch_size=2, device=CPU)
     images = as_images(sent)
-    assert images.is_contiguous() and torch.equal(images, torch.from_numpy(random_tiles(2)).permute(0, 3, 1, 2) / 255)
+    assert images.is_contiguous() and torch.equal(
+        images, torch.from_numpy(random_tiles(2)).permute(0, 3, 1, 2) / 255
+    )

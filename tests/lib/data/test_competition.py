@@ -59,14 +59,29 @@ def _spoil_label(folder: Path) -> None:
         (lambda folder: (folder / "train_labels.csv").unlink(), "train_labels.csv is missing"),
         (lambda folder: (folder / "train_labels.csv").write_text(""), "train_labels.csv is empty"),
         (lambda folder: (folder / "train_labels.csv").write_text("id,label\n"), "a header and no rows"),
-        (lambda folder: (folder / "train_labels.csv").write_bytes(b"id,label\n\xff\xfe,1\n"), "not a CSV file"),
+        (
+            lambda folder: (folder / "train_labels.csv").write_bytes(b"id,label\n\xff\xfe,1\n"),
+            "not a CSV file",
+        ),
         (lambda folder: (folder / "train_labels.csv").write_text("id,label\na,1\nb,1,1\n"), "not a CSV file"),
         (lambda folder: _write(folder / "train_labels.csv", [("a", 1)], "id,target"), "columns id, target"),
         (_spoil_label, "2 labels that are not 0 or 1"),
-        (lambda folder: _write(folder / "train_labels.csv", [(name, 1) for name in TRAIN]), "nothing to learn"),
-        (lambda folder: _write(folder / "train_labels.csv", [(name, 1) for name in [*TRAIN, TRAIN[0]]]), "more than once"),
-        (lambda folder: (folder / "train" / f"{TRAIN[0]}.tif").unlink(), "1 ids of train_labels.csv have no file"),
-        (lambda folder: (folder / "test" / "more.tif").touch(), "1 files in test/ are not in sample_submission.csv: more"),
+        (
+            lambda folder: _write(folder / "train_labels.csv", [(name, 1) for name in TRAIN]),
+            "nothing to learn",
+        ),
+        (
+            lambda folder: _write(folder / "train_labels.csv", [(name, 1) for name in [*TRAIN, TRAIN[0]]]),
+            "more than once",
+        ),
+        (
+            lambda folder: (folder / "train" / f"{TRAIN[0]}.tif").unlink(),
+            "1 ids of train_labels.csv have no file",
+        ),
+        (
+            lambda folder: (folder / "test" / "more.tif").touch(),
+            "1 files in test/ are not in sample_submission.csv: more",
+        ),
         (lambda folder: (folder / "test" / "notes.txt").touch(), "not .tif: notes.txt"),
         (lambda folder: [file.unlink() for file in (folder / "test").iterdir()], "the folder test/ is empty"),
     ],
@@ -86,7 +101,13 @@ def test_all_defects_are_listed_at_once(folder: Path) -> None:
         file.unlink()
     with pytest.raises(CompetitionError) as refused:
         read_competition(folder, expect_full=True)
-    for piece in ("not 0 or 1", "have no file in train/", "sample_submission.csv is missing", "test/ is empty", "220,025"):
+    for piece in (
+        "not 0 or 1",
+        "have no file in train/",
+        "sample_submission.csv is missing",
+        "test/ is empty",
+        "220,025",
+    ):
         assert piece in str(refused.value)
 
 

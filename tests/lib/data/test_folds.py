@@ -39,7 +39,9 @@ def indexes(draw: st.DrawFn) -> pd.DataFrame:
 
 
 @settings(max_examples=40, deadline=None)
-@given(index=indexes(), split=st.sampled_from(SPLITS), number=st.integers(2, 6), seed=st.integers(0, 2**32 - 1))
+@given(
+    index=indexes(), split=st.sampled_from(SPLITS), number=st.integers(2, 6), seed=st.integers(0, 2**32 - 1)
+)
 def test_folds_partition_the_tiles_within_the_tolerances_or_refuse(
     index: pd.DataFrame, split: str, number: int, seed: int
 ) -> None:
@@ -83,7 +85,9 @@ def test_the_order_of_the_rows_does_not_matter(split: str, order: int) -> None:
     shuffled = index.sample(frac=1, random_state=order)
     one, other = (make_folds(table, split=split, number=5, seed=7) for table in (index, shuffled))
     assert one.equals(other)
-    assert fold_table_id(one) == fold_table_id(other) == fold_table_id(other.sample(frac=1, random_state=order))
+    assert (
+        fold_table_id(one) == fold_table_id(other) == fold_table_id(other.sample(frac=1, random_state=order))
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -100,7 +104,9 @@ def test_the_seed_and_the_number_decide(split: str) -> None:
 def test_group_names_do_not_matter_only_who_is_together() -> None:
     index = _index()
     renamed = index.assign(slide=index["stain_group"].map(lambda group: f"{group:04d}"))
-    assert make_folds(renamed, split="slide", number=5, seed=3).equals(make_folds(index, split="stain", number=5, seed=3))
+    assert make_folds(renamed, split="slide", number=5, seed=3).equals(
+        make_folds(index, split="stain", number=5, seed=3)
+    )
 
 
 def test_the_table_is_readable_and_complete() -> None:
@@ -173,12 +179,14 @@ def test_real_tiles_split_by_their_stain(real_tiles: object) -> None:
     from pathlib import Path
 
     from lib.data.competition import read_competition
-    from lib.data.groups import stain_features, stain_groups
+    from lib.data.stain_groups import stain_features, stain_groups
     from lib.data.tiff import decode_tile
 
     competition = read_competition(Path(str(real_tiles)), expect_full=False)
     names = competition.train["id"]
-    tiles = np.stack([decode_tile((competition.folder / "train" / f"{name}.tif").read_bytes()) for name in names])
+    tiles = np.stack(
+        [decode_tile((competition.folder / "train" / f"{name}.tif").read_bytes()) for name in names]
+    )
     groups = stain_groups(stain_features(tiles), number=60, seed=2018)
     index = competition.train.assign(stain_group=groups)
     folds = make_folds(index, split="stain", number=5, seed=2018)

@@ -10,7 +10,7 @@ import pytest
 
 from lib.data.competition import Competition
 from lib.data.integrity import describe_integrity, same_content
-from lib.data.store import BuiltStore
+from lib.data.tile_store import BuiltStore
 
 
 @pytest.fixture
@@ -21,7 +21,11 @@ def arrays(tmp_path: Path) -> dict[str, tuple[Path, list[str], np.ndarray]]:
     for name, number in (("train", 6), ("test", 4)):
         tiles = generator.integers(0, 256, (number, 96, 96, 3), dtype=np.uint8)
         np.save(tmp_path / f"{name}.npy", tiles)
-        found[name] = (tmp_path / f"{name}.npy", [hashlib.sha1(tile.tobytes()).hexdigest() for tile in tiles], tiles)
+        found[name] = (
+            tmp_path / f"{name}.npy",
+            [hashlib.sha1(tile.tobytes()).hexdigest() for tile in tiles],
+            tiles,
+        )
     return found
 
 
@@ -30,8 +34,13 @@ def competition_of(arrays: dict[str, tuple[Path, list[str], np.ndarray]]) -> Com
     return Competition(Path(), train, arrays["test"][1], b"")
 
 
-def describe(arrays: dict[str, tuple[Path, list[str], np.ndarray]], mismatches: dict[str, list[str]]) -> dict[str, object]:
-    stores = {path: BuiltStore(tiles=len(ids), mismatches=mismatches.get(name, [])) for name, (path, ids, _) in arrays.items()}
+def describe(
+    arrays: dict[str, tuple[Path, list[str], np.ndarray]], mismatches: dict[str, list[str]]
+) -> dict[str, object]:
+    stores = {
+        path: BuiltStore(tiles=len(ids), mismatches=mismatches.get(name, []))
+        for name, (path, ids, _) in arrays.items()
+    }
     found = describe_integrity(competition_of(arrays), stores)
     json.dumps(found)
     return found
@@ -41,7 +50,14 @@ def test_whole_data_have_no_finding(arrays) -> None:
     found = describe(arrays, {})
     assert (found["labelled_tiles"], found["test_tiles"]) == (6, 4)
     findings = {name: entry for name, entry in found.items() if isinstance(entry, dict) and "count" in entry}
-    assert set(findings) >= {"missing", "id_named_twice", "undecodable", "wrong_size", "mismatched", "same_content_under_two_ids"}
+    assert set(findings) >= {
+        "missing",
+        "id_named_twice",
+        "undecodable",
+        "wrong_size",
+        "mismatched",
+        "same_content_under_two_ids",
+    }
     assert all((entry["count"], entry["first"]) == (0, []) for entry in findings.values())
     assert findings["missing"]["stops_the_run"] and not findings["mismatched"]["stops_the_run"]
     assert found["of_the_competition"]["all_of_them"] is False
@@ -59,9 +75,15 @@ def test_a_tile_under_a_wrong_name_is_found_out_as_a_copy(arrays) -> None:
     assert found["mismatched"] == {"count": 4, "first": wrong, "stops_the_run": False}
     copies = {f"{ids[1]} = {arrays['test'][1][3]}", f"{ids[4]} = {ids[2]}"}
     assert set(found["same_content_under_two_ids"]["first"]) == copies
-    assert same_content({each: (names, []) for each, names, _ in arrays.values()}) == []  # matching ids cannot share pixels
+    assert (
+        same_content({each: (names, []) for each, names, _ in arrays.values()}) == []
+    )  # matching ids cannot share pixels
 
 
 def test_an_id_that_is_labelled_and_to_be_predicted_is_named(arrays) -> None:
     arrays["test"][1][0] = arrays["train"][1][2]
-    assert describe(arrays, {})["labelled_and_test"] == {"count": 1, "first": [arrays["train"][1][2]], "stops_the_run": False}
+    assert describe(arrays, {})["labelled_and_test"] == {
+        "count": 1,
+        "first": [arrays["train"][1][2]],
+        "stops_the_run": False,
+    }

@@ -26,9 +26,15 @@ def test_stain_folds_know_no_group_and_stratified_ones_know_all() -> None:
     index = index_of()
     found = describe_splits(index, number=5, seed=7)
     json.dumps(found, allow_nan=False)
-    assert (found["folds"], found["group"], found["groups"]) == (5, "stain_group", 30) and "slide" not in found
+    assert (found["folds"], found["group"], found["groups"]) == (
+        5,
+        "stain_group",
+        30,
+    ) and "slide" not in found
     for split, known, groups in (("stratified", 1.0, 30 * 5), ("stain", 0.0, 30)):
-        assert found[split]["fold_table_id"] == fold_table_id(make_folds(index, split=split, number=5, seed=7))
+        assert found[split]["fold_table_id"] == fold_table_id(
+            make_folds(index, split=split, number=5, seed=7)
+        )
         table = pd.DataFrame(found[split]["table"])
         assert (table["tiles"].sum(), table["positives"].sum()) == (1200, index["label"].sum())
         assert (table["known_group_share"] == known).all() and table["groups"].sum() == groups
@@ -42,7 +48,9 @@ def test_with_a_map_all_splits_are_held_against_the_slides() -> None:
     found = describe_splits(index_of(slides=100), number=4, seed=7)
     assert (found["group"], found["groups"]) == ("slide", 100) and len(found["slide"]["spread"]) == SPREAD
     assert {row["known_group_share"] for row in found["slide"]["table"]} == {0.0}
-    assert min(row["known_group_share"] for row in found["stain"]["table"]) > 0.5  # stain groups are not slides
+    assert (
+        min(row["known_group_share"] for row in found["stain"]["table"]) > 0.5
+    )  # stain groups are not slides
 
 
 def test_a_split_that_cannot_be_made_says_why() -> None:

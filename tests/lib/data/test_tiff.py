@@ -20,7 +20,12 @@ tiles = arrays.arrays(np.uint8, TILE_SHAPE, elements=st.integers(0, 255), fill=s
 
 
 def _write_tiff(
-    pixels: np.ndarray, *, order: str = "<", strips: int = 1, extra: tuple[tuple[int, int], ...] = (), trailing: bytes = b""
+    pixels: np.ndarray,
+    *,
+    order: str = "<",
+    strips: int = 1,
+    extra: tuple[tuple[int, int], ...] = (),
+    trailing: bytes = b"",
 ) -> bytes:
     """An uncompressed TIFF in either byte order, in one or several strips, the pixels before the directory."""
     height, width = pixels.shape[:2]
@@ -77,7 +82,9 @@ def test_other_programs_read_what_is_written(random_tiles: Callable[..., np.ndar
     pixels = random_tiles(1)[0]
     content = encode_tile(pixels)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)
-    assert np.array_equal(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)[:, :, ::-1], pixels)
+    assert np.array_equal(
+        cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)[:, :, ::-1], pixels
+    )
 
 
 def test_real_files_are_written_again_byte_for_byte(real_tiles: Path) -> None:
@@ -116,9 +123,16 @@ def test_every_way_to_lay_out_a_tile_gives_its_pixels(
         assert np.array_equal(decode_tile(write(pixels)), pixels)
 
 
-def test_an_inverted_or_planar_file_is_not_read_as_if_it_were_plain(random_tiles: Callable[..., np.ndarray]) -> None:
+def test_an_inverted_or_planar_file_is_not_read_as_if_it_were_plain(
+    random_tiles: Callable[..., np.ndarray],
+) -> None:
     pixels = random_tiles(1)[0]
-    for tags in (((284, 2),), ((339, 2),), ((254, 1),), ((317, 2),)):  # planar, signed, a thumbnail, a predictor
+    for tags in (
+        ((284, 2),),
+        ((339, 2),),
+        ((254, 1),),
+        ((317, 2),),
+    ):  # planar, signed, a thumbnail, a predictor
         try:
             decoded = decode_tile(_write_tiff(pixels, extra=tags))
         except TileError:
@@ -154,7 +168,10 @@ def test_a_cut_is_an_error_also_in_other_layouts(
 
 
 @settings(max_examples=80, deadline=None)
-@given(lead=st.sampled_from([b"", b"II*\0", b"MM\0*", b"II*\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n"]), content=st.binary(max_size=600))
+@given(
+    lead=st.sampled_from([b"", b"II*\0", b"MM\0*", b"II*\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n"]),
+    content=st.binary(max_size=600),
+)
 def test_random_bytes_are_a_tile_error_and_no_other(lead: bytes, content: bytes) -> None:
     with pytest.raises(TileError):
         decode_tile(lead + content)
@@ -202,12 +219,16 @@ def test_what_is_no_tiff_is_said_to_be_none() -> None:
         decode_tile(stream.getvalue())
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((96, 96, 3)), np.zeros((3, 96, 96), np.uint8), np.zeros(TILE_BYTES, np.uint8)])
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((96, 96, 3)), np.zeros((3, 96, 96), np.uint8), np.zeros(TILE_BYTES, np.uint8)]
+)
 def test_only_tiles_are_written(pixels: np.ndarray) -> None:
     with pytest.raises(TileError, match="not .96, 96, 3. uint8"):
         encode_tile(pixels)
 
 
-def test_a_view_of_an_array_is_written_in_the_order_of_its_pixels(random_tiles: Callable[..., np.ndarray]) -> None:
+def test_a_view_of_an_array_is_written_in_the_order_of_its_pixels(
+    random_tiles: Callable[..., np.ndarray],
+) -> None:
     pixels = random_tiles(1)[0].transpose(1, 0, 2)[::-1]
     assert np.array_equal(decode_tile(encode_tile(pixels)), pixels)

@@ -62,7 +62,10 @@ def test_a_row_draws_the_same_in_whatever_batch_it_comes(data: st.DataObject) ->
 
 def test_seed_epoch_and_row_each_change_the_draw() -> None:
     rows = np.arange(50)
-    taken = [Draws(entropy=entropy, rows=50).take(rows, _first(rows)) for entropy in ([1, 3, 0], [1, 3, 1], [2, 3, 0])]
+    taken = [
+        Draws(entropy=entropy, rows=50).take(rows, _first(rows))
+        for entropy in ([1, 3, 0], [1, 3, 1], [2, 3, 0])
+    ]
     distinct = {tuple(row.tolist()) for table in taken for row in table}
     assert len(distinct) == 150
     every = torch.cat(taken)
@@ -95,7 +98,9 @@ def _reached(**knobs: Any) -> set[int]:
     image = _images(1)
     results = augment(image.expand(200, -1, -1, -1), _draws(200), Config(**{**STILL, **knobs}))
     every = [transform(image[0], element) for element in range(ORDER)]
-    found = [[number for number, other in enumerate(every) if torch.equal(result, other)] for result in results]
+    found = [
+        [number for number, other in enumerate(every) if torch.equal(result, other)] for result in results
+    ]
     assert all(len(numbers) == 1 for numbers in found)
     return {numbers[0] for numbers in found}
 
@@ -109,7 +114,9 @@ def _reached(**knobs: Any) -> set[int]:
         (True, "none", {0, 2, 4, 6}),  # mirrors across and down, and both: half a turn
     ],
 )
-def test_mirrors_and_quarter_turns_are_exact_and_all_reached(flip: bool, rotate: str, wanted: set[int]) -> None:
+def test_mirrors_and_quarter_turns_are_exact_and_all_reached(
+    flip: bool, rotate: str, wanted: set[int]
+) -> None:
     assert _reached(flip=flip, rotate=rotate) == wanted
 
 
@@ -191,7 +198,9 @@ def test_each_strength_does_what_its_name_says() -> None:
     grey = (images * luma).sum(dim=1, keepdim=True)
     torch.testing.assert_close(_by(5, 0.0, saturation=0.5), grey + 0.5 * (images - grey), **near)
     turned = _by(6, 1.0, hue=1 / 3)
-    torch.testing.assert_close(turned, images.roll(1, dims=1), **near)  # a third of the circle: red becomes green
+    torch.testing.assert_close(
+        turned, images.roll(1, dims=1), **near
+    )  # a third of the circle: red becomes green
     torch.testing.assert_close(turned.sum(dim=1), images.sum(dim=1), **near)
 
 
@@ -231,7 +240,9 @@ def test_stains_are_unmixed_jittered_and_mixed_again(dtype: torch.dtype) -> None
 
 def test_stains_come_before_colours_and_each_has_its_own_draw() -> None:
     images, draws = 0.2 + 0.6 * _images(6), _draws(6)
-    both = augment(images, draws, Config(**{**STILL, "hed": 0.05, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1}))
+    both = augment(
+        images, draws, Config(**{**STILL, "hed": 0.05, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1})
+    )
     stains = augment(images, draws, Config(**{**STILL, "hed": 0.05}))
     apart = augment(stains, draws, Config(**{**STILL, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1}))
     torch.testing.assert_close(both, apart, rtol=0, atol=2e-5)
@@ -239,7 +250,8 @@ def test_stains_come_before_colours_and_each_has_its_own_draw() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [STRONG, Config(hed=0.1), Config(**STILL), Config(rotate="none"), Config(rotate="none", hed=0.1)]
+    "config",
+    [STRONG, Config(hed=0.1), Config(**STILL), Config(rotate="none"), Config(rotate="none", hed=0.1)],
 )
 def test_bytes_and_fractions_give_the_same(config: Config) -> None:
     tiles = (torch.rand(60, 12, 12, 3, generator=torch.Generator().manual_seed(3)) * 256).to(torch.uint8)
@@ -292,7 +304,9 @@ def test_any_angle_is_that_of_scipy_and_scikit_image(stained: torch.Tensor) -> N
     draws = _draws(12)
     draws[:, 2] = torch.linspace(0.01, 0.99, 12)
     found = augment(stained, draws, Config(**{**STILL, "rotate": "any"})).permute(0, 2, 3, 1).numpy()
-    for tile, turn, result in zip(stained.permute(0, 2, 3, 1).numpy() / 255, draws[:, 2].tolist(), found, strict=True):
+    for tile, turn, result in zip(
+        stained.permute(0, 2, 3, 1).numpy() / 255, draws[:, 2].tolist(), found, strict=True
+    ):
         by_scipy = ndimage.rotate(tile, 360 * turn, axes=(0, 1), reshape=False, order=1, mode="reflect")
         by_skimage = rotate(tile, 360 * turn, order=1, mode="symmetric")
         assert max(np.abs(result - by_scipy).max(), np.abs(result - by_skimage).max()) < 5e-5
@@ -319,6 +333,8 @@ def test_hue_is_scipys_rotation_about_grey(stained: torch.Tensor) -> None:
     draws = torch.full((12, DRAWS), 0.5)
     draws[:, 6] = torch.linspace(0, 1, 12)
     found = jitter_colours(images, draws, Config(**{**STILL, "hue": 0.1})).permute(0, 2, 3, 1).numpy()
-    for image, drawn, result in zip(images.permute(0, 2, 3, 1).double().numpy(), draws[:, 6].tolist(), found, strict=True):
+    for image, drawn, result in zip(
+        images.permute(0, 2, 3, 1).double().numpy(), draws[:, 6].tolist(), found, strict=True
+    ):
         turn = Rotation.from_rotvec(2 * math.pi * 0.1 * (2 * drawn - 1) * np.ones(3) / math.sqrt(3))
         assert np.abs(turn.apply(image.reshape(-1, 3)).reshape(image.shape) - result).max() < 1e-6

@@ -60,7 +60,11 @@ def test_the_first_four_are_the_rotations_and_the_others_mirror(table: list[list
 
 
 @settings(max_examples=30, deadline=None)
-@given(elements=st.lists(st.integers(0, 7), min_size=1, max_size=12), side=st.integers(1, 9), seed=st.integers(0, 2**31))
+@given(
+    elements=st.lists(st.integers(0, 7), min_size=1, max_size=12),
+    side=st.integers(1, 9),
+    seed=st.integers(0, 2**31),
+)
 def test_each_sample_gets_its_own(elements: list[int], side: int, seed: int) -> None:
     images = torch.rand(len(elements), 3, side, side, generator=torch.Generator().manual_seed(seed))
     before = images.clone()

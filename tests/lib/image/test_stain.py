@@ -32,7 +32,9 @@ def test_macenko_finds_the_stains_and_their_strength(strength: float) -> None:
     """The percentiles that Macenko's method takes leave it a little inside the true stains."""
     image, amounts = stained(OTHER / np.linalg.norm(OTHER, axis=1, keepdims=True), strength=strength)
     most = np.quantile(amounts, 0.99, axis=1)
-    wanted = np.exp(-(amounts / most[:, None] * np.array(stain._REFERENCE_MOST)[:, None]).T @ REFERENCE).T.reshape(1, 3, 48, 48)
+    wanted = np.exp(
+        -(amounts / most[:, None] * np.array(stain._REFERENCE_MOST)[:, None]).T @ REFERENCE
+    ).T.reshape(1, 3, 48, 48)
     found = normalise_stains(image, "macenko").numpy()
     assert np.abs(found - wanted).max() < 0.05
     assert np.abs(found - image.numpy()).max() > 0.1
@@ -40,7 +42,9 @@ def test_macenko_finds_the_stains_and_their_strength(strength: float) -> None:
 
 def test_macenko_gives_the_same_for_a_weaker_stain() -> None:
     vectors = OTHER / np.linalg.norm(OTHER, axis=1, keepdims=True)
-    weak, strong = (normalise_stains(stained(vectors, strength=strength)[0], "macenko") for strength in (0.8, 1.1))
+    weak, strong = (
+        normalise_stains(stained(vectors, strength=strength)[0], "macenko") for strength in (0.8, 1.1)
+    )
     assert (weak - strong).abs().max() < 0.03
 
 
@@ -74,7 +78,9 @@ def test_a_tile_with_nothing_stained_is_left_alone(method: str) -> None:
 @given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(METHODS))
 def test_anything_gives_an_image_each_tile_for_itself(seed: int, method: str) -> None:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(3, 3, 16, 16, generator=generator) ** (torch.rand(3, 1, 1, 1, generator=generator) * 6)
+    images = torch.rand(3, 3, 16, 16, generator=generator) ** (
+        torch.rand(3, 1, 1, 1, generator=generator) * 6
+    )
     found = normalise_stains(images, method)
     assert found.shape == images.shape and found.isfinite().all() and found.min() >= 0 and found.max() <= 1
     assert torch.allclose(found[1:2], normalise_stains(images[1:2], method), atol=1e-3)
@@ -85,7 +91,9 @@ def test_a_turned_tile_is_normalised_as_the_tile(method: str) -> None:
     image, _ = stained(OTHER * 0.8)
     found = normalise_stains(image, method)
     for element in range(ORDER):
-        assert torch.allclose(normalise_stains(transform(image, element), method), transform(found, element), atol=1e-3)
+        assert torch.allclose(
+            normalise_stains(transform(image, element), method), transform(found, element), atol=1e-3
+        )
 
 
 def test_none_is_nothing() -> None:

@@ -13,9 +13,16 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from lib.config import Config
-from lib.inference.ensemble import EnsembleError, FoldOutput, admit, average_members, member_table, read_fold_outputs
+from lib.inference.ensemble import (
+    EnsembleError,
+    FoldOutput,
+    admit,
+    average_members,
+    member_table,
+    read_fold_outputs,
+)
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
-from lib.run_record import RunRecord, describe_files, write_run_record
+from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
 DATA, TABLE, CODE = "d" * 64, "f" * 64, "b" * 64
 
@@ -64,13 +71,22 @@ def test_several_experiments_come_one_after_the_other_and_may_have_fold_tables_o
     ("outputs", "said"),
     [
         ([_output(0), _output(2)], "fold 1 of x is missing"),
-        ([_output(0), _output(1), _output(2), _output(1)], "fold 1 of x is mounted more than once, at /input/x-1 and /input/x-1"),
+        (
+            [_output(0), _output(1), _output(2), _output(1)],
+            "fold 1 of x is mounted more than once, at /input/x-1 and /input/x-1",
+        ),
         ([_output(0), _output(1), _output(2, members=[0])], "fold 2 of x has members [0], 2 expected"),
-        ([_output(0), _output(1), _output(2, data_id="e" * 64)], "trained on data eeeeeeee..., prepared are dddddddd..."),
+        (
+            [_output(0), _output(1), _output(2, data_id="e" * 64)],
+            "trained on data eeeeeeee..., prepared are dddddddd...",
+        ),
         ([_output(0), _output(1), _output(2, checkpoint_format=99)], "checkpoint format 99"),
         ([_output(0), _output(1), _output(2, label_set=[0, 1, 2])], "knows the labels [0, 1, 2]"),
         ([_output(0), _output(1), _output(2, fold_table_id="0" * 64)], "different fold tables"),
-        ([_output(0), _output(1), _output(2), _output(0, "y")], "outputs of other experiments are mounted: y"),
+        (
+            [_output(0), _output(1), _output(2), _output(0, "y")],
+            "outputs of other experiments are mounted: y",
+        ),
         ([], "fold 0 of x is missing"),
     ],
 )
@@ -84,7 +100,13 @@ def test_all_reasons_are_listed_with_what_to_run_again() -> None:
     outputs = [_output(0, data_id="e" * 64), _output(2, members=[0], checkpoint_format=99), _output(0, "y")]
     with pytest.raises(EnsembleError) as refused:
         _admit(outputs)
-    for piece in ("fold 1 of x is missing", "trained on data", "members [0]", "format 99", "experiments are mounted: y"):
+    for piece in (
+        "fold 1 of x is missing",
+        "trained on data",
+        "members [0]",
+        "format 99",
+        "experiments are mounted: y",
+    ):
         assert piece in str(refused.value)
     assert "push fold-0" in str(refused.value) and "push fold-2" in str(refused.value)
 
@@ -111,7 +133,12 @@ def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
     assert [output.record.fold for output in outputs] == [0, 3]
     with pytest.raises(EnsembleError) as refused:
         admit(outputs, wanted={"x": (range(4), 2)}, data_id="e" * 64, strict_bundle=False, damaged=problems)
-    for piece in ("weights is damaged", f"{folders[2]} holds no run.json", "fold 1 of x is missing", "trained on data"):
+    for piece in (
+        "weights is damaged",
+        f"{folders[2]} holds no run.json",
+        "fold 1 of x is missing",
+        "trained on data",
+    ):
         assert piece in str(refused.value)
 
 
@@ -122,7 +149,11 @@ def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
 def members(draw: st.DrawFn) -> pd.DataFrame:
     count, number = draw(st.integers(1, 12)), draw(st.integers(1, 6))
     values = draw(
-        st.lists(st.lists(st.floats(-60, 60, width=32), min_size=number, max_size=number), min_size=count, max_size=count)
+        st.lists(
+            st.lists(st.floats(-60, 60, width=32), min_size=number, max_size=number),
+            min_size=count,
+            max_size=count,
+        )
     )
     table = pd.DataFrame(values, columns=[f"x fold {at}" for at in range(number)])
     return table.assign(id=[f"{at:04x}" for at in range(count)])
@@ -148,7 +179,9 @@ def test_it_is_the_mean_of_probabilities_not_of_logits(table: pd.DataFrame) -> N
     by_hand = (1 / (1 + np.exp(-logits))).mean(axis=1)
     np.testing.assert_allclose(average_members(table, table["id"].tolist()), by_hand, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(  # a member counted twice with all others counted twice changes nothing
-        average_members(pd.concat([table, table.drop(columns="id").add_suffix(" again")], axis=1), table["id"].tolist()),
+        average_members(
+            pd.concat([table, table.drop(columns="id").add_suffix(" again")], axis=1), table["id"].tolist()
+        ),
         by_hand,
         rtol=1e-9,
         atol=1e-12,
@@ -189,17 +222,26 @@ def test_the_mean_logit_and_the_mean_rank_by_hand() -> None:
     found = average_members(table, ["c", "a", "b"], how="logit")
     np.testing.assert_allclose(found, 1 / (1 + np.exp([3.0, -1.5, -2.5])))
     # Ranks of one: 2, 3, 1; of two: 2.5, 2.5, 1 (a tie shares); divided by 3 tiles.
-    np.testing.assert_allclose(average_members(table, ["c", "a", "b"], how="rank"), np.array([1.0, 2.25, 2.75]) / 3)
+    np.testing.assert_allclose(
+        average_members(table, ["c", "a", "b"], how="rank"), np.array([1.0, 2.25, 2.75]) / 3
+    )
 
 
 def test_the_averages_of_pandas_and_scipy() -> None:
     """Values as a real ensemble has them, with ties; pandas aligns by id on its own."""
     generator = np.random.default_rng(0)
     ids = [f"{number:040x}" for number in generator.permutation(500)]
-    members = {f"m{at}": pd.Series(generator.normal(0, 4, 500).round(1), index=generator.permutation(ids)) for at in range(5)}
+    members = {
+        f"m{at}": pd.Series(generator.normal(0, 4, 500).round(1), index=generator.permutation(ids))
+        for at in range(5)
+    }
     table = pd.DataFrame(members)  # outer join on the id
     chances = table.apply(expit)
-    wanted = {"mean": chances.mean(axis=1), "logit": expit(table.mean(axis=1)), "rank": table.rank(pct=True).mean(axis=1)}
+    wanted = {
+        "mean": chances.mean(axis=1),
+        "logit": expit(table.mean(axis=1)),
+        "rank": table.rank(pct=True).mean(axis=1),
+    }
     for how, values in wanted.items():
         found = average_members(table.rename_axis("id").reset_index(), ids, how=how)
         np.testing.assert_allclose(found, values.loc[ids], rtol=0, atol=1e-12)
@@ -208,7 +250,9 @@ def test_the_averages_of_pandas_and_scipy() -> None:
 @pytest.mark.parametrize("how", ["mean", "logit", "rank"])
 def test_no_average_depends_on_the_order_of_members_or_rows(how: str) -> None:
     generator = np.random.default_rng(0)
-    table = pd.DataFrame({"id": [str(at) for at in range(50)], **{f"m{at}": generator.normal(0, 9, 50) for at in range(7)}})
+    table = pd.DataFrame(
+        {"id": [str(at) for at in range(50)], **{f"m{at}": generator.normal(0, 9, 50) for at in range(7)}}
+    )
     plain = average_members(table, table["id"].tolist(), how=how)
     turned = table[["m3", "m0", "id", "m6", "m1", "m5", "m2", "m4"]].sample(frac=1, random_state=1)
     assert np.array_equal(average_members(turned, table["id"].tolist(), how=how), plain)
@@ -221,11 +265,18 @@ def test_members_stand_beside_each_other() -> None:
     generator = np.random.default_rng(1)
     shared = generator.normal(0, 2, 400)
     logits = pd.DataFrame(
-        {"id": range(400), **{f"m{at}": shared + generator.normal(0, 1 + 3 * (at == 2), 400) for at in range(3)}}
+        {
+            "id": range(400),
+            **{f"m{at}": shared + generator.normal(0, 1 + 3 * (at == 2), 400) for at in range(3)},
+        }
     )
     about = pd.DataFrame({"out_of_fold_auc": [0.9, 0.8, 0.7]}, index=["m0", "m1", "m2"])
     table, correlations = member_table(logits, about)
-    assert table["name"].tolist() == ["m0", "m1", "m2"] and table["out_of_fold_auc"].tolist() == [0.9, 0.8, 0.7]
+    assert table["name"].tolist() == ["m0", "m1", "m2"] and table["out_of_fold_auc"].tolist() == [
+        0.9,
+        0.8,
+        0.7,
+    ]
     chances = 1 / (1 + np.exp(-logits[["m0", "m1", "m2"]].to_numpy()))
     np.testing.assert_allclose(table["mean_probability"], chances.mean(axis=0))
     by_hand = np.corrcoef(chances[:, 0], chances[:, 1:].mean(axis=1))[0, 1]

@@ -10,13 +10,15 @@ from lib.config import Config
 from lib.inference import members as module
 from lib.inference.members import Member, groups_of_one_pass
 from lib.model.checkpoint import Identity
-from lib.run_record import RunRecord
+from lib.runtime.run_record import RunRecord
 
 
 def _member(folder: Path, number: int, config: Config, *, size: int = 10) -> Member:
     path = folder / f"{number}.safetensors"
     path.write_bytes(b"x" * size)
-    identity = Identity(experiment="x", fold=number, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
+    identity = Identity(
+        experiment="x", fold=number, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
+    )
     return Member(path, identity, 0.9)
 
 
@@ -38,7 +40,9 @@ def test_those_of_one_architecture_and_the_same_views_go_together(tmp_path: Path
 
 def test_no_more_go_together_than_a_device_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_AT_A_TIME", 25)
-    members = [_member(tmp_path, number, Config(), size=size) for number, size in enumerate([10, 10, 10, 100, 10])]
+    members = [
+        _member(tmp_path, number, Config(), size=size) for number, size in enumerate([10, 10, 10, 100, 10])
+    ]
     groups = [[member.identity.fold for member in group] for group in groups_of_one_pass(members)]
     assert groups == [[0, 1], [2], [3], [4]]
     assert members[0].name == "x-fold-0-member-0"

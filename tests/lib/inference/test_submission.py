@@ -88,7 +88,9 @@ def test_defects_are_reported_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda text: text.replace("\n", "\r\n"), lambda text: text.rstrip("\n")], ids=["crlf", "no end"]
+    "change",
+    [lambda text: text.replace("\n", "\r\n"), lambda text: text.rstrip("\n")],
+    ids=["crlf", "no end"],
 )
 def test_what_kaggle_takes_is_not_refused(change: Callable[[str], str]) -> None:
     check_submission(change(submission_csv(IDS, GOOD)), SAMPLE)

@@ -14,7 +14,7 @@ from lib.config import Config
 from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint
 from lib.model.network import Classifier, build_network
 from lib.model.predict import predict_logits
-from lib.training.engine import Part, train_one_epoch
+from lib.training.epoch import Part, train_one_epoch
 from lib.training.optimizer import OptimizerStep, build_optimizer
 
 CPU = torch.device("cpu")
@@ -39,7 +39,9 @@ NETWORKS = {
 def test_it_learns_is_written_and_predicts(backbone: str, tmp_path: Path) -> None:
     size = 32 if "vit" in backbone or "conv" in backbone else 64
     config = Config(
-        **{"epochs": 1, "weights": "none", "views": 1, "batch_size": 4, **NETWORKS[backbone]}, backbone=backbone, input_size=size
+        **{"epochs": 1, "weights": "none", "views": 1, "batch_size": 4, **NETWORKS[backbone]},
+        backbone=backbone,
+        input_size=size,
     )
     torch.manual_seed(0)
     network = build_network(config)
@@ -72,22 +74,37 @@ PATHOLOGY: dict[str, tuple[str, dict[str, Any], list[float], list[float]]] = {
 
 @pytest.mark.parametrize("encoder", PATHOLOGY)
 @pytest.mark.parametrize("tune", ["all", "head"])
-def test_a_pathology_encoder_brings_its_own_normalisation_and_learns_or_embeds(encoder: str, tune: str, tmp_path: Path) -> None:
+def test_a_pathology_encoder_brings_its_own_normalisation_and_learns_or_embeds(
+    encoder: str, tune: str, tmp_path: Path
+) -> None:
     architecture, arguments, mean, std = PATHOLOGY[encoder]
     original = timm.create_model(architecture, num_classes=0, depth=2, **arguments)
-    save_for_hf(original, str(tmp_path / "encoder"), model_args={"depth": 2, **arguments}, safe_serialization=True)
+    save_for_hf(
+        original, str(tmp_path / "encoder"), model_args={"depth": 2, **arguments}, safe_serialization=True
+    )
     path = tmp_path / "encoder" / "config.json"
     content = json.loads(path.read_text())
     content["pretrained_cfg"] |= {"mean": mean, "std": std}
     path.write_text(json.dumps(content))
     config = Config(
-        backbone=encoder, weights="timm", tune=tune, members=1, views=1, input_size=112, batch_size=4, layer_decay=0.8
+        backbone=encoder,
+        weights="timm",
+        tune=tune,
+        members=1,
+        views=1,
+        input_size=112,
+        batch_size=4,
+        layer_decay=0.8,
     )
     torch.manual_seed(0)
     network = build_network(config, folder=tmp_path / "encoder")
-    assert network.mean.flatten().tolist() == pytest.approx(mean) and network.std.flatten().tolist() == pytest.approx(std)
+    assert network.mean.flatten().tolist() == pytest.approx(
+        mean
+    ) and network.std.flatten().tolist() == pytest.approx(std)
     first = next(name for name in original.state_dict() if name.startswith("blocks.0."))
-    assert torch.equal(network.backbone.state_dict()[first], original.state_dict()[first])  # its weights, not random ones
+    assert torch.equal(
+        network.backbone.state_dict()[first], original.state_dict()[first]
+    )  # its weights, not random ones
     if tune == "head":
         embedded = network.eval().embed(torch.zeros(2, 3, 96, 96))
         assert embedded.shape == (2, original.num_features)
@@ -99,17 +116,25 @@ def learn_write_and_predict(network: Classifier, config: Config, folder: Path) -
     """A step changes it; its checkpoint, read back without anything else, predicts the same."""
     tiles = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
     part = Part(tiles=tiles, labels=np.array([0, 1, 0, 1], np.float32), rows=np.arange(4), entropy=(0, 0, 0))
-    step = OptimizerStep(build_optimizer(network, config), peak=1e-3, total=1, warmup=0, clip=0.0, scaled=False)
+    step = OptimizerStep(
+        build_optimizer(network, config), peak=1e-3, total=1, warmup=0, clip=0.0, scaled=False
+    )
     before = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
     loss = train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32)
     assert 0 < loss < 20 and step.applied == 1
-    assert not torch.equal(before, torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
-    identity = Identity(experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
+    assert not torch.equal(
+        before, torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    )
+    identity = Identity(
+        experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
+    )
     save_checkpoint(folder / "x.safetensors", network, identity)
 
     def predict(some: torch.nn.Module) -> np.ndarray:
         rows = np.arange(4)
-        found: np.ndarray = predict_logits(some, tiles, rows, views=1, batch_size=4, device=CPU, precision=torch.float32)  # type: ignore[arg-type]
+        found: np.ndarray = predict_logits(
+            some, tiles, rows, views=1, batch_size=4, device=CPU, precision=torch.float32
+        )  # type: ignore[arg-type]
         return found
 
     assert np.array_equal(predict(load_checkpoint(folder / "x.safetensors")[0]), predict(network))

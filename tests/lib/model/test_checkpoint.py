@@ -64,7 +64,9 @@ def test_a_network_comes_back_with_the_same_logits(path: Path, network: Classifi
 
 
 @pytest.mark.parametrize("knobs", [{}, {"pooling": "attention"}, {"backbone": "test_vit"}])
-def test_parameters_are_counted_without_statistics(tmp_path: Path, tiny: Config, knobs: dict[str, Any]) -> None:
+def test_parameters_are_counted_without_statistics(
+    tmp_path: Path, tiny: Config, knobs: dict[str, Any]
+) -> None:
     config = dataclasses.replace(tiny, **knobs)
     network = build_network(config)
     save_checkpoint(tmp_path / NAME, network, _identity(config))
@@ -77,11 +79,17 @@ def test_the_parameters_of_a_damaged_checkpoint_are_not_counted(tmp_path: Path) 
         count_parameters(tmp_path / NAME)
 
 
-def test_saving_twice_gives_the_same_bytes(path: Path, tmp_path: Path, network: Classifier, tiny: Config) -> None:
+def test_saving_twice_gives_the_same_bytes(
+    path: Path, tmp_path: Path, network: Classifier, tiny: Config
+) -> None:
     save_checkpoint(tmp_path / "again.safetensors", network, _identity(tiny))
     loaded, identity = load_checkpoint(path)
     save_checkpoint(tmp_path / "loaded.safetensors", loaded, identity)
-    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes() == (tmp_path / "loaded.safetensors").read_bytes()
+    assert (
+        (tmp_path / "again.safetensors").read_bytes()
+        == path.read_bytes()
+        == (tmp_path / "loaded.safetensors").read_bytes()
+    )
 
 
 def _refused(path: Path) -> str:
@@ -98,7 +106,9 @@ def test_a_cut_checkpoint_is_refused(path: Path, share: float) -> None:
     assert "damaged" in _refused(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors at all, but long enough to look at", b"\0" * 1000, b"\x80\x02}q\0."])
+@pytest.mark.parametrize(
+    "content", [b"", b"not safetensors at all, but long enough to look at", b"\0" * 1000, b"\x80\x02}q\0."]
+)
 def test_another_file_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert "damaged or no checkpoint" in _refused(path)
@@ -153,7 +163,9 @@ def test_an_identity_that_does_not_fit_is_refused(path: Path, tiny: Config, chan
 
 
 def test_a_backbone_that_this_timm_does_not_know_names_the_file(path: Path, tiny: Config) -> None:
-    _rewrite(path, dataclasses.asdict(_identity(dataclasses.replace(tiny, backbone="test_resnet_of_tomorrow"))))
+    _rewrite(
+        path, dataclasses.asdict(_identity(dataclasses.replace(tiny, backbone="test_resnet_of_tomorrow")))
+    )
     assert "test_resnet_of_tomorrow" in _refused(path)
 
 

@@ -31,7 +31,9 @@ def test_a_vector_is_the_mean_of_the_backbones_over_the_views(
     network = build_network(dataclasses.replace(CONFIG, backbone=backbone)).eval()
     tiles = random_tiles(5)
     found = embed_tiles(network, tiles, views=views, batch_size=2, devices=[CPU, CPU], precision="float32")
-    plain = timm.create_model(backbone, num_classes=0, **({"img_size": 64} if "vit" in backbone else {})).eval()
+    plain = timm.create_model(
+        backbone, num_classes=0, **({"img_size": 64} if "vit" in backbone else {})
+    ).eval()
     own = {k: v for k, v in network.backbone.state_dict().items() if not k.startswith(("head.", "fc."))}
     plain.load_state_dict(own, strict=True)
     images = network.normalise(network.resize(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255))
@@ -58,7 +60,8 @@ def test_the_head_of_the_mean_is_the_mean_of_the_heads(random_tiles: Callable[..
     tiles = random_tiles(4)
     embed = partial(embed_tiles, network, batch_size=4, devices=[CPU], precision="float32")
     turned = [
-        np.ascontiguousarray(transform(torch.from_numpy(tiles).permute(0, 3, 1, 2), v).permute(0, 2, 3, 1)) for v in range(8)
+        np.ascontiguousarray(transform(torch.from_numpy(tiles).permute(0, 3, 1, 2), v).permute(0, 2, 3, 1))
+        for v in range(8)
     ]
     each = np.mean([embed(some, views=1) @ weight for some in turned], axis=0)
     np.testing.assert_allclose(embed(tiles, views=8) @ weight, each, rtol=1e-4, atol=1e-4)
@@ -113,7 +116,11 @@ def test_numbers_that_overflowed_are_refused(random_tiles: Callable[..., np.ndar
         embed_tiles(network, random_tiles(2), views=1, batch_size=2, devices=[CPU], precision="float32")
 
 
-REFUSED = [({"members": 2}, "members = 1"), ({"pooling": "gem"}, "native, avg"), ({"weights": "none"}, "random numbers")]
+REFUSED = [
+    ({"members": 2}, "members = 1"),
+    ({"pooling": "gem"}, "native, avg"),
+    ({"weights": "none"}, "random numbers"),
+]
 
 
 @pytest.mark.parametrize(("knobs", "said"), REFUSED)

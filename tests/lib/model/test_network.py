@@ -87,7 +87,9 @@ def test_precision_on_a_cpu() -> None:
         choose_precision("float16", cpu)
 
 
-@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+)
 def test_auto_trusts_the_hardware_not_the_emulation(
     capability: tuple[int, int], wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,13 +117,18 @@ def test_a_tile_is_resized_as_pillow_resizes_it(tiny: Config, tissue: list[Path]
     found = network.resize(torch.from_numpy(tiles).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
     for tile, result in zip(tiles, found, strict=True):
         channels = [Image.fromarray(np.ascontiguousarray(tile[..., at])) for at in range(3)]
-        theirs = np.stack([np.asarray(channel.resize((size, size), Image.Resampling.BILINEAR)) for channel in channels], axis=2)
+        theirs = np.stack(
+            [np.asarray(channel.resize((size, size), Image.Resampling.BILINEAR)) for channel in channels],
+            axis=2,
+        )
         np.testing.assert_allclose(result, theirs, rtol=0, atol=2e-5)
         if size > 96:
             np.testing.assert_allclose(result, cv2.resize(tile, (size, size)), rtol=0, atol=2e-5)
 
 
-def test_the_logit_is_that_of_timms_network_after_torchvisions_normalisation(random_tiles: Callable[..., np.ndarray]) -> None:
+def test_the_logit_is_that_of_timms_network_after_torchvisions_normalisation(
+    random_tiles: Callable[..., np.ndarray],
+) -> None:
     images = torch.from_numpy(random_tiles(3)).permute(0, 3, 1, 2).float() / 255
     network = build_network(Config(backbone="resnet18.tv_in1k", weights="none")).eval()
     theirs = timm.create_model("resnet18.tv_in1k", num_classes=1).eval()
@@ -130,4 +137,6 @@ def test_the_logit_is_that_of_timms_network_after_torchvisions_normalisation(ran
     with torch.no_grad():
         wanted = theirs(normalize(images, preset.mean, preset.std)).squeeze(1)
         torch.testing.assert_close(network(images), wanted, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(network.normalise(images), normalize(images, preset.mean, preset.std), rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            network.normalise(images), normalize(images, preset.mean, preset.std), rtol=0, atol=2e-6
+        )

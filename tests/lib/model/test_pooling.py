@@ -23,8 +23,12 @@ def features(seed: int = 0, channels: int = 6, side: int = 5) -> torch.Tensor:
 
 def test_the_mean_and_the_maximum_are_those_of_timm() -> None:
     images = features()
-    assert torch.allclose(build_pool("avg", 6)(images), SelectAdaptivePool2d(pool_type="avg", flatten=True)(images))
-    assert torch.allclose(build_pool("avgmax", 6)(images), SelectAdaptivePool2d(pool_type="catavgmax", flatten=True)(images))
+    assert torch.allclose(
+        build_pool("avg", 6)(images), SelectAdaptivePool2d(pool_type="avg", flatten=True)(images)
+    )
+    assert torch.allclose(
+        build_pool("avgmax", 6)(images), SelectAdaptivePool2d(pool_type="catavgmax", flatten=True)(images)
+    )
 
 
 def test_the_generalised_mean_is_the_mean_for_one_and_nears_the_maximum() -> None:
@@ -71,7 +75,9 @@ def test_activations_above_40_survive_float16(name: str) -> None:
     images = 45 + 10 * features()
     pool = build_pool(name, 6)
     with torch.autocast("cpu", dtype=torch.float16):
-        found = PooledBackbone(_Given(), pool, channels=6 * int(pool.factor), drop_rate=0.0).pool(images.half())  # type: ignore[arg-type]
+        found = PooledBackbone(_Given(), pool, channels=6 * int(pool.factor), drop_rate=0.0).pool(
+            images.half()
+        )  # type: ignore[arg-type]
     assert found.dtype == torch.float32 and found.isfinite().all()
     assert torch.allclose(found, pool(images.half().float()), rtol=1e-3)
 
@@ -89,12 +95,20 @@ def test_the_head_computes_in_float32_whatever_the_backbone_does() -> None:
         logits = body((50 + features()).half())
     assert logits.dtype == torch.float32 and logits.isfinite().all() and logits.shape == (3, 1)
     logits.sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in body.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all() for parameter in body.parameters()
+    )
 
 
 @pytest.mark.parametrize(
     ("backbone", "size"),
-    [("test_resnet", 64), ("test_vit", 64), ("test_vit2", 64), ("swin_tiny_patch4_window7_224", 64), ("test_efficientnet", 64)],
+    [
+        ("test_resnet", 64),
+        ("test_vit", 64),
+        ("test_vit2", 64),
+        ("swin_tiny_patch4_window7_224", 64),
+        ("test_efficientnet", 64),
+    ],
 )
 def test_every_family_gives_a_map_with_the_tile_the_right_way_up(backbone: str, size: int) -> None:
     torch.manual_seed(0)
@@ -121,7 +135,9 @@ def test_a_pooled_network_comes_back_from_its_checkpoint(backbone: str, name: st
     torch.manual_seed(1)
     config = Config(backbone=backbone, input_size=64, weights="none", pooling=name, drop_rate=0.1)
     network = build_network(config).eval()
-    identity = Identity(experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
+    identity = Identity(
+        experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
+    )
     save_checkpoint(tmp_path / "x.safetensors", network, identity)
     images = torch.rand(2, 3, 96, 96)
     with torch.no_grad():

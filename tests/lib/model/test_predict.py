@@ -27,9 +27,13 @@ def network() -> Classifier:
     return build_network(Config(backbone="test_resnet", input_size=32, weights="none")).eval()
 
 
-def _predict(network: Classifier, tiles: np.ndarray, rows: Any, *, views: int = 1, batch_size: int = 4) -> np.ndarray:
+def _predict(
+    network: Classifier, tiles: np.ndarray, rows: Any, *, views: int = 1, batch_size: int = 4
+) -> np.ndarray:
     rows = np.asarray(rows, dtype=np.int64)
-    return predict_logits(network, tiles, rows, views=views, batch_size=batch_size, device=CPU, precision=torch.float32)
+    return predict_logits(
+        network, tiles, rows, views=views, batch_size=batch_size, device=CPU, precision=torch.float32
+    )
 
 
 @pytest.mark.parametrize("views", [1, 4, 8])
@@ -48,7 +52,9 @@ def test_the_mean_over_views_is_that_of_the_network(
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
 def test_tiles_are_predicted_in_the_stains_that_were_learnt_from(tissue: list[Path], method: str) -> None:
     torch.manual_seed(0)
-    network = build_network(Config(backbone="test_resnet", input_size=32, weights="none", stain_normalisation=method)).eval()
+    network = build_network(
+        Config(backbone="test_resnet", input_size=32, weights="none", stain_normalisation=method)
+    ).eval()
     tiles = np.stack([decode_tile(path.read_bytes()) for path in tissue])
     images = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
@@ -58,7 +64,9 @@ def test_tiles_are_predicted_in_the_stains_that_were_learnt_from(tissue: list[Pa
     assert np.abs(by_hand - as_they_are).max() > 1e-3
 
 
-def test_with_all_views_a_turned_tile_gets_the_same_logit(network: Classifier, random_tiles: Callable[..., np.ndarray]) -> None:
+def test_with_all_views_a_turned_tile_gets_the_same_logit(
+    network: Classifier, random_tiles: Callable[..., np.ndarray]
+) -> None:
     tile = random_tiles(1)[0]
     tiles = np.stack([np.rot90(each, turns) for each in (tile, tile[:, ::-1]) for turns in range(4)])
     eight, four, one = (_predict(network, tiles, range(8), views=views) for views in (8, 4, 1))
@@ -67,11 +75,15 @@ def test_with_all_views_a_turned_tile_gets_the_same_logit(network: Classifier, r
     assert np.ptp(one) > 1e-4
 
 
-def test_neither_batch_nor_order_changes_a_logit(network: Classifier, random_tiles: Callable[..., np.ndarray]) -> None:
+def test_neither_batch_nor_order_changes_a_logit(
+    network: Classifier, random_tiles: Callable[..., np.ndarray]
+) -> None:
     tiles = random_tiles(7)
     whole = _predict(network, tiles, range(7), batch_size=7)
     for batch_size in (1, 3, 100):
-        np.testing.assert_allclose(_predict(network, tiles, range(7), batch_size=batch_size), whole, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            _predict(network, tiles, range(7), batch_size=batch_size), whole, rtol=0, atol=1e-5
+        )
     rows = [5, 0, 5, 2]
     np.testing.assert_allclose(_predict(network, tiles, rows), whole[rows], rtol=0, atol=1e-5)
     assert len(_predict(network, tiles, [])) == 0
@@ -89,7 +101,9 @@ def test_the_mode_is_restored_and_the_weights_are_untouched(
     network.eval()
 
 
-def test_logits_that_are_no_numbers_are_counted(network: Classifier, random_tiles: Callable[..., np.ndarray]) -> None:
+def test_logits_that_are_no_numbers_are_counted(
+    network: Classifier, random_tiles: Callable[..., np.ndarray]
+) -> None:
     class Broken(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.tensor([float("nan"), 1.0, float("inf"), -1.0][: len(images)]).unsqueeze(-1)
@@ -99,7 +113,9 @@ def test_logits_that_are_no_numbers_are_counted(network: Classifier, random_tile
         _predict(broken, random_tiles(4), range(4))
 
 
-def test_several_members_in_one_pass_predict_what_each_predicts(random_tiles: Callable[..., np.ndarray]) -> None:
+def test_several_members_in_one_pass_predict_what_each_predicts(
+    random_tiles: Callable[..., np.ndarray],
+) -> None:
     tiles, networks = random_tiles(11), []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -127,7 +143,9 @@ def test_tiles_are_sent_once_for_all_members(
     assert sent == [6]
 
 
-def test_tiles_turned_one_by_one_by_pillow_give_the_same_logits(network: Classifier, tissue: list[Path]) -> None:
+def test_tiles_turned_one_by_one_by_pillow_give_the_same_logits(
+    network: Classifier, tissue: list[Path]
+) -> None:
     """The whole way from file to logit by other hands: Pillow opens, turns and mirrors, torchvision makes tensors and resizes."""
     tiles = np.stack([decode_tile(path.read_bytes()) for path in tissue])
     wanted = []

@@ -15,7 +15,9 @@ def side(network: torch.nn.Module, pixels: int = 64) -> int:
     return found.shape[-1]
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "resnet18", "densenet121", "seresnext26d_32x4d", "resnetv2_50"])
+@pytest.mark.parametrize(
+    "backbone", ["test_resnet", "resnet18", "densenet121", "seresnext26d_32x4d", "resnetv2_50"]
+)
 @pytest.mark.parametrize(("stem", "finer"), [("keep", 1), ("no_pool", 2), ("no_stride", 4)])
 def test_the_map_is_finer_and_the_weights_still_fit(backbone: str, stem: str, finer: int) -> None:
     plain, refined = (timm.create_model(backbone, num_classes=0) for _ in range(2))
@@ -41,4 +43,6 @@ def test_patches_are_not_refined(backbone: str) -> None:
 
 def test_the_config_decides() -> None:
     network = build_network(Config(backbone="test_resnet", input_size=64, weights="none", stem="no_pool"))
-    assert side(network.backbone) == 2 * side(build_network(Config(backbone="test_resnet", input_size=64)).backbone)
+    assert side(network.backbone) == 2 * side(
+        build_network(Config(backbone="test_resnet", input_size=64)).backbone
+    )

@@ -16,8 +16,8 @@ from lib.config import Config
 from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint
 from lib.model.network import NetworkError, build_network
 from lib.model.weights import WeightsError, check_weight_file, encoder_folder, find_weights
-from lib.run_record import RunRecord, RunRecordError, describe_files, write_run_record
-from lib.session import Parameters, PreflightError, Session
+from lib.runtime.run_record import RunRecord, RunRecordError, describe_files, write_run_record
+from lib.runtime.session import Parameters, PreflightError, Session
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,9 @@ def test_a_file_really_is_loaded(file: Path, source: torch.nn.Module, tiny: Conf
     assert not _same_but_for_the_classifier(build_network(tiny), source)
 
 
-def test_a_folder_of_the_weights_kernel_really_is_loaded(folder: Path, file: Path, source: torch.nn.Module, tiny: Config) -> None:
+def test_a_folder_of_the_weights_kernel_really_is_loaded(
+    folder: Path, file: Path, source: torch.nn.Module, tiny: Config
+) -> None:
     from_folder, from_file = build_network(tiny, folder=folder).eval(), build_network(tiny, file=file).eval()
     assert _same_but_for_the_classifier(from_folder, source)
     from_folder.backbone.fc.load_state_dict(from_file.backbone.fc.state_dict())  # its own is drawn anew
@@ -77,7 +79,9 @@ def test_a_folder_brings_its_own_preprocessing(folder: Path, tmp_path: Path, tin
     assert build_network(tiny, folder=moved).mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
-def test_a_file_without_a_classifier_is_good_enough(file: Path, source: torch.nn.Module, tiny: Config) -> None:
+def test_a_file_without_a_classifier_is_good_enough(
+    file: Path, source: torch.nn.Module, tiny: Config
+) -> None:
     tensors = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("fc.")}
     save_file(tensors, file)
     check_weight_file(file, backbone=source, name="test_resnet")
@@ -86,7 +90,9 @@ def test_a_file_without_a_classifier_is_good_enough(file: Path, source: torch.nn
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet", "resnet18"])
 def test_the_file_of_another_backbone_is_refused(file: Path, backbone: str) -> None:
-    with pytest.raises(WeightsError, match=rf"(?s)encoder.safetensors does not hold the weights of {backbone}.*is missing"):
+    with pytest.raises(
+        WeightsError, match=rf"(?s)encoder.safetensors does not hold the weights of {backbone}.*is missing"
+    ):
         build_network(Config(backbone=backbone, input_size=64), file=file)
 
 
@@ -112,7 +118,9 @@ def test_a_cut_file_is_refused(file: Path, tiny: Config, length: int) -> None:
         build_network(tiny, file=file)
 
 
-def test_a_folder_that_contradicts_itself_or_is_empty_is_refused(folder: Path, tmp_path: Path, tiny: Config) -> None:
+def test_a_folder_that_contradicts_itself_or_is_empty_is_refused(
+    folder: Path, tmp_path: Path, tiny: Config
+) -> None:
     mixed, empty = tmp_path / "mixed", tmp_path / "empty"
     for each in (mixed, empty):
         each.mkdir()
@@ -139,7 +147,9 @@ def test_a_folder_that_contradicts_itself_or_is_empty_is_refused(folder: Path, t
         ({}, OSError("no network"), "not stated"),
     ],
 )
-def test_the_licence_is_what_timm_or_the_encoders_page_says(settings, card, said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_licence_is_what_timm_or_the_encoders_page_says(
+    settings, card, said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     from lib.model.weights import _licence
@@ -161,7 +171,9 @@ def test_the_licence_is_what_timm_or_the_encoders_page_says(settings, card, said
 def test_an_encoder_from_a_hub_needs_the_hub_never_again(folder: Path, tmp_path: Path, tiny: Config) -> None:
     config = dataclasses.replace(tiny, backbone="hf-hub:nobody/such-an-encoder", weights="timm")
     network = build_network(config, folder=folder).eval()
-    identity = Identity(experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict())
+    identity = Identity(
+        experiment="x", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
+    )
     save_checkpoint(tmp_path / "member.safetensors", network, identity)
     loaded, _ = load_checkpoint(tmp_path / "member.safetensors")
     images = torch.rand(3, 3, 96, 96)
@@ -203,7 +215,9 @@ def mounted(tmp_path: Path, folder: Path) -> Path:
     return output
 
 
-def test_weights_are_found_in_the_kernels_output_and_proved(mounted: Path, tmp_path: Path, tiny: Config) -> None:
+def test_weights_are_found_in_the_kernels_output_and_proved(
+    mounted: Path, tmp_path: Path, tiny: Config
+) -> None:
     config = dataclasses.replace(tiny, weights="timm")
     session = _session(tmp_path / "input", config)
     assert find_weights(session, config) == {"folder": mounted / "test_resnet"}

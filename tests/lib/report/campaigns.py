@@ -14,23 +14,32 @@ import pandas as pd
 from lib.config import Config
 from lib.data import prepared
 from lib.data.competition import data_id, read_competition
-from lib.data.exploration import describe_tiles, explore
+from lib.data.eda import describe_tiles, explore
 from lib.data.folds import fold_table_id, make_folds
 from lib.data.integrity import describe_integrity
 from lib.data.splits import describe_splits
-from lib.metrics import auc, probability
+from lib.evaluation.metrics import auc, probability
 from lib.report.document import Report
 from lib.report.figures import brightness_histogram
-from lib.run_record import RunRecord, describe_files, read_run_record, write_run_record
-from lib.session import Parameters, Session
+from lib.runtime.run_record import RunRecord, describe_files, read_run_record, write_run_record
+from lib.runtime.session import Parameters, Session
 
 FIGURES = [prepared.SHEET, prepared.BRIGHTNESS, prepared.FOCUS, prepared.OUTLIERS]
 FIGURES += [prepared.GROUPS, prepared.GROUP_STAINS, prepared.STAINS, prepared.SPLITS]
 TILES = 24  # that a fold keeps to look at
-KNOBS: dict[str, Any] = {"folds": 3, "stain_groups": 12, "epochs": 4, "backbone": "test_resnet", "weights": "none", "members": 2}
+KNOBS: dict[str, Any] = {
+    "folds": 3,
+    "stain_groups": 12,
+    "epochs": 4,
+    "backbone": "test_resnet",
+    "weights": "none",
+    "members": 2,
+}
 EXPERIMENTS = {
     "smoke": Config(**KNOBS),
-    "grouped-1a2b3c": Config(**KNOBS | {"split": "stain", "backbone": "test_vit", "members": 1, "weights": "pretrain"}),
+    "grouped-1a2b3c": Config(
+        **KNOBS | {"split": "stain", "backbone": "test_vit", "members": 1, "weights": "pretrain"}
+    ),
 }
 
 
@@ -42,7 +51,9 @@ def session_of(
     config = more.pop("config", Config(**KNOBS))
     configs = tuple(config for _ in experiments)
     place = more.pop("place", "local")
-    parameters = Parameters(kind=kind, slug=f"hcd-{kind}", experiments=experiments, configs=configs, owner="someone", **more)
+    parameters = Parameters(
+        kind=kind, slug=f"hcd-{kind}", experiments=experiments, configs=configs, owner="someone", **more
+    )
     return Session(parameters=parameters, input=root, working=working, place=place)
 
 
@@ -62,13 +73,17 @@ def write_prepare(competition: Path, folder: Path) -> None:
     index = prepared.index_table(read, train.features, config, None)
     results = {name: result for name, (_, result) in stores.items()}
     eda = {
-        "integrity": describe_integrity(read, {builders[name].part: store for name, store in results.items()}),
+        "integrity": describe_integrity(
+            read, {builders[name].part: store for name, store in results.items()}
+        ),
         **explore(index, train, test, results, config, test_ids=read.test_ids),
         "splits": describe_splits(index, number=config.folds, seed=config.seed),
     }
     for name in FIGURES:
         brightness_histogram(train.means, index["label"].to_numpy(), folder / name)
-    names = prepared.publish(folder, competition=read, index=index, eda=eda, builders=builders, figures=FIGURES)
+    names = prepared.publish(
+        folder, competition=read, index=index, eda=eda, builders=builders, figures=FIGURES
+    )
     session_of(folder, folder, kind="prepare", place="rehearsal").leave(
         names, data_id=data_id(index), label_set=[0, 1], scores={"eda": eda}
     )
@@ -84,8 +99,19 @@ def seal(folder: Path, kind: str, files: dict[str, str | bytes | np.ndarray], **
             np.save(folder / name, content)
         else:
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    base: dict[str, Any] = {"experiment": "", "config": {}, "push_id": f"push-{folder.name}", "bundle_id": "b" * 64}
-    base |= {"git_commit": "c" * 40, "data_id": "", "devices": ["CPU"], "seconds": {"total": 12.5}, "complete": True}
+    base: dict[str, Any] = {
+        "experiment": "",
+        "config": {},
+        "push_id": f"push-{folder.name}",
+        "bundle_id": "b" * 64,
+    }
+    base |= {
+        "git_commit": "c" * 40,
+        "data_id": "",
+        "devices": ["CPU"],
+        "seconds": {"total": 12.5},
+        "complete": True,
+    }
     files_of = describe_files(folder, dict.fromkeys(files, True))
     write_run_record(folder, RunRecord(kind=kind, files=files_of, **(base | fields)))
 
@@ -138,7 +164,8 @@ def write_fold(
         files[f"oof-{fold}-member-{member}.csv"] = text
         chances.append(probability(logits))
         lines: list[dict[str, Any]] = [
-            {"epoch": e, "loss": 0.7 / e + 0.01 * fold + 0.02 * member, "learning_rate": 1e-3, "skipped": 0} for e in range(1, 5)
+            {"epoch": e, "loss": 0.7 / e + 0.01 * fold + 0.02 * member, "learning_rate": 1e-3, "skipped": 0}
+            for e in range(1, 5)
         ]
         lines[1] |= {"validation_auc": 0.7}
         lines[3] |= {"validation_auc": 0.8}
@@ -146,10 +173,15 @@ def write_fold(
             lines = [{"penalty": 0.01, "validation_auc": 0.8}]
         files[f"history-{fold}-member-{member}.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines)
     mean = np.mean(chances, axis=0)
-    found: dict[str, Any] = {"fold": {"auc": auc(labels, mean)}, "members": [{"auc": auc(labels, each)} for each in chances]}
+    found: dict[str, Any] = {
+        "fold": {"auc": auc(labels, mean)},
+        "members": [{"auc": auc(labels, each)} for each in chances],
+    }
     found["parameters_millions"] = 0.372785
     if cases:
-        kept, found["explained"] = _cases(index["id"].to_numpy()[inside], labels, mean, np.flatnonzero(inside), data, fold)
+        kept, found["explained"] = _cases(
+            index["id"].to_numpy()[inside], labels, mean, np.flatnonzero(inside), data, fold
+        )
         files |= kept
     if config.weights == "pretrain" or config.pseudo_labels:
         found["transductive"] = True
@@ -179,12 +211,24 @@ def _cases(
     maps /= maps.sum(axis=(1, 2), keepdims=True)
     maps[0] = 0
     shares = maps[:, 32:64, 32:64].sum(axis=(1, 2))
-    table = pd.DataFrame({"id": ids[picked], "label": labels[picked], "probability": chances[picked], "kind": kinds})
+    table = pd.DataFrame(
+        {"id": ids[picked], "label": labels[picked], "probability": chances[picked], "kind": kinds}
+    )
     table["share_in_centre"] = shares
-    files = {f"cases-{fold}.csv": table.to_csv(index=False), f"cases-{fold}-tiles.npy": np.asarray(tiles[rows[picked]])}
+    files = {
+        f"cases-{fold}.csv": table.to_csv(index=False),
+        f"cases-{fold}-tiles.npy": np.asarray(tiles[rows[picked]]),
+    }
     quartiles = np.quantile(shares[1:], (0.25, 0.5, 0.75))
-    share = {"mean": float(shares[1:].mean())} | dict(zip(("q25", "median", "q75"), map(float, quartiles), strict=True))
-    explained = {"method": "grad-cam", "tiles": len(picked) - 1, "share_in_centre": share, "uniform_share": 1 / 9}
+    share = {"mean": float(shares[1:].mean())} | dict(
+        zip(("q25", "median", "q75"), map(float, quartiles), strict=True)
+    )
+    explained = {
+        "method": "grad-cam",
+        "tiles": len(picked) - 1,
+        "share_in_centre": share,
+        "uniform_share": 1 / 9,
+    }
     return files | {f"cases-{fold}-maps.npy": maps.astype(np.float32)}, explained
 
 
@@ -199,7 +243,9 @@ def write_inference(folder: Path, data: Path, members: dict[str, float], *, expe
     """
     ids = pd.read_csv(data / "index-test.csv", dtype={"id": str})["id"]
     base = np.random.default_rng(1).standard_normal(len(ids)) * 2
-    logits = pd.DataFrame({n: base + 0.4 * np.random.default_rng(at).standard_normal(len(ids)) for at, n in enumerate(members)})
+    logits = pd.DataFrame(
+        {n: base + 0.4 * np.random.default_rng(at).standard_normal(len(ids)) for at, n in enumerate(members)}
+    )
     values = logits.apply(probability)
     rows = [
         {
@@ -218,7 +264,9 @@ def write_inference(folder: Path, data: Path, members: dict[str, float], *, expe
         "correlations.csv": values.corr(method="spearman").to_csv(),
         "submission.csv": submission,
     }
-    seal(folder, "inference", files, experiment=experiment, scores={"members": len(members), "average": "mean"})
+    seal(
+        folder, "inference", files, experiment=experiment, scores={"members": len(members), "average": "mean"}
+    )
     return hashlib.sha256(submission.encode()).hexdigest()
 
 
@@ -237,5 +285,11 @@ def write_campaign(root: Path, data: Path, experiments: dict[str, Config]) -> st
 
 def leaderboard(sha256: str = "", *, judge: str = "the loopback Kaggle", **scores: Any) -> dict[str, Any]:
     """leaderboard.json as the launcher writes it, as far as the report reads it."""
-    sent = {"ref": 5000, "sha256": sha256, "public_auc": 0.9, "private_auc": 0.91, "at": "2026-11-24T12:00:00+00:00"} | scores
+    sent = {
+        "ref": 5000,
+        "sha256": sha256,
+        "public_auc": 0.9,
+        "private_auc": 0.91,
+        "at": "2026-11-24T12:00:00+00:00",
+    } | scores
     return {"judge": judge, "submission": sent, "campaign": {"name": "smoke"}}

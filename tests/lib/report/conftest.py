@@ -17,7 +17,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     try:
         competition = request.getfixturevalue("real_tiles")
     except pytest.skip.Exception:
-        from launch.rehearsal.competition import write_competition
+        from launch.emulator.synthetic_tiles import write_competition
 
         competition = folder / "competition"
         write_competition(competition, labelled=480, unlabelled=120, seed=1)
@@ -52,7 +52,9 @@ def one_experiment(campaign: Path, prepared: Path, tmp_path: Path) -> Callable[.
         for part in parts:
             if part == "prepare":
                 names = ("index-train.csv", "index-test.csv")
-                shutil.copytree(prepared, root / "hcd-prepare", ignore=shutil.ignore_patterns("tiles-*.npy", "input-of-*"))
+                shutil.copytree(
+                    prepared, root / "hcd-prepare", ignore=shutil.ignore_patterns("tiles-*.npy", "input-of-*")
+                )
                 assert all((root / "hcd-prepare" / name).is_file() for name in names)
             else:
                 shutil.copytree(campaign / f"hcd-{part}", root / f"hcd-{part}")

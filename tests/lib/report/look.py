@@ -14,7 +14,9 @@ def main() -> None:
     page_file, browser_file, *widths = sys.argv[1:]
     seen = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=browser_file, args=["--no-sandbox", "--disable-gpu"]
+        )
         for width in map(int, widths):
             page = browser.new_page(viewport={"width": width, "height": 900})
             said: list[str] = []
@@ -30,7 +32,9 @@ def main() -> None:
                     "inner": page.evaluate("innerWidth"),
                     "scroll": page.evaluate("document.documentElement.scrollWidth"),
                     "images": page.evaluate("document.images.length"),
-                    "blank": page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length"),
+                    "blank": page.evaluate(
+                        "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+                    ),
                     "outside": page.evaluate(
                         "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && "
                         "e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.tagName)"

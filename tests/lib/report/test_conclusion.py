@@ -7,7 +7,15 @@ import pytest
 
 from lib.report.conclusion import conclude, unknowns
 
-FOLD = {"tiles": 500, "positives": 200, "low": 0.9, "high": 0.97, "f1_at_half": 0.8, "threshold": 0.4, "f1_at_threshold": 0.8}
+FOLD = {
+    "tiles": 500,
+    "positives": 200,
+    "low": 0.9,
+    "high": 0.97,
+    "f1_at_half": 0.8,
+    "threshold": 0.4,
+    "f1_at_threshold": 0.8,
+}
 EXPERIMENT: dict[str, Any] = {
     "backbone": "resnet34",
     "split": "stain",
@@ -47,7 +55,9 @@ NUMBERS: dict[str, Any] = {
 SCORE = {"judge": "Kaggle", "public": 0.9612, "private": 0.9587}
 
 
-def numbers(*, one: dict[str, Any] | None = None, other: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+def numbers(
+    *, one: dict[str, Any] | None = None, other: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
     """NUMBERS with changes, and perhaps with a second experiment that differs from the first as said."""
     found = copy.deepcopy(NUMBERS)
     found["experiments"]["one"].update(one or {})
@@ -131,8 +141,14 @@ def test_a_share_of_the_attribution_is_held_against_an_even_map() -> None:
     ("changes", "there"),
     [
         ({"leaderboard": None}, "no submission of this campaign has one here"),
-        ({"leaderboard": SCORE | {"judge": "the loopback Kaggle"}}, "The score on Kaggle: what is shown is a rehearsal"),
-        ({"leaderboard": SCORE | {"public": None, "private": None}}, "Kaggle took the submission and gave none"),
+        (
+            {"leaderboard": SCORE | {"judge": "the loopback Kaggle"}},
+            "The score on Kaggle: what is shown is a rehearsal",
+        ),
+        (
+            {"leaderboard": SCORE | {"public": None, "private": None}},
+            "Kaggle took the submission and gave none",
+        ),
         ({"leaderboard": SCORE, "place": "rehearsal"}, "made in a rehearsal"),
         ({"is_full": False, "labelled": 600, "test_tiles": 150}, "600 labelled and 150 test tiles, a part"),
         ({"has_inference": False}, "How the test tiles are predicted"),
@@ -148,7 +164,10 @@ def test_a_share_of_the_attribution_is_held_against_an_even_map() -> None:
         ({"searches": 0}, "no search was made"),
         ({"rehearsal": ["Its tiles were drawn."]}, "Its tiles were drawn."),
         ({"problems": ["x"]}, "What 1 output held that could not be used"),
-        ({"failed": {"two": "no fold of it is among the inputs"}}, "How two scores: no fold of it is among the inputs"),
+        (
+            {"failed": {"two": "no fold of it is among the inputs"}},
+            "How two scores: no fold of it is among the inputs",
+        ),
         ({"experiments": {}}, "no fold of any experiment could be scored"),
     ],
 )
@@ -169,7 +188,10 @@ def test_of_nothing_nothing_follows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "chance"), [([0.42, 0.71], True), ([0.5, 0.6], True), ([0.51, 0.9], False), ([None, None], False)]
+    ("interval", "chance"),
+    [([0.42, 0.71], True), ([0.5, 0.6], True), ([0.51, 0.9], False), ([None, None], False)],
 )
-def test_a_score_whose_interval_holds_a_half_is_not_told_from_chance(interval: list[float | None], chance: bool) -> None:
+def test_a_score_whose_interval_holds_a_half_is_not_told_from_chance(
+    interval: list[float | None], chance: bool
+) -> None:
     assert ("one cannot be told from chance" in said(one={"auc": 0.57, "interval_95": interval})) is chance

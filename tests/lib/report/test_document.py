@@ -40,7 +40,9 @@ SECTIONS = [
 
 def texts(section: Section) -> str:
     """All that a section says, tables included."""
-    return re.sub(r"<style>.*?</style>|<[^>]+>", " ", section._repr_html_(), flags=re.DOTALL).replace("&#39;", "'")
+    return re.sub(r"<style>.*?</style>|<[^>]+>", " ", section._repr_html_(), flags=re.DOTALL).replace(
+        "&#39;", "'"
+    )
 
 
 def notes(section: Section) -> str:
@@ -52,7 +54,9 @@ def recomputed(root: Path, experiment: str, config: Config) -> pd.DataFrame:
     parts = []
     for fold in range(config.folds):
         tables = [
-            pd.read_csv(root / f"hcd-{experiment}-fold-{fold}" / f"oof-{fold}-member-{member}.csv").set_index("id")
+            pd.read_csv(root / f"hcd-{experiment}-fold-{fold}" / f"oof-{fold}-member-{member}.csv").set_index(
+                "id"
+            )
             for member in range(config.members)
         ]
         mean = sum(1 / (1 + np.exp(-table["logit"])) for table in tables) / config.members
@@ -97,7 +101,9 @@ def test_the_interval_resamples_whole_groups(written, campaign: Path) -> None:
     names, rows = np.unique(table["stain_group"], return_inverse=True)
     draw, values = np.random.default_rng(0), []
     for _ in range(1000):
-        picked = np.concatenate([np.flatnonzero(rows == at) for at in draw.integers(0, len(names), len(names))])
+        picked = np.concatenate(
+            [np.flatnonzero(rows == at) for at in draw.integers(0, len(names), len(names))]
+        )
         if len(set(labels[picked])) == 2:
             values.append(metrics.roc_auc_score(labels[picked], scores[picked]))
     found = report.gathered.numbers["experiments"]["smoke"]["interval_95"]
@@ -108,7 +114,9 @@ def test_the_mean_of_experiments_is_recomputed_too(written, campaign: Path) -> N
     report, _, _ = written
     one, other = (recomputed(campaign, name, config) for name, config in EXPERIMENTS.items())
     mean = (one["score"] + other["score"].reindex(one.index)) / 2
-    assert report.gathered.numbers["together"]["auc"] == pytest.approx(metrics.roc_auc_score(one["label"], mean), abs=1e-9)
+    assert report.gathered.numbers["together"]["auc"] == pytest.approx(
+        metrics.roc_auc_score(one["label"], mean), abs=1e-9
+    )
 
 
 def test_what_is_shown_is_what_was_computed(written) -> None:
@@ -116,19 +124,39 @@ def test_what_is_shown_is_what_was_computed(written) -> None:
     page = (folder / PAGE).read_text()
     for experiment, found in report.gathered.numbers["experiments"].items():
         assert f"{found['auc']:.4f}" in texts(report.results())
-        [table] = [b for b in report.results().blocks if isinstance(b, Table) and b.caption.startswith(f"{experiment}:")]
+        [table] = [
+            b
+            for b in report.results().blocks
+            if isinstance(b, Table) and b.caption.startswith(f"{experiment}:")
+        ]
         shown = [row[3] for row in table.rows]
         assert shown == [f"{row['auc']:.4f}" for row in found["folds"]] + [f"{found['auc']:.4f}"]
         matrix = found["confusion_at_thresholds"]
         assert f"TN {matrix[0][0]:,}, FP {matrix[0][1]:,}, FN {matrix[1][0]:,}, TP {matrix[1][1]:,}" in page
-    assert f"{max(found['auc'] for found in report.gathered.numbers['experiments'].values()):.4f}" in texts(report.conclusion())
+    assert f"{max(found['auc'] for found in report.gathered.numbers['experiments'].values()):.4f}" in texts(
+        report.conclusion()
+    )
     assert all(section._repr_html_().count("<h2") == 1 for section in report.sections())
-    assert [section.name for section in report.sections()] == SECTIONS == [getattr(report, name)().name for name in SECTIONS]
+    assert (
+        [section.name for section in report.sections()]
+        == SECTIONS
+        == [getattr(report, name)().name for name in SECTIONS]
+    )
 
 
 def test_transductive_and_optimistic_scores_are_marked_wherever_they_stand(written) -> None:
     report, _, _ = written
-    for name in ("models", "training", "results", "curves", "decisions", "calibration", "splits", "mistakes", "ensemble"):
+    for name in (
+        "models",
+        "training",
+        "results",
+        "curves",
+        "decisions",
+        "calibration",
+        "splits",
+        "mistakes",
+        "ensemble",
+    ):
         assert "transductive" in texts(report.section(name)), name
     for name in ("leaderboard", "conclusion"):
         assert "transductive" in texts(report.section(name)).lower(), name
@@ -182,11 +210,15 @@ def test_the_same_outputs_give_the_same_bytes(written, campaign: Path, tmp_path:
         assert [p.png for p in again.section(name).pictures] == [p.png for p in report.section(name).pictures]
 
 
-def test_names_from_files_cannot_become_markup(one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path) -> None:
+def test_names_from_files_cannot_become_markup(
+    one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
+) -> None:
     root = one_experiment("prepare")
     name = "<script>alert(1)</script>/../x"
     for fold in range(3):
-        campaigns.write_fold(root / f"fold-{fold}", prepared, name, Config(**campaigns.KNOBS), fold, cases=False)
+        campaigns.write_fold(
+            root / f"fold-{fold}", prepared, name, Config(**campaigns.KNOBS), fold, cases=False
+        )
     report = campaigns.report_of(root, tmp_path / "out", facts={"campaign": "<b>bold</b>"})
     section = report.decisions()
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+\.png", picture.name) for picture in section.pictures)
@@ -213,10 +245,14 @@ def test_nothing_at_all(tmp_path: Path) -> None:
     assert report.write(tmp_path / "working") == {PAGE: True, NUMBERS: True}
 
 
-def test_one_fold_has_neither_a_tuned_threshold_nor_a_calibration(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+def test_one_fold_has_neither_a_tuned_threshold_nor_a_calibration(
+    one_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
     report, said = all_sections(one_experiment("prepare", "smoke-fold-1"), tmp_path)
     assert "2 folds of 3 missing" in notes(report.results())
-    assert "No tuned threshold" in notes(report.decisions()) and "No calibration" in notes(report.calibration())
+    assert "No tuned threshold" in notes(report.decisions()) and "No calibration" in notes(
+        report.calibration()
+    )
     assert not report.calibration().pictures
     assert "how the other 2 folds would score" in said and "both need a second fold" in said
     assert "no usable output of an inference kernel" in notes(report.ensemble())
@@ -232,7 +268,9 @@ def test_without_prepare_there_are_scores_and_no_intervals(
     table = recomputed(campaign, "smoke", EXPERIMENTS["smoke"])
     wanted = metrics.roc_auc_score(table["label"], table["score"])
     assert report.gathered.numbers["experiments"]["smoke"]["auc"] == pytest.approx(wanted, abs=1e-9)
-    assert "No intervals" in notes(report.results()) and report.gathered.numbers["experiments"]["smoke"]["interval_95"] == [
+    assert "No intervals" in notes(report.results()) and report.gathered.numbers["experiments"]["smoke"][
+        "interval_95"
+    ] == [
         None,
         None,
     ]
@@ -254,7 +292,9 @@ def test_a_damaged_fold_is_named_and_left_out(one_experiment: Callable[..., Path
     assert "What 1 output held that could not be used" in said
 
 
-def test_a_record_that_is_no_json_and_a_fold_that_is_there_twice(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_record_that_is_no_json_and_a_fold_that_is_there_twice(
+    one_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
     import shutil
 
     root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
@@ -289,7 +329,9 @@ def rewrite_fold(root: Path, fold: int, change: Callable[[pd.DataFrame], pd.Data
     campaigns.seal(folder, "train", files, **kept)
 
 
-def test_a_fold_with_one_class_has_no_auc_and_the_rest_has(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_fold_with_one_class_has_no_auc_and_the_rest_has(
+    one_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
     root = one_experiment("smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
     rewrite_fold(root, 1, lambda table: table[table["label"] == 0])
     report = campaigns.report_of(root, tmp_path / "working")
@@ -307,7 +349,9 @@ def test_one_class_everywhere_cannot_be_scored(one_experiment: Callable[..., Pat
     assert "Any score: no fold of any experiment could be scored" in said
 
 
-def test_labels_that_contradict_the_index_are_refused(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+def test_labels_that_contradict_the_index_are_refused(
+    one_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
     root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1")
     rewrite_fold(root, 0, lambda table: table.assign(label=1 - table["label"]))
     report = campaigns.report_of(root, tmp_path / "working")
@@ -328,26 +372,44 @@ def test_an_older_run_without_cases_and_counts_says_so(
     config = Config(**campaigns.KNOBS | {"members": 1})
     for fold in range(2):
         campaigns.write_fold(
-            root / f"fold-{fold}", prepared, "smoke", config, fold, cases=False, scores={"parameters_millions": None}
+            root / f"fold-{fold}",
+            prepared,
+            "smoke",
+            config,
+            fold,
+            cases=False,
+            scores={"parameters_millions": None},
         )
     report = campaigns.report_of(root, tmp_path / "working")
     said = texts(report.conclusion())
     assert not report.mistakes().pictures and not report.explanations().pictures
     assert "Pictures are missing of fold 0, 1" in notes(report.mistakes())
-    assert any(isinstance(block, Table) for block in report.mistakes().blocks)  # the tiles are named all the same
-    assert "the run left none" in notes(report.explanations()) and "the run did not record them" in notes(report.models())
+    assert any(
+        isinstance(block, Table) for block in report.mistakes().blocks
+    )  # the tiles are named all the same
+    assert "the run left none" in notes(report.explanations()) and "the run did not record them" in notes(
+        report.models()
+    )
     assert "how much of what its networks look at lies in the centre" in said
 
 
-def test_why_there_is_no_map_is_said(one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path) -> None:
+def test_why_there_is_no_map_is_said(
+    one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
+) -> None:
     root = one_experiment("prepare")
     why = {"explained": {"missing": "Linear has no feature map to explain"}}
     for fold in range(2):
-        campaigns.write_fold(root / f"fold-{fold}", prepared, "smoke", Config(**campaigns.KNOBS), fold, cases=False, scores=why)
-    assert "Linear has no feature map to explain" in notes(campaigns.report_of(root, tmp_path / "out").explanations())
+        campaigns.write_fold(
+            root / f"fold-{fold}", prepared, "smoke", Config(**campaigns.KNOBS), fold, cases=False, scores=why
+        )
+    assert "Linear has no feature map to explain" in notes(
+        campaigns.report_of(root, tmp_path / "out").explanations()
+    )
 
 
-def test_a_frozen_encoder_has_no_training_curve(one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path) -> None:
+def test_a_frozen_encoder_has_no_training_curve(
+    one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
+) -> None:
     root = one_experiment("prepare")
     config = Config(**campaigns.KNOBS | {"members": 1, "tune": "head", "weights": "timm"})
     for fold in range(2):
@@ -367,7 +429,9 @@ def test_a_frozen_encoder_has_no_training_curve(one_experiment: Callable[..., Pa
         ("trial,learning_rate,auc\n", "finished no trial"),
     ],
 )
-def test_a_search_is_shown_row_by_row(one_experiment: Callable[..., Path], tmp_path: Path, text: str, wanted: str) -> None:
+def test_a_search_is_shown_row_by_row(
+    one_experiment: Callable[..., Path], tmp_path: Path, text: str, wanted: str
+) -> None:
     root = one_experiment("prepare")
     campaigns.seal(root / "search", "search", {"search.csv": text}, experiment="smoke")
     section = campaigns.report_of(root, tmp_path / "out").search()
@@ -378,11 +442,15 @@ def test_a_search_is_shown_row_by_row(one_experiment: Callable[..., Path], tmp_p
     )
 
 
-def test_a_submission_without_a_list_of_members(one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path) -> None:
+def test_a_submission_without_a_list_of_members(
+    one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
+) -> None:
     root = one_experiment("prepare")
     ids = pd.read_csv(prepared / "index-test.csv")["id"]
     campaigns.seal(
-        root / "inference", "inference", {"submission.csv": pd.DataFrame({"id": ids, "label": 0.3}).to_csv(index=False)}
+        root / "inference",
+        "inference",
+        {"submission.csv": pd.DataFrame({"id": ids, "label": 0.3}).to_csv(index=False)},
     )
     section = campaigns.report_of(root, tmp_path / "out").ensemble()
     assert "ensemble.csv is missing" in notes(section) and "0.0 % of them are 0.5 or more" in texts(section)
@@ -395,17 +463,31 @@ def test_whether_the_scored_file_is_the_one_at_hand(campaign: Path, tmp_path: Pa
 
     def said(**leaderboard: Any) -> str:
         facts = {"leaderboard": campaigns.leaderboard(**leaderboard)}
-        return texts(campaigns.report_of(campaign, tmp_path, experiments=("smoke",), facts=facts).leaderboard())
+        return texts(
+            campaigns.report_of(campaign, tmp_path, experiments=("smoke",), facts=facts).leaderboard()
+        )
 
     same, other = said(sha256=sha256, judge="Kaggle"), said(sha256="0" * 64)
     assert "is the submission.csv of this report" in same and "rehearsal" not in same
-    assert "is another one than the submission.csv" in other and "never comparable with Kaggle's leaderboard" in other
+    assert (
+        "is another one than the submission.csv" in other
+        and "never comparable with Kaggle's leaderboard" in other
+    )
     assert "gave no score" in said(public_auc=None, private_auc=None)
 
 
-def test_grouped_against_stratified_from_another_campaign(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+def test_grouped_against_stratified_from_another_campaign(
+    one_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
     root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1")
-    beside = {"name": "other", "experiment": "smoke-0a1b2c", "split": "stain", "pooled": 0.5, "interval": [0.4, 0.6], "folds": 3}
+    beside = {
+        "name": "other",
+        "experiment": "smoke-0a1b2c",
+        "split": "stain",
+        "pooled": 0.5,
+        "interval": [0.4, 0.6],
+        "folds": 3,
+    }
     report = campaigns.report_of(root, tmp_path / "one", facts={"beside": [beside]})
     gap = report.gathered.numbers["experiments"]["smoke"]["auc"] - 0.5
     assert f"a difference of {gap:+.4f}" in texts(report.splits())
@@ -420,17 +502,25 @@ def test_the_report_needs_no_torch() -> None:
     import sys
 
     code = "import sys, lib.report.document; print(sorted({'torch', 'timm', 'matplotlib.pyplot'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"
 
 
-def test_mistakes_of_a_network_without_maps_are_shown_all_the_same(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+def test_mistakes_of_a_network_without_maps_are_shown_all_the_same(
+    one_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
     root = one_experiment("smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
     before = campaigns.report_of(root, tmp_path / "before")
     for fold in range(3):
         folder = root / f"hcd-smoke-fold-{fold}"
         record = json.loads((folder / "run.json").read_text())
-        files = {name: (folder / name).read_bytes() for name in record.pop("files") if not name.endswith("-maps.npy")}
+        files = {
+            name: (folder / name).read_bytes()
+            for name in record.pop("files")
+            if not name.endswith("-maps.npy")
+        }
         kept = {key: value for key, value in record.items() if key not in ("kind", "format")}
         campaigns.seal(folder, "train", files, **kept)
     report = campaigns.report_of(root, tmp_path / "working")

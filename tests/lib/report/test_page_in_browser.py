@@ -20,7 +20,12 @@ _PYTHON = os.environ.get("HCD_BROWSER_PYTHON", sys.executable)
 
 def _has_playwright() -> bool:
     try:
-        return subprocess.run([_PYTHON, "-c", "import playwright.sync_api"], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(
+                [_PYTHON, "-c", "import playwright.sync_api"], capture_output=True, check=False
+            ).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -29,9 +34,18 @@ def test_every_figure_shows_and_nothing_overflows(written) -> None:
     if _CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine (apt-get install chromium)")
     if not _has_playwright():
-        pytest.skip(f"{_PYTHON} has no playwright (pip install playwright; or name a Python that has in HCD_BROWSER_PYTHON)")
+        pytest.skip(
+            f"{_PYTHON} has no playwright (pip install playwright; or name a Python that has in HCD_BROWSER_PYTHON)"
+        )
     _, folder, names = written
-    command = [_PYTHON, str(Path(__file__).with_name("look.py")), str(folder / PAGE), _CHROMIUM, "1280", "390"]
+    command = [
+        _PYTHON,
+        str(Path(__file__).with_name("look.py")),
+        str(folder / PAGE),
+        _CHROMIUM,
+        "1280",
+        "390",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -12,11 +12,13 @@ import torch
 import torch.distributed as dist
 
 from lib.config import config_from_dict
-from lib.training import budget, engine, fold
-from lib.training.budget import Budget
+from lib.training import epoch as engine
+from lib.training import fold
+from lib.training import time_budget as budget
+from lib.training.distributed import World
 from lib.training.fold import FoldTask, train_member
+from lib.training.time_budget import Budget
 from lib.training.workers import _meet, train_fold
-from lib.training.world import World
 
 
 def main() -> None:
@@ -58,7 +60,14 @@ def main() -> None:
             return steps[-1]
 
         fold.OptimizerStep = noted
-    train_member(task, 0, folder=folder, world=world, say=print if rank == 0 else (lambda text: None), replace=lambda: None)
+    train_member(
+        task,
+        0,
+        folder=folder,
+        world=world,
+        say=print if rank == 0 else (lambda text: None),
+        replace=lambda: None,
+    )
     if facts["what"] == "hurry":
         end = {"applied": steps[0].applied, "total": steps[0].total, "learning_rate": steps[0].learning_rate}
         (folder / f".end-{rank}.json").write_text(json.dumps(end))

@@ -11,7 +11,9 @@ from lib.config import Config
 from lib.training.fold import FoldTask
 
 
-def small_task(learnable: tuple[np.ndarray, pd.DataFrame], config: Config, *, fold: int = 1, **more: Any) -> FoldTask:
+def small_task(
+    learnable: tuple[np.ndarray, pd.DataFrame], config: Config, *, fold: int = 1, **more: Any
+) -> FoldTask:
     """One of three folds of the tiles that can be learnt."""
     tiles, index = learnable
     return FoldTask(

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from small import left_in, small_task, with_knobs
 
 from lib.config import Config
-from lib.metrics import auc
+from lib.evaluation.metrics import auc
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import build_network
 from lib.model.predict import predict_logits
 from lib.training import fold as module
-from lib.training.engine import TrainingError
+from lib.training.epoch import TrainingError
 from lib.training.fold import FoldTask
 from lib.training.workers import FoldInputError, clear_progress, train_fold
 
@@ -59,7 +59,11 @@ def _silent(text: str) -> None:
 
 
 def _train(
-    task: FoldTask, folder: Path, *, say: Callable[[str], None] = _silent, replace: Callable[[], None] = lambda: None
+    task: FoldTask,
+    folder: Path,
+    *,
+    say: Callable[[str], None] = _silent,
+    replace: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, bool], dict[str, Any]]:
     folder.mkdir(exist_ok=True)
     found = train_fold(task, folder=folder, devices=[CPU], say=say, replace=replace)
@@ -105,8 +109,14 @@ def test_a_fold_leaves_what_it_promises(task: FoldTask, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / FILES[1], dtype={"id": str})
     inside = task.index[task.folds == 1]
     assert list(table.columns) == ["id", "label", "logit"]
-    assert table["id"].tolist() == inside["id"].tolist() and table["label"].tolist() == inside["label"].tolist()
-    assert scores["fold"]["auc"] == scores["members"][0]["auc"] == pytest.approx(auc(table["label"], table["logit"]))
+    assert (
+        table["id"].tolist() == inside["id"].tolist() and table["label"].tolist() == inside["label"].tolist()
+    )
+    assert (
+        scores["fold"]["auc"]
+        == scores["members"][0]["auc"]
+        == pytest.approx(auc(table["label"], table["logit"]))
+    )
     lines = [json.loads(line) for line in (tmp_path / FILES[2]).read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert all(0 <= line["validation_auc"] <= 1 and line["loss"] > 0 for line in lines)
@@ -119,7 +129,9 @@ def test_the_logits_are_those_of_the_checkpoint(task: FoldTask, whole: Path) -> 
     network, identity = load_checkpoint(whole / FILES[0])
     assert identity == task.identity(0)
     rows = np.flatnonzero(task.folds == 1)
-    logits = predict_logits(network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32)
+    logits = predict_logits(
+        network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32
+    )
     written = pd.read_csv(whole / FILES[1])["logit"].to_numpy(dtype=np.float32)
     assert np.array_equal(written, logits)  # nine digits give back every float32
 
@@ -176,7 +188,9 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(task: FoldTask, tmp_path: Path, after: int) -> None:
+def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(
+    task: FoldTask, tmp_path: Path, after: int
+) -> None:
     turned = with_knobs(task, **EVERYTHING)
     _train(turned, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -188,15 +202,22 @@ def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(task
     assert left_in(tmp_path / "stopped") == left_in(tmp_path / "whole")
     network, _ = load_checkpoint(tmp_path / "whole" / FILES[0])
     rows = np.flatnonzero(task.folds == 1)
-    logits = predict_logits(network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32)
-    assert np.array_equal(pd.read_csv(tmp_path / "whole" / FILES[1])["logit"].to_numpy(dtype=np.float32), logits)
+    logits = predict_logits(
+        network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32
+    )
+    assert np.array_equal(
+        pd.read_csv(tmp_path / "whole" / FILES[1])["logit"].to_numpy(dtype=np.float32), logits
+    )
 
 
 def test_the_average_predicts_and_not_the_last_weights(task: FoldTask, whole: Path, tmp_path: Path) -> None:
     _train(with_knobs(task, ema=0.5), tmp_path / "averaged")
     averaged, _ = load_checkpoint(tmp_path / "averaged" / FILES[0])
     last, _ = load_checkpoint(whole / FILES[0])
-    assert any(not torch.equal(own, other) for own, other in zip(averaged.parameters(), last.parameters(), strict=True))
+    assert any(
+        not torch.equal(own, other)
+        for own, other in zip(averaged.parameters(), last.parameters(), strict=True)
+    )
     histories = [(folder / FILES[2]).read_text() for folder in (tmp_path / "averaged", whole)]
     losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in histories]
     assert losses[0] == losses[1]  # the average looks on: the training is the same
@@ -270,7 +291,9 @@ def test_a_fold_stopped_while_writing_its_files_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("length", [0, 7, 5000, -1])
-def test_a_damaged_state_is_thrown_away(task: FoldTask, whole: Path, tmp_path: Path, epochs: list[int], length: int) -> None:
+def test_a_damaged_state_is_thrown_away(
+    task: FoldTask, whole: Path, tmp_path: Path, epochs: list[int], length: int
+) -> None:
     folder = tmp_path / "stopped"
     with pytest.raises(Killed):
         _train(task, folder, say=_kill_at("epoch 3 of 3"))
@@ -363,7 +386,9 @@ def test_a_folder_with_another_preprocessing_is_another_plan(task: FoldTask, tmp
     assert plans[0] != plans[1]
 
 
-def test_a_lost_loss_leaves_what_was_there(task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_loss_leaves_what_was_there(
+    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "fold"
     _train(task, folder)
     clear_progress(folder, task)
@@ -383,7 +408,9 @@ def test_a_lost_loss_leaves_what_was_there(task: FoldTask, tmp_path: Path, monke
 
 
 def test_the_rate_ends_at_nothing_also_where_tiles_are_left_over(task: FoldTask, tmp_path: Path) -> None:
-    lone = dataclasses.replace(task, folds=np.where(np.arange(36) < 11, 1, 0))  # 25 to learn from, in batches of 8
+    lone = dataclasses.replace(
+        task, folds=np.where(np.arange(36) < 11, 1, 0)
+    )  # 25 to learn from, in batches of 8
     _train(lone, tmp_path)
     last = json.loads((tmp_path / FILES[2]).read_text().splitlines()[-1])
     assert last["learning_rate"] == pytest.approx(0, abs=1e-9)
@@ -392,7 +419,9 @@ def test_the_rate_ends_at_nothing_also_where_tiles_are_left_over(task: FoldTask,
 def test_members_and_folds_differ(task: FoldTask, whole: Path, tmp_path: Path) -> None:
     other = dataclasses.replace(task, fold=2)
     _train(other, tmp_path / "other")
-    assert (tmp_path / "other" / "fold-2-member-0.safetensors").read_bytes() != (whole / FILES[0]).read_bytes()
+    assert (tmp_path / "other" / "fold-2-member-0.safetensors").read_bytes() != (
+        whole / FILES[0]
+    ).read_bytes()
 
 
 def test_each_member_and_each_seed_trains_a_network_of_its_own(task: FoldTask, tmp_path: Path) -> None:
@@ -402,9 +431,16 @@ def test_each_member_and_each_seed_trains_a_network_of_its_own(task: FoldTask, t
     paths = [tmp_path / "two" / f"fold-1-member-{member}.safetensors" for member in (0, 1)]
     networks = [load_checkpoint(path)[0] for path in (*paths, tmp_path / "seeded" / FILES[0])]
     for one, other in itertools.combinations(networks, 2):
-        kernels = [(a.detach(), b.detach()) for a, b in zip(one.parameters(), other.parameters(), strict=True) if a.ndim > 1]
+        kernels = [
+            (a.detach(), b.detach())
+            for a, b in zip(one.parameters(), other.parameters(), strict=True)
+            if a.ndim > 1
+        ]
         # Not only trained otherwise: begun otherwise, so that nothing ties one to the other.
-        assert all(abs(float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])) < 0.5 for a, b in kernels)
+        assert all(
+            abs(float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])) < 0.5
+            for a, b in kernels
+        )
 
 
 @pytest.mark.parametrize("fold", [-1, 3])
@@ -417,10 +453,14 @@ def test_without_validation_only_the_log_is_shorter(task: FoldTask, whole: Path,
     _train(with_knobs(task, validate_every=0), tmp_path)
     lines = (tmp_path / FILES[2]).read_text()
     assert "validation_auc" not in lines
-    assert (tmp_path / FILES[1]).read_bytes() == (whole / FILES[1]).read_bytes()  # looking does not change training
+    assert (tmp_path / FILES[1]).read_bytes() == (
+        whole / FILES[1]
+    ).read_bytes()  # looking does not change training
 
 
 def test_training_learns(task: FoldTask, tmp_path: Path) -> None:
-    plain = with_knobs(task, epochs=12, balance="none", rotate="quarter", drop_rate=0.0, hue=0.0, learning_rate=1e-2)
+    plain = with_knobs(
+        task, epochs=12, balance="none", rotate="quarter", drop_rate=0.0, hue=0.0, learning_rate=1e-2
+    )
     _, scores = _train(plain, tmp_path)
     assert scores["fold"]["auc"] > 0.9

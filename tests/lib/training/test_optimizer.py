@@ -18,7 +18,9 @@ from lib.training.optimizer import OptimizerStep, build_optimizer, learning_rate
 
 @settings(max_examples=60, deadline=None)
 @given(total=st.integers(2, 400), share=st.floats(0, 0.9), peak=st.floats(1e-6, 1.0))
-def test_the_rate_climbs_in_a_line_and_falls_along_a_cosine_to_nothing(total: int, share: float, peak: float) -> None:
+def test_the_rate_climbs_in_a_line_and_falls_along_a_cosine_to_nothing(
+    total: int, share: float, peak: float
+) -> None:
     warmup = int(total * share)
     rates = [learning_rate_at(step, total=total, warmup=warmup, peak=peak) for step in range(total)]
     assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
@@ -45,8 +47,12 @@ def test_the_cosine_is_that_of_torch_and_of_timm(total: int, warmup: int) -> Non
     fall: Any = CosineAnnealingLR(optimizer, T_max=total - warmup)
     if warmup:
         climb = LinearLR(optimizer, start_factor=1 / warmup, total_iters=max(warmup - 1, 1))
-        fall = SequentialLR(optimizer, [climb, CosineAnnealingLR(optimizer, T_max=total - warmup)], milestones=[warmup])
-    by_timm = CosineLRScheduler(other, t_initial=total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False)
+        fall = SequentialLR(
+            optimizer, [climb, CosineAnnealingLR(optimizer, T_max=total - warmup)], milestones=[warmup]
+        )
+    by_timm = CosineLRScheduler(
+        other, t_initial=total - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False
+    )
     for step in range(total):
         rate = learning_rate_at(step, total=total, warmup=warmup, peak=0.3)
         assert rate == pytest.approx(fall.get_last_lr()[0], abs=1e-12)
@@ -69,7 +75,9 @@ def test_biases_and_norms_do_not_decay_and_every_parameter_is_in_one_group() -> 
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     decaying, exempt = ({names[id(parameter)] for parameter in group["params"]} for group in groups)
     assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.3, 0.0)
-    assert decaying | exempt == {name for name, parameter in network.named_parameters() if parameter is not first}
+    assert decaying | exempt == {
+        name for name, parameter in network.named_parameters() if parameter is not first
+    }
     assert not decaying & exempt
     assert all(name.endswith("weight") for name in decaying) and {"backbone.fc.weight"} <= decaying
     norms = {
@@ -85,13 +93,23 @@ def test_one_cycle_climbs_for_three_tenths_and_falls_to_nothing() -> None:
     config = Config(schedule="one_cycle", epochs=10)
     warmup = warmup_steps(config, steps=20)
     assert warmup == 60
-    rates = [learning_rate_at(step, total=200, warmup=warmup, peak=1.0, schedule="one_cycle") for step in range(201)]
-    assert rates[0] == pytest.approx(1 / 25) and rates[30] == pytest.approx((1 + 1 / 25) / 2) and rates[60] == 1.0
+    rates = [
+        learning_rate_at(step, total=200, warmup=warmup, peak=1.0, schedule="one_cycle")
+        for step in range(201)
+    ]
+    assert (
+        rates[0] == pytest.approx(1 / 25)
+        and rates[30] == pytest.approx((1 + 1 / 25) / 2)
+        and rates[60] == 1.0
+    )
     assert all(later > earlier for earlier, later in zip(rates[:60], rates[1:61], strict=True))
     assert all(later < earlier for earlier, later in zip(rates[60:200], rates[61:], strict=True))
     assert rates[200] == pytest.approx(0, abs=1e-12)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
-        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), max_lr=1.0, total_steps=201, pct_start=61 / 201
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0),
+        max_lr=1.0,
+        total_steps=201,
+        pct_start=61 / 201,
     )
     for rate in rates[:200]:
         assert theirs.get_last_lr()[0] == pytest.approx(rate, abs=1e-4)
@@ -102,8 +120,17 @@ def test_one_cycle_climbs_for_three_tenths_and_falls_to_nothing() -> None:
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
 @pytest.mark.parametrize("pooling", ["native", "gem"])
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])
-def test_with_layer_decay_each_layer_has_its_share_of_the_rate(backbone: str, pooling: str, layer_decay: float) -> None:
-    config = Config(backbone=backbone, input_size=64, weights="none", pooling=pooling, layer_decay=layer_decay, weight_decay=0.1)
+def test_with_layer_decay_each_layer_has_its_share_of_the_rate(
+    backbone: str, pooling: str, layer_decay: float
+) -> None:
+    config = Config(
+        backbone=backbone,
+        input_size=64,
+        weights="none",
+        pooling=pooling,
+        layer_decay=layer_decay,
+        weight_decay=0.1,
+    )
     network = build_network(config)
     optimizer = build_optimizer(network, config)
     scale, decay = {}, {}
@@ -117,7 +144,11 @@ def test_with_layer_decay_each_layer_has_its_share_of_the_rate(backbone: str, po
     plain = [name for name, parameter in network.named_parameters() if parameter.ndim <= 1]
     exempt = [name for name in names.values() if name.rsplit(".", 1)[-1] in ("pos_embed", "cls_token")]
     assert all((decay[name] == 0) == (name in plain or name in exempt) for name in names.values())
-    head = "backbone.head." if pooling != "native" else {"test_vit": "backbone.head.", "test_resnet": "backbone.fc."}[backbone]
+    head = (
+        "backbone.head."
+        if pooling != "native"
+        else {"test_vit": "backbone.head.", "test_resnet": "backbone.fc."}[backbone]
+    )
     first = next(name for name in names.values() if "conv1" in name or "patch_embed.proj.weight" in name)
     assert all(value == 1.0 for name, value in scale.items() if name.startswith(head))
     assert (scale[first] < 0.5) == (layer_decay < 1)
@@ -163,7 +194,10 @@ def test_a_scaled_step_is_the_unscaled_one(clip: float) -> None:
         step([network.loss(1e-3)])
         assert step.applied == 2
     assert _values(plain) == pytest.approx(_values(scaled), rel=1e-6)
-    moments = [torch.cat([state["exp_avg"].flatten() for state in step.optimizer.state.values()]).tolist() for step in steps]
+    moments = [
+        torch.cat([state["exp_avg"].flatten() for state in step.optimizer.state.values()]).tolist()
+        for step in steps
+    ]
     assert moments[0] == pytest.approx(moments[1], rel=1e-5)
 
 
@@ -176,7 +210,9 @@ def test_clipping_limits_the_norm_over_all_parameters() -> None:
     )
     step([network.loss()])
     assert seen[0].norm().item() == pytest.approx(0.5, rel=1e-4)
-    torch.testing.assert_close(seen[0] / seen[0].norm(), torch.tensor([3.0, 4.0, 2.0]) / math.sqrt(29), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        seen[0] / seen[0].norm(), torch.tensor([3.0, 4.0, 2.0]) / math.sqrt(29), rtol=0, atol=1e-5
+    )
 
 
 def test_without_clipping_the_gradient_is_as_it_is() -> None:

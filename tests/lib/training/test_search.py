@@ -16,14 +16,23 @@ import torch
 from small import small_task
 
 from lib.config import Config, parse_toml
-from lib.data.shared import SharedMemory
-from lib.metrics import auc, probability
+from lib.data.shared_memory import SharedMemory
+from lib.evaluation.metrics import auc, probability
 from lib.model.weights import WeightsError
 from lib.search_space import search_from_dict
 from lib.training import search as module
-from lib.training.engine import TrainingError
+from lib.training.epoch import TrainingError
 from lib.training.fold import FoldTask
-from lib.training.search import FAILED, FINISHED, NOT_RUN, Found, NoTrialError, SearchTask, run_search, write_search
+from lib.training.search import (
+    FAILED,
+    FINISHED,
+    NOT_RUN,
+    Found,
+    NoTrialError,
+    SearchTask,
+    run_search,
+    write_search,
+)
 from lib.training.workers import train_fold
 
 CPU = torch.device("cpu")
@@ -36,7 +45,16 @@ def template(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
     memory = SharedMemory()
     shared = memory.allocate(tiles.nbytes).reshape(tiles.shape)
     shared[...] = tiles
-    config = Config(backbone="test_vit", weights="none", input_size=32, folds=3, epochs=2, batch_size=8, views=1, members=2)
+    config = Config(
+        backbone="test_vit",
+        weights="none",
+        input_size=32,
+        folds=3,
+        epochs=2,
+        batch_size=8,
+        views=1,
+        members=2,
+    )
     return small_task((shared, index), config, fold=0, memory=memory)
 
 
@@ -54,22 +72,36 @@ def search(template: FoldTask, tmp_path: Path) -> Callable[..., Found]:
         options = {key: values.pop(key) for key in ("weights", "finished", "until") if key in values}
         space = search_from_dict({"method": "grid", "space": GRID, **values}, name="s")
         groups = np.arange(len(template.index)) % 6
-        task = SearchTask(**{"space": space, "template": template, "groups": groups, "weights": lambda config: {}, **options})
+        task = SearchTask(
+            **{
+                "space": space,
+                "template": template,
+                "groups": groups,
+                "weights": lambda config: {},
+                **options,
+            }
+        )
         return run_search(task, folder=tmp_path, devices=[CPU] * devices, say=say, started=time.monotonic())
 
     return run
 
 
 def _by_values(found: Found) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    return {tuple(each.values.values()): (each.status, each.auc, each.low, each.high) for each in found.records}
+    return {
+        tuple(each.values.values()): (each.status, each.auc, each.low, each.high) for each in found.records
+    }
 
 
-def test_trials_are_ranked_and_leave_a_table_and_a_winner(search: Any, template: FoldTask, tmp_path: Path) -> None:
+def test_trials_are_ranked_and_leave_a_table_and_a_winner(
+    search: Any, template: FoldTask, tmp_path: Path
+) -> None:
     found = search(folds=[0, 2])
     assert found.complete and found.count(FINISHED) == 4
     assert [each.auc for each in found.records] == sorted((each.auc for each in found.records), reverse=True)
     # Of a finished trial its record stays, and nothing else.
-    assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == sorted(f"{r.id}.json" for r in found.records)
+    assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == sorted(
+        f"{r.id}.json" for r in found.records
+    )
     names = write_search(found, folder=tmp_path, experiment="x")
     assert names == {"search.csv": True, "trials.json": True, "winner.toml": True}
     table = pd.read_csv(tmp_path / "search.csv")
@@ -80,7 +112,10 @@ def test_trials_are_ranked_and_leave_a_table_and_a_winner(search: Any, template:
     winner = parse_toml((tmp_path / "winner.toml").read_text(), name="winner")
     best = found.records[0]
     assert winner.members == 2  # a trial is one network, what is run is the experiment
-    assert (winner.learning_rate, winner.drop_rate) == (best.values["learning_rate"], best.values["drop_rate"])
+    assert (winner.learning_rate, winner.drop_rate) == (
+        best.values["learning_rate"],
+        best.values["drop_rate"],
+    )
     assert "optimistic" in (tmp_path / "winner.toml").read_text()
     assert json.loads((tmp_path / "trials.json").read_text())["trials"][0]["auc"] == best.auc
     # The AUC is that of the same folds trained by the code of the fold kernels.
@@ -118,7 +153,10 @@ def test_what_is_recorded_is_not_run_again(search: Any, tmp_path: Path) -> None:
     finished = [module.asdict(record) for record in first.records]
     assert _by_values(search(finished=finished, say=said.append)) == _by_values(first)
     assert not any("started" in line for line in said)
-    assert not any(record.id in {each["id"] for each in finished} for record in search(finished=finished, folds=[1]).records)
+    assert not any(
+        record.id in {each["id"] for each in finished}
+        for record in search(finished=finished, folds=[1]).records
+    )
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
@@ -136,7 +174,9 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
     monkeypatch.setattr(module, "train_fold", failing)
     found = search(space={"drop_rate": [0.0, 0.1, 0.2], "backbone": ["test_vit", "no_such_network"]})
     assert found.count(FINISHED) == 1 and found.count(FAILED) == 5
-    notes = {(each.values["drop_rate"], each.values["backbone"]): (each.note, each.again) for each in found.records}
+    notes = {
+        (each.values["drop_rate"], each.values["backbone"]): (each.note, each.again) for each in found.records
+    }
     assert notes[(0.1, "test_vit")] == ("the loss is not finite at step 3", False)
     assert "out of memory" in notes[(0.2, "test_vit")][0] and notes[(0.2, "test_vit")][1]
     assert "no_such_network" in notes[(0.0, "no_such_network")][0]
@@ -170,7 +210,11 @@ def test_what_would_not_fit_is_not_begun_and_said(search: Any, tmp_path: Path) -
     first = search(space={"drop_rate": [0.0], "epochs": [2]})
     record = {**module.asdict(first.records[0]), "seconds": 1000.0}  # as on a slow day
     (tmp_path / "trials" / f"{record['id']}.json").unlink()
-    found = search(space={"drop_rate": [0.0, 0.2, 0.4], "epochs": [2, 1]}, finished=[record], until=time.monotonic() + 700)
+    found = search(
+        space={"drop_rate": [0.0, 0.2, 0.4], "epochs": [2, 1]},
+        finished=[record],
+        until=time.monotonic() + 700,
+    )
     states = {(each.values["drop_rate"], each.values["epochs"]): each.status for each in found.records}
     # 1000 s for two epochs do not fit into 700 s, 500 s for one do.
     assert {key for key, status in states.items() if status == NOT_RUN} == {(0.2, 2), (0.4, 2)}
@@ -180,11 +224,13 @@ def test_what_would_not_fit_is_not_begun_and_said(search: Any, tmp_path: Path) -
 
 
 def test_a_plan_that_the_clock_cut_is_marked(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lib.training.budget._FIRST_LOOK", 1)
-    monkeypatch.setattr("lib.training.budget._CLOSING", 0.0)
+    monkeypatch.setattr("lib.training.time_budget._FIRST_LOOK", 1)
+    monkeypatch.setattr("lib.training.time_budget._CLOSING", 0.0)
     monkeypatch.setattr("lib.training.fold.Budget.look", _cut_to_three_steps)
     found = search(space={"drop_rate": [0.1]}, until=time.monotonic() + 600)
-    assert found.records[0].shortened and "the clock cut the plan of fold 0 to 3 steps" in found.records[0].note
+    assert (
+        found.records[0].shortened and "the clock cut the plan of fold 0 to 3 steps" in found.records[0].note
+    )
 
 
 def _cut_to_three_steps(budget: Any, step: Any, *, prediction_batches: float) -> None:
@@ -205,7 +251,9 @@ def test_halving_trains_the_best_for_longer_from_the_start(search: Any, tmp_path
     slow = [{**module.asdict(each), "seconds": 1000.0} for each in found.records[1:2]]
     for path in (tmp_path / "trials").glob("*.json"):
         path.unlink()
-    cut = search(method="halving", space=table, trials=3, first_epochs=1, finished=slow, until=time.monotonic() + 100)
+    cut = search(
+        method="halving", space=table, trials=3, first_epochs=1, finished=slow, until=time.monotonic() + 100
+    )
     assert (cut.count(FINISHED), cut.count(NOT_RUN), cut.rungs_left, cut.complete) == (1, 2, 1, False)
 
 
@@ -216,13 +264,19 @@ def test_two_devices_run_two_trials_at_a_time_and_find_the_same(search: Any, tmp
     apart = search(devices=2, space=space, say=said.append)
     assert all(line.endswith("started on cpu") for line in said[1:3])  # both, before either has ended
     assert apart.count(FINISHED) == 1 and apart.count(FAILED) == 1
-    assert all("no_such_network" in each.note and not each.again for each in apart.records if each.status == FAILED)
+    assert all(
+        "no_such_network" in each.note and not each.again for each in apart.records if each.status == FAILED
+    )
     for path in (tmp_path / "trials").glob("*.json"):
         path.unlink()
     alone = search(space=space)
-    for one, other in zip(sorted(apart.records, key=_number), sorted(alone.records, key=_number), strict=True):
+    for one, other in zip(
+        sorted(apart.records, key=_number), sorted(alone.records, key=_number), strict=True
+    ):
         assert (one.id, one.status) == (other.id, other.status)
-        assert one.auc is None or math.isclose(one.auc, other.auc, abs_tol=0.02)  # cores shared: sums in another order
+        assert one.auc is None or math.isclose(
+            one.auc, other.auc, abs_tol=0.02
+        )  # cores shared: sums in another order
 
 
 def _number(record: Any) -> int:

@@ -17,9 +17,9 @@ from small import left_in, small_task, with_knobs
 
 from lib.config import Config
 from lib.training import workers as module
+from lib.training.distributed import World
 from lib.training.fold import FoldTask, train_member
 from lib.training.workers import WorkerError, train_fold
-from lib.training.world import World
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,7 +55,9 @@ def _train(
 
 
 def _history(folder: Path, member: int = 0) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / f"history-1-member-{member}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / f"history-1-member-{member}.jsonl").read_text().splitlines()
+    ]
 
 
 def test_a_member_a_process_gives_the_bytes_of_one_after_the_other(task: FoldTask, tmp_path: Path) -> None:
@@ -81,7 +83,9 @@ FURTHER: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("knobs", [{}, FURTHER])
-def test_two_processes_on_one_member_give_the_losses_of_one(task: FoldTask, tmp_path: Path, knobs: dict[str, Any]) -> None:
+def test_two_processes_on_one_member_give_the_losses_of_one(
+    task: FoldTask, tmp_path: Path, knobs: dict[str, Any]
+) -> None:
     """In float64 and without batch statistics, to ten digits; and the same AUC, from predictions each made a half of."""
     double = with_knobs(task, members=1, epochs=3, batch_size=9, passes=2, **knobs)
     results = {}
@@ -105,7 +109,9 @@ def _beside(what: str, task: FoldTask, folder: Path, *, size: int, **options: An
     facts = {"what": what, "config": task.config.to_dict(), "fold": task.fold, "size": size, **options}
     (folder / ".facts.json").write_text(json.dumps(facts))
     processes = [
-        subprocess.Popen([sys.executable, str(BESIDE), str(folder), str(rank)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+        subprocess.Popen(
+            [sys.executable, str(BESIDE), str(folder), str(rank)], env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
         for rank in range(size)
     ]
     try:
@@ -132,7 +138,9 @@ def test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted(task: Fold
     _train(with_knobs(task, ddp=True, backbone="test_resnet", members=1), tmp_path)
     network, _ = load_checkpoint(tmp_path / "fold-1-member-0.safetensors")
     rows = np.flatnonzero(task.folds == 1)
-    logits = predict_logits(network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32)
+    logits = predict_logits(
+        network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32
+    )
     written = pd.read_csv(tmp_path / "oof-1-member-0.csv")["logit"].to_numpy(dtype=np.float32)
     np.testing.assert_allclose(written, logits, atol=1e-5)
 
@@ -174,14 +182,14 @@ def test_one_process_that_runs_out_of_memory_goes_on_by_itself(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(logits, *rest, **options)
 
-    monkeypatch.setattr("lib.training.engine.functional.binary_cross_entropy_with_logits", greedy)
+    monkeypatch.setattr("lib.training.epoch.functional.binary_cross_entropy_with_logits", greedy)
     said: list[str] = []
     one = with_knobs(task, members=1)
     _train(one, tmp_path, devices=1, say=said.append)
     assert sum("did not suffice" in line for line in said) == 1
     assert [line["passes"] for line in _history(tmp_path)] == [2, 2]
     monkeypatch.setattr(
-        "lib.training.engine.functional.binary_cross_entropy_with_logits",
+        "lib.training.epoch.functional.binary_cross_entropy_with_logits",
         lambda *rest, **options: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
     )
     with pytest.raises(module.KernelError, match="input_size"):
@@ -189,7 +197,9 @@ def test_one_process_that_runs_out_of_memory_goes_on_by_itself(
 
 
 @pytest.mark.parametrize("ddp", [False, True])
-def test_the_first_failure_is_shown_and_the_others_are_ended(task: FoldTask, tmp_path: Path, ddp: bool) -> None:
+def test_the_first_failure_is_shown_and_the_others_are_ended(
+    task: FoldTask, tmp_path: Path, ddp: bool
+) -> None:
     before = time.monotonic()
     with _sabotage("raise", rank=1), pytest.raises(WorkerError, match="ValueError: sabotaged") as refused:
         _train(with_knobs(task, ddp=ddp, epochs=400), tmp_path)
@@ -209,9 +219,12 @@ def test_workers_end_with_whoever_started_them(task: FoldTask, tmp_path: Path) -
     np.save(folder / ".tiles.npy", task.tiles)
     task.index.assign(fold=task.folds).to_csv(folder / ".table.csv", index=False)
     config = with_knobs(task, epochs=1000).config.to_dict()
-    (folder / ".facts.json").write_text(json.dumps({"what": "supervise", "config": config, "fold": 1, "size": 1}))
+    (folder / ".facts.json").write_text(
+        json.dumps({"what": "supervise", "config": config, "fold": 1, "size": 1})
+    )
     supervisor = subprocess.Popen(
-        [sys.executable, str(BESIDE), str(folder), "0"], env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+        [sys.executable, str(BESIDE), str(folder), "0"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
     )
     try:
         _until(lambda: len(list(folder.glob(".unfinished-*"))) == 2)
@@ -224,7 +237,9 @@ def test_workers_end_with_whoever_started_them(task: FoldTask, tmp_path: Path) -
 
 
 def _workers_in(scratch: Path) -> list[int]:
-    found = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    found = subprocess.run(
+        ["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return [int(line.split()[0]) for line in found if "lib.training.workers" in line and str(scratch) in line]
 
 
@@ -254,7 +269,12 @@ def test_torchrun_trains_all_members_together(task: FoldTask, tmp_path: Path) ->
         "0",
     ]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=180, check=False
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(left_in(folder)) == 6
@@ -277,7 +297,9 @@ def test_compiled_training_leaves_the_same_kind_of_checkpoint(
 
     real = torch.compile
 
-    def compile(network: torch.nn.Module) -> torch.nn.Module:  # what torch.compile returns, without a compiler
+    def compile(
+        network: torch.nn.Module,
+    ) -> torch.nn.Module:  # what torch.compile returns, without a compiler
         wrapper = real(network, backend="eager")
         compiled.append(wrapper)
         return wrapper
@@ -288,7 +310,14 @@ def test_compiled_training_leaves_the_same_kind_of_checkpoint(
     monkeypatch.setattr("lib.training.fold.torch.compile", compile)
     other = tmp_path / "compiled"
     other.mkdir()
-    train_member(with_knobs(one, compile=True), 0, folder=other, world=World(), say=lambda text: None, replace=lambda: None)
+    train_member(
+        with_knobs(one, compile=True),
+        0,
+        folder=other,
+        world=World(),
+        say=lambda text: None,
+        replace=lambda: None,
+    )
     assert len(compiled) == 1 and set(left_in(other)) == set(name for name in plain if name != "compiled")
     assert (other / "oof-1-member-0.csv").read_text() == (tmp_path / "oof-1-member-0.csv").read_text()
 
@@ -301,7 +330,9 @@ class _sabotage:
 
     def __enter__(self) -> None:
         folder = str(Path(__file__).parent / "sabotage")
-        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
+        self.environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [folder, os.environ.get("PYTHONPATH", "")])
+        )
         self.before = {name: os.environ.get(name) for name in self.environment}
         os.environ.update(self.environment)
 

@@ -14,7 +14,8 @@ if "SABOTAGE" in os.environ and "lib.training.workers" in " ".join(sys.orig_argv
     def _arm() -> None:
         import torch
 
-        from lib.training import engine, fold
+        from lib.training import epoch as engine
+        from lib.training import fold
 
         if _plan["how"] == "oom":
             real_epoch, real_loss = fold.train_one_epoch, torch.nn.functional.binary_cross_entropy_with_logits

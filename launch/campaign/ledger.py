@@ -1,0 +1,308 @@
+"""What a campaign has pushed, uploaded and submitted, and what came back: one JSON file that is written whole.
+
+The order of writing is the point: an intention stands in the ledger before the request is sent, its outcome right after
+the answer. Whoever takes up a killed campaign finds every request either proved or named as unproved.
+"""
+
+import fcntl
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from launch.campaign.clock import is_moment, stamp
+from launch.errors import LaunchError
+from lib.errors import listed
+from lib.files import write_whole
+from lib.validation import UNREADABLE, wrong_types
+
+LEDGER_NAME = "ledger.json"
+LEDGER_FORMAT = 1
+_MOMENTS = ("intended_at", "pushed_at", "ended_at", "at", "fetched_at", "created")
+
+# States of a push. Open ones may still run on Kaggle.
+INTENDED, PUSHED, DROPPED = "intended", "pushed", "dropped"
+DONE, REFUSED, UNFINISHED, FAILED = "done", "refused", "unfinished", "failed"
+OPEN = (INTENDED, PUSHED, DROPPED)
+LIMIT_NOTE = "it came to its time limit"  # of a push that did not finish: the next one is given more
+
+
+@dataclass(kw_only=True)
+class Push:
+    """One push of a kernel.
+
+    Attributes:
+        push_id: campaign, kernel and attempt; written into the pushed script and copied to its run.json.
+        bundle_id: of the code that was pushed.
+        identity: of what it was to compute: config and inputs.
+        limit: seconds after which the service ends it.
+        state: intended (the request may or may not have happened), pushed, dropped (pushed without some inputs: of no
+            use, but it runs), done, refused (did not happen), unfinished (ended without its output), failed.
+        intended_at, pushed_at, ended_at: RFC 3339, empty while unknown.
+        version: the service's number.
+        url: where it can be seen.
+        active: it was seen queued or running, so later answers are about this push and not an earlier one.
+        note: why it is in its state.
+    """
+
+    push_id: str
+    bundle_id: str
+    identity: str
+    limit: float
+    state: str = INTENDED
+    intended_at: str = ""
+    pushed_at: str = ""
+    ended_at: str = ""
+    version: int | None = None
+    url: str = ""
+    active: bool = False
+    note: str = ""
+
+
+@dataclass(kw_only=True)
+class Output:
+    """A finished output, fetched and verified.
+
+    Attributes:
+        push_id: of the push it came from; of another campaign's when it was taken over.
+        bundle_id: of the code that made it.
+        identity: of what was computed.
+        key: what readers of it depend on: the data id of prepare, the push of a fold.
+        seconds: the kernel took.
+        auc: of a fold.
+    """
+
+    push_id: str
+    bundle_id: str
+    identity: str
+    key: str
+    seconds: float = 0.0
+    auc: float | None = None
+    version: int | None = None
+    fetched_at: str = ""
+
+
+@dataclass(kw_only=True)
+class KernelEntry:
+    """Everything about one kernel; `series` is where the count of attempts starts after a person decided to go on."""
+
+    kind: str
+    pushes: list[Push] = field(default_factory=list)
+    output: Output | None = None
+    series: int = 0
+
+    @property
+    def last(self) -> Push | None:
+        """The latest push."""
+        return self.pushes[-1] if self.pushes else None
+
+    @property
+    def open(self) -> Push | None:
+        """The push that may still run."""
+        return self.last if self.last is not None and self.last.state in OPEN else None
+
+    @property
+    def attempts(self) -> int:
+        """Pushes of this series, since the last that was done, which cost something."""
+        count = 0
+        for push in self.pushes[self.series :]:
+            count = 0 if push.state == DONE else count + (push.state != REFUSED)
+        return count
+
+    @property
+    def ever_had_a_version(self) -> bool:
+        """Whether the service ever accepted a push of this kernel, as far as this campaign knows."""
+        return self.output is not None or any(push.state not in (REFUSED, INTENDED) for push in self.pushes)
+
+
+@dataclass(kw_only=True)
+class DatasetEntry:
+    """The library dataset: states intended, uploaded, ready, failed; `before` is the version there was (0: none)."""
+
+    bundle_id: str
+    before: int
+    state: str = INTENDED
+    attempts: int = 1
+    at: str = ""
+    note: str = ""
+
+
+@dataclass(kw_only=True)
+class SubmissionEntry:
+    """A submission: states intended, sent, scored, failed; the message carries campaign id and file hash."""
+
+    sha256: str
+    message: str
+    state: str = INTENDED
+    at: str = ""
+    ref: int = 0
+    public: float | None = None
+    private: float | None = None
+    note: str = ""
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """A campaign's ledger.
+
+    Attributes:
+        campaign: its name.
+        id: random, so that no two campaigns share a push id.
+        owner: the account.
+        experiments: name to config, as plain values.
+        datasets: owner/slug of attached datasets.
+        folds: those the campaign is about at present; None for all.
+        search: the one it was about last, its name and its values; None where there was none.
+        created: when.
+        kernels: by slug.
+        dataset: the library's.
+        submissions: in their order.
+    """
+
+    campaign: str
+    id: str
+    owner: str
+    experiments: dict[str, dict[str, Any]]
+    datasets: list[str] = field(default_factory=list)
+    folds: list[int] | None = None
+    search: dict[str, Any] | None = None
+    created: str = ""
+    kernels: dict[str, KernelEntry] = field(default_factory=dict)
+    dataset: DatasetEntry | None = None
+    submissions: list[SubmissionEntry] = field(default_factory=list)
+    format: int = LEDGER_FORMAT
+    folder: Path = field(default=Path(), repr=False)
+
+    def save(self) -> None:
+        """Write it whole."""
+        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"}
+        plain = {name: _plain(value) for name, value in content.items()}
+        write_whole(self.folder / LEDGER_NAME, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+
+    def entry(self, slug: str, kind: str) -> KernelEntry:
+        """The entry of a kernel, made where it is missing (and then not saved yet)."""
+        return self.kernels.setdefault(slug, KernelEntry(kind=kind))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+
+
+def new_ledger(
+    folder: Path,
+    *,
+    campaign: str,
+    owner: str,
+    experiments: Mapping[str, dict[str, Any]],
+    datasets: list[str],
+    folds: list[int] | None = None,
+) -> Ledger:
+    """Start a ledger in `folder`, and save it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(
+        campaign=campaign,
+        id=secrets.token_hex(4),
+        owner=owner,
+        experiments=dict(experiments),
+        datasets=datasets,
+        folds=folds,
+        created=stamp(),
+        folder=folder,
+    )
+    ledger.save()
+    return ledger
+
+
+def read_ledger(folder: Path) -> Ledger | None:
+    """The ledger in `folder`, or None where there is none.
+
+    Raises:
+        LaunchError: it cannot be read, or another version of this code wrote it.
+    """
+    path = folder / LEDGER_NAME
+    remedy = f"Move {folder} away to start the campaign anew; what runs on Kaggle is not touched by that."
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except UNREADABLE as error:
+        raise LaunchError(f"{path} cannot be read ({error}). {remedy}") from error
+    if not isinstance(content, dict) or content.get("format") != LEDGER_FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise LaunchError(f"{path} has format {found}, this code reads format {LEDGER_FORMAT}. {remedy}")
+    try:
+        kernels = {
+            slug: KernelEntry(
+                kind=entry["kind"],
+                pushes=[Push(**push) for push in entry["pushes"]],
+                output=Output(**entry["output"]) if entry["output"] else None,
+                series=entry["series"],
+            )
+            for slug, entry in content.pop("kernels").items()
+        }
+        dataset = content.pop("dataset")
+        submissions = [SubmissionEntry(**entry) for entry in content.pop("submissions")]
+        ledger = Ledger(
+            **content,
+            kernels=kernels,
+            dataset=DatasetEntry(**dataset) if dataset else None,
+            submissions=submissions,
+            folder=folder,
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise LaunchError(f"{path} is not a ledger this code knows ({error}). {remedy}") from error
+    if wrong := _wrong_values(ledger):
+        raise LaunchError(listed(f"{path} is not a ledger this code knows:", wrong, remedy=remedy))
+    return ledger
+
+
+def _wrong_values(ledger: Ledger) -> list[str]:
+    """What stands in a ledger that this code would not write."""
+    parts: list[tuple[str, Any]] = [("the ledger", ledger), ("dataset", ledger.dataset)]
+    parts += [(f"submission {number}", entry) for number, entry in enumerate(ledger.submissions, start=1)]
+    for slug, kernel in ledger.kernels.items():
+        parts += [(slug, kernel), (f"output of {slug}", kernel.output)]
+        parts += [(f"push {number} of {slug}", push) for number, push in enumerate(kernel.pushes, start=1)]
+    problems = []
+    for name, part in parts:
+        if part is None:
+            continue
+        values = {item.name: getattr(part, item.name) for item in fields(part)}
+        problems += [f"{name}: {problem}" for problem in wrong_types(type(part), values)]
+        odd = [moment for moment in _MOMENTS if moment in values and not is_moment(values[moment])]
+        problems += [f"{name}: {moment} = {values[moment]!r} is no moment" for moment in odd]
+    if not problems:
+        try:
+            json.dumps(ledger.experiments, allow_nan=False)
+        except ValueError as error:
+            problems.append(f"experiments: {error}")
+    return problems
+
+
+@contextmanager
+def campaign_lock(folder: Path, *, name: str = "lock") -> Iterator[None]:
+    """Keep two campaigns of one checkout apart: they share slugs and slots.
+
+    Args:
+        folder: that holds the lock, made where it is missing.
+        name: of the lock's file.
+
+    Raises:
+        LaunchError: another one is at work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LaunchError(
+                f"another campaign is at work in {folder}: wait for it, or stop it with Ctrl-C (what it pushed goes on)"
+            ) from None
+        yield

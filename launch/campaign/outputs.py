@@ -1,0 +1,105 @@
+"""Outputs and logs of kernels on this machine: listed by the client, fetched by us, held against their run.json."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from launch.errors import LaunchError
+from launch.kaggle_api.client import Kaggle, Listing, NoAnswerError, StrangeAnswerError
+from lib.files import sha256_of, write_whole
+from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, file_records, read_run_record
+from lib.validation import UNREADABLE
+
+OUTPUTS, LOGS = "outputs", "logs"  # in the folder of a campaign
+
+
+class NoRecordError(LaunchError):
+    """The output holds no run.json: the kernel did not come to its end."""
+
+
+def peek_record(kaggle: Kaggle, slug: str, listing: Listing, *, folder: Path) -> dict[str, Any]:
+    """The content of the run.json that a listing names, fetched beside the outputs in `folder`.
+
+    Raises:
+        NoRecordError: the listing names none.
+        NoAnswerError: it could not be fetched, or is not JSON.
+    """
+    if RECORD_NAME not in listing.files:
+        raise NoRecordError(f"the output of {slug} holds no {RECORD_NAME}")
+    path = _beside(folder, slug) / RECORD_NAME
+    kaggle.fetch(listing.files[RECORD_NAME], path)
+    try:
+        content = json.loads(path.read_bytes())
+    except UNREADABLE as error:
+        raise NoAnswerError(f"the {RECORD_NAME} of {slug} cannot be read: what came is not JSON") from error
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise NoAnswerError(f"the {RECORD_NAME} of {slug} is not a record")
+    return content
+
+
+def fetch_output(
+    kaggle: Kaggle, slug: str, listing: Listing, content: dict[str, Any], *, kind: str, folder: Path
+) -> RunRecord:
+    """Fetch the files that the record marks `fetch` into `folder`/`slug`, which appears whole or not at all.
+
+    What an interrupted fetch left is not fetched again. Only names the record lists are fetched; a name that leads out of
+    the folder is refused.
+
+    Args:
+        kaggle: the account.
+        slug: of the kernel.
+        listing: where the files are.
+        content: of run.json, from `peek_record`, which lies beside.
+        kind: the kind of kernel it must come from.
+        folder: of all outputs.
+
+    Raises:
+        NoAnswerError: a file is not listed, could not be fetched or is damaged: list again and go on.
+        StrangeAnswerError: the record or its names cannot be used.
+        OSError: no room.
+    """
+    beside, target = _beside(folder, slug), folder / slug
+    try:
+        wanted = {name: entry for name, entry in file_records(content["files"]).items() if entry.fetch}
+    except RunRecordError as error:
+        raise StrangeAnswerError(f"nothing of {slug} was fetched: its {RECORD_NAME} {error}") from error
+    if missing := sorted(set(wanted) - set(listing.files)):
+        raise NoAnswerError(
+            f"the output of {slug} is listed without {', '.join(missing)}, which its {RECORD_NAME} records"
+        )
+    for name, entry in sorted(wanted.items()):
+        path = beside / name
+        if path.is_file() and path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256:
+            continue
+        kaggle.fetch(listing.files[name], path, size=entry.bytes, sha256=entry.sha256)
+    try:
+        record = read_run_record(beside, kind=kind, fetched_only=True)
+    except RunRecordError as error:
+        raise StrangeAnswerError(f"the output of {slug} cannot be used: {error}") from error
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+    return record
+
+
+def output_key(record: RunRecord) -> str:
+    """What readers of an output depend on: two outputs with the same key are the same input."""
+    if record.kind == "prepare":
+        return record.data_id
+    if record.kind == "weights":
+        return "+".join(sorted(entry.sha256[:16] for entry in record.files.values()))
+    return record.push_id
+
+
+def keep_log(folder: Path, slug: str, listing: Listing) -> Path:
+    """Write the log of a run into the campaign in `folder`; where it lies."""
+    path = folder / LOGS / f"{slug}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, listing.log)
+    return path
+
+
+def _beside(folder: Path, slug: str) -> Path:
+    beside = folder / f".{slug}.part"
+    beside.mkdir(parents=True, exist_ok=True)
+    return beside

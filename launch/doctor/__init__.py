@@ -1,0 +1,1 @@
+"""Checks of credentials, account and machine before anything costs quota."""

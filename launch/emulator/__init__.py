@@ -1,0 +1,1 @@
+"""An emulated Kaggle on loopback, for rehearsals and tests."""

@@ -1,0 +1,1 @@
+"""Kernel scripts, notebooks, metadata and the library dataset, built and checked."""

@@ -1,0 +1,249 @@
+"""What there is to know about the tiles before any training: colours, stains, light, focus, copies, groups."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib.config import Config
+from lib.data.stain_groups import FEATURES, group_auc, stain_features
+from lib.data.tiff import TILE_BYTES, TILE_SHAPE
+from lib.data.tile_store import BuiltStore, array_layout
+
+THUMB = 16  # side in pixels of the grey picture by which copies are found
+_PIECE = 512  # tiles a thread describes at a time: 14 MiB, and about 80 MiB for their stain features
+_CORES = 8  # at most: more would take memory, not time
+_CACHED = 8  # tiles, 0.9 MiB as float32: what a core's cache holds
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+_SHOWN = 12  # outliers of each kind, and copies, that are named
+_PLAIN = 6.0  # grey levels: a thumb that varies less is like too many others to be called a copy
+_ALIKE = 2.0  # grey levels that copies differ by at most, on average
+
+
+@dataclass(frozen=True)
+class Description:
+    """Statistics of the tiles: for eda.json, for the groups, for the figures.
+
+    Attributes:
+        means: (N, 3) mean of each channel, 0 to 255.
+        deviations: (N, 3) standard deviation of each channel.
+        focus: (N,) variance of the Laplacian of the luma (Pech-Pacheco et al. 2000): low where nothing is sharp.
+        thumbs: (N, 16, 16) uint8 luma.
+        features: (N, 7) of lib.data.stain_groups; empty for test tiles.
+    """
+
+    means: np.ndarray
+    deviations: np.ndarray
+    focus: np.ndarray
+    thumbs: np.ndarray
+    features: np.ndarray
+
+
+def describe_tiles(path: Path, *, with_stain: bool) -> Description:
+    """One pass over an array, some tiles at a time on every core; plain reads, because mapped pages count as memory in use."""
+    tiles, start = array_layout(path)
+
+    def describe(at: int) -> tuple[np.ndarray, ...]:
+        count = min(_PIECE, tiles - at)
+        pixels = np.fromfile(path, dtype=np.uint8, count=count * TILE_BYTES, offset=start + at * TILE_BYTES)
+        piece = pixels.reshape(count, *TILE_SHAPE)
+        return (*_look_at(piece), stain_features(piece) if with_stain else np.empty((0, len(FEATURES))))
+
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _CORES)) as pool:
+        columns = zip(*pool.map(describe, range(0, tiles, _PIECE)), strict=True)
+    return Description(*(np.concatenate(column) for column in columns))
+
+
+def _look_at(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, (N, 3) each; focus (N,); thumbs (N, 16, 16).
+
+    The sums are whole numbers and exact, however they are added: down a column of 96 pixels the squares add up to 6.2 million
+    at most, which float32 still holds; float64 from the start takes ten times as long.
+    """
+    number, side = len(tiles), tiles.shape[1]
+    area, cell = side * side, side // THUMB
+    sums, squares = np.empty((2, number, 3))
+    focus, thumbs = np.empty(number), np.empty((number, THUMB, THUMB), dtype=np.uint8)
+    for at in range(0, number, _CACHED):
+        these = slice(at, at + _CACHED)
+        part = tiles[these].astype(np.float32)  # (b, H, W, 3)
+        sums[these] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
+        grey = part @ _LUMA  # (b, H, W)
+        part *= part
+        squares[these] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
+        edges = (
+            4 * grey[:, 1:-1, 1:-1]
+            - grey[:, :-2, 1:-1]
+            - grey[:, 2:, 1:-1]
+            - grey[:, 1:-1, :-2]
+            - grey[:, 1:-1, 2:]
+        )
+        focus[these] = edges.var(axis=(1, 2))
+        thumbs[these] = grey.reshape(-1, THUMB, cell, THUMB, cell).mean(axis=(2, 4)).round()
+    means = sums / area
+    return means, np.sqrt(np.maximum(squares / area - means**2, 0)), focus, thumbs
+
+
+def near_copies(thumbs: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of tiles that look the same: the same difference hash, and thumbs that differ by 2 grey levels at most, on average.
+
+    The hash says of neighbouring cells of an 8 x 8 picture which one is lighter (56 bits); tiles with hardly any contrast have
+    no copies. Source: the difference hash of Krawetz (2013). A copy whose hash differs in one bit is not found.
+
+    Args:
+        thumbs: (N, 16, 16) uint8.
+
+    Returns:
+        Rows, the smaller one first; of three equal tiles two pairs.
+    """
+    contrast = thumbs.std(axis=(1, 2))
+    rows = np.flatnonzero(contrast >= _PLAIN)
+    coarse = thumbs[rows].reshape(-1, THUMB // 2, 2, THUMB // 2, 2).mean(axis=(2, 4), dtype=np.float32)
+    lighter = (coarse[:, :, 1:] > coarse[:, :, :-1]).reshape(len(rows), 56)
+    codes = lighter @ (1 << np.arange(56, dtype=np.uint64))
+    order = np.argsort(codes, kind="stable")
+    same = np.flatnonzero(codes[order][1:] == codes[order][:-1])
+    first, second = rows[order[same]], rows[order[same + 1]]
+    apart = np.abs(thumbs[first].astype(np.int16) - thumbs[second]).mean(axis=(1, 2))
+    near = apart <= _ALIKE
+    return sorted((int(min(a, b)), int(max(a, b))) for a, b in zip(first[near], second[near], strict=True))
+
+
+def outliers(description: Description) -> dict[str, list[int]]:
+    """Rows of the darkest, lightest, plainest and least and most sharp tiles, the furthest out first."""
+    light = description.means.mean(axis=1)
+    orders = {
+        "darkest": light,
+        "lightest": -light,
+        "plainest": description.deviations.max(axis=1),
+        "blurred": np.where(
+            description.deviations.max(axis=1) < _PLAIN, np.inf, description.focus
+        ),  # plain ones are no blur
+        "sharpest": -description.focus,
+    }
+    return {name: np.argsort(values, kind="stable")[:_SHOWN].tolist() for name, values in orders.items()}
+
+
+def explore(
+    index: pd.DataFrame,
+    train: Description,
+    test: Description,
+    stores: Mapping[str, BuiltStore],
+    config: Config,
+    *,
+    test_ids: list[str],
+) -> dict[str, Any]:
+    """What eda.json holds: counts, colours by set, class and group, outliers, copies, and what the group number is worth.
+
+    Of the copies those with different labels are named first, then those between labelled and test tiles.
+
+    Args:
+        index: of the labelled tiles: id, label, stain_group, slide.
+        train: of the labelled tiles.
+        test: of the test tiles.
+        stores: by file name.
+        config: seed.
+        test_ids: in the order of the test tiles.
+    """
+    labels, groups = index["label"].to_numpy(), index["stain_group"].to_numpy()
+    ids = np.array([*index["id"], *test_ids])
+
+    def worth(names: np.ndarray) -> float | None:
+        value = group_auc(labels, names, seed=config.seed)
+        return None if np.isnan(value) else value
+
+    copies = near_copies(np.concatenate([train.thumbs, test.thumbs]))
+    labelled = len(index)
+
+    def dull(pair: tuple[int, int]) -> tuple[bool, bool]:
+        return not (pair[1] < labelled and labels[pair[0]] != labels[pair[1]]), not pair[
+            0
+        ] < labelled <= pair[1]
+
+    sizes = np.bincount(groups)
+    light = train.means.mean(axis=1)
+    by_group = pd.DataFrame({"group": groups, "label": labels, "light": light, "focus": train.focus}).groupby(
+        "group"
+    )
+    stains = pd.DataFrame(train.features, columns=list(FEATURES)).groupby(groups).median()
+    colours = pd.DataFrame(train.means / 255).groupby(groups).mean()
+    return {
+        "train": {
+            **_colours(train),
+            "positives": int(labels.sum()),
+            "positive_share": round(float(labels.mean()), 6),
+        },
+        "test": _colours(test),
+        "classes": {str(label): _colours(_part(train, labels == label)) for label in (0, 1)},
+        "mismatches": {name: store.mismatches for name, store in stores.items()},
+        "outliers": {name: index["id"].iloc[rows].tolist() for name, rows in outliers(train).items()},
+        "near_copies": {
+            "pairs": len(copies),
+            "between_labelled_and_test": sum(a < labelled <= b for a, b in copies),
+            "with_another_label": sum(b < labelled and bool(labels[a] != labels[b]) for a, b in copies),
+            "examples": [[str(ids[a]), str(ids[b])] for a, b in sorted(copies, key=dull)[:_SHOWN]],
+        },
+        "stain_groups": {
+            "number": len(sizes),
+            "smallest": int(sizes.min()),
+            "largest": int(sizes.max()),
+            "auc_of_group_number": worth(groups),
+            "table": [
+                {
+                    "group": int(group),
+                    "tiles": len(part),
+                    "positive_share": round(float(part["label"].mean()), 4),
+                }
+                | {name: round(float(part[name].mean()), 3) for name in ("light", "focus")}
+                | {"focus_median": round(float(part["focus"].median()), 3)}
+                | {"mean": [round(float(value), 6) for value in colours.loc[group]]}
+                | {"stain_medians": {name: round(float(stains.loc[group, name]), 5) for name in FEATURES}}
+                for group, part in by_group
+            ],
+        },
+        "slides": {
+            "number": int(index.loc[index["slide"] != "", "slide"].nunique()),
+            "auc_of_slide_number": worth(index["slide"].to_numpy()) if (index["slide"] != "").any() else None,
+        },
+    }
+
+
+def _part(description: Description, rows: np.ndarray) -> Description:
+    stain = description.features
+    return Description(
+        description.means[rows],
+        description.deviations[rows],
+        description.focus[rows],
+        description.thumbs[rows],
+        stain[rows] if len(stain) else stain,
+    )
+
+
+def _colours(description: Description) -> dict[str, Any]:
+    """Mean and standard deviation over all pixels, in units of 255; how many tiles are black or blank; light and focus."""
+    if not len(description.means):
+        return {"tiles": 0}
+    dark, flat = description.means.max(axis=1) < 10, description.deviations.max(axis=1) < 2
+    mean = description.means.mean(axis=0)
+    spread = np.sqrt((description.deviations**2 + (description.means - mean) ** 2).mean(axis=0))
+    found: dict[str, Any] = {
+        "tiles": len(description.means),
+        "mean": [round(float(value) / 255, 6) for value in mean],
+        "std": [round(float(value) / 255, 6) for value in spread],
+        "black": int(dark.sum()),
+        "blank": int((flat & ~dark).sum()),
+        "focus_quartiles": [
+            round(float(value), 3) for value in np.quantile(description.focus, (0.25, 0.5, 0.75))
+        ],
+    }
+    if len(description.features):
+        medians = np.median(description.features, axis=0)
+        found["stain_medians"] = {
+            name: round(float(value), 5) for name, value in zip(FEATURES, medians, strict=True)
+        }
+    return found

@@ -1,0 +1,178 @@
+"""Which tiles may come from the same slide: stain groups from the tiles themselves, or a map the user attached.
+
+A slide gives all its tiles the same dyes and the same lamp: the directions of its stain vectors in optical density and the
+white of its background. How much stain a tile holds depends on its cells, so on tumour, and is left out.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.data.competition import read_table
+from lib.errors import KernelError, listed
+
+FEATURES = (
+    "haematoxylin_red",
+    "haematoxylin_blue",
+    "eosin_red",
+    "eosin_blue",
+    "white_red",
+    "white_green",
+    "white_blue",
+)
+
+_PIXEL_STRIDE = 3  # every third row and column: 1,024 of 9,216 pixels tell the same directions
+_TISSUE_DENSITY = 0.15  # optical density below which a pixel is background (Macenko et al. 2009, beta)
+_ANGLE_PERCENTILES = (1.0, 99.0)  # robust extremes of the stain angle (Macenko et al. 2009, alpha = 1)
+_WHITE_PERCENTILE = 99.0
+_LEAST_SPREAD = (
+    0.02  # five grey levels: most tiles have the same white, and noise below this must not rule the clusters
+)
+_BATCH = 512  # tiles at a time: about 60 MiB of float64 optical densities
+
+
+class GroupError(KernelError):
+    """A tile-to-slide map cannot be used; the message lists everything that is wrong with it."""
+
+
+def stain_features(tiles: np.ndarray) -> np.ndarray:
+    """What a slide gives to every one of its tiles.
+
+    Stain vectors as in Macenko et al. 2009 ("A method for normalizing histology slides for quantitative analysis"): the
+    plane of the two largest principal directions of the optical density, and in it the extreme angles.
+
+    Args:
+        tiles: (N, 96, 96, 3) uint8, RGB.
+
+    Returns:
+        (N, 7) float64: red and blue share of the two stain vectors (their green share follows, they have length 1), and
+        the white of the background in units of 255. Finite for any input, blank tiles included.
+    """
+    return np.concatenate([_features_of(tiles[at : at + _BATCH]) for at in range(0, len(tiles), _BATCH)])
+
+
+def _features_of(tiles: np.ndarray) -> np.ndarray:
+    pixels = tiles[:, ::_PIXEL_STRIDE, ::_PIXEL_STRIDE].reshape(len(tiles), -1, 3)  # (B, P, 3)
+    white = np.percentile(pixels, _WHITE_PERCENTILE, axis=1) / 255.0  # (B, 3)
+    density = -np.log((pixels.astype(np.float64) + 1.0) / 256.0)  # (B, P, 3)
+    tissue = (density.min(axis=2) > _TISSUE_DENSITY).astype(np.float64)[..., None]  # (B, P, 1)
+    count = np.maximum(tissue.sum(axis=1), 1.0)  # (B, 1)
+    mean = (density * tissue).sum(axis=1) / count  # (B, 3)
+    centred = (density - mean[:, None]) * tissue
+    covariance = np.einsum("bpi,bpj->bij", centred, centred) / count[..., None]
+    _, vectors = np.linalg.eigh(covariance)  # ascending
+    plane = vectors[:, :, [2, 1]]  # (B, 3, 2), the largest first
+    plane = plane * np.where(
+        plane.sum(axis=1, keepdims=True) < 0, -1.0, 1.0
+    )  # the sign of a direction is arbitrary
+    projected = np.einsum("bpi,bik->bpk", density, plane)
+    angle = np.arctan2(projected[..., 1], projected[..., 0])  # (B, P)
+    angle = np.where(tissue[..., 0] > 0, angle, np.nan)
+    blank = tissue[..., 0].sum(axis=1) < 10
+    angle[blank] = 0.0
+    low, high = _extremes(angle)
+    features = np.empty((len(tiles), len(FEATURES)))
+    vectors_found = []
+    for extreme in (low, high):
+        vector = plane[:, :, 0] * np.cos(extreme)[:, None] + plane[:, :, 1] * np.sin(extreme)[:, None]
+        vectors_found.append(vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12))
+    first_is_haematoxylin = (
+        vectors_found[0][:, 0] > vectors_found[1][:, 0]
+    )  # it absorbs more red than eosin does
+    pick = first_is_haematoxylin[:, None]
+    haematoxylin = np.where(pick, vectors_found[0], vectors_found[1])
+    eosin = np.where(pick, vectors_found[1], vectors_found[0])
+    features[:, 0], features[:, 1] = haematoxylin[:, 0], haematoxylin[:, 2]
+    features[:, 2], features[:, 3] = eosin[:, 0], eosin[:, 2]
+    features[:, 4:] = white
+    return features
+
+
+def _extremes(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high percentile of each row, ignoring NaN: a sort puts NaN last, so ranks count from the front."""
+    ordered = np.sort(angle, axis=1)
+    count = np.isfinite(ordered).sum(axis=1)
+    rows = np.arange(len(angle))
+    low, high = (
+        (np.maximum(count - 1, 0) * share / 100.0).round().astype(int) for share in _ANGLE_PERCENTILES
+    )
+    return ordered[rows, low], ordered[rows, high]
+
+
+def stain_groups(features: np.ndarray, *, number: int, seed: int) -> np.ndarray:
+    """Cluster tiles by their stain features (k-means on robustly scaled features).
+
+    Args:
+        features: (N, 7), rows in the order of the sorted ids, so that the groups do not depend on the order of a table.
+        number: clusters; fewer when there are fewer than 4 tiles for each.
+        seed: of the clustering.
+
+    Returns:
+        (N,) int64, group numbers from 0. The same input gives the same bytes: one thread, because partial sums of
+        several are added in the order in which they finish.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    middle = np.median(features, axis=0)
+    spread = np.maximum(
+        np.percentile(features, 75, axis=0) - np.percentile(features, 25, axis=0), _LEAST_SPREAD
+    )
+    scaled = np.clip((features - middle) / spread, -5.0, 5.0)  # a blank tile must not own a cluster
+    clusters = max(2, min(number, len(features) // 4))
+    with threadpool_limits(limits=1):
+        found = KMeans(n_clusters=clusters, n_init=3, random_state=seed % 2**32).fit_predict(scaled)
+    return found.astype(np.int64)
+
+
+def read_slide_map(path: Path, *, train_ids: list[str], test_ids: list[str]) -> np.ndarray:
+    """Slides of the training tiles from a CSV file with the columns id and wsi.
+
+    Joined on the id, never on the row. Used for folds only.
+
+    Returns:
+        (N,) of text, in the order of `train_ids`.
+
+    Raises:
+        GroupError: wrong columns, ids twice, training ids without a slide, or any test id: a map that names test tiles
+            would tell what the competition hides.
+    """
+    problems: list[str] = []
+    table = read_table(path, ["id", "wsi"], problems)
+    if table is not None:
+        named = set(table["id"])
+        if tests := named & set(test_ids):
+            problems.append(
+                f"it names {len(tests):,} test tiles, such as {min(tests)}: a map may speak of training tiles only"
+            )
+        if missing := set(train_ids) - named:
+            problems.append(f"{len(missing):,} training tiles have no slide, such as {min(missing)}")
+        if empty := int((table["wsi"].str.strip() == "").sum()):
+            problems.append(f"{empty:,} rows name no slide")
+    if problems:
+        raise GroupError(listed(f"the tile-to-slide map {path.name} cannot be used:", problems))
+    assert table is not None
+    return table.set_index("id")["wsi"].reindex(train_ids).to_numpy(dtype=str)
+
+
+def group_auc(labels: np.ndarray, groups: np.ndarray, *, seed: int, number: int = 5) -> float:
+    """The AUC that the group number alone reaches when neighbours of a tile are on both sides of the split.
+
+    Each tile is scored by the share of tumour among the tiles of its group in the other stratified folds, so this is what
+    knowing the slide is worth under `split = "stratified"`, and what a split by group denies.
+    """
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold
+
+    number = min(number, int(np.bincount(labels).min()))
+    if number < 2:
+        return float("nan")
+    scores = np.empty(len(labels))
+    table = pd.DataFrame({"group": groups, "label": labels})
+    for inside, outside in StratifiedKFold(number, shuffle=True, random_state=seed % 2**32).split(
+        groups, labels
+    ):
+        share = table.iloc[inside].groupby("group")["label"].mean()
+        scores[outside] = table["group"].iloc[outside].map(share).fillna(labels[inside].mean()).to_numpy()
+    return float(roc_auc_score(labels, scores))

@@ -1,0 +1,472 @@
+"""The tile store: all tiles of a folder in one .npy array, each proved by its SHA-1, built so that a kill costs little.
+
+A tile's id is the SHA-1 of its 27,648 pixel bytes, so the proof costs a hash. Many readers have a file open each, because a
+mounted network file system answers slowly and many at a time; they fill one block of the array while the block before it is
+hashed and written and the one before that goes to the disk. A journal beside the array says how far it has come and what it
+hashes to up to there; the next run goes on after that.
+"""
+
+import hashlib
+import json
+import math
+import os
+import queue
+import shutil
+import threading
+import tokenize
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.data.tiff import HEADER, TILE_BYTES, TILE_SHAPE, TileError, decode_tile
+from lib.errors import KernelError, listed
+from lib.validation import UNREADABLE
+
+BLOCK = 2048  # tiles between two entries of the journal: 54 MiB, well under a second of work to lose
+CHUNK = 32  # tiles a reader takes at a time
+MISMATCHES_ALLOWED = 0.001  # share of tiles; above it the data are not the competition's
+_BUFFERS = 3  # blocks in memory, 162 MiB: one is written, two are being read
+_UNFLUSHED = 8  # blocks written that the disk may still owe, 432 MiB; then the readers wait for it
+_READ_AT_ONCE = 1 << 24  # bytes
+_FILE_BYTES = len(HEADER) + TILE_BYTES
+# What numpy's parser of headers lets through.
+_NO_HEADER = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    tokenize.TokenError,
+)
+
+
+class StoreError(KernelError):
+    """Tiles cannot be read or are not what they say; the message lists them."""
+
+
+@dataclass
+class BuiltStore:
+    """What came of building one array."""
+
+    tiles: int
+    resumed: int = 0  # tiles taken over from an interrupted run
+    mismatches: list[str] = field(default_factory=list)  # ids whose pixels hash to something else
+    sha256: str = ""  # of the whole file, taken while it was written
+
+
+class StoreBuilder:
+    """Builds `<name>` in a folder through `<name>.part` and `<name>.journal`; `publish` puts it in place.
+
+    Nothing of an earlier array is touched before `publish`.
+    """
+
+    def __init__(self, folder: Path, name: str, *, ids: Sequence[str]) -> None:
+        self.target = folder / name
+        self.part = folder / f"{name}.part"
+        self.journal = folder / f"{name}.journal"
+        self.ids = list(ids)
+        self.plan = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
+        self._header = _npy_header(len(self.ids))
+
+    @property
+    def bytes(self) -> int:
+        """What the finished array takes on disk."""
+        return len(self._header) + len(self.ids) * TILE_BYTES
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """What an interrupted run has already taken."""
+        return self.part.stat().st_size if self.part.is_file() else 0
+
+    def build(
+        self, tiles: Path, *, readers: int, strict: bool, say: Callable[[str], None], folder_name: str = ""
+    ) -> BuiltStore:
+        """Read every tile and prove it.
+
+        Args:
+            tiles: the folder with `<id>.tif`.
+            readers: threads that open, read and hash at the same time.
+            strict: stop at the first block with a tile whose pixels do not hash to its id.
+            say: takes a line of progress, about one every 10 % of the tiles.
+            folder_name: how messages call the folder.
+
+        Returns:
+            The count of tiles, of those taken over, the ids that did not match, and what the file hashes to.
+
+        Raises:
+            StoreError: tiles that cannot be decoded or have the wrong size (all of them are listed), or too many
+                tiles whose pixels are not what their id says.
+            OSError: the disk is full.
+        """
+        done, digest = self._take_over()
+        result = BuiltStore(tiles=len(self.ids), resumed=min(done * BLOCK, len(self.ids)))
+        undecodable: list[str] = []
+        said = result.resumed * 10 // max(len(self.ids), 1)
+        if result.resumed:
+            say(
+                f"{result.resumed:,} of {len(self.ids):,} tiles of {folder_name} were read before the interruption"
+            )
+        with (
+            warnings.catch_warnings(),  # here, not in the threads, which share the filters
+            self.part.open("r+b", buffering=0) as array,
+            _Journal(self.journal, array.fileno()) as journal,
+            _Blocks(tiles, self.ids, start=result.resumed, readers=readers) as blocks,
+        ):
+            warnings.filterwarnings("ignore", module="PIL")  # of damaged files it says the same once more
+            array.seek(len(self._header) + result.resumed * TILE_BYTES)
+            while (block := blocks.next()) is not None:
+                undecodable += block.undecodable
+                result.mismatches += block.mismatches
+                if (strict and block.mismatches) or len(result.mismatches) > max(
+                    MISMATCHES_ALLOWED * len(self.ids), 1
+                ):
+                    refusals = [_mismatch_message(result.mismatches, block.end, folder_name, strict=strict)]
+                    refusals += (
+                        [_undecodable_message(undecodable, len(self.ids), folder_name)] if undecodable else []
+                    )
+                    raise StoreError("\n".join(refusals))
+                if undecodable:
+                    continue  # read on, to list every bad tile at once; nothing more is journaled
+                _write_all(array, block.pixels)
+                digest.update(block.pixels)
+                journal.add({"sha256": digest.hexdigest(), "mismatches": block.mismatches})
+                if (tenth := block.end * 10 // len(self.ids)) > said:
+                    said = tenth
+                    say(f"{block.end:,} of {len(self.ids):,} tiles of {folder_name}")
+        if undecodable:
+            raise StoreError(_undecodable_message(undecodable, len(self.ids), folder_name))
+        result.sha256 = digest.hexdigest()
+        return result
+
+    def _take_over(self) -> tuple[int, "hashlib._Hash"]:
+        """Make part and journal ready to go on; the blocks that stand, and the digest of the file up to there."""
+        lines = self.journal.read_text(errors="replace").splitlines() if self.journal.is_file() else []
+        if lines and lines[0] == self.plan and self.target.is_file() and not self.part.is_file():
+            # Put in place by a run that was killed before it forgot its journal. A second name, so that the record
+            # that may stand for it keeps its array until this run has another.
+            try:
+                os.link(self.target, self.part)
+            except OSError:  # a file system without links
+                self.target.replace(self.part)
+        kept: list[str] = []
+        digest = hashlib.sha256(self._header)
+        intact = False
+        if lines and self.part.is_file() and lines[0] == self.plan:
+            with self.part.open("rb", buffering=0) as stream:
+                intact = stream.read(len(self._header)) == self._header
+                buffer = memoryview(bytearray(BLOCK * TILE_BYTES if intact else 0))
+                for line in lines[1:] if intact else []:
+                    rows = min(BLOCK, len(self.ids) - len(kept) * BLOCK)
+                    block = buffer[: _read_into(stream, buffer[: rows * TILE_BYTES])]
+                    longer = digest.copy()
+                    longer.update(block)
+                    # What did not match is judged anew: it may have been downloaded again, or `verify` changed.
+                    if _entry(line) != {"sha256": longer.hexdigest(), "mismatches": []}:
+                        break
+                    digest = longer
+                    kept.append(line)
+        if not intact:
+            self.part.unlink(missing_ok=True)  # it may be a second name of the published array
+            self.part.write_bytes(self._header)
+        elif self.part.stat().st_nlink > 1 and len(kept) * BLOCK < len(self.ids):
+            # Blocks will be written, and the published array keeps its own.
+            copy = self.part.with_suffix(".part.new")
+            shutil.copyfile(self.part, copy)
+            copy.replace(self.part)
+        beside = self.journal.with_suffix(".journal.new")
+        beside.write_text("".join(f"{line}\n" for line in [self.plan, *kept]))
+        beside.replace(self.journal)
+        return len(kept), digest
+
+    def publish(self) -> None:
+        """Put the finished array in place of an earlier one. The journal stays until `forget`."""
+        self.part.replace(self.target)
+        self.part.unlink(missing_ok=True)  # a rename leaves both names where they are names of one file
+
+    def forget(self) -> None:
+        """Drop the journal, once run.json stands for the array."""
+        self.journal.unlink(missing_ok=True)
+
+
+@dataclass
+class _Block:
+    """Consecutive tiles that were read: their pixels, valid until the next block is asked for, and what is wrong with them."""
+
+    end: int  # tiles up to its last one
+    pixels: memoryview
+    undecodable: list[str] = field(default_factory=list)
+    mismatches: list[str] = field(default_factory=list)
+
+
+class _Blocks:
+    """The tiles block by block and in order, while readers fill the blocks that follow. Holds `_BUFFERS` blocks of memory."""
+
+    def __init__(self, tiles: Path, ids: Sequence[str], *, start: int, readers: int) -> None:
+        self._folder, self._ids, self._start = tiles, ids, start
+        self._pool = ThreadPoolExecutor(max_workers=readers, thread_name_prefix="reader")
+        rows = min(BLOCK, len(ids) - start)
+        blocks = -(-(len(ids) - start) // BLOCK)
+        self._free = deque(
+            np.empty(rows * TILE_BYTES, dtype=np.uint8).data for _ in range(min(_BUFFERS, blocks))
+        )
+        self._reading: deque[tuple[_Block, memoryview, list[Future[list[tuple[str, str]]]]]] = deque()
+        self._lent: memoryview | None = None
+
+    def __enter__(self) -> "_Blocks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def next(self) -> _Block | None:
+        """The next block, or None after the last. The pixels of the one before are overwritten from now on."""
+        if self._lent is not None:
+            self._free.append(self._lent)
+            self._lent = None
+        while self._free and self._start < len(self._ids):
+            self._submit(self._free.popleft())
+        if not self._reading:
+            return None
+        block, self._lent, chunks = self._reading.popleft()
+        for chunk in chunks:
+            for kind, text in chunk.result():
+                (block.undecodable if kind == "error" else block.mismatches).append(text)
+        return block
+
+    def _submit(self, buffer: memoryview) -> None:
+        names = self._ids[self._start : self._start + BLOCK]
+        self._start += len(names)
+        chunks = [
+            self._pool.submit(_read_chunk, self._folder, names[at : at + CHUNK], buffer[at * TILE_BYTES :])
+            for at in range(0, len(names), CHUNK)
+        ]
+        self._reading.append((_Block(self._start, buffer[: len(names) * TILE_BYTES]), buffer, chunks))
+
+
+class _Journal:
+    """Adds a line for a block once the disk has the block, in a thread of its own: nobody waits for a single flush.
+
+    What was written while one flush took is flushed together by the next.
+    """
+
+    def __init__(self, path: Path, array: int) -> None:
+        self._array = array
+        self._stream = path.open("a")
+        self._lines: queue.Queue[str] = queue.Queue(maxsize=_UNFLUSHED)
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._flush, name="journal")
+
+    def __enter__(self) -> "_Journal":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._lines.put("")
+        self._thread.join()
+        self._stream.close()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Enter a block that has just been written.
+
+        Raises:
+            OSError: an earlier block did not get to the disk.
+        """
+        if self._error is not None:
+            raise self._error
+        self._lines.put(json.dumps(entry) + "\n")
+
+    def _flush(self) -> None:
+        ended = False
+        while not ended:
+            lines = [self._lines.get()]
+            while lines[-1] and not self._lines.empty():
+                lines.append(self._lines.get())
+            ended = not lines[-1]
+            if self._error is None and lines != [""]:
+                try:
+                    os.fsync(self._array)
+                    self._stream.write("".join(lines))
+                    self._stream.flush()
+                except OSError as error:  # raised where the next block is entered; until then the lines are only taken away
+                    self._error = error
+
+
+def _entry(line: str) -> object:
+    try:
+        return json.loads(line)
+    except UNREADABLE:  # the kill came in the middle of this line
+        return None
+
+
+def _write_all(stream: Any, content: memoryview) -> None:
+    while content:
+        content = content[stream.write(content) :]
+
+
+def _read_into(stream: Any, buffer: memoryview) -> int:
+    """Fill the buffer from an unbuffered stream; fewer bytes only at the end of the file."""
+    at = 0
+    while at < len(buffer) and (count := stream.readinto(buffer[at : at + _READ_AT_ONCE])):
+        at += count
+    return at
+
+
+def _undecodable_message(undecodable: list[str], tiles: int, folder_name: str) -> str:
+    lead = f"{len(undecodable):,} of {tiles:,} tiles of {folder_name} cannot be used:"
+    return listed(lead, undecodable, remedy="Download them again: build_kernel.py download.")
+
+
+def _mismatch_message(mismatches: list[str], read: int, folder_name: str, *, strict: bool) -> str:
+    lead = f"of the first {read:,} tiles of {folder_name}, {len(mismatches):,} are not what their id says (its SHA-1):"
+    limit = (
+        "verify = strict allows none"
+        if strict
+        else f"more than {MISMATCHES_ALLOWED:.1%} of the tiles are refused"
+    )
+    return listed(lead, mismatches, remedy=f"{limit}. Download the data again: build_kernel.py download.")
+
+
+def _npy_header(tiles: int) -> bytes:
+    """The header numpy gives such an array in version 1.0 of its format, padded to a multiple of 64 bytes."""
+    import io
+
+    stream = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": (tiles, *TILE_SHAPE)}
+    np.lib.format.write_array_header_1_0(stream, description)  # type: ignore[no-untyped-call]
+    return stream.getvalue()
+
+
+def _read_chunk(folder: Path, names: Sequence[str], out: memoryview) -> list[tuple[str, str]]:
+    """Read some tiles one after the other into `out`; what is wrong with them."""
+    header = bytearray(len(HEADER))
+    found = []
+    for at, name in enumerate(names):
+        verdict = _read_one(f"{folder}{os.sep}", name, out[at * TILE_BYTES : (at + 1) * TILE_BYTES], header)
+        if verdict is not None:
+            found.append(verdict)
+    return found
+
+
+def _read_one(folder: str, name: str, out: memoryview, header: bytearray) -> tuple[str, str] | None:
+    """Read one tile into `out`, its pixels straight to where they belong if the file is laid out as the competition's.
+
+    Args:
+        folder: with the separator at its end.
+        name: the tile's id.
+        out: 27,648 bytes for the pixels.
+        header: 287 bytes to write over.
+
+    Returns:
+        None, ("mismatch", id) or ("error", what is wrong).
+    """
+    path = f"{folder}{name}.tif"
+    try:
+        if not _read_in_place(path, out, header):
+            with Path(path).open("rb") as stream:
+                out[:] = decode_tile(stream.read()).reshape(-1).data
+    except (TileError, OSError) as error:
+        return "error", f"{Path(folder).name}/{name}.tif: {error}"
+    return None if hashlib.sha1(out, usedforsecurity=False).hexdigest() == name else ("mismatch", name)
+
+
+def _read_in_place(path: str, out: memoryview, header: bytearray) -> bool:
+    """Whether the file began with the competition's header and `out` now holds the pixels that follow it."""
+    if not hasattr(os, "readv"):
+        return False
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.readv(file, (header, out)) == _FILE_BYTES and header == HEADER
+    finally:
+        os.close(file)
+
+
+def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape and type of an array in a file, and at which byte it begins; nothing of it is read.
+
+    Raises:
+        ValueError: it is no array in C order in version 1.0 of numpy's format, or the file is not as long as it says.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        try:
+            version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+            if version != (1, 0):  # later ones may announce headers of 4 GiB
+                raise ValueError(f"version {version[0]}.{version[1]} of the format, not 1.0")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
+        except _NO_HEADER as error:
+            raise ValueError(f"not a numpy array: {error or type(error).__name__}") from error
+        if fortran or any(type(side) is not int or side < 0 for side in shape):
+            raise ValueError(f"an array of {shape} {dtype}{', in Fortran order' if fortran else ''}")
+        start = stream.tell()
+        there, size = os.fstat(stream.fileno()).st_size - start, math.prod(shape) * dtype.itemsize
+        if there < size:
+            raise ValueError(f"cut short: {there:,} of {size:,} bytes")
+        return shape, dtype, start
+
+
+def array_layout(path: Path) -> tuple[int, int]:
+    """How many tiles an array holds, and at which byte of the file they begin.
+
+    Raises:
+        StoreError: it is no tile array, or is cut short.
+    """
+    try:
+        shape, dtype, start = array_header(path)
+    except ValueError as error:
+        raise StoreError(f"{path} is {error}. Run the prepare kernel again.") from error
+    if dtype != np.uint8 or shape[1:] != TILE_SHAPE:
+        raise StoreError(
+            f"{path} holds {shape} {dtype}, not N x 96 x 96 x 3 uint8. Run the prepare kernel again."
+        )
+    return shape[0], start
+
+
+def read_array(
+    path: Path, *, sha256: str = "", allocate: Callable[[int], "memoryview | np.ndarray"] | None = None
+) -> np.ndarray:
+    """Read a tile array into memory by one sequential read, hashing it on the way.
+
+    Args:
+        path: `tiles-train.npy` or `tiles-test.npy`.
+        sha256: what the file must hash to; empty to skip the check.
+        allocate: gives the memory for so many bytes, writable, such as memory that processes share; by default memory of
+            its own.
+
+    Returns:
+        (N, 96, 96, 3) uint8 in that memory: 27,648 bytes a tile, 5.67 GiB for the full training set.
+
+    Raises:
+        StoreError: it is no tile array, is cut short, or is damaged.
+    """
+    tiles, start = array_layout(path)
+    shape, size = (tiles, *TILE_SHAPE), tiles * TILE_BYTES
+    with path.open("rb", buffering=0) as stream:
+        digest = hashlib.sha256(stream.read(start))
+        memory = allocate(size) if allocate is not None and size else np.empty(size, dtype=np.uint8)
+        array = np.frombuffer(memory, dtype=np.uint8, count=size) if size else np.empty(0, dtype=np.uint8)
+        view = array.data
+        with ThreadPoolExecutor(max_workers=1) as hashing:  # one piece is hashed while the next is read
+            for at in range(0, size, _READ_AT_ONCE):
+                piece = view[at : at + _READ_AT_ONCE]
+                if (count := _read_into(stream, piece)) < len(piece):
+                    raise _cut_short(path, at + count, size)
+                if sha256:
+                    hashing.submit(digest.update, piece)
+    if sha256 and digest.hexdigest() != sha256:
+        raise StoreError(
+            f"{path} is damaged: its SHA-256 is not the one in run.json. Run the prepare kernel again."
+        )
+    return array.reshape(shape)
+
+
+def _cut_short(path: Path, found: int, expected: int) -> StoreError:
+    return StoreError(f"{path} is cut short: {found:,} of {expected:,} bytes. Run the prepare kernel again.")

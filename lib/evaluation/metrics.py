@@ -1,0 +1,204 @@
+"""Scores, always on a whole set: AUC, F1, the threshold that is chosen out of fold, and intervals that resample groups."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lib.errors import KernelError
+
+_ROUNDING = 1e-14
+
+
+class MetricError(KernelError):
+    """A metric is undefined for these labels or scores."""
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) finite; only their order matters.
+
+    Raises:
+        MetricError: one class only, or scores that are not finite.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    if len(np.unique(labels)) != 2:
+        raise MetricError(f"AUC is undefined: all {len(labels):,} labels are the same")
+    if not np.isfinite(scores).all():
+        raise MetricError(f"AUC is undefined: {int((~np.isfinite(scores)).sum()):,} scores are not finite")
+    return float(roc_auc_score(labels, scores))
+
+
+def probability(logits: np.ndarray) -> np.ndarray:
+    """The logistic function in float64, (N,) in [0, 1]: in float16 or float32 confident tiles would tie."""
+    from scipy.special import expit
+
+    result: np.ndarray = expit(np.asarray(logits, dtype=np.float64))
+    return result
+
+
+def f1(labels: np.ndarray, positive: np.ndarray) -> float:
+    """F1 of a decision, 0 when nothing is found."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, positive, zero_division=0.0))
+
+
+def confusion(labels: np.ndarray, positive: np.ndarray) -> list[list[int]]:
+    """[[true negatives, false positives], [false negatives, true positives]]."""
+    from sklearn.metrics import confusion_matrix
+
+    table: list[list[int]] = confusion_matrix(labels, positive, labels=[0, 1]).tolist()
+    return table
+
+
+def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The threshold with the highest F1 (positive is `probability >= threshold`), the highest of equals."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, thresholds = precision_recall_curve(labels, probabilities)
+    score = (2 * precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
+    # Equal fractions differ by rounding, 1e-16; unequal ones of as many tiles as there are by 5e-12 at least.
+    return float(thresholds[np.flatnonzero(score >= score.max() - _ROUNDING)[-1]])
+
+
+def decide_out_of_fold(
+    labels: np.ndarray, probabilities: np.ndarray, parts: np.ndarray
+) -> tuple[np.ndarray, list[float]]:
+    """Decisions of every part by the threshold that is best on the other parts, never on itself.
+
+    Args:
+        labels: (N,) 0 or 1.
+        probabilities: (N,) in [0, 1].
+        parts: (N,) the fold of each tile, or the half it is in.
+
+    Returns:
+        (N,) bool, and the threshold used for each part in the order of `numpy.unique(parts)`.
+
+    Raises:
+        MetricError: fewer than two parts.
+    """
+    names = np.unique(parts)
+    if len(names) < 2:
+        raise MetricError("a threshold chosen out of fold needs at least two parts")
+    positive = np.zeros(len(labels), dtype=bool)
+    thresholds = []
+    for name in names:
+        inside = parts == name
+        threshold = best_threshold(labels[~inside], probabilities[~inside])
+        positive[inside] = probabilities[inside] >= threshold
+        thresholds.append(threshold)
+    return positive, thresholds
+
+
+def fold_scores(labels: np.ndarray, probabilities: np.ndarray, *, seed: int) -> dict[str, Any]:
+    """The scores of one fold on its own: AUC, F1 at 0.5, and F1 at thresholds chosen on the other half of the fold.
+
+    A threshold chosen on the tiles it is scored on would flatter; other folds are not at hand in a fold's kernel.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    at_half = probabilities >= 0.5
+    halves = np.zeros(len(labels), dtype=np.int64)
+    splitter = StratifiedKFold(2, shuffle=True, random_state=seed % 2**32)
+    halves[next(splitter.split(labels, labels))[1]] = 1
+    tuned, thresholds = decide_out_of_fold(labels, probabilities, halves)
+    return {
+        "tiles": len(labels),
+        "positives": int(labels.sum()),
+        "auc": auc(labels, probabilities),
+        "f1_at_half": f1(labels, at_half),
+        "confusion_at_half": confusion(labels, at_half),
+        "thresholds": thresholds,
+        "f1_at_thresholds": f1(labels, tuned),
+        "confusion_at_thresholds": confusion(labels, tuned),
+    }
+
+
+def group_interval(
+    statistic: Callable[[np.ndarray], float],
+    groups: np.ndarray,
+    *,
+    seed: int,
+    level: float = 0.95,
+    rounds: int = 1000,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval that resamples groups: tiles of one slide are not independent.
+
+    Args:
+        statistic: of an array of rows, with repeats.
+        groups: (N,) the group of each row.
+        seed: of the resampling.
+        level: coverage.
+        rounds: resamples; those for which the statistic is undefined are left out.
+
+    Returns:
+        Lower and upper end. Source: Efron and Tibshirani 1993, chapter 13, on clusters.
+    """
+    generator = np.random.default_rng(seed)
+    names, number = np.unique(groups, return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    rows = np.split(order, np.cumsum(np.bincount(number))[:-1])
+    values = []
+    for _ in range(rounds):
+        picked = np.concatenate([rows[at] for at in generator.integers(0, len(names), len(names))])
+        try:
+            values.append(statistic(picked))
+        except MetricError:
+            continue
+    if not values:
+        raise MetricError("the statistic is undefined in every resample")
+    return _ends(values, level)
+
+
+def auc_interval(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    *,
+    seed: int,
+    level: float = 0.95,
+    rounds: int = 1000,
+) -> tuple[float, float]:
+    """`group_interval` of the AUC, with the same draws and without sorting the scores anew in each round.
+
+    A resample is how often each group was drawn; tumour and other tiles are counted by their scores, and the AUC is the share
+    of pairs in the right order, ties by half (Mann and Whitney 1947). On 220,025 tiles a round costs milliseconds.
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) finite.
+        groups: (N,) the group of each row.
+        seed: of the resampling.
+        level: coverage.
+        rounds: resamples; those with one class only are left out.
+
+    Raises:
+        MetricError: one class in every resample.
+    """
+    generator = np.random.default_rng(seed)
+    names, group = np.unique(groups, return_inverse=True)
+    distinct, place = np.unique(scores, return_inverse=True)
+    positive = np.asarray(labels) == 1
+    values = []
+    for _ in range(rounds):
+        drawn = np.bincount(generator.integers(0, len(names), len(names)), minlength=len(names))[
+            group
+        ].astype(np.float64)
+        tumour = np.bincount(place[positive], drawn[positive], len(distinct))
+        other = np.bincount(place[~positive], drawn[~positive], len(distinct))
+        pairs = tumour.sum() * other.sum()
+        if pairs:
+            values.append(float((tumour * (np.cumsum(other) - other / 2)).sum() / pairs))
+    if not values:
+        raise MetricError("the AUC is undefined in every resample")
+    return _ends(values, level)
+
+
+def _ends(values: list[float], level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,338 @@
+"""What the folds of an experiment came to: one table of out-of-fold probabilities, and every score of it. Needs no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib.config import Config, ConfigError, config_from_dict
+from lib.data.competition import read_table
+from lib.errors import KernelError, listed
+from lib.evaluation.calibration import Calibration, CalibrationError, calibrate_out_of_fold
+from lib.evaluation.metrics import (
+    MetricError,
+    auc,
+    auc_interval,
+    confusion,
+    decide_out_of_fold,
+    f1,
+    probability,
+)
+from lib.runtime.run_record import RunRecord, read_run_record
+
+_INTERVAL_SEED = 0
+
+
+class ResultError(KernelError):
+    """Out-of-fold predictions that cannot be scored; the message says what is missing or contradicts itself."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of an experiment.
+
+    Attributes:
+        experiment: its name.
+        config: its knobs.
+        table: id, label, fold, group, probability of every tile predicted out of fold.
+        folds: one row a fold: fold, tiles, positives, auc, low, high (95 %, resampling groups), f1_at_half, threshold,
+            f1_at_threshold, seconds; not a number where a fold has none.
+        pooled: AUC of all out-of-fold probabilities together.
+        interval: its 95 % interval, resampling groups; not numbers where no groups are known.
+        groups: how many groups were resampled; 0 where none are known.
+        grouping: what they are: stain groups or slides.
+        calibration: of all out-of-fold probabilities; None where it is undefined.
+        decisions: F1 and confusion matrix of all tiles, at 0.5 and at thresholds chosen on the other folds.
+        records: run.json of each fold, in the order of `folds`.
+        positive: (N,) the decision of each tile by the threshold of the other folds; None where there is no such threshold.
+    """
+
+    experiment: str
+    config: Config
+    table: pd.DataFrame
+    folds: pd.DataFrame
+    pooled: float
+    interval: tuple[float, float]
+    groups: int
+    grouping: str
+    calibration: Calibration | None
+    decisions: dict[str, Any]
+    records: list[RunRecord]
+    positive: np.ndarray | None
+
+    @property
+    def transductive(self) -> str:
+        """Why its scores are transductive; empty where they are not."""
+        reasons = []
+        if self.config.weights == "pretrain":
+            reasons.append("the encoder was pretrained on all of these tiles, without their labels")
+        if self.config.pseudo_labels:
+            reasons.append(
+                f"test tiles were learnt from, with labels given by {self.config.pseudo_labels}, fold by fold"
+            )
+        return "; ".join(reasons)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every fold of the experiment is there."""
+        return len(self.folds) == self.config.folds
+
+
+def recorded_config(record: RunRecord) -> Config:
+    """The config a run was made with; knobs this code does not know any more are left out.
+
+    Raises:
+        ResultError: a value this code cannot use.
+    """
+    known = {field.name for field in fields(Config)}
+    try:
+        return config_from_dict({name: value for name, value in record.config.items() if name in known})
+    except ConfigError as error:
+        raise ResultError(f"the config of {record.experiment} was written by other code: {error}") from error
+
+
+def read_out_of_fold(
+    folders: Sequence[Path], index: pd.DataFrame | None
+) -> tuple[pd.DataFrame, list[RunRecord]]:
+    """The mean probability over members of every tile of the folds, each tile exactly once; and the folds' records.
+
+    Args:
+        folders: of the folds, in any order.
+        index: of the labelled tiles, as prepare left it; without one the labels are those the folds wrote, and there are no
+            groups.
+
+    Returns:
+        id, label, fold, probability and the columns of the index; and the records in the order of the folds.
+
+    Raises:
+        ResultError: a tile without a prediction, with two, or with another label than in the index.
+        RunRecordError: an output does not match its run.json.
+    """
+    read = [(read_run_record(folder, kind="train", fetched_only=True), folder) for folder in folders]
+    read.sort(key=lambda each: each[0].fold)
+    predicted = pd.concat([_read_fold(record, folder) for record, folder in read])
+    records = [record for record, _ in read]
+    if twice := int(predicted["id"].duplicated().sum()):
+        raise ResultError(f"{twice:,} tiles are predicted out of fold more than once: run the folds again")
+    if index is None:
+        return predicted.sort_values("id", ignore_index=True), records
+    whole = len(folders) == records[0].config["folds"]
+    said = predicted.rename(columns={"label": "said"})
+    table = index.merge(said, on="id", how="outer" if whole else "right", validate="one_to_one")
+    if table[["label", "probability"]].isna().any().any() or (whole and len(table) != len(index)):
+        missing = int(table["probability"].isna().sum())
+        raise ResultError(
+            f"{missing:,} tiles have no out-of-fold prediction, or are not in the index: run the folds again"
+        )
+    if wrong := int((table["label"] != table["said"]).sum()):
+        raise ResultError(
+            f"{wrong:,} tiles have another label out of fold than in the index: run the folds again"
+        )
+    return table.drop(columns="said").astype({"label": np.int64, "fold": np.int64}), records
+
+
+def _read_fold(record: RunRecord, folder: Path) -> pd.DataFrame:
+    members = []
+    for member in record.members:
+        members.append(_read_member(folder / f"oof-{record.fold}-member-{member}.csv"))
+    if not members:
+        raise ResultError(f"{folder.name}: run.json names no member of fold {record.fold}")
+    first = members[0]
+    mean = sum(probability(member["logit"].reindex(first.index).to_numpy()) for member in members) / len(
+        members
+    )
+    return pd.DataFrame(
+        {"id": first.index, "label": first["label"].to_numpy(), "fold": record.fold, "probability": mean}
+    )
+
+
+def _read_member(path: Path) -> pd.DataFrame:
+    """What a member predicted out of fold, indexed by id, its logits as float64.
+
+    Raises:
+        ResultError: it is no such table.
+    """
+    problems: list[str] = []
+    table = read_table(path, ["id", "label", "logit"], problems)
+    if table is not None:
+        logits = pd.to_numeric(table["logit"], errors="coerce").astype(np.float64)
+        if bad := int((~np.isfinite(logits)).sum()):
+            problems.append(f"{path.name} has {bad:,} logits that are not finite numbers")
+        if odd := int((~table["label"].isin(["0", "1"])).sum()):
+            problems.append(f"{path.name} has {odd:,} labels that are neither 0 nor 1")
+        else:
+            table["label"] = table["label"].astype(np.int64)
+        table["logit"] = logits
+    if table is None or problems:
+        raise ResultError(f"{path} cannot be used: {'; '.join(problems)}. Run the fold again.")
+    return table.set_index("id")
+
+
+def summarise(experiment: str, folders: Sequence[Path], index: pd.DataFrame | None) -> Summary:
+    """Read and score what the fold kernels of an experiment left.
+
+    Args:
+        experiment: its name.
+        folders: outputs of its folds, all of them or some.
+        index: of the labelled tiles; see `read_out_of_fold`.
+
+    Raises:
+        ResultError: predictions that are missing or contradict each other; folds that do not belong together.
+        MetricError: one class only.
+        RunRecordError: an output does not match its run.json.
+    """
+    table, records = read_out_of_fold(folders, index)
+    _belong_together(experiment, records)
+    config = recorded_config(records[0])
+    slides = config.split == "slide"
+    if index is not None:
+        table["group"] = table["slide"] if slides else table["stain_group"]
+    labels, scores, fold = (table[name].to_numpy() for name in ("label", "probability", "fold"))
+    decisions: dict[str, Any] = {
+        "f1_at_half": f1(labels, scores >= 0.5),
+        "confusion_at_half": confusion(labels, scores >= 0.5),
+    }
+    at_thresholds: dict[int, tuple[float, float]] = {}
+    positive = None
+    if _can_decide(labels, fold):  # a threshold is chosen on the other folds; of one fold alone there is none
+        positive, thresholds = decide_out_of_fold(labels, scores, fold)
+        decisions |= {
+            "f1_at_thresholds": f1(labels, positive),
+            "confusion_at_thresholds": confusion(labels, positive),
+        }
+        for number, threshold in zip(np.unique(fold), thresholds, strict=True):
+            inside = fold == number
+            at_thresholds[int(number)] = (threshold, f1(labels[inside], positive[inside]))
+    groups = table["group"].to_numpy() if "group" in table else None
+    rows = []
+    for record in records:
+        inside = fold == record.fold
+        threshold, reached = at_thresholds.get(record.fold, (float("nan"), float("nan")))
+        score, (low, high) = _auc_with_interval(
+            labels[inside], scores[inside], None if groups is None else groups[inside]
+        )
+        rows.append(
+            {
+                "fold": record.fold,
+                "tiles": int(inside.sum()),
+                "positives": int(labels[inside].sum()),
+                "auc": score,
+                "low": low,
+                "high": high,
+                "f1_at_half": f1(labels[inside], scores[inside] >= 0.5),
+                "threshold": threshold,
+                "f1_at_threshold": reached,
+                "seconds": float(record.seconds.get("total", 0.0)),
+            }
+        )
+    return Summary(
+        experiment=experiment,
+        config=config,
+        table=table,
+        folds=pd.DataFrame(rows),
+        pooled=auc(labels, scores),
+        interval=_interval(labels, scores, groups),
+        groups=0 if groups is None else len(np.unique(groups)),
+        grouping="slides" if slides else "stain groups",
+        calibration=_calibrate(labels, scores, fold),
+        decisions=decisions,
+        records=records,
+        positive=positive,
+    )
+
+
+def _belong_together(experiment: str, records: Sequence[RunRecord]) -> None:
+    problems = []
+    if len({record.fold for record in records}) < len(records):
+        problems.append(f"a fold comes more than once: {', '.join(str(record.fold) for record in records)}")
+    for name, what in (("data_id", "on different data"), ("fold_table_id", "with different fold tables")):
+        if len(found := {getattr(record, name) for record in records}) > 1:
+            problems.append(f"they were trained {what}: {', '.join(sorted(each[:8] for each in found))}")
+    if problems:
+        raise ResultError(
+            listed(f"the folds of {experiment} do not belong together:", problems, remedy="Run them again.")
+        )
+
+
+def _can_decide(labels: np.ndarray, fold: np.ndarray) -> bool:
+    numbers = np.unique(fold)
+    return len(numbers) > 1 and all(len(np.unique(labels[fold != number])) == 2 for number in numbers)
+
+
+def _auc_with_interval(
+    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray | None
+) -> tuple[float, tuple[float, float]]:
+    """Not numbers where they are undefined: a fold may hold one class, or a single group."""
+    try:
+        return auc(labels, scores), _interval(labels, scores, groups)
+    except MetricError:
+        return float("nan"), (float("nan"), float("nan"))
+
+
+def _interval(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
+    """Not numbers where no groups are known, or where there are fewer than two to resample."""
+    if groups is None or len(np.unique(groups)) < 2:
+        return float("nan"), float("nan")
+    return auc_interval(labels, scores, groups, seed=_INTERVAL_SEED)
+
+
+def _calibrate(labels: np.ndarray, scores: np.ndarray, fold: np.ndarray) -> Calibration | None:
+    try:
+        return calibrate_out_of_fold(labels, scores, fold)
+    except CalibrationError:
+        return None
+
+
+@dataclass(frozen=True)
+class Together:
+    """The plain mean of several experiments, out of fold.
+
+    Attributes:
+        pooled: its AUC on the tiles that all of them predicted out of fold.
+        interval: 95 %, resampling groups; not numbers where no groups are known.
+        tiles: how many they are.
+        correlations: (E, E) of the experiments' probabilities (Spearman).
+    """
+
+    pooled: float
+    interval: tuple[float, float]
+    tiles: int
+    correlations: pd.DataFrame
+
+
+def summarise_together(summaries: Sequence[Summary]) -> Together:
+    """Average experiments tile by tile, as the inference kernel does; each probability is out of its experiment's fold.
+
+    Raises:
+        MetricError: the tiles that all of them predicted are of one class, or none.
+    """
+    tables = [summary.table.set_index("id") for summary in summaries]
+    common = tables[0].index
+    for table in tables[1:]:
+        common = common[common.isin(table.index)]
+    each = pd.DataFrame(
+        {s.experiment: t.loc[common, "probability"] for s, t in zip(summaries, tables, strict=True)}
+    )
+    labels = tables[0].loc[common, "label"].to_numpy()
+    groups = tables[0].loc[common, "group"].to_numpy() if "group" in tables[0] else None
+    mean = each.mean(axis=1).to_numpy()
+    return Together(
+        pooled=auc(labels, mean),
+        interval=_interval(labels, mean, groups),
+        tiles=len(common),
+        correlations=each.corr(method="spearman"),
+    )
+
+
+def calibration_facts(found: Calibration | None) -> dict[str, Any] | None:
+    """A calibration as plain values, for leaderboard.json."""
+    if found is None:
+        return None
+    return {
+        "expected_error": list(found.error),
+        "brier": list(found.brier),
+        "lines": [{"slope": line.slope, "intercept": line.intercept} for line in found.lines],
+    }

@@ -1,0 +1,1 @@
+"""The run of one kernel: its session, inputs, hardware and run.json."""

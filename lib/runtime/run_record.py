@@ -1,0 +1,182 @@
+"""run.json: what ran, on what, from what, and the files it left.
+
+A kernel writes it last. A reader accepts nothing whose record is missing, incomplete, or does not match the files.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lib.errors import KernelError, listed
+from lib.files import sha256_of, write_whole
+from lib.validation import UNREADABLE, is_contained, wrong_types
+
+RECORD_NAME = "run.json"
+RECORD_FORMAT = 1
+
+
+class RunRecordError(KernelError):
+    """The output of an earlier kernel cannot be used; the message lists everything that is wrong with it."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of an output: its size, its SHA-256, and whether it is worth fetching to the user's machine."""
+
+    bytes: int
+    sha256: str
+    fetch: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a kernel says of its run. Ids are hexadecimal; `seconds` is per stage; `scores` is whatever was measured."""
+
+    kind: str
+    experiment: str
+    config: dict[str, Any]
+    push_id: str
+    bundle_id: str
+    git_commit: str
+    data_id: str
+    fold_table_id: str = ""
+    checkpoint_format: int = 0
+    fold: int = -1
+    members: list[int] = field(default_factory=list)
+    label_set: list[int] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    complete: bool = False
+    format: int = RECORD_FORMAT
+
+
+def describe_files(
+    folder: Path, names: Mapping[str, bool], *, hashes: Mapping[str, str] | None = None
+) -> dict[str, FileRecord]:
+    """Size and SHA-256 of some files.
+
+    Args:
+        folder: where they lie.
+        names: their names, each with whether it is worth fetching.
+        hashes: of large files, taken while they were written; the others are read here.
+    """
+    known = hashes or {}
+    return {
+        name: FileRecord(
+            bytes=(folder / name).stat().st_size,
+            sha256=known.get(name) or sha256_of(folder / name),
+            fetch=fetch,
+        )
+        for name, fetch in sorted(names.items())
+    }
+
+
+def write_run_record(folder: Path, record: RunRecord) -> None:
+    """Write run.json whole. `complete` must be true: a run that is not complete leaves no record."""
+    assert record.complete, "a record is written once everything else is"
+    write_whole(folder / RECORD_NAME, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+
+
+def peek_kind(folder: Path) -> str:
+    """The kind that a folder's run.json names, or an empty text where there is none that can be read."""
+    return _peek(folder, "kind")
+
+
+def _peek(folder: Path, name: str) -> str:
+    try:
+        content = json.loads((folder / RECORD_NAME).read_bytes())
+    except UNREADABLE:
+        return ""
+    return str(content.get(name, "")) if isinstance(content, dict) else ""
+
+
+def peek_push(folder: Path) -> str:
+    """The push id that a folder's run.json names, or an empty text where there is none that can be read."""
+    return _peek(folder, "push_id")
+
+
+def file_records(listed_files: object) -> dict[str, FileRecord]:
+    """The `files` of a run.json that somebody else wrote.
+
+    Raises:
+        RunRecordError: it is no list of files, or a name leads out of the folder; everything that is wrong.
+    """
+    if not isinstance(listed_files, dict):
+        raise RunRecordError(f"lists its files as {type(listed_files).__name__}, not as a table of names.")
+    problems, records = [], {}
+    for name, entry in listed_files.items():
+        if not is_contained(name):
+            problems.append(f"{name!r} is no name of a file in its folder")
+        elif not isinstance(entry, dict) or set(entry) != {"bytes", "sha256", "fetch"}:
+            problems.append(f"{name!r} has no bytes, sha256 and fetch, or something else")
+        elif problem := wrong_types(FileRecord, entry):
+            problems += [f"{name!r}: {each}" for each in problem]
+        elif entry["bytes"] < 0:
+            problems.append(f"{name!r}: bytes = {entry['bytes']}")
+        else:
+            records[name] = FileRecord(**entry)
+    if problems:
+        raise RunRecordError(listed("lists its files in a way this code does not take:", problems))
+    return records
+
+
+def read_run_record(
+    folder: Path, *, kind: str, hashed_by_reader: Collection[str] = (), fetched_only: bool = False
+) -> RunRecord:
+    """Read a record and hold the folder's files against it.
+
+    Args:
+        folder: the output of a kernel, where it is mounted.
+        kind: the kind of kernel it must come from.
+        hashed_by_reader: large files of which only the size is checked here, because the caller hashes them while it
+            reads them anyway (`lib.data.tile_store.read_array`).
+        fetched_only: hold only the files marked `fetch` against the record: the others stayed where they were made.
+
+    Raises:
+        RunRecordError: no record, an incomplete one, one of another format or kind, or files that do not match.
+    """
+    path = folder / RECORD_NAME
+    remedy = "Run that kernel again, to its end, and attach its new output."
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunRecordError(
+            f"{folder} holds no {RECORD_NAME}: the kernel that wrote it did not finish. {remedy}"
+        ) from None
+    except UNREADABLE as error:
+        raise RunRecordError(f"{path} cannot be read ({error}). {remedy}") from error
+    names = {item.name for item in fields(RunRecord)}
+    if not isinstance(content, dict) or content.get("complete") is not True:
+        raise RunRecordError(f"{path} does not say complete: true. {remedy}")
+    if content.get("format") != RECORD_FORMAT or set(content) != names:
+        found = content.get("format")
+        raise RunRecordError(f"{path} has format {found}, this code reads format {RECORD_FORMAT}. {remedy}")
+    if content["kind"] != kind:
+        raise RunRecordError(
+            f"{path} comes from a {content['kind']} kernel, not from {kind}. Attach the right output."
+        )
+    if wrong := wrong_types(RunRecord, content, but=("files",)):
+        raise RunRecordError(listed(f"{path} holds values this code does not know:", wrong, remedy=remedy))
+    try:
+        record = RunRecord(**{**content, "files": file_records(content["files"])})
+    except RunRecordError as error:
+        raise RunRecordError(f"{path} {error}\n{remedy}") from error
+    problems = []
+    for name, entry in record.files.items():
+        file = folder / name
+        if fetched_only and not entry.fetch:
+            continue
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size != entry.bytes:
+            problems.append(f"{name} has {file.stat().st_size:,} bytes, {entry.bytes:,} recorded")
+        elif name not in hashed_by_reader and sha256_of(file) != entry.sha256:
+            problems.append(f"{name} is damaged: its SHA-256 is not the recorded one")
+    if problems:
+        raise RunRecordError(listed(f"{folder} does not match its {RECORD_NAME}:", problems, remedy=remedy))
+    return record

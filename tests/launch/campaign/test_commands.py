@@ -1,0 +1,370 @@
+"""`run`'s companions, on a campaign that is done, at work, or not there."""
+
+import json
+import shutil
+import time
+from dataclasses import replace
+
+import pytest
+from child import PACE, PATIENCE, SCORE_PACE
+from emulated_world import KNOBS
+
+import launch.campaign.commands as module
+from launch.campaign.commands import (
+    pull_outputs,
+    push,
+    resolve,
+    run,
+    show_log,
+    show_status,
+    submit_only,
+    watch,
+)
+from launch.campaign.ledger import LEDGER_NAME
+from launch.campaign.spec import Order, find_campaign
+from launch.emulator.faults import Fault
+from launch.errors import LaunchError
+from launch.kaggle_api.client import connect
+from launch.plan import load_experiment
+from lib.search_space import search_from_dict
+
+
+@pytest.fixture
+def account(world, monkeypatch):
+    """A world whose client and campaigns live in this process."""
+
+    def make(*faults, **options):
+        kaggle = world(*faults, **options)
+        for name, value in kaggle.server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HOME", str(kaggle.folder))
+        monkeypatch.setattr("launch.campaign.spec.LOOPBACK_CAMPAIGNS", kaggle.folder / "campaigns")
+        kaggle.folder.joinpath("campaigns").mkdir()
+        return kaggle
+
+    return make
+
+
+def reach():
+    return connect(PATIENCE)
+
+
+def order(kaggle, **options) -> Order:
+    experiments = [load_experiment("smoke", KNOBS)]
+    folder = kaggle.folder / "campaigns" / "one"
+    return Order(
+        experiments=experiments, folder=folder, owner="alice", pace=PACE, score_pace=SCORE_PACE, **options
+    )
+
+
+def test_another_average_runs_inference_again_and_nothing_else(account):
+    kaggle = account()
+    run(order(kaggle), connect=reach)
+    result = run(order(kaggle, average="rank"), connect=reach)
+    pushes = {slug: len(entry.pushes) for slug, entry in result.ledger.kernels.items()}
+    again = [slug for slug, number in pushes.items() if number > 1]
+    assert again == [slug for slug in pushes if slug.endswith(("inference", "report"))]
+
+
+def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys, monkeypatch):
+    kaggle = account()
+    run(order(kaggle, submit=False), connect=reach)
+    capsys.readouterr()
+    folder = find_campaign(None)
+    assert show_status(folder, connect=reach) is False
+    printed = capsys.readouterr().out
+    assert "hcd-prepare: done, version 1" in printed
+    assert "fold-2: done, version 1, AUC 0." in printed
+    assert "GPU quota: 0.0 of 30.0 h used" in printed
+    watch(folder, connect=reach, every=0.1)
+    assert "nothing is at work on Kaggle" in capsys.readouterr().out
+    show_log(folder, "fold-1", follow=False, connect=reach)
+    assert "push " in capsys.readouterr().out
+    show_log(folder, "fold-1", follow=True, connect=reach)
+    assert "push " in capsys.readouterr().out
+    pull_outputs(folder, ["prepare", "fold-0"], to=None, connect=reach)
+    assert "4 of 5 files and run.json" in capsys.readouterr().out.splitlines()[0]
+    assert (folder / "pulled" / "hcd-prepare" / "index-train.csv").is_file()
+    started = module.order_of
+    monkeypatch.setattr(
+        module, "order_of", lambda folder: replace(started(folder), pace=PACE, score_pace=SCORE_PACE)
+    )
+    entry = submit_only(folder, message="by hand", connect=reach)
+    assert entry.state == "scored" and "by hand" in entry.message
+    assert json.loads((folder / "leaderboard.json").read_text())["submission"]["ref"] == entry.ref
+
+
+def test_push_returns_when_kaggle_has_it_and_run_goes_on_from_there(account, capsys):
+    kaggle = account(seconds=1.0)
+    push(order(kaggle), ["dataset", "prepare"], connect=reach)
+    assert [method for method, _ in kaggle.changes()] == ["CreateDataset", "SaveKernel"]
+    with pytest.raises(LaunchError, match="reads hcd-prepare, not done yet"):
+        push(order(kaggle), ["fold-0"], connect=reach)
+    with pytest.raises(LaunchError, match="has not ended"):
+        push(order(kaggle), ["prepare"], connect=reach)
+    assert show_status(kaggle.folder / "campaigns" / "one", connect=reach) is True
+    with pytest.raises(LaunchError, match="nothing to submit yet"):
+        submit_only(kaggle.folder / "campaigns" / "one", message="", connect=reach)
+    run(order(kaggle), connect=reach)
+    kaggle.assert_finished_once()
+    # Asked for by name a finished kernel is pushed again, and only then.
+    push(order(kaggle), ["fold-1"], connect=reach)
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert sum("fold-1" in slug for slug in pushes) == 2
+    run(order(kaggle), connect=reach)
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert sum("fold" in slug for slug in pushes) == 4 and sum("inference" in slug for slug in pushes) == 2
+
+
+def test_a_campaign_of_some_folds_is_submitted_shown_and_pulled_as_such(account, capsys):
+    kaggle = account()
+    run(order(kaggle, submit=False, folds=[1]), connect=reach)
+    folder = kaggle.folder / "campaigns" / "one"
+    assert submit_only(folder, message="one fold", connect=reach).ref == 5000
+    show_status(folder, connect=reach)
+    assert "fold-0" not in capsys.readouterr().out
+    run(
+        order(kaggle, submit=False), connect=reach
+    )  # all of them now: the rest is trained, the inference is another
+    submit_only(folder, message="all", connect=reach)
+    assert [
+        each.message.endswith(text)
+        for each, text in zip(reach().submissions(), ["all", "one fold"], strict=True)
+    ] == [True] * 2
+
+
+def test_an_experiment_is_the_same_when_a_newer_version_knows_more_knobs(account):
+    kaggle = account()
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    path = kaggle.folder / "campaigns" / "one" / LEDGER_NAME
+    ledger = json.loads(path.read_text())
+    for config in ledger["experiments"].values():
+        assert config.pop("deterministic") is False
+    path.write_text(json.dumps(ledger))
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    assert len([slug for method, slug in kaggle.changes() if method == "SaveKernel" and "fold" in slug]) == 1
+
+
+def test_pushes_by_hand_take_their_turns(account):
+    kaggle = account()
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    for name in ("fold-1", "fold-2", "fold-0"):  # two slots: the third looks whether the others have ended
+        push(order(kaggle), [name], connect=reach)
+    assert kaggle.kernels.most[True] <= 2
+    assert run(order(kaggle, submit=False), connect=reach).summaries[0].folds["fold"].tolist() == [0, 1, 2]
+
+
+def test_an_output_that_was_removed_here_is_fetched_again_and_not_made_again(account):
+    kaggle = account()
+    run(order(kaggle, submit=False), connect=reach)
+    before = kaggle.changes()
+    outputs = kaggle.folder / "campaigns" / "one" / "outputs"
+    for slug in ("hcd-prepare", next(path.name for path in outputs.glob("*-fold-1"))):
+        shutil.rmtree(outputs / slug)
+    run(order(kaggle, submit=False), connect=reach)
+    assert kaggle.changes() == before
+    assert (outputs / "hcd-prepare" / "index-train.csv").is_file()
+
+
+def test_a_lost_answer_does_not_push_by_hand_twice(account):
+    kaggle = account(Fault("SaveKernel", "reset-after", slug="prepare"))
+    push(order(kaggle), ["prepare"], connect=reach)
+    assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"] == ["hcd-prepare"]
+
+
+def test_a_service_that_does_not_answer_for_a_while_is_asked_again_when_pushing_by_hand(account, capsys):
+    kaggle = account(
+        Fault("GetKernelSessionStatus", "reset-before", slug="prepare", times=4)
+    )  # more than a call bears
+    push(order(kaggle), ["prepare"], connect=reach)
+    assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"] == ["hcd-prepare"]
+    assert "trying again for up to" in capsys.readouterr().out
+
+
+def test_a_push_whose_answer_was_lost_with_its_process_is_proved_before_another_is_made(account):
+    kaggle = account()
+    push(order(kaggle), ["prepare"], connect=reach)
+    path = kaggle.folder / "campaigns" / "one" / LEDGER_NAME
+    ledger = json.loads(path.read_text())
+    [sent] = ledger["kernels"]["hcd-prepare"]["pushes"]
+    sent |= {"state": "intended", "version": None, "pushed_at": "", "url": "", "active": False}
+    path.write_text(json.dumps(ledger))
+    push(order(kaggle), ["prepare"], connect=reach)
+    assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"] == ["hcd-prepare"]
+    [proved] = kaggle.ledger.kernels["hcd-prepare"].pushes
+    assert (proved.state, proved.version) == ("pushed", 1)
+
+
+def test_a_push_by_hand_does_not_wait_for_sessions_that_nobody_ends(account, monkeypatch, capsys):
+    kaggle = account(*(Fault("session", "for-ever", slug=f"fold-{fold}") for fold in (0, 1)))
+    monkeypatch.setattr("launch.campaign.push.time_limit", lambda kernel, ended_before=0: 0.5)
+    push(order(kaggle), ["prepare"], connect=reach)
+    with pytest.raises(LaunchError):
+        run(order(kaggle, submit=False), connect=reach)
+    capsys.readouterr()
+    with pytest.raises(LaunchError, match="no session is free for it"):
+        push(order(kaggle), ["fold-2"], connect=reach)
+    assert capsys.readouterr().out.count("Kaggle does not end it") == 2  # each is told once
+
+
+GRID = {"method": "grid", "space": {"learning_rate": [4e-3, 2e-3, 1e-3]}}
+
+
+def searching(values=GRID):
+    return search_from_dict(values, name="grid")
+
+
+def trials(kaggle) -> dict[str, str]:
+    """Which push each finished trial of the search came from."""
+    content = json.loads(next(kaggle.folder.glob("campaigns/one/outputs/*-search/trials.json")).read_text())
+    return {
+        each["id"]: each["push"].split(".")[-1] for each in content["trials"] if each["status"] == "finished"
+    }
+
+
+def test_a_search_runs_alone_and_goes_on_where_its_time_was_up(account, capsys):
+    kaggle = account()
+    result = run(order(kaggle, search=searching()), connect=reach)
+    assert result.summaries == [] and result.submission is None
+    assert [slug.split("-")[-1] for method, slug in kaggle.changes() if method == "SaveKernel"] == [
+        "prepare",
+        "search",
+    ]
+    printed = capsys.readouterr().out
+    assert (
+        "search grid over x" in printed
+        and "not complete (1 not run): build_kernel.py push search goes on" in printed
+    )
+    assert trials(kaggle) == {"learning_rate=0.004": "1", "learning_rate=0.002": "1"}
+    run(
+        order(kaggle, search=searching()), connect=reach
+    )  # it came to its end: the same command does not push it again
+    assert len(kaggle.kernels.ran) == 2
+    push(order(kaggle), ["search"], connect=reach)  # the space is the one the ledger knows
+    folder = kaggle.folder / "campaigns" / "one"
+    show_log(folder, "search", follow=True, connect=reach)
+    result = run(order(kaggle, search=searching()), connect=reach)
+    assert trials(kaggle) == {
+        "learning_rate=0.004": "1",
+        "learning_rate=0.002": "1",
+        "learning_rate=0.001": "2",
+    }
+    assert "not complete" not in capsys.readouterr().out.split("search grid over x")[-1]
+    show_status(folder, connect=reach)
+    assert "-search: done, version 2, AUC 0.9000" in capsys.readouterr().out
+    pull_outputs(folder, ["search"], to=None, connect=reach)
+    assert "2 of 2 files and run.json" in capsys.readouterr().out
+    # Another space is a search of the same campaign: what both hold is not run again.
+    other = searching({"method": "grid", "space": {"learning_rate": [1e-3, 3e-3]}})
+    run(order(kaggle, search=other), connect=reach)
+    assert trials(kaggle) == {"learning_rate=0.001": "2", "learning_rate=0.003": "3"}
+
+
+def test_folds_and_inference_do_not_know_of_a_search(account):
+    kaggle = account()
+    run(order(kaggle, search=searching()), connect=reach)
+    result = run(order(kaggle), connect=reach)
+    assert result.submission is not None and len(result.summaries) == 1
+    pushed = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert (
+        len(pushed) == len(set(pushed)) == 1 + 1 + 3 + 1 + 1
+    )  # prepare once, the search once, folds, inference, report
+    run(order(kaggle, search=searching({**GRID, "folds": [1]})), connect=reach)
+    run(order(kaggle), connect=reach)  # another search: no fold is trained again
+    pushed = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    again = sorted(slug for slug in set(pushed) if pushed.count(slug) > 1)
+    assert again == [
+        "hcd-report",
+        next(slug for slug in pushed if slug.endswith("search")),
+    ]  # the report shows the search
+
+
+def test_a_search_that_is_at_work_is_not_pushed_again_and_run_fetches_it(account):
+    kaggle = account()
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    kaggle.kernels.seconds = 60.0
+    push(order(kaggle, search=searching()), ["search"], connect=reach)
+    with pytest.raises(LaunchError, match="-search was pushed and has not ended"):
+        push(order(kaggle), ["search"], connect=reach)
+    kaggle.kernels.seconds = 0.0
+    deadline = time.monotonic() + 30
+    while True:  # once it has ended, the next push fetches what it came to and goes on from there
+        try:
+            push(order(kaggle), ["search"], connect=reach)
+            break
+        except LaunchError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    run(order(kaggle, search=searching()), connect=reach)
+    assert trials(kaggle) == {
+        "learning_rate=0.004": "1",
+        "learning_rate=0.002": "1",
+        "learning_rate=0.001": "2",
+    }
+
+
+def test_another_campaign_takes_a_finished_search_over(account):
+    kaggle = account()
+    run(order(kaggle, search=searching()), connect=reach)
+    (kaggle.folder / "campaigns" / "one").rename(kaggle.folder / "campaigns" / "before")
+    run(order(kaggle, search=searching()), connect=reach)
+    assert len(kaggle.kernels.ran) == 2
+    shutil.rmtree(kaggle.folder / "campaigns" / "one")
+    run(
+        order(kaggle, search=searching({**GRID, "folds": [2]})), connect=reach
+    )  # of another space it is none of ours
+    assert len(kaggle.kernels.ran) == 3
+
+
+def test_names_nobody_knows_are_answered_with_those_there_are(account):
+    kaggle = account()
+    with pytest.raises(LaunchError, match="there is no campaign yet"):
+        find_campaign(None)
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    with pytest.raises(LaunchError, match="there is no campaign two; there are: one"):
+        find_campaign("two")
+    with pytest.raises(LaunchError, match="no kernel is called 'fold-9'; there are: prepare,"):
+        show_log(find_campaign("one"), "fold-9", follow=False, connect=reach)
+    with pytest.raises(LaunchError, match="cannot name a campaign"):
+        find_campaign("../x")
+
+
+def test_what_was_rehearsed_on_loopback_is_no_campaign_of_kaggles(account, monkeypatch, tmp_path):
+    kaggle = account()
+    monkeypatch.setattr("launch.campaign.spec.CAMPAIGNS", tmp_path / "kaggle's")
+    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    assert find_campaign("one") == kaggle.folder / "campaigns" / "one"
+    monkeypatch.delenv("KAGGLE_API_ENVIRONMENT")
+    with pytest.raises(LaunchError, match="there is no campaign one; there are: none"):
+        find_campaign("one")
+    assert order(kaggle).judge == "Kaggle"
+
+
+def test_a_name_is_a_slug_a_kind_or_a_fold(account):
+    from launch.plan import plan_kernels
+
+    kernels = plan_kernels([load_experiment("resnet18"), load_experiment("resnet34")])
+    assert resolve("prepare", kernels).slug == "hcd-prepare"
+    assert (
+        resolve("resnet34-fold-3", kernels).slug
+        == resolve("hcd-resnet34-fold-3", kernels).slug
+        == "hcd-resnet34-fold-3"
+    )
+    with pytest.raises(LaunchError, match="more than one kernel"):
+        resolve("fold-3", kernels)
+
+
+def test_the_account_must_be_the_owner(account):
+    kaggle = account()
+    wrong = order(kaggle)
+    wrong.owner = "bob"
+    with pytest.raises(LaunchError, match="the credentials are those of alice"):
+        run(wrong, connect=reach)
+    assert kaggle.changes() == []
+
+
+def test_a_kernel_that_can_never_fit_the_quota_stops_before_anything_is_pushed(account):
+    kaggle = account(settings={"weekly_gpu_hours": 1.0})
+    with pytest.raises(LaunchError, match="it can never run"):
+        run(order(kaggle), connect=reach)
+    assert kaggle.changes() == []

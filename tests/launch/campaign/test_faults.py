@@ -1,0 +1,174 @@
+"""Everything KAGGLE.md knows to go wrong, one at a time: the campaign finishes, or stops with a name and loses nothing.
+
+`finishes` faults end in a score with every push, upload and submission made once. `stops` faults end in a message that
+names the cause; the same command then finishes once the fault is gone (`cured`).
+"""
+
+import pytest
+
+from launch.emulator.faults import Fault
+
+DAILY = "Your team has used its daily Submission allowance (5) today, please try again tomorrow UTC (9.1 hours from now)."
+
+# name: faults, whether requests may have been repeated (a kernel that failed is pushed again, as it should be)
+FINISHES = {
+    "capacity refused": [Fault("SaveKernel", "capacity", slug="fold-1", times=2)],
+    "ghost kernel": [Fault("SaveKernel", "ghost", slug="fold-1")],
+    "push answered 429": [Fault("SaveKernel", "429", slug="fold-0", value=0)],
+    "push answered 500": [Fault("SaveKernel", "500", slug="fold-0")],
+    "push answered 503": [Fault("SaveKernel", "503", slug="prepare")],
+    "push reset before it happened": [Fault("SaveKernel", "reset-before", slug="fold-0")],
+    "push reset after it happened": [Fault("SaveKernel", "reset-after", slug="fold-0")],
+    "push answered by HTML after it happened": [Fault("SaveKernel", "html-after", slug="fold-2")],
+    "push answered by HTML": [Fault("SaveKernel", "html", slug="fold-2")],
+    "push never answered": [Fault("SaveKernel", "timeout", slug="inference", value=4)],
+    "push answered by nothing": [Fault("SaveKernel", "empty", slug="fold-0")],
+    "status 404 for a while": [Fault("GetKernelSessionStatus", "404", slug="fold-0", nth=2, times=5)],
+    "status 403 for a while": [Fault("GetKernelSessionStatus", "403", slug="fold-0", nth=2, times=5)],
+    "status 429": [Fault("GetKernelSessionStatus", "429", times=3, value=0)],
+    "status 500": [Fault("GetKernelSessionStatus", "500", nth=3, times=2)],
+    "status 503": [Fault("GetKernelSessionStatus", "503", nth=3, times=2)],
+    "status reset": [Fault("GetKernelSessionStatus", "reset-before", nth=2, times=2)],
+    "status is HTML": [Fault("GetKernelSessionStatus", "html", nth=2, times=2)],
+    "status never answered": [Fault("GetKernelSessionStatus", "timeout", nth=2, value=4)],
+    "status of the previous version": [Fault("GetKernelSessionStatus", "stale", slug="fold", nth=2, times=3)],
+    "status unknown for a while": [Fault("GetKernelSessionStatus", "status", slug="fold-0", nth=2, times=4, value="WARMING_UP")],
+    "quota unknown": [Fault("GetAcceleratorQuotaStatistics", "500", times=0)],
+    "quota answered by nothing": [Fault("GetAcceleratorQuotaStatistics", "empty", times=0)],
+    "listing lacks a file": [Fault("ListKernelSessionOutput", "missing", slug="fold-0", value="oof")],
+    "listing lacks the record": [Fault("ListKernelSessionOutput", "missing", slug="fold-0", value="run.json")],
+    "second page never comes": [Fault("ListKernelSessionOutput", "page", slug="fold-0")],
+    "a name like ../x": [Fault("ListKernelSessionOutput", "traversal", times=0)],
+    "output of an earlier push": [Fault("ListKernelSessionOutput", "stale", slug="fold-1")],
+    "listing 500": [Fault("ListKernelSessionOutput", "500", times=2)],
+    "file short": [Fault("output", "short", nth=2)],
+    "file cut": [Fault("output", "cut", nth=2)],
+    "link expired": [Fault("output", "expired", nth=2)],
+    "file is HTML": [Fault("output", "html", nth=3)],
+    "dataset ready at the old version": [Fault("dataset", "old-version", value=1.0)],
+    "dataset failed once": [Fault("dataset", "failed")],
+    "dataset failed for ever": [Fault("dataset", "failed", times=0)],
+    "one uploaded file dropped": [Fault("dataset", "drop-file")],
+    "blob upload cut and resumed": [Fault("upload", "503")],
+    "blob upload reset": [Fault("upload", "reset")],
+    "dataset reset after it happened": [Fault("CreateDataset", "reset-after")],
+    "dataset answered by HTML": [Fault("CreateDataset", "html-after")],
+    "submission reset after it happened": [Fault("CreateSubmission", "reset-after")],
+    "submission reset before it happened": [Fault("CreateSubmission", "reset-before")],
+    "submission answered 500": [Fault("CreateSubmission", "500")],
+    "submission answered by HTML": [Fault("CreateSubmission", "html-after")],
+    "submissions list 503": [Fault("ListSubmissions", "503", times=2)],
+    "token not introspected at first": [Fault("IntrospectToken", "503", times=2)],
+    "sources dropped once": [Fault("SaveKernel", "drop-sources", slug="fold-0")],
+    "cancelled once": [Fault("session", "cancelled", slug="fold-1")],
+    "inputs not mounted yet": [Fault("session", "no-mount", slug="fold-1")],
+    "ended without output once": [Fault("session", "no-output", slug="fold-1")],
+}  # fmt: skip
+# These make another push, upload: as they should.
+AGAIN = {
+    "sources dropped once",
+    "cancelled once",
+    "inputs not mounted yet",
+    "ended without output once",
+    "dataset failed once",
+    "one uploaded file dropped",
+    "dataset failed for ever",
+}
+
+# name: faults, what the message names
+STOPS = {
+    "401": ([Fault("GetKernelSessionStatus", "401", nth=3, times=0)], "API token"),
+    "401 at the push": ([Fault("SaveKernel", "401", slug="fold-0", times=0)], "API token"),
+    "push refused for good": ([Fault("SaveKernel", "403", slug="fold-0", times=0)], "HTTP 403"),
+    "push refused with a word": ([Fault("SaveKernel", "error", slug="fold-0", times=0, value="Phone needed")], "Phone needed"),
+    "filed elsewhere": ([Fault("SaveKernel", "wrong-slug", slug="fold-0")], "was filed as"),
+    "sources dropped every time": ([Fault("SaveKernel", "drop-sources", slug="fold-0", times=0)], "without some of its inputs"),
+    "capacity refused for ever": ([Fault("SaveKernel", "capacity", slug="fold", times=0)], "session count"),
+    "unknown status for ever": ([Fault("GetKernelSessionStatus", "status", slug="fold-0", times=0, value="X")], "nobody knows"),
+    "running for ever": ([Fault("session", "for-ever", slug="fold-0")], "RUNNING"),
+    "kernel ERROR": ([Fault("session", "error", slug="fold-0", times=0)], "fold-0"),
+    "inputs never mounted": ([Fault("session", "no-mount", slug="fold-0", times=0)], "had not mounted"),
+    "cancelled every time": ([Fault("session", "cancelled", slug="fold-0", times=0)], "did not finish"),
+    "no output every time": ([Fault("session", "no-output", slug="fold-0", times=0)], "did not finish"),
+    "listing short for ever": ([Fault("ListKernelSessionOutput", "missing", slug="fold-0", times=0, value="oof")], "without"),
+    "links expired for ever": ([Fault("output", "expired", nth=4, times=0)], "HTTP 403"),
+    "service gone": ([Fault("GetKernelSessionStatus", "503", nth=4, times=0)], "not answered"),
+    "daily allowance": ([Fault("CreateSubmission", "400", value=DAILY)], "allowance"),
+    "rules not accepted": ([Fault("CreateSubmission", "403", times=0)], "/rules"),
+    "competition closed": ([Fault("CreateSubmission", "404", times=0)], "takes no submissions"),
+    "score pending for ever": ([Fault("score", "pending", times=0)], "no score after"),
+    "score ERROR": ([Fault("score", "error")], "could not score"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FINISHES)
+def test_it_finishes(world, name):
+    kaggle = world(*FINISHES[name])
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    assert kaggle.kaggle.account.faults.fired, f"the fault {name!r} was never met"
+    if name not in AGAIN:
+        kaggle.assert_finished_once()
+    assert "scored by the test" in ended.out
+    assert not (kaggle.folder / "campaigns" / "one" / "x").exists()
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_it_stops_with_a_name_and_goes_on_once_the_fault_is_gone(world, name):
+    faults, words = STOPS[name]
+    kaggle = world(*faults)
+    ended = kaggle.run(limit=1.0)
+    assert ended.code == 1, ended
+    assert words in ended.err, ended
+    assert "Traceback" not in ended.err or name == "kernel ERROR"  # there it is the end of the kernel's log
+    done = {slug for slug, entry in kaggle.ledger.kernels.items() if entry.output is not None}
+    kaggle.kaggle.mend()
+    again = kaggle.run()
+    assert again.code == 0, again
+    assert "scored by the test" in again.out
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert all(pushes.count(slug) == 1 for slug in done)
+
+
+def test_quota_that_is_exhausted_is_waited_for(world):
+    kaggle = world(settings={"gpu_hours_used": 29.0, "quota_refresh": 6.0})
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    assert "Waiting until" in ended.out
+    assert "h of GPU quota)" in ended.out  # the plan over the weeks
+    kaggle.assert_finished_once()
+
+
+def test_quota_that_is_refused_is_waited_for(world):
+    kaggle = world(Fault("SaveKernel", "quota", slug="fold-1", times=2))
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    assert "weekly GPU quota" in ended.out
+    kaggle.assert_finished_once()
+
+
+def test_a_disk_that_is_full_while_downloading_loses_nothing(world, tmp_path):
+    kaggle = world()
+    ended = kaggle.run(full_disk_at="oof-1")
+    assert ended.code == 1
+    assert "the disk is full" in ended.err
+    again = kaggle.run()
+    assert again.code == 0, again
+    kaggle.assert_finished_once()
+
+
+def test_tokens_appear_nowhere(world):
+    from emulated_world import TOKEN
+
+    kaggle = world(
+        Fault("GetKernelSessionStatus", "500", nth=2), Fault("SaveKernel", "reset-after", slug="fold-0")
+    )
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    stopped = world(Fault("GetKernelSessionStatus", "401", nth=3, times=0)).run()
+    texts = {"out": ended.out, "err": ended.err, "stopped": stopped.out + stopped.err}
+    for path in kaggle.folder.rglob("*"):
+        if path.is_file():
+            texts[str(path)] = path.read_bytes().decode("latin-1")
+    assert len(texts) > 30
+    assert [name for name, text in texts.items() if TOKEN in text] == []

@@ -1,0 +1,179 @@
+"""Campaigns against a loopback Kaggle that behaves: what `run` does, in which order, and that it does nothing twice."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launch.campaign.ledger import read_ledger
+from launch.emulator.faults import Fault
+
+
+def test_a_campaign_from_checkout_to_score(world):
+    kaggle = world(seconds=0.3)
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    kaggle.assert_finished_once()
+    assert kaggle.kernels.most[True] == 2  # both GPU slots are used, and no more
+    assert "scored by the test: AUC public" in ended.out
+    record = json.loads((kaggle.folder / "campaigns" / "one" / "leaderboard.json").read_text())
+    assert len(record["kernels"]) == 5
+    assert {kernel["kind"] for kernel in record["kernels"].values()} == {"prepare", "train", "inference"}
+    assert all(kernel["push_id"].startswith(kaggle.ledger.id) for kernel in record["kernels"].values())
+    picture = (kaggle.folder / "campaigns" / "one" / "leaderboard.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    outputs = kaggle.folder / "campaigns" / "one" / "outputs"
+    assert not list(outputs.rglob("*.safetensors"))  # weights and arrays stay on Kaggle
+    assert not list(outputs.rglob("*.npy"))
+
+
+def test_the_same_command_again_does_nothing_again(world):
+    kaggle = world()
+    assert kaggle.run().code == 0
+    before = kaggle.changes()
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    assert kaggle.changes() == before
+    assert "scored by the test" in ended.out
+
+
+def test_one_fold_first_then_all_of_them(world):
+    kaggle = world()
+    assert kaggle.run(folds=[0]).code == 0
+    first = kaggle.changes()
+    assert sum(method == "SaveKernel" for method, _ in first) == 4  # prepare, the fold, inference, the report
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert sum("fold-0" in slug for slug in pushes) == 1  # not trained again
+    assert sum("inference" in slug for slug in pushes) == 2  # averages more folds now
+    assert [method for method, _ in kaggle.changes()].count("CreateSubmission") == 2
+    assert len({entry.sha256 for entry in kaggle.ledger.submissions}) == 2
+
+
+def test_two_campaigns_started_together_are_kept_apart(world):
+    kaggle = world(seconds=0.5)
+    first = kaggle.start()
+    deadline = time.monotonic() + 30
+    while not (kaggle.folder / "campaigns" / "one" / "ledger.json").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = kaggle.run(folder=str(kaggle.folder / "campaigns" / "two"))
+    assert second.code == 1
+    assert "another campaign is at work" in second.err
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 0, out + err
+    kaggle.assert_finished_once()
+
+
+def test_finished_outputs_are_taken_over_by_another_campaign(world):
+    kaggle = world()
+    assert kaggle.run(folds=[0, 1], submit=False).code == 0
+    ended = kaggle.run(folder=str(kaggle.folder / "campaigns" / "two"), submit=False)
+    assert ended.code == 0, ended
+    assert ended.out.count("taken over from an earlier campaign") == 3  # prepare and two folds
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert sum("fold" in slug for slug in pushes) == 3
+    assert sum("prepare" in slug for slug in pushes) == 1
+
+
+def test_an_output_of_another_config_is_not_taken_over(world):
+    """Under the same slug: one written by hand, or by a version that had other defaults."""
+    kaggle = world()
+    assert kaggle.run(folds=[0], submit=False).code == 0
+    one = kaggle.folder / "campaigns" / "one"
+    [slug] = [slug for slug in kaggle.ledger.kernels if "fold" in slug]
+    held = next((kaggle.folder / "kaggle" / "kernels" / slug).rglob("run.json"))
+    record = json.loads(held.read_text())
+    record["config"]["learning_rate"] *= 10
+    held.write_text(json.dumps(record))
+    ended = kaggle.run(folder=str(one.with_name("two")), folds=[0], submit=False, reuse=True)
+    assert ended.code == 0, ended
+    assert ended.out.count("taken over from an earlier campaign") == 1  # prepare
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert sum("fold-0" in slug for slug in pushes) == 2
+
+
+def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
+    """What is listed lags: for a while the output of the version before, whole and in order, is shown under this one's name."""
+    kaggle = world(Fault("ListKernelSessionOutput", "stale", slug="fold-0", nth=3, times=2))
+    assert kaggle.run(folds=[0], submit=False).code == 0  # lists once
+    one = kaggle.folder / "campaigns" / "one"
+    [slug] = [slug for slug in kaggle.ledger.kernels if "fold" in slug]
+    record = next((kaggle.folder / "kaggle" / "kernels" / slug).rglob("run.json"))
+    record.write_text(
+        record.read_text().replace('"learning_rate": 0', '"learning_rate": 1')
+    )  # of another config
+    ended = kaggle.run(
+        folder=str(one.with_name("two")), folds=[0], submit=False
+    )  # looks for one to take over, then for its own
+    assert ended.code == 0, ended
+    assert kaggle.kaggle.account.faults.fired and "Kaggle shows the output of an earlier push" in ended.out
+    ledger = read_ledger(one.with_name("two"))
+    assert ledger.kernels[slug].output.push_id == ledger.kernels[slug].last.push_id
+    assert json.loads((one.with_name("two") / "outputs" / slug / "run.json").read_text())[
+        "push_id"
+    ].startswith(ledger.id)
+
+
+def test_a_campaign_that_was_started_otherwise_is_not_mixed_up(world):
+    kaggle = world()
+    assert kaggle.run(submit=False).code == 0
+    ended = kaggle.run(knobs=["weights=none", "folds=3", "epochs=7"])
+    assert ended.code == 1
+    assert "was started differently" in ended.err
+    assert "--campaign" in ended.err
+
+
+def test_no_push_over_a_running_version(world):
+    kaggle = world()
+    folder = kaggle.folder / "by-hand"
+    folder.mkdir()
+    (folder / "kernel-metadata.json").write_text(
+        json.dumps(
+            {
+                "id": "alice/hcd-prepare",
+                "title": "HCD prepare",
+                "code_file": "hand.py",
+                "language": "python",
+                "kernel_type": "script",
+                "enable_internet": False,
+                "competition_sources": ["histopathologic-cancer-detection"],
+            }
+        )
+    )
+    script = kaggle.folder / "by-hand" / "hand.py"
+    script.write_text("PARAMETERS = " + repr(_prepare_parameters()) + "\n")
+    kaggle.kernels.seconds = 600.0
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "kaggle"), "kernels", "push", "-p", str(folder)],
+        env=kaggle.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "successfully pushed" in done.stdout, done
+    running = kaggle.start(submit=False)
+    deadline = time.monotonic() + 60
+    while "a run that this campaign did not push" not in (
+        running.printed[0].read_text() if running.printed[0].is_file() else ""
+    ):
+        assert running.returncode is None and time.monotonic() < deadline, running.printed[0].read_text()
+        time.sleep(0.05)
+    kaggle.kernels.seconds = 0.0
+    out, err = running.communicate(timeout=90)
+    assert running.returncode == 0, (out, err)
+    starts = [slug for slug, _ in kaggle.kernels.ran if slug == "hcd-prepare"]
+    assert len(starts) == 2
+
+
+def _prepare_parameters() -> dict:
+    from dataclasses import asdict
+
+    from lib.config import Config
+
+    return {
+        "kind": "prepare", "slug": "hcd-prepare", "experiments": [], "configs": [asdict(Config())], "push_id": "by hand",
+        "bundle_id": "b", "git_commit": "", "fold": -1, "folds": [], "encoders": [],
+    }  # fmt: skip

@@ -1,0 +1,94 @@
+"""The report of a campaign: last of all, told of the score, made again on this machine."""
+
+import json
+import shutil
+
+import pytest
+from emulated_world import KNOBS
+from test_commands import account, order, reach  # noqa: F401
+
+from launch.campaign.commands import run
+from launch.campaign.report import NOTEBOOK, ON_LOOPBACK, PAGE, make_report, report_facts
+from launch.emulator.faults import Fault
+from launch.errors import LaunchError
+from launch.plan import load_experiment, plan_kernels
+
+
+def facts_in(kaggle) -> dict:
+    """What the instant report kernel was told."""
+    return json.loads((kaggle.folder / "campaigns" / "one" / "outputs" / "hcd-report" / PAGE).read_text())
+
+
+def pushes(kaggle) -> list[str]:
+    return [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+
+
+def test_the_report_comes_last_and_is_told_of_the_score(account, capsys):  # noqa: F811
+    kaggle = account()
+    run(order(kaggle), connect=reach)
+    changed = [slug or method for method, slug in kaggle.changes()]
+    assert changed[-2:] == ["CreateSubmission", "hcd-report"] or changed[-1] == "hcd-report"
+    facts = facts_in(kaggle)
+    assert facts["campaign"] == "one"
+    assert facts["leaderboard"]["judge"] == "the loopback Kaggle"
+    assert facts["rehearsal"] == [
+        ON_LOOPBACK
+    ]  # `run` by hand against a loopback Kaggle: never passed for Kaggle's
+    assert facts["leaderboard"]["submission"]["public_auc"] == kaggle.ledger.submissions[0].public
+    folder = kaggle.folder / "campaigns" / "one"
+    assert f"report: {folder / 'outputs' / 'hcd-report' / PAGE}" in capsys.readouterr().out
+    assert (folder / NOTEBOOK).is_file()
+
+
+def test_without_a_submission_the_report_is_made_and_a_later_score_makes_it_anew(account):  # noqa: F811
+    kaggle = account()
+    run(order(kaggle, submit=False), connect=reach)
+    assert "leaderboard" not in facts_in(kaggle)
+    run(order(kaggle), connect=reach)
+    assert "leaderboard" in facts_in(kaggle)
+    assert pushes(kaggle).count("hcd-report") == 2
+    run(order(kaggle), connect=reach)
+    assert pushes(kaggle).count("hcd-report") == 2
+
+
+def test_a_report_that_fails_loses_nothing(account, capsys):  # noqa: F811
+    kaggle = account(Fault("session", "error", slug="report"))
+    with pytest.raises(
+        LaunchError,
+        match=r"(?s)everything but the report is done and kept.*hcd-report.*build_kernel.py report",
+    ):
+        run(order(kaggle), connect=reach)
+    assert "scored by the loopback Kaggle" in capsys.readouterr().out
+    run(order(kaggle), connect=reach)
+    assert pushes(kaggle).count("hcd-report") == 2 and len(pushes(kaggle)) == 7
+    assert len(kaggle.ledger.submissions) == 1
+
+
+def test_campaigns_that_differ_in_the_split_alone_are_put_beside_each_other(account):  # noqa: F811
+    kaggle = account()
+    run(order(kaggle, submit=False), connect=reach)
+    one = kaggle.folder / "campaigns" / "one"
+    two, three = one.with_name("two"), one.with_name("three")
+    for other, knobs in ((two, [*KNOBS, "split=stain"]), (three, [*KNOBS, "split=stain", "epochs=9"])):
+        shutil.copytree(one, other)
+        experiment = load_experiment("smoke", knobs)
+        ledger = json.loads((other / "ledger.json").read_text())
+        ledger["experiments"] = {experiment.name: experiment.config.to_dict()}
+        (other / "ledger.json").write_text(json.dumps(ledger))
+        before = load_experiment("smoke", KNOBS).name
+        for folder in list((other / "outputs").glob(f"hcd-{before}-*")):
+            folder.rename(folder.with_name(folder.name.replace(before, experiment.name)))
+    kernels = plan_kernels([load_experiment("smoke", KNOBS)])
+    [beside] = report_facts(one, kernels)["beside"]
+    assert (beside["name"], beside["split"], len(beside["folds"])) == ("two", "stain", 3)
+    assert (beside["backbone"], beside["tiles"]) == (kernels[1].configs[0].backbone, 40)
+    assert beside["interval"][0] <= beside["pooled"] <= beside["interval"][1]
+
+
+def test_a_report_of_nothing_says_so(account):  # noqa: F811
+    kaggle = account()
+    run(order(kaggle, submit=False), connect=reach)
+    folder = kaggle.folder / "campaigns" / "one"
+    shutil.rmtree(folder / "outputs")
+    with pytest.raises(LaunchError, match="holds no output yet"):
+        make_report(folder, say=print)

@@ -1,0 +1,138 @@
+"""The other client: kaggle 2.2.5 with its SDK, in a folder of its own before the installed 2.2.4."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from test_emulator import _script, kernel
+from test_faults import FINISHES, STOPS
+
+OTHER = ("kaggle==2.2.5", "kagglesdk==0.1.38")
+pytestmark = pytest.mark.slow
+# Those in which the client has a part: how it reads an answer, uploads, resumes.
+CHOSEN = (
+    "push reset after it happened",
+    "push answered by HTML after it happened",
+    "push answered by nothing",
+    "status unknown for a while",
+    "second page never comes",
+    "a name like ../x",
+    "blob upload cut and resumed",
+    "blob upload reset",
+    "dataset reset after it happened",
+    "submission reset after it happened",
+    "quota answered by nothing",
+)
+
+
+@pytest.fixture(scope="session")
+def other_client(tmp_path_factory) -> Path:
+    """Where the other client is installed; without its dependencies, one of which asks for a certifi that is not out."""
+    folder = tmp_path_factory.mktemp("client") / "site"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(folder),
+        *OTHER,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"kaggle 2.2.5 could not be installed: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+@pytest.fixture
+def newer(world, other_client):
+    def make(*faults, **options):
+        kaggle = world(*faults, **options)
+        plain = kaggle.environment
+
+        def environment():
+            values = plain()
+            return {**values, "PYTHONPATH": os.pathsep.join([str(other_client), values["PYTHONPATH"]])}
+
+        kaggle.environment = environment
+        return kaggle
+
+    return make
+
+
+def cli(kaggle, *arguments):
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from kaggle.cli import main; sys.argv[0] = 'kaggle'; main()",
+        *arguments,
+    ]
+    return subprocess.run(
+        command,
+        env=kaggle.environment(),
+        cwd=kaggle.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_installed_client_is_the_one_kaggle_installs_get():
+    assert metadata.version("kaggle") == "2.2.4"
+
+
+def test_it_is_the_other_client_and_a_campaign_finishes(newer):
+    kaggle = newer()
+    assert "2.2.5" in cli(kaggle, "--version").stdout
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    kaggle.assert_finished_once()
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_faults_with_the_other_client(newer, name):
+    kaggle = newer(*FINISHES[name])
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    assert kaggle.kaggle.account.faults.fired
+    kaggle.assert_finished_once()
+
+
+@pytest.mark.parametrize("name", ["401", "filed elsewhere", "daily allowance", "unknown status for ever"])
+def test_stops_with_the_other_client(newer, name):
+    faults, words = STOPS[name]
+    kaggle = newer(*faults)
+    ended = kaggle.run(limit=1.0)
+    assert ended.code == 1 and words in ended.err, ended
+
+
+def test_its_command_line_works_by_hand(newer, tmp_path):
+    kaggle = newer()
+    folder = kernel(tmp_path / "one", "hcd-prepare", _script())
+    saved = cli(kaggle, "kernels", "push", "-p", str(folder), "--no-run")
+    assert "successfully saved without running" in saved.stdout, saved
+    assert kaggle.kernels.ran == []
+    assert "successfully pushed" in cli(kaggle, "kernels", "push", "-p", str(folder)).stdout
+    assert "COMPLETE" in cli(kaggle, "kernels", "status", "alice/hcd-prepare/1").stdout
+    fetched = cli(kaggle, "kernels", "output", "alice/hcd-prepare", "-p", str(tmp_path / "out"))
+    assert fetched.returncode == 0 and (tmp_path / "out" / "run.json").is_file(), fetched
+    submission = tmp_path / "submission.csv"
+    submission.write_text((kaggle.data / "sample_submission.csv").read_text().replace(",0", ",0.5"))
+    sent = cli(
+        kaggle,
+        "competitions",
+        "submit",
+        "histopathologic-cancer-detection",
+        "-f",
+        str(submission),
+        "-m",
+        "by hand",
+    )
+    assert "Submission ref: 5000" in sent.stdout, sent
+    assert "30.00h" in cli(kaggle, "quota").stdout

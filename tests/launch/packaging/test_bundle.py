@@ -1,0 +1,413 @@
+"""A script carries the library as readable text, the same bytes for the same tree, and runs nothing but that."""
+
+import ast
+import json
+import os
+import py_compile
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.emulator.synthetic_tiles import write_competition
+from launch.errors import LaunchError
+from launch.packaging.builder import Built, build
+from launch.packaging.bundle import SOURCE_LIMIT, bundle_id, library_files
+from launch.plan import ROOT, Kernel, load_experiment
+
+_LEAKS = re.compile(r"/home/|/root/|/Users/|KGAT_|BEGIN [A-Z ]*PRIVATE KEY")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build([load_experiment("smoke")], out=tmp_path_factory.mktemp("build") / "dist", owner="me")
+
+
+@pytest.fixture(scope="module")
+def thin(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return build(
+        [load_experiment("smoke")], out=tmp_path_factory.mktemp("thin") / "dist", owner="me", thin=True
+    )
+
+
+def kernel_of(built: Built, kind: str) -> Kernel:
+    return next(kernel for kernel in built.kernels if kernel.kind == kind)
+
+
+def source_of(built: Built, kernel: Kernel) -> str:
+    """Of a script; of a notebook, of the cell that holds parameters and library."""
+    text = built.script(kernel).read_text(encoding="utf-8")
+    if kernel.kind != "report":
+        return text
+    return next(
+        "".join(cell["source"])
+        for cell in json.loads(text)["cells"]
+        if "library" in cell["metadata"].get("tags", [])
+    )
+
+
+def constant(source: str, name: str) -> Any:
+    """A value a script assigns at its top, without running it."""
+    for node in ast.parse(source).body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == name
+        ):
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"the script assigns no {name}")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def copied_tree(folder: Path) -> Path:
+    """What a build reads, to be changed."""
+    for name in ("lib", "kernels", "experiments"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("kernel-metadata.json", "dataset-metadata.json"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(script: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a script alone: its working folder, input and temporary folder lie in `folder`."""
+    for name in ("working", "input", "tmp"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder / "working",
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "TMPDIR": str(folder / "tmp"),
+        "HCD_INPUT": str(folder / "input"),
+        "HCD_PLACE": "rehearsal",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def unpacked(built: Built, folder: Path) -> Path:
+    """Where a script of this build unpacks itself."""
+    return folder / "tmp" / f"hcd-{built.bundle[:16]}"
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_building_twice_gives_the_same_bytes(built: Built, tmp_path: Path) -> None:
+    build([load_experiment("smoke")], out=tmp_path / "elsewhere", owner="me")
+    assert tree(tmp_path / "elsewhere") == tree(built.out)
+    build([load_experiment("smoke")], out=tmp_path / "elsewhere", owner="me")  # over an earlier one
+    assert tree(tmp_path / "elsewhere") == tree(built.out)
+
+
+def test_a_build_replaces_the_kernels_of_an_earlier_one(tmp_path: Path) -> None:
+    build([load_experiment("resnet34")], out=tmp_path / "dist", owner="me")
+    (tmp_path / "dist" / "notes.txt").write_text("mine")
+    made = build([load_experiment("smoke")], out=tmp_path / "dist", owner="me")
+    assert {path.name for path in (made.out / "kernels").iterdir()} == {
+        kernel.slug for kernel in made.kernels
+    }
+    assert (tmp_path / "dist" / "notes.txt").read_text() == "mine"
+
+
+def test_a_failed_build_leaves_the_earlier_one(built: Built, tmp_path: Path) -> None:
+    shutil.copytree(built.out, tmp_path / "dist")
+    with pytest.raises(LaunchError):
+        build([load_experiment("smoke")], out=tmp_path / "dist", owner="no such owner")
+    broken = copied_tree(tmp_path / "broken")
+    (broken / "lib" / "errors.py").write_bytes(b"\xff")
+    with pytest.raises(LaunchError):
+        build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=broken)
+    assert tree(tmp_path / "dist") == tree(built.out)
+    assert {path.name for path in tmp_path.iterdir()} == {"dist", "broken"}
+
+
+def test_every_script_compiles_is_small_and_tells_nothing_of_this_machine(
+    built: Built, thin: Built, tmp_path: Path
+) -> None:
+    for made in (built, thin):
+        for kernel in made.kernels:
+            script = made.script(kernel)
+            py_compile.compile(str(script), cfile=str(tmp_path / "compiled"), doraise=True)
+            text = script.read_text(encoding="utf-8")
+            assert script.stat().st_size == made.sizes[kernel.slug] < SOURCE_LIMIT
+            assert str(ROOT) not in text
+            assert str(Path.home()) not in text or Path.home() == Path("/")
+            assert not _LEAKS.search(text)
+
+
+def test_the_library_reads_as_it_is_in_the_repository(built: Built) -> None:
+    files = library_files()
+    there = {
+        path.relative_to(ROOT).as_posix() for top in ("lib", "kernels") for path in (ROOT / top).rglob("*.py")
+    }
+    assert set(files) == there - {"kernels/report.py"}  # the cells of a notebook
+    assert bundle_id(files) == built.bundle
+    for kernel in built.kernels:
+        source = source_of(built, kernel)
+        assert constant(source, "FILES") == files
+        assert constant(source, "PARAMETERS")["bundle_id"] == built.bundle
+        for name, text in files.items():
+            assert (ROOT / name).read_bytes() == text.encode()
+            # The code itself, line by line, can be read in the script: not encoded, not escaped.
+            if "'''" not in text:
+                assert text in source, name
+
+
+def test_the_dataset_holds_the_same_files(built: Built) -> None:
+    held = tree(built.out / "dataset")
+    assert held.pop("BUNDLE_ID").decode() == built.bundle + "\n"
+    assert json.loads(held.pop("dataset-metadata.json"))["id"] == "me/hcd-lib"
+    assert held == {name: text.encode() for name, text in library_files().items()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "TEXT = '''three quotes'''\n",
+        'TEXT = """no line end at the end"""',
+        "TEXT = r'\\'  \\\n",
+        "TEXT = 'a line break \u2028 of another kind, a page \x0c break, \u00e9, \U0001f600'\n",
+        "",
+        "'''\\",
+        "# ends with a quote '\n",
+    ],
+)
+def test_any_text_comes_back_as_it_was(text: str, tmp_path: Path) -> None:
+    root = copied_tree(tmp_path / "root")
+    (root / "lib" / "odd.py").write_bytes(text.encode())
+    made = build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
+    source = made.script(kernel_of(made, "prepare")).read_bytes().decode()
+    assert constant(source, "FILES")["lib/odd.py"] == text
+    # As the script itself writes it when it runs.
+    namespace: dict[str, Any] = {"__name__": "not main"}
+    exec(compile(source, "script.py", "exec"), namespace)
+    assert namespace["FILES"]["lib/odd.py"] == text
+
+
+def test_text_that_cannot_travel_is_refused_all_at_once(tmp_path: Path) -> None:
+    root = copied_tree(tmp_path / "root")
+    (root / "lib" / "errors.py").write_bytes(b"# windows\r\n")
+    (root / "lib" / "files.py").write_bytes(b"# \xff\n")
+    (root / "kernels" / "train.py").write_bytes(b"# \0\n")
+    with pytest.raises(LaunchError) as refusal:
+        build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
+    for name in (
+        "lib/errors.py holds carriage returns",
+        "lib/files.py is not UTF-8",
+        "kernels/train.py holds",
+    ):
+        assert name in str(refusal.value)
+    assert not (tmp_path / "dist").exists()
+
+
+def test_a_library_over_the_limit_is_refused(tmp_path: Path) -> None:
+    root = copied_tree(tmp_path / "root")
+    (root / "lib" / "big.py").write_text("# " + "x" * SOURCE_LIMIT + "\n")
+    with pytest.raises(LaunchError, match="Kaggle takes less than 1,000,000: build with --thin"):
+        build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
+
+
+# --- how it runs -----------------------------------------------------------------------------------------------------
+
+
+def prepare_refuses(done: "subprocess.CompletedProcess[str]") -> None:
+    """The script ran as far as looking for its inputs, of which there are none."""
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: the competition's data (train_labels.csv) is not among the inputs"
+    ), done.stderr
+
+
+def test_several_processes_unpack_at_once(built: Built, tmp_path: Path) -> None:
+    script = built.script(kernel_of(built, "prepare"))
+    for name in ("working", "input", "tmp"):
+        (tmp_path / name).mkdir()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            cwd=tmp_path / "working",
+            env=environment(tmp_path),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert errors.startswith("error: the competition's data"), errors
+    found = {
+        name: content.decode()
+        for name, content in tree(unpacked(built, tmp_path)).items()
+        if name.endswith(".py")
+    }
+    assert found == library_files()
+
+
+@pytest.mark.parametrize(
+    "planted", ["a changed file", "a file more", "a file less", "a file instead of a folder"]
+)
+def test_another_folder_in_its_place_is_not_used(planted: str, built: Built, tmp_path: Path) -> None:
+    script = built.script(kernel_of(built, "prepare"))
+    place = unpacked(built, tmp_path)
+    evil = "import sys\nsys.exit('planted code ran')\n"
+    prepare_refuses(run(script, tmp_path))
+    assert place.is_dir()
+    if planted == "a changed file":
+        (place / "lib" / "session.py").write_text(evil)
+    elif planted == "a file more":
+        (place / "argparse.py").write_text(evil)
+        (place / "numpy.py").write_text(evil)
+    elif planted == "a file less":
+        (place / "lib" / "__init__.py").unlink()
+        (place / "lib" / "errors.py").unlink()
+    else:
+        shutil.rmtree(place)
+        place.write_text(evil)
+    prepare_refuses(run(script, tmp_path))
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="only root can make a folder another user's"
+)
+def test_a_folder_of_another_user_is_not_used(built: Built, tmp_path: Path) -> None:
+    """The right sources, and compiled code beside them that Python would take instead."""
+    script = built.script(kernel_of(built, "prepare"))
+    prepare_refuses(run(script, tmp_path))
+    place = unpacked(built, tmp_path)
+    source = place / "lib" / "session.py"
+    evil = tmp_path / "evil.py"
+    evil.write_text("import sys\nsys.exit('planted code ran')\n")
+    compiled = next((source.parent / "__pycache__").glob("session.*.pyc"))
+    py_compile.compile(str(evil), cfile=str(tmp_path / "evil.pyc"))
+    head = compiled.read_bytes()[:16]  # the source's time and size, by which Python trusts it
+    compiled.write_bytes(head + (tmp_path / "evil.pyc").read_bytes()[16:])
+    for path in (place, *place.rglob("*")):
+        os.chown(path, 65534, 65534)
+    prepare_refuses(run(script, tmp_path))
+
+
+def test_a_script_changed_after_the_build_refuses(built: Built, tmp_path: Path) -> None:
+    text = built.script(kernel_of(built, "prepare")).read_text()
+    assert text.count("SHEET, BRIGHTNESS, OUTLIERS = ") == 1
+    (tmp_path / "script.py").write_text(
+        text.replace("SHEET, BRIGHTNESS, OUTLIERS = ", "BRIGHTNESS, SHEET, OUTLIERS = ")
+    )
+    done = run(tmp_path / "script.py", tmp_path)
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == "error: this script was changed after it was built (its files do not match bundle_id): build it again\n"
+    )
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_importing_a_script_does_nothing(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    script = built.script(kernel_of(built, "prepare"))
+    command = [
+        sys.executable,
+        "-c",
+        "import runpy, sys; runpy.run_path(sys.argv[1]); print(sys.modules.get('lib'))",
+        str(script),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None\n", "")
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_an_error_in_the_library_names_the_file_and_the_repositorys_line(tmp_path: Path) -> None:
+    root = copied_tree(tmp_path / "root")
+    path = root / "lib" / "session.py"
+    lines = path.read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("def find_competition"))
+    end = next(number for number in range(at, len(lines)) if lines[number].strip().startswith("found ="))
+    lines[end] = "    raise RuntimeError('went wrong here')"
+    path.write_text("\n".join(lines) + "\n")
+    made = build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
+    done = run(made.script(kernel_of(made, "prepare")), tmp_path)
+    assert done.returncode not in (0, None)
+    assert "RuntimeError: went wrong here" in done.stderr
+    assert f'lib/runtime/session.py", line {end + 1}, in find_competition' in done.stderr
+    assert 'kernels/prepare.py", line' in done.stderr
+    assert "raise RuntimeError('went wrong here')" in done.stderr  # the line itself is shown
+
+
+# --- thin kernels ----------------------------------------------------------------------------------------------------
+
+
+def mount_library(built: Built, folder: Path, place: str = "datasets/me/hcd-lib") -> Path:
+    at = folder / "input" / place
+    shutil.copytree(built.out / "dataset", at)
+    return at
+
+
+@pytest.mark.parametrize("place", ["datasets/me/hcd-lib", "datasets/organizations/me/hcd-lib", "hcd-lib"])
+def test_a_thin_kernel_finds_the_dataset_in_every_layout(place: str, thin: Built, tmp_path: Path) -> None:
+    library = mount_library(thin, tmp_path, place)
+    before = tree(library)
+    prepare_refuses(run(thin.script(kernel_of(thin, "prepare")), tmp_path))
+    assert tree(library) == before
+
+
+def test_a_thin_kernel_prepares_the_data(thin: Built, tmp_path: Path) -> None:
+    mount_library(thin, tmp_path)
+    write_competition(
+        tmp_path / "input/competitions/histopathologic-cancer-detection", labelled=24, unlabelled=6, seed=1
+    )
+    done = run(thin.script(kernel_of(thin, "prepare")), tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads((tmp_path / "working" / "run.json").read_text())
+    assert (record["complete"], record["bundle_id"]) == (True, thin.bundle)
+
+
+def test_a_thin_kernel_without_its_dataset(thin: Built, tmp_path: Path) -> None:
+    done = run(thin.script(kernel_of(thin, "prepare")), tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the dataset me/hcd-lib is not mounted under")
+    assert "attach it, or build without --thin" in done.stderr
+
+
+def test_a_thin_kernel_refuses_another_library(thin: Built, tmp_path: Path) -> None:
+    library = mount_library(thin, tmp_path)
+    (library / "lib" / "errors.py").write_text("# of yesterday\n")
+    (library / "lib" / "metrics.py").unlink()
+    done = run(thin.script(kernel_of(thin, "prepare")), tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    for text in (
+        "lib/errors.py differs",
+        "lib/evaluation/metrics.py is missing",
+        "Upload dist/dataset",
+        "build without --thin",
+    ):
+        assert text in done.stderr

@@ -1,0 +1,73 @@
+"""`weights --upload`: fetched weights become a private dataset, once, and the plan reads them from there."""
+
+import json
+
+import pytest
+from emulated_world import TOKEN
+
+from launch.emulator.faults import Fault
+from launch.errors import LaunchError
+from launch.kaggle_api.client import Patience, connect
+from launch.plan import load_experiment, plan_kernels
+from launch.weights_dataset import upload_weights
+from lib.runtime.run_record import RunRecord, describe_files, write_run_record
+
+ENCODER = "resnet34.tv_in1k"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    folder = tmp_path / "weights"
+    (folder / ENCODER).mkdir(parents=True)
+    (folder / ENCODER / "model.safetensors").write_bytes(bytes(range(256)) * 100)
+    (folder / ENCODER / "config.json").write_text("{}")
+    files = describe_files(folder, {f"{ENCODER}/model.safetensors": False, f"{ENCODER}/config.json": False})
+    record = RunRecord(
+        kind="weights", experiment="", config={}, push_id="", bundle_id="b", git_commit="", data_id="", files=files,
+        scores={"encoders": {ENCODER: {}}}, complete=True,
+    )  # fmt: skip
+    write_run_record(folder, record)
+    return folder
+
+
+def upload(kaggle, weights, monkeypatch, said):
+    for name, value in kaggle.server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(kaggle.folder))
+    account = connect(Patience(answer=5, tries=3, delay=0.05))
+    work = kaggle.folder / "work"
+    return upload_weights(account, say=said.append, weights=weights, work=work, poll=0.05, settle=0.3)
+
+
+@pytest.mark.parametrize("fault", [None, Fault("CreateDataset", "reset-after"), Fault("upload", "503")])
+def test_the_weights_arrive_whole_and_once(world, weights, monkeypatch, fault):
+    kaggle = world(*([fault] if fault else []))
+    said: list[str] = []
+    assert upload(kaggle, weights, monkeypatch, said) == "alice/hcd-encoders"
+    there = kaggle.folder / "kaggle" / "datasets" / "hcd-encoders" / "v1"
+    names = [f"{ENCODER}/model.safetensors", f"{ENCODER}/config.json", "run.json"]
+    assert [(there / name).read_bytes() for name in names] == [
+        (weights / name).read_bytes() for name in names
+    ]
+    assert kaggle.changes() == [("CreateDataset", "hcd-encoders")]
+    state = json.loads((kaggle.folder / "kaggle" / "state.json").read_text())
+    assert state["datasets"]["hcd-encoders"]["private"] is True
+    upload(kaggle, weights, monkeypatch, said)
+    assert kaggle.changes() == [("CreateDataset", "hcd-encoders")]  # the same weights are not uploaded twice
+    assert TOKEN not in "\n".join(said)
+
+
+def test_there_must_be_weights(world, tmp_path, monkeypatch):
+    with pytest.raises(LaunchError, match="there are no weights to upload"):
+        upload(world(), tmp_path, monkeypatch, [])
+
+
+def test_with_the_dataset_attached_no_kernel_fetches_weights():
+    experiment = load_experiment("resnet34")
+    assert "weights" in {kernel.kind for kernel in plan_kernels([experiment])}
+    kernels = plan_kernels([experiment], datasets=["alice/hcd-encoders"])
+    assert "weights" not in {kernel.kind for kernel in kernels}
+    folds = [kernel for kernel in kernels if kernel.kind == "train"]
+    assert all(
+        kernel.datasets == ("alice/hcd-encoders",) and "hcd-weights" not in kernel.sources for kernel in folds
+    )

@@ -1,0 +1,184 @@
+"""The right tiles are kept, in their order, with the maps of the network in its file; and no fold is lost over them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from lib.config import Config
+from lib.explain import hard_tiles as module
+from lib.explain.attribution import ExplainError, attribute, share_in_centre
+from lib.explain.hard_tiles import MOST_TILES, Explained, choose_cases, explain_cases, write_cases
+from lib.model.checkpoint import CheckpointError, Identity, save_checkpoint
+from lib.model.network import Classifier, build_network
+
+CPU = torch.device("cpu")
+CONFIG = Config(backbone="test_resnet", weights="none", input_size=96)
+
+
+def test_the_worst_errors_come_first_and_none_is_invented() -> None:
+    labels = np.array([0, 1] * 20)
+    chances = np.linspace(0.01, 0.99, 40)
+    found = choose_cases(labels, chances)
+    by_kind = {kind: [row for row, each in found if each == kind] for kind in module.KINDS}
+    assert by_kind["false_positive"] == [38, 36, 34, 32, 30, 28, 26, 24, 22, 20]  # ten above a half, no more
+    assert by_kind["false_negative"] == [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]
+    assert by_kind["sure_tumour"] == [39, 37, 35, 33, 31, 29] and by_kind["sure_normal"] == [
+        0,
+        2,
+        4,
+        6,
+        8,
+        10,
+    ]
+    assert [kind for _, kind in found] == sorted((kind for _, kind in found), key=list(module.KINDS).index)
+    many = choose_cases(np.zeros(50, dtype=int), np.linspace(0.6, 0.9, 50))
+    assert many == [(row, "false_positive") for row in range(49, 37, -1)]  # twelve
+    assert choose_cases(np.array([0, 1]), np.array([0.5, 0.5])) == [
+        (0, "false_positive"),
+        (1, "sure_tumour"),
+    ]  # as F1 at 0.5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("checkpoint") / "fold-2-member-0.safetensors"
+    identity = Identity(
+        experiment="x", fold=2, member=0, data_id="d", fold_table_id="f", config=CONFIG.to_dict()
+    )
+    save_checkpoint(path, build_network(CONFIG), identity)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fold() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
+    """90 tiles, the fold is every third of them; their chances."""
+    generator = np.random.default_rng(0)
+    tiles = generator.integers(0, 256, (90, 96, 96, 3), dtype=np.uint8)
+    rows = np.arange(1, 90, 3)
+    index = pd.DataFrame({"row": rows, "id": [f"{row:040x}" for row in rows], "label": np.arange(30) % 2})
+    return tiles, index, generator.random(30)
+
+
+def explain(checkpoint: Path, fold: tuple[np.ndarray, pd.DataFrame, np.ndarray]) -> Explained:
+    tiles, index, chances = fold
+    return explain_cases(checkpoint, tiles, index=index, chances=chances, device=CPU, entropy=(7, 2))
+
+
+def test_files_hold_the_fold_s_own_tiles_and_their_maps_row_by_row(checkpoint, fold, tmp_path) -> None:
+    tiles, index, chances = fold
+    found = explain(checkpoint, fold)
+    names = write_cases(tmp_path, 2, found)
+    assert names == {"cases-2.csv": True, "cases-2-tiles.npy": True, "cases-2-maps.npy": True}
+    table = pd.read_csv(tmp_path / "cases-2.csv", dtype={"id": str})
+    assert list(table.columns) == ["id", "label", "probability", "kind", "share_in_centre"]
+    kept, maps = np.load(tmp_path / "cases-2-tiles.npy"), np.load(tmp_path / "cases-2-maps.npy")
+    assert (kept.dtype, maps.dtype) == (np.uint8, np.float32) and len(kept) == len(maps) == len(table) > 20
+    torch.manual_seed(3)
+    network = build_network(CONFIG)
+    for at, row in table.iterrows():
+        place = index.index[index["id"] == row["id"]][0]
+        tile = tiles[index["row"][place]]
+        assert np.array_equal(kept[at], tile)
+        assert (row["label"], row["probability"]) == (
+            index["label"][place],
+            pytest.approx(chances[place], abs=1e-12),
+        )
+        wanted = attribute(network, torch.from_numpy(tile).permute(2, 0, 1)[None].float() / 255)
+        np.testing.assert_allclose(maps[at], wanted[0].numpy(), atol=1e-6)
+        share = float(share_in_centre(wanted))
+        assert row["share_in_centre"] == pytest.approx(share, abs=1e-5, nan_ok=True)
+
+
+def test_the_summary_is_of_the_tumour_tiles_and_fit_for_a_record(checkpoint, fold, monkeypatch) -> None:
+    summary = explain(checkpoint, fold).summary
+    json.dumps(summary, allow_nan=False)
+    assert summary["method"] == "grad-cam" and summary["uniform_share"] == pytest.approx(1 / 9)
+    assert summary["tiles"] + summary["tiles_without_a_map"] == 15  # all there are
+    share = summary["share_in_centre"]
+    assert 0 <= share["q25"] <= share["median"] <= share["q75"] <= 1 and 0 < share["mean"] < 1
+    monkeypatch.setattr(module, "SAMPLE", 5)
+    first, second = (explain(checkpoint, fold).summary for _ in range(2))
+    assert first == second and first["tiles"] + first["tiles_without_a_map"] == 5
+
+
+def test_it_may_cost_what_the_clock_was_told() -> None:
+    labels = np.arange(4000) % 2
+    assert len(choose_cases(labels, np.random.default_rng(0).random(4000))) + module.SAMPLE == MOST_TILES
+
+
+@pytest.mark.parametrize(
+    "error", [ExplainError("no map"), RuntimeError("out of memory"), TypeError("a tuple"), KeyError("x")]
+)
+def test_an_explanation_that_fails_costs_no_fold(
+    error: Exception, checkpoint, fold, tmp_path, monkeypatch
+) -> None:
+    whole = explain(checkpoint, fold)
+    write_cases(tmp_path, 2, whole)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "attribute", fail)
+    found = explain(checkpoint, fold)
+    assert set(found.summary) == {"missing"} and str(error) in found.summary["missing"]
+    assert write_cases(tmp_path, 2, found) == {
+        "cases-2.csv": True,
+        "cases-2-tiles.npy": True,
+    }  # known all the same
+    assert not (tmp_path / "cases-2-maps.npy").exists()  # an earlier run's would be taken for these
+    assert pd.read_csv(tmp_path / "cases-2.csv")["share_in_centre"].isna().all()
+    assert np.array_equal(found.tiles, whole.tiles)
+
+
+def test_weights_that_cannot_be_read_are_no_missing_explanation(checkpoint, fold, tmp_path) -> None:
+    damaged = tmp_path / "fold-2-member-0.safetensors"
+    damaged.write_bytes(checkpoint.read_bytes()[:-10])
+    with pytest.raises(CheckpointError):
+        explain(damaged, fold)
+
+
+def test_a_share_that_every_map_has_is_not_reported(fold, tmp_path) -> None:
+    """At 64 px this network has 2 x 2 cells: whatever it looks at, a ninth of the enlarged map lies in the centre."""
+    config = Config(backbone="test_resnet", weights="none", input_size=64)
+    identity = Identity(
+        experiment="x", fold=2, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
+    )
+    torch.manual_seed(3)
+    save_checkpoint(tmp_path / "small.safetensors", build_network(config), identity)
+    found = explain(tmp_path / "small.safetensors", fold)
+    assert found.maps is not None and found.maps.any()
+    shares = share_in_centre(torch.from_numpy(found.maps))
+    assert torch.allclose(shares[shares.isfinite()], torch.tensor(1 / 9))
+    assert found.summary == {"missing": "grad-cam on 2 x 2 cells: any such map has a ninth in the centre"}
+    assert found.table["share_in_centre"].isna().all()
+
+
+class Mute(nn.Module):
+    """Nothing in any tile speaks for tumour."""
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :1, ::8, ::8]
+
+    def forward_head(self, features: torch.Tensor) -> torch.Tensor:
+        return -features.mean(dim=(2, 3))
+
+
+def test_without_tumour_or_anything_that_speaks_for_it_the_record_says_so(
+    checkpoint, fold, monkeypatch
+) -> None:
+    tiles, index, chances = fold
+    normal = explain(checkpoint, (tiles, index.assign(label=0), chances))
+    assert normal.summary == {"missing": "the fold has no tumour tile"} and normal.maps is not None
+    mute = Classifier(Mute(), input_size=96, mean=(0.0,) * 3, std=(1.0,) * 3)
+    monkeypatch.setattr(module, "load_checkpoint", lambda path: (mute, None))
+    found = explain(checkpoint, fold)
+    assert found.summary == {
+        "missing": "grad-cam finds nothing that speaks for tumour in any of 15 tumour tiles"
+    }
+    assert found.table["share_in_centre"].isna().all() and found.maps is not None and not found.maps.any()
