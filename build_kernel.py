@@ -379,13 +379,15 @@ def _order(
     **rest: Any,
 ) -> Any:
     """The order for a campaign that is named by its experiments, or by --campaign."""
-    from launch.campaign.spec import Order, campaign_folder, campaign_name
+    from launch.campaign.spec import CampaignSpec, campaign_folder, campaign_name
     from launch.packaging.metadata import default_experiment, read_base
     from launch.plan import load_experiments
 
     loaded = load_experiments(experiments or (default_experiment(read_base()),), overrides)
     folder = campaign_folder(campaign or campaign_name(loaded))
-    return Order(experiments=loaded, folder=folder, owner=owner or "", folds=folds, datasets=datasets, **rest)
+    return CampaignSpec(
+        experiments=loaded, folder=folder, owner=owner or "", folds=folds, datasets=datasets, **rest
+    )
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:

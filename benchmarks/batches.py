@@ -27,7 +27,7 @@ from lib.config import Config  # noqa: E402
 from lib.data.batches import load_batches  # noqa: E402
 from lib.image.augment import augment  # noqa: E402
 from lib.model.network import Classifier  # noqa: E402
-from lib.training.epoch import Part, plan_epoch  # noqa: E402
+from lib.training.epoch import TrainingSet, plan_epoch  # noqa: E402
 
 BATCH, ROUNDS, TILES = 128, 7, 2000
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ WANTED_OF_LIMIT, WANTED_OF_PEERS = 0.35, 4.0
 def our_batches(tiles: np.ndarray, labels: np.ndarray, config: Config) -> Callable[[], int]:
     """An epoch of our batches at each call, draws and order included."""
     network = Classifier(torch.nn.Identity(), input_size=tiles.shape[1], mean=peers.MEAN, std=peers.STD)
-    part = Part(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
+    part = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
     epochs = iter(range(1_000_000))
 
     @torch.no_grad()

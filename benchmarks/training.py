@@ -30,7 +30,7 @@ from lib.config import Config  # noqa: E402
 from lib.data.batches import Batch, load_batches  # noqa: E402
 from lib.model.network import Classifier, choose_precision  # noqa: E402
 from lib.training import epoch  # noqa: E402
-from lib.training.epoch import Part, train_one_epoch  # noqa: E402
+from lib.training.epoch import TrainingSet, train_one_epoch  # noqa: E402
 from lib.training.optimizer import OptimizerStep, build_optimizer  # noqa: E402
 
 BATCH, ROUNDS, TILES = 128, 5, 2000
@@ -150,7 +150,7 @@ class OurTraining:
         network = Classifier(backbone, input_size=config.input_size, mean=peers.MEAN, std=peers.STD)
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.network) if compiled else None
-        self.part = Part(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
+        self.part = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
         scaled = self.precision == torch.float16
         optimizer = build_optimizer(self.network, config)
         self.step = OptimizerStep(optimizer, peak=1e-4, total=100_000, warmup=0, clip=0.0, scaled=scaled)

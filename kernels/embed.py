@@ -48,10 +48,10 @@ def recipe(session: Session) -> None:
             )
             write_features(session.working / name, tiles, plan=plan, embed=embed, say=session.say)
             del tiles
-    session.withdraw_record()
+    session.invalidate_record()
     for _, name in parts:
         publish_features(session.working / name)
-    session.leave(
+    session.write_outputs(
         {name: False for _, name in parts},
         data_id=data.data_id,
         devices=describe_devices(devices),

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.runtime import environment_check as probe
 from lib.runtime.session import Session, run_kernel
 
@@ -43,13 +43,13 @@ def recipe(session: Session) -> None:
         facts["all_reduce"] = {"skipped": f"it needs two cards, here are {number}"}
     for name, fact in facts.items():
         session.say(f"{name}: {fact}")
-    session.withdraw_record()
+    session.invalidate_record()
     sample = session.working / probe.SAMPLE
     sample.parent.mkdir(exist_ok=True)
-    write_whole(sample, probe.SAMPLE_BYTES)
+    write_atomic(sample, probe.SAMPLE_BYTES)
     names = [card["name"] for card in facts["cards"]] if number else ["CPU"]
     facts["ended_at"] = datetime.now(UTC).isoformat()
-    session.leave({probe.SAMPLE: True}, data_id="", devices=names, scores=facts)
+    session.write_outputs({probe.SAMPLE: True}, data_id="", devices=names, scores=facts)
 
 
 def main(parameters: Mapping[str, Any]) -> int:

@@ -10,9 +10,15 @@ import pandas as pd
 from lib.data import prepared
 from lib.data.competition import read_competition
 from lib.data.tiff import TILE_SHAPE
-from lib.files import write_whole
-from lib.inference.ensemble import EnsembleError, admit, average_members, member_table, read_fold_outputs
-from lib.inference.members import ask_members, members_of
+from lib.files import write_atomic
+from lib.inference.ensemble import (
+    EnsembleError,
+    average_members,
+    member_table,
+    read_fold_outputs,
+    validate_members,
+)
+from lib.inference.members import members_of, predict_members
 from lib.inference.submission import check_submission, submission_csv
 from lib.model.features import find_features
 from lib.model.linear_head import load_head
@@ -43,7 +49,7 @@ def recipe(session: Session) -> None:
         each_of = zip(parameters.experiments, parameters.folds, parameters.configs, strict=True)
         wanted = {name: (folds, each.members) for name, folds, each in each_of}
         found, damaged = read_fold_outputs(find_outputs(session.input, "train"))
-        outputs, warnings = admit(
+        outputs, warnings = validate_members(
             found,
             wanted=wanted,
             data_id=data.data_id,
@@ -64,7 +70,7 @@ def recipe(session: Session) -> None:
     if networks:
         preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
         tiles = data.read_tiles(prepared.TEST_TILES)
-    by_member |= ask_members(networks, tiles, devices=devices, stage=session.stage)
+    by_member |= predict_members(networks, tiles, devices=devices, stage=session.stage)
     logits = pd.DataFrame(
         {"id": data.test["id"], **{member.name: by_member[member.name] for member in members}}
     )
@@ -78,15 +84,15 @@ def recipe(session: Session) -> None:
     }
     submission = submission_csv(competition.test_ids, probabilities)
     check_submission(submission, competition.sample)
-    session.withdraw_record()
+    session.invalidate_record()
     for name, text in texts.items():
-        write_whole(session.working / name, text)
-    write_whole(session.working / "submission.csv", submission)
+        write_atomic(session.working / name, text)
+    write_atomic(session.working / "submission.csv", submission)
     session.say(
         f"submission.csv: {len(logits):,} tiles, {_AVERAGED[parameters.average]} of {len(members)} members, "
         f"mean {probabilities.mean():.4f}\n{table.round(4).to_string(index=False)}"
     )
-    session.leave(
+    session.write_outputs(
         {**dict.fromkeys(texts, True), "submission.csv": True},
         data_id=data.data_id,
         fold_table_id=outputs[0].record.fold_table_id,

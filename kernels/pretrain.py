@@ -42,9 +42,9 @@ def recipe(session: Session) -> None:
             folder=session.working,
             devices=devices,
             say=session.say,
-            replace_outputs=session.withdraw_record,
+            replace_outputs=session.invalidate_record,
         )
-    session.leave(
+    session.write_outputs(
         {name: name == HISTORY for name in left},
         data_id=data.data_id,
         devices=describe_devices(devices),

@@ -90,6 +90,6 @@ report.conclusion()
 # ## The same report in one file
 
 # %%
-session.withdraw_record()
+session.invalidate_record()
 names = report.write(session.working)
-record = session.leave(names, devices=["CPU"], **report.ids())
+record = session.write_outputs(names, devices=["CPU"], **report.ids())

@@ -55,10 +55,10 @@ def recipe(session: Session) -> None:
         found = run_search(
             task, folder=session.working, devices=devices, say=session.say, started=session.started
         )
-    session.withdraw_record()
+    session.invalidate_record()
     names = write_search(found, folder=session.working, experiment=parameters.experiment)
     session.say(f"the ranking:\n{(session.working / TABLE).read_text()}")
-    session.leave(
+    session.write_outputs(
         names,
         data_id=data.data_id,
         fold_table_id=template.fold_table_id,

@@ -17,8 +17,8 @@ from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.evaluation.metrics import probability
 from lib.explain.case_files import CENTRE_SHARE
 from lib.explain.hard_tiles import FROZEN, KINDS, Explained, explain_cases, write_cases
-from lib.files import write_whole
-from lib.inference.members import ask_members, members_of
+from lib.files import write_atomic
+from lib.inference.members import members_of, predict_members
 from lib.inference.pseudo_labels import choose_confident, find_teacher
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.model.features import find_features
@@ -77,7 +77,7 @@ def recipe(session: Session) -> None:
                 groups,
                 folder=session.working,
                 say=session.say,
-                replace=session.withdraw_record,
+                replace=session.invalidate_record,
             )
     else:
         guessed = _guess(session, data, devices, table_id)
@@ -88,7 +88,7 @@ def recipe(session: Session) -> None:
                 folder=session.working,
                 devices=devices,
                 say=session.say,
-                replace=session.withdraw_record,
+                replace=session.invalidate_record,
                 started=session.started,
             )
     if trained is None:  # one of torchrun's processes, and not the one that writes
@@ -101,8 +101,8 @@ def recipe(session: Session) -> None:
         f"confusion at 0.5 {fold['confusion_at_half']}, n = {fold['tiles']:,}"
     )
     explained = None if frozen else _explain(task, session, devices)
-    session.withdraw_record()
-    write_whole(session.working / FOLD_TABLE, fold_table_csv(folds))
+    session.invalidate_record()
+    write_atomic(session.working / FOLD_TABLE, fold_table_csv(folds))
     if explained is not None:
         names |= write_cases(session.working, task.fold, explained)
     scores["explained"] = {"missing": FROZEN} if explained is None else explained.summary
@@ -112,7 +112,7 @@ def recipe(session: Session) -> None:
         )
     scores["pseudo_labelled"] = len(task.folds) - len(data.train)
     scores["groups"] = len(set(groups))
-    session.leave(
+    session.write_outputs(
         {**names, FOLD_TABLE: False},
         data_id=data.data_id,
         fold_table_id=table_id,
@@ -198,7 +198,7 @@ def _guess(
         fold_table_id=table_id,
     )
     tiles = data.read_tiles(prepared.TEST_TILES)
-    by_member = ask_members(list(members_of(teacher)), tiles, devices=devices, stage=session.stage)
+    by_member = predict_members(list(members_of(teacher)), tiles, devices=devices, stage=session.stage)
     chances = probability(np.stack(list(by_member.values()), axis=1)).mean(axis=1)
     guessed = choose_confident(
         chances, share=config.pseudo_share, prevalence=float(data.train["label"].mean())

@@ -21,14 +21,14 @@ def recipe(session: Session) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         with session.stage(f"fetch {encoder}"):
             facts[encoder] = fetch_encoder(encoder, beside)
-        session.withdraw_record()
+        session.invalidate_record()
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
         names |= {f"{folder.name}/{path.name}": False for path in sorted(folder.iterdir())}
         session.say(
             f"{encoder}: {facts[encoder]['parameters_millions']} M parameters, licence {facts[encoder]['license']}"
         )
-    session.leave(names, data_id="", devices=["CPU"], scores={"encoders": facts})
+    session.write_outputs(names, data_id="", devices=["CPU"], scores={"encoders": facts})
 
 
 def main(parameters: Mapping[str, Any]) -> int:

@@ -28,7 +28,7 @@ from launch.plan import (
 from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
 from launch.summary import print_ranking, print_summary, summarise
 from lib.evaluation.out_of_fold import Summary
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.runtime.run_record import RECORD_NAME, RunRecordError, read_run_record
 from lib.runtime.session import COMPETITION
 from lib.search_space import SearchSpace
@@ -138,7 +138,7 @@ class LocalRun:
         note, identity = folder / "identity.json", self._identity(kernel)
         if not note.is_file() or note.read_text() != identity:
             self._set_aside(kernel, folder)
-        write_whole(note, identity)
+        write_atomic(note, identity)
         return run_script(
             self.built.script(kernel),
             folder=folder,

@@ -17,7 +17,7 @@ from launch.kaggle_api.client import Kaggle
 from launch.local import WEIGHTS_FOLDER, link_or_copy
 from launch.packaging.metadata import DATASET_METADATA, check_dataset_metadata, render
 from launch.plan import ENCODERS_SLUG, ROOT
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.runtime.run_record import RunRecordError, read_run_record
 
 _POLL, _SETTLE = 5.0, 120.0  # seconds
@@ -68,7 +68,7 @@ def upload_weights(
         }
         if problems := check_dataset_metadata(metadata):
             raise LaunchError("; ".join(problems))
-        write_whole(staged / DATASET_METADATA, render(metadata))
+        write_atomic(staged / DATASET_METADATA, render(metadata))
         ledger = read_ledger(work) or new_ledger(
             work, campaign="weights", owner=kaggle.user, experiments={}, datasets=[ENCODERS_SLUG]
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 _CHUNK = 1 << 22  # bytes read at a time when hashing
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside, flush to disk, rename: after a crash the file is the old one or the new one, never a part.
 
     Raises:

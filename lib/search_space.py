@@ -54,7 +54,7 @@ class SearchError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Range:
+class Interval:
     """Numbers from low to high, both included; drawn evenly, or evenly in their logarithm."""
 
     low: float
@@ -84,7 +84,7 @@ class SearchSpace:
 
     name: str
     method: str
-    space: Mapping[str, tuple[Value, ...] | Range]
+    space: Mapping[str, tuple[Value, ...] | Interval]
     trials: int = 0
     seed: int = 0
     folds: tuple[int, ...] = (0,)
@@ -94,7 +94,7 @@ class SearchSpace:
     def to_dict(self) -> dict[str, Any]:
         """As plain values: what `search_from_dict` reads, less the name."""
         space = {
-            key: value.to_dict() if isinstance(value, Range) else list(value)
+            key: value.to_dict() if isinstance(value, Interval) else list(value)
             for key, value in self.space.items()
         }
         own = {key: getattr(self, key) for key in _KEYS[self.method]}
@@ -207,14 +207,14 @@ class _Reader:
         self.problems.append(f"folds = {value!r}: a list of different folds expected, such as [0]")
         return (0,)
 
-    def space(self, method: str) -> dict[str, tuple[Value, ...] | Range]:
+    def space(self, method: str) -> dict[str, tuple[Value, ...] | Interval]:
         table = self.values.get("space")
         if not isinstance(table, Mapping) or not table:
             self.problems.append(
                 "the table [space] is missing or empty: it names knobs, each with a list of values"
             )
             return {}
-        found: dict[str, tuple[Value, ...] | Range] = {}
+        found: dict[str, tuple[Value, ...] | Interval] = {}
         for key, wanted in table.items():
             if key in _REFUSED:
                 self.problems.append(f"{key} cannot be searched: {_REFUSED[key]}")
@@ -249,8 +249,8 @@ class _Reader:
             self.problems.append(f"{key} names no value")
         return tuple(taken)
 
-    def _range(self, key: str, wanted: Mapping[str, object]) -> Range:
-        nothing = Range(0.0, 1.0)
+    def _range(self, key: str, wanted: Mapping[str, object]) -> Interval:
+        nothing = Interval(0.0, 1.0)
         if set(wanted) - {"scale"} != {"low", "high"}:
             self.problems.append(f'{key}: a range is {{low = ..., high = ..., scale = "log" or "linear"}}')
             return nothing
@@ -268,7 +268,7 @@ class _Reader:
         if scale not in ("log", "linear"):
             problems.append(f"{key}: scale = {scale!r}: log or linear expected")
         self.problems += problems
-        return nothing if problems else Range(low, high, str(scale))
+        return nothing if problems else Interval(low, high, str(scale))
 
 
 def _message(lead: str, problems: list[str]) -> str:
@@ -353,7 +353,7 @@ def _points(space: SearchSpace) -> Iterable[dict[str, Value]]:
         yield {key: _draw(wanted, generator) for key, wanted in space.space.items()}
 
 
-def _draw(wanted: tuple[Value, ...] | Range, generator: np.random.Generator) -> Value:
+def _draw(wanted: tuple[Value, ...] | Interval, generator: np.random.Generator) -> Value:
     if isinstance(wanted, tuple):
         return wanted[int(generator.integers(len(wanted)))]
     low, high = wanted.low, wanted.high
@@ -411,7 +411,7 @@ def expected_folds(space: SearchSpace, base: Config) -> float:
     return len(space.folds) * epochs / base.epochs
 
 
-def settled(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def reusable_trials(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of the trials a search recorded, those that need not be run again: finished, or failed as they would again."""
     return [
         dict(each)

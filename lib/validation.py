@@ -13,7 +13,7 @@ _LONGEST_NAME = (
 _SHOWN = 60  # characters of a value in a message
 
 
-def is_contained(name: str) -> bool:
+def is_safe_name(name: str) -> bool:
     """Whether a file of this name stays inside the folder it is written to, on any system."""
     if not name.isprintable() or any(
         character in name for character in "\\:"
@@ -24,7 +24,7 @@ def is_contained(name: str) -> bool:
     return bool(path.name) and short and not path.is_absolute() and ".." not in path.parts
 
 
-def wrong_types(kind: type, values: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> list[str]:
+def type_errors(kind: type, values: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> list[str]:
     """Where plain values do not fit a dataclass: fields missing, unknown, or not what their annotation says.
 
     Args:

@@ -96,21 +96,21 @@ MUTATIONS = (
     Mutation(
         "stains-in-training",
         "lib/training/epoch.py",
-        "images = network.restain(as_images(images))",
+        "images = network.normalise_stain(as_images(images))",
         "images = as_images(images)",
         ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
         "stains-in-prediction",
         "lib/model/predict.py",
-        "networks[0].resize(networks[0].restain(as_images(sent)))",
+        "networks[0].resize(networks[0].normalise_stain(as_images(sent)))",
         "networks[0].resize(as_images(sent))",
         ("tests/lib/model/test_predict.py",),
     ),
     Mutation(
         "stains-in-embedding",
         "lib/model/features.py",
-        "own.resize(own.restain(as_images(sent)))",
+        "own.resize(own.normalise_stain(as_images(sent)))",
         "own.resize(as_images(sent))",
         ("tests/lib/model/test_features.py",),
     ),
@@ -139,15 +139,15 @@ MUTATIONS = (
     Mutation(
         "draws-of-the-epoch",
         "lib/training/epoch.py",
-        "Draws(entropy=[*part.entropy, 3, epoch]",
-        "Draws(entropy=[*part.entropy, 3]",
+        "AugmentationDraws(entropy=[*part.entropy, 3, epoch]",
+        "AugmentationDraws(entropy=[*part.entropy, 3]",
         ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
         "draws-of-the-member",
         "lib/training/epoch.py",
-        "Draws(entropy=[*part.entropy, 3, epoch]",
-        "Draws(entropy=[3, epoch]",
+        "AugmentationDraws(entropy=[*part.entropy, 3, epoch]",
+        "AugmentationDraws(entropy=[3, epoch]",
         ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
@@ -240,8 +240,8 @@ MUTATIONS = (
     Mutation(
         "each-process-its-own-tiles",
         "lib/training/epoch.py",
-        "slice=Slice(world.rank, world.size, passes)",
-        "slice=Slice(0, world.size, passes)",
+        "slice=Shard(world.rank, world.size, passes)",
+        "slice=Shard(0, world.size, passes)",
         ("tests/lib/training/test_workers.py::test_two_processes_on_one_member_give_the_losses_of_one",),
     ),
     Mutation(

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.campaign.clock import steady
-from launch.campaign.standings import Standing
+from launch.campaign.standings import KernelStatus
 from launch.kaggle_api.client import Quota
 
 _MARKS = {"done": "[green]done[/]", "failed": "[bold red]failed[/]", "running": "[cyan]running[/]"}
 
 
-class Board:
+class LiveTable:
     """A context in which `say` prints lines that stay, and `show` keeps a table up to date below them."""
 
     def __init__(self, title: str) -> None:
@@ -22,7 +22,7 @@ class Board:
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._live: Any = None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "LiveTable":
         if self.console.is_terminal:
             from rich.live import Live
 
@@ -39,13 +39,13 @@ class Board:
         """A line that stays."""
         self.console.print(text, markup=False)
 
-    def show(self, standings: Sequence[Standing], quota: Quota | None) -> None:
+    def show(self, standings: Sequence[KernelStatus], quota: Quota | None) -> None:
         """Bring the table up to date; where there is no terminal, nothing is drawn."""
         if self._live is not None:
             self._live.update(standings_table(self.title, standings, quota))
 
 
-def standings_table(title: str, standings: Sequence[Standing], quota: Quota | None) -> Any:
+def standings_table(title: str, standings: Sequence[KernelStatus], quota: Quota | None) -> Any:
     """A table: kernel, version, state, since when, expected end, AUC when known, link; below it the quota."""
     from rich.table import Table
 

@@ -32,7 +32,7 @@ def seconds_since(text: str) -> float:
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds())
 
 
-class Moments:
+class Clock:
     """The moments of one process.
 
     What it stamped itself it times by a clock that nobody sets. Of a moment that another process wrote it knows what the

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.campaign.board import Board, quota_line, standings_table
+from launch.campaign.board import LiveTable, quota_line, standings_table
 from launch.campaign.clock import seconds_since
 from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import LOGS, OUTPUTS, fetch_output, peek_record
 from launch.campaign.report import NOTEBOOK, PAGE, leave_notebook, report_facts
-from launch.campaign.spec import Order, order_of, plan_of, search_of
+from launch.campaign.spec import CampaignSpec, order_of, plan_of, search_of
 from launch.campaign.standings import ledger_standings
 from launch.campaign.state import CampaignStoppedError
 from launch.campaign.submission import LEADERBOARD, PICTURE, submit_file, write_leaderboard
@@ -30,7 +30,7 @@ from launch.plan import (
 from launch.summary import print_ranking, print_summary, summarise
 from lib.config import EXPECTATIONS, Config
 from lib.evaluation.out_of_fold import Summary
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.runtime.run_record import RECORD_NAME, read_run_record
 
 
@@ -43,14 +43,17 @@ class Result:
     ledger: Ledger
 
 
-def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = None) -> Result:
+def run(order: CampaignSpec, *, connect: Callable[[], Kaggle], started: float | None = None) -> Result:
     """A campaign from where it stands to its end; safe to repeat.
 
     Raises:
         LaunchError: it stopped; the message says why and what to do. Nothing that was done is lost.
     """
     started = time.monotonic() if started is None else started
-    with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
+    with (
+        campaign_lock(order.folder.parent),
+        LiveTable(f"campaign {order.name or order.folder.name}") as board,
+    ):
         kaggle = connect()
         campaign = open_campaign(order, kaggle, board)
         campaign.run()
@@ -75,7 +78,7 @@ def run(order: Order, *, connect: Callable[[], Kaggle], started: float | None = 
     return Result(done.summaries, entry, campaign.desk.ledger)
 
 
-def _report(order: Order, campaign: Campaign) -> str:
+def _report(order: CampaignSpec, campaign: Campaign) -> str:
     """Run the report kernel over everything else, the score included; what went wrong, or an empty text."""
     progress = campaign.progress
     progress.tell(REPORT_SLUG, report_facts(order.folder, progress.kernels))
@@ -98,7 +101,7 @@ class _Done:
     sample: Path
 
 
-def _read_outputs(order: Order, kernels: Sequence[Kernel]) -> _Done:
+def _read_outputs(order: CampaignSpec, kernels: Sequence[Kernel]) -> _Done:
     def folder_of(slug: str) -> Path:
         return order.folder / OUTPUTS / slug
 
@@ -109,7 +112,9 @@ def _read_outputs(order: Order, kernels: Sequence[Kernel]) -> _Done:
     return _Done(summaries, one("inference") / "submission.csv", one("prepare") / "sample_submission.csv")
 
 
-def _submit(order: Order, campaign: Campaign, done: _Done, *, say: Callable[[str], None]) -> SubmissionEntry:
+def _submit(
+    order: CampaignSpec, campaign: Campaign, done: _Done, *, say: Callable[[str], None]
+) -> SubmissionEntry:
     pooled = ", ".join(f"{summary.experiment} OOF {summary.pooled:.4f}" for summary in done.summaries)
     entry = submit_file(
         campaign.desk.kaggle,
@@ -137,7 +142,7 @@ def _submit(order: Order, campaign: Campaign, done: _Done, *, say: Callable[[str
     return entry
 
 
-def print_score(entry: SubmissionEntry, order: Order) -> None:
+def print_score(entry: SubmissionEntry, order: CampaignSpec) -> None:
     """What the submission scored, and where that is written down."""
     from rich.console import Console
 
@@ -152,7 +157,7 @@ def print_score(entry: SubmissionEntry, order: Order) -> None:
     console.print(f"record: {order.folder / LEADERBOARD}, picture: {order.folder / PICTURE}")
 
 
-def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
+def open_campaign(order: CampaignSpec, kaggle: Kaggle, board: LiveTable) -> Campaign:
     """The campaign's ledger, checked against the order, and its kernels, built.
 
     Raises:
@@ -207,7 +212,7 @@ def open_campaign(order: Order, kaggle: Kaggle, board: Board) -> Campaign:
     )
 
 
-def _ledger_for(order: Order, owner: str) -> Ledger:
+def _ledger_for(order: CampaignSpec, owner: str) -> Ledger:
     wanted = {experiment.name: dict(experiment.config.to_dict()) for experiment in order.experiments}
     folds = None if order.folds is None else sorted(set(order.folds))
     ledger = read_ledger(order.folder)
@@ -283,7 +288,7 @@ def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
     return found[0]
 
 
-def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -> None:
+def push(order: CampaignSpec, names: Sequence[str], *, connect: Callable[[], Kaggle]) -> None:
     """Push single kernels, or the dataset, under the rules of a campaign; what they read must be done.
 
     Raises:
@@ -291,7 +296,10 @@ def push(order: Order, names: Sequence[str], *, connect: Callable[[], Kaggle]) -
     """
     if order.search is None and any(name.endswith("search") for name in names):
         order.search = search_of(order.folder) or load_search(DEFAULT_SEARCH)
-    with campaign_lock(order.folder.parent), Board(f"campaign {order.name or order.folder.name}") as board:
+    with (
+        campaign_lock(order.folder.parent),
+        LiveTable(f"campaign {order.name or order.folder.name}") as board,
+    ):
         campaign = open_campaign(order, connect(), board)
         if "report" in names or REPORT_SLUG in names:
             campaign.progress.tell(REPORT_SLUG, report_facts(order.folder, campaign.progress.kernels))
@@ -389,7 +397,7 @@ def pull_outputs(
         listing = kaggle.output(kernel.slug)
         content = peek_record(kaggle, kernel.slug, listing, folder=target)
         record = fetch_output(kaggle, kernel.slug, listing, content, kind=kernel.kind, folder=target)
-        write_whole(target / kernel.slug / f"{kernel.slug}.log", listing.log)
+        write_atomic(target / kernel.slug / f"{kernel.slug}.log", listing.log)
         fetched = sum(entry.fetch for entry in record.files.values())
         print(
             f"{target / kernel.slug}: {fetched} of {len(record.files)} files and {RECORD_NAME}, push {record.push_id}",
@@ -405,7 +413,7 @@ def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) ->
     """
     order = order_of(folder)
     order.message = message
-    with campaign_lock(folder.parent), Board(f"campaign {folder.name}") as board:
+    with campaign_lock(folder.parent), LiveTable(f"campaign {folder.name}") as board:
         campaign = open_campaign(order, connect(), board)
         open_ = [kernel.slug for kernel in campaign.progress.wanted if not campaign.progress.is_done(kernel)]
         if open_:

@@ -16,8 +16,8 @@ from typing import Any
 from launch.campaign.clock import is_moment, stamp
 from launch.errors import LaunchError
 from lib.errors import listed
-from lib.files import write_whole
-from lib.validation import UNREADABLE, wrong_types
+from lib.files import write_atomic
+from lib.validation import UNREADABLE, type_errors
 
 LEDGER_NAME = "ledger.json"
 LEDGER_FORMAT = 1
@@ -180,7 +180,7 @@ class Ledger:
         """Write it whole."""
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"}
         plain = {name: _plain(value) for name, value in content.items()}
-        write_whole(self.folder / LEDGER_NAME, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+        write_atomic(self.folder / LEDGER_NAME, json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
     def entry(self, slug: str, kind: str) -> KernelEntry:
         """The entry of a kernel, made where it is missing (and then not saved yet)."""
@@ -275,7 +275,7 @@ def _wrong_values(ledger: Ledger) -> list[str]:
         if part is None:
             continue
         values = {item.name: getattr(part, item.name) for item in fields(part)}
-        problems += [f"{name}: {problem}" for problem in wrong_types(type(part), values)]
+        problems += [f"{name}: {problem}" for problem in type_errors(type(part), values)]
         odd = [moment for moment in _MOMENTS if moment in values and not is_moment(values[moment])]
         problems += [f"{name}: {moment} = {values[moment]!r} is no moment" for moment in odd]
     if not problems:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from launch.campaign.clock import stamp
 from launch.campaign.ledger import FAILED, INTENDED, DatasetEntry, Ledger
-from launch.campaign.waits import Clocks
+from launch.campaign.waits import WaitTimers
 from launch.errors import LaunchError
-from launch.kaggle_api.client import ClientError, CredentialsError, Kaggle, NoAnswerError
+from launch.kaggle_api.client import ClientError, CredentialsError, Kaggle, NoResponseError
 from launch.packaging.metadata import DATASET_METADATA
 from launch.plan import LIBRARY_SLUG
 
@@ -49,7 +49,7 @@ class Publisher:
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._clocks = Clocks(self.say)
+        self._clocks = WaitTimers(self.say)
         entry = self._entry
         if entry is not None and entry.state == FAILED:  # a person runs the command again
             self.ledger.dataset = None
@@ -98,7 +98,7 @@ class Publisher:
                 self._look(entry)
         except CredentialsError:
             raise
-        except NoAnswerError as error:
+        except NoResponseError as error:
             if self._clocks.waited(self.slug, "answer") > self.patience:
                 self._fail(str(error))
         except ClientError as error:

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from launch.campaign.ledger import DONE, FAILED, INTENDED, PUSHED, UNFINISHED, Ledger
 from launch.campaign.library_dataset import Publisher
-from launch.campaign.monitor import Follower
+from launch.campaign.monitor import RunMonitor
 from launch.campaign.outputs import OUTPUTS
 from launch.campaign.progress import Progress
-from launch.campaign.push import Pusher
+from launch.campaign.push import KernelPusher
 from launch.campaign.quota import Capacity
-from launch.campaign.standings import Standing, plan_standings
-from launch.campaign.state import CampaignStoppedError, Desk
-from launch.campaign.takeover import Takeover
-from launch.campaign.waits import Pace, words
-from launch.kaggle_api.client import ClientError, Kaggle, NoAnswerError, Quota, RefusedError
+from launch.campaign.standings import KernelStatus, plan_standings
+from launch.campaign.state import CampaignState, CampaignStoppedError
+from launch.campaign.takeover import OutputReuse
+from launch.campaign.waits import Timeouts, words
+from launch.kaggle_api.client import ClientError, Kaggle, NoResponseError, Quota, RefusedError
 from launch.packaging.builder import Source
 from launch.plan import Kernel
 from lib.runtime.run_record import RECORD_NAME
@@ -45,9 +45,9 @@ class Campaign:
         ledger: Ledger,
         folder: Path,
         dataset: Path | None,
-        pace: Pace,
+        pace: Timeouts,
         say: Callable[[str], None],
-        show: Callable[[Sequence[Standing], Quota | None], None] = lambda standings, quota: None,
+        show: Callable[[Sequence[KernelStatus], Quota | None], None] = lambda standings, quota: None,
         reuse: bool = False,
         goal: Collection[str] | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class Campaign:
         """
         self.progress = Progress(kernels, ledger, goal)
         self._take_up(folder / OUTPUTS, pushes=pace.pushes)
-        self.desk = Desk(
+        self.desk = CampaignState(
             kaggle=kaggle,
             source=source,
             ledger=ledger,
@@ -79,9 +79,9 @@ class Campaign:
         )
         self._capacity = Capacity(self.desk, self.progress)
         self.publisher = Publisher(kaggle, ledger, dataset, source.bundle, settle=pace.settle, say=say)
-        self._takeover = Takeover(self.desk, self.progress, reuse)
-        self._pusher = Pusher(self.desk, self.progress, self._capacity, self._takeover)
-        self._follower = Follower(self.desk, self._pusher)
+        self._takeover = OutputReuse(self.desk, self.progress, reuse)
+        self._pusher = KernelPusher(self.desk, self.progress, self._capacity, self._takeover)
+        self._follower = RunMonitor(self.desk, self._pusher)
         self._show = show
 
     def _take_up(self, outputs: Path, *, pushes: int) -> None:
@@ -160,7 +160,7 @@ class Campaign:
                     self._pusher.start(kernel, entry)
                 elif entry.open is not None and entry.open.state == INTENDED:
                     self._pusher.prove(kernel, entry, entry.open)
-            except NoAnswerError as error:
+            except NoResponseError as error:
                 trouble = error
             self._bear(trouble)
             if entry.open is not None and entry.open.state != INTENDED:
@@ -176,7 +176,7 @@ class Campaign:
             entry = self.progress.entry(other)
             if entry.open is not None and other.slug not in self.desk.failures:
                 self._follower.follow(other, entry, entry.open)
-        if why := self._capacity.held_for_good(kernel):
+        if why := self._capacity.is_blocked(kernel):
             self.desk.fail(kernel, why)
 
     def _tick(self) -> None:
@@ -195,7 +195,7 @@ class Campaign:
                         self._follower.follow(kernel, entry, entry.open)
                     elif not follow and self._is_ready(kernel):
                         self._pusher.start(kernel, entry)
-                except (NoAnswerError, RefusedError) as error:
+                except (NoResponseError, RefusedError) as error:
                     trouble = error  # the other kernels are looked at all the same
         self._bear(trouble)
 
@@ -223,7 +223,7 @@ class Campaign:
             entry = self.progress.entry(kernel)
             if entry.open is not None and kernel.slug not in self.desk.failures:
                 return True
-            if self._is_ready(kernel) and not self._capacity.held_for_good(kernel):
+            if self._is_ready(kernel) and not self._capacity.is_blocked(kernel):
                 return True
         return not self.publisher.rests
 
@@ -232,9 +232,7 @@ class Campaign:
         if self.desk.source.thin and self.publisher.failed:
             lines += self.publisher.problems
         ready = [kernel for kernel in self.progress.kernels if self._is_ready(kernel)]
-        lines += [
-            f"{kernel.slug}: {why}" for kernel in ready if (why := self._capacity.held_for_good(kernel))
-        ]
+        lines += [f"{kernel.slug}: {why}" for kernel in ready if (why := self._capacity.is_blocked(kernel))]
         done = [kernel.slug for kernel in self.progress.wanted if self.progress.is_done(kernel)]
         kept = f"\nDone and kept: {', '.join(done)}." if done else ""
         return (

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from launch.campaign.ledger import DONE, DROPPED, FAILED, INTENDED, LIMIT_NOTE, UNFINISHED, KernelEntry, Push
 from launch.campaign.outputs import NoRecordError, fetch_output, keep_log, peek_record
-from launch.campaign.push import Pusher
+from launch.campaign.push import KernelPusher
 from launch.campaign.schedule import LONGEST
-from launch.campaign.state import Desk
+from launch.campaign.state import CampaignState
 from launch.campaign.waits import words
 from launch.kaggle_api.client import (
     ABSENT,
@@ -22,10 +22,10 @@ from launch.kaggle_api.client import (
     COMPLETE,
     ERROR,
     Listing,
-    NoAnswerError,
+    NoResponseError,
     RefusedError,
     RunStatus,
-    StrangeAnswerError,
+    UnexpectedResponseError,
 )
 from launch.packaging.metadata import MACHINE_SHAPE
 from launch.plan import Kernel
@@ -36,7 +36,7 @@ _TRACEBACK = "Traceback (most recent call last)"  # at the start of a line in a 
 
 
 @dataclass
-class Follower:
+class RunMonitor:
     """Looks at open pushes.
 
     Attributes:
@@ -44,8 +44,8 @@ class Follower:
         pusher: proves a push whose answer never came, and repeats it where it did not happen.
     """
 
-    desk: Desk
-    pusher: Pusher
+    desk: CampaignState
+    pusher: KernelPusher
 
     def follow(self, kernel: Kernel, entry: KernelEntry, push: Push) -> None:
         """One look at a push that is open; what has ended is judged, and its output fetched."""
@@ -54,7 +54,7 @@ class Follower:
             return
         try:
             status = self.desk.kaggle.status(kernel.slug)
-        except StrangeAnswerError as error:
+        except UnexpectedResponseError as error:
             self.desk.clocks.once(kernel.slug, "unknown", f"{kernel.slug}: {error}; looking again")
             if self.desk.clocks.waited(kernel.slug, "unknown") > self.desk.pace.unknown_patience:
                 self.desk.fail(
@@ -79,7 +79,7 @@ class Follower:
         if not push.active:
             push.active = True
             self.desk.ledger.save()
-            with contextlib.suppress(NoAnswerError, RefusedError):  # a warning is not worth a stop
+            with contextlib.suppress(NoResponseError, RefusedError):  # a warning is not worth a stop
                 if wrong := self._wrong_machine(kernel):
                     self.desk.say(f"warning: {wrong}")
         self.desk.standings[kernel.slug].turn(status.name.lower().replace("_", " "))
@@ -123,7 +123,7 @@ class Follower:
             keep_log(self.desk.folder, slug, listing)
             self.desk.end(kernel, push, UNFINISHED, f"{error}, though Kaggle calls it complete")
             return
-        except (NoAnswerError, StrangeAnswerError) as error:
+        except (NoResponseError, UnexpectedResponseError) as error:
             self._not_yet(kernel, push, str(error))
             return
         if content.get("push_id") != push.push_id:
@@ -131,10 +131,10 @@ class Follower:
             return
         try:
             record = fetch_output(kaggle, slug, listing, content, kind=kernel.kind, folder=outputs)
-        except NoAnswerError as error:
+        except NoResponseError as error:
             self._not_yet(kernel, push, str(error))
             return
-        except StrangeAnswerError as error:
+        except UnexpectedResponseError as error:
             self.desk.end(kernel, push, FAILED, str(error))
             self.desk.fail(kernel, str(error))
             return

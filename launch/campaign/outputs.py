@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
-from launch.kaggle_api.client import Kaggle, Listing, NoAnswerError, StrangeAnswerError
-from lib.files import sha256_of, write_whole
+from launch.kaggle_api.client import Kaggle, Listing, NoResponseError, UnexpectedResponseError
+from lib.files import sha256_of, write_atomic
 from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, file_records, read_run_record
 from lib.validation import UNREADABLE
 
@@ -32,9 +32,9 @@ def peek_record(kaggle: Kaggle, slug: str, listing: Listing, *, folder: Path) ->
     try:
         content = json.loads(path.read_bytes())
     except UNREADABLE as error:
-        raise NoAnswerError(f"the {RECORD_NAME} of {slug} cannot be read: what came is not JSON") from error
+        raise NoResponseError(f"the {RECORD_NAME} of {slug} cannot be read: what came is not JSON") from error
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-        raise NoAnswerError(f"the {RECORD_NAME} of {slug} is not a record")
+        raise NoResponseError(f"the {RECORD_NAME} of {slug} is not a record")
     return content
 
 
@@ -63,9 +63,9 @@ def fetch_output(
     try:
         wanted = {name: entry for name, entry in file_records(content["files"]).items() if entry.fetch}
     except RunRecordError as error:
-        raise StrangeAnswerError(f"nothing of {slug} was fetched: its {RECORD_NAME} {error}") from error
+        raise UnexpectedResponseError(f"nothing of {slug} was fetched: its {RECORD_NAME} {error}") from error
     if missing := sorted(set(wanted) - set(listing.files)):
-        raise NoAnswerError(
+        raise NoResponseError(
             f"the output of {slug} is listed without {', '.join(missing)}, which its {RECORD_NAME} records"
         )
     for name, entry in sorted(wanted.items()):
@@ -76,7 +76,7 @@ def fetch_output(
     try:
         record = read_run_record(beside, kind=kind, fetched_only=True)
     except RunRecordError as error:
-        raise StrangeAnswerError(f"the output of {slug} cannot be used: {error}") from error
+        raise UnexpectedResponseError(f"the output of {slug} cannot be used: {error}") from error
     shutil.rmtree(target, ignore_errors=True)
     beside.rename(target)
     return record
@@ -95,7 +95,7 @@ def keep_log(folder: Path, slug: str, listing: Listing) -> Path:
     """Write the log of a run into the campaign in `folder`; where it lies."""
     path = folder / LOGS / f"{slug}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, listing.log)
+    write_atomic(path, listing.log)
     return path
 
 

@@ -23,8 +23,8 @@ from launch.campaign.ledger import (
 from launch.campaign.progress import Progress
 from launch.campaign.quota import Capacity
 from launch.campaign.schedule import expected_hours, time_limit
-from launch.campaign.state import Desk
-from launch.campaign.takeover import Takeover
+from launch.campaign.state import CampaignState
+from launch.campaign.takeover import OutputReuse
 from launch.campaign.waits import words
 from launch.kaggle_api.client import (
     ABSENT,
@@ -32,22 +32,22 @@ from launch.kaggle_api.client import (
     COMPLETE,
     CapacityError,
     CredentialsError,
-    GhostError,
-    NoAnswerError,
+    EmptyKernelError,
+    NoResponseError,
     QuotaError,
     RefusedError,
     RunStatus,
     SourcesDroppedError,
-    StrangeAnswerError,
+    UnexpectedResponseError,
 )
 from launch.plan import Kernel
-from lib.search_space import RECORDS, settled
+from lib.search_space import RECORDS, reusable_trials
 
 PUSHES = "pushes"  # in the folder of a campaign
 
 
 @dataclass
-class Pusher:
+class KernelPusher:
     """Starts kernels.
 
     Attributes:
@@ -57,10 +57,10 @@ class Pusher:
         takeover: of outputs that need no push.
     """
 
-    desk: Desk
+    desk: CampaignState
     progress: Progress
     capacity: Capacity
-    takeover: Takeover
+    takeover: OutputReuse
     _cures: dict[str, int] = field(default_factory=dict, init=False)  # deleted ghosts, by slug
 
     def start(self, kernel: Kernel, entry: KernelEntry) -> None:
@@ -94,7 +94,7 @@ class Pusher:
         """Whether a push happened whose answer never came: the source that Kaggle holds carries its push id, or does not."""
         try:
             pulled = self.desk.kaggle.pull(kernel.slug)
-        except NoAnswerError:
+        except NoResponseError:
             if entry.ever_had_a_version:
                 raise
             pulled = None  # the pull of a ghost ends in an internal error
@@ -150,7 +150,7 @@ class Pusher:
         except QuotaError as error:
             self._refused(kernel, push, str(error))
             self.capacity.quota_was_spent(kernel, error)
-        except GhostError as error:
+        except EmptyKernelError as error:
             self._cure(kernel, entry, push, error)
         except SourcesDroppedError as error:
             push.state, push.version, push.pushed_at, push.note = (
@@ -162,13 +162,13 @@ class Pusher:
             self.desk.ledger.save()
             self.desk.say(f"{kernel.slug}: {error}; waiting for that version to end, then pushing again")
             self.desk.standings[kernel.slug].turn("pushed without inputs", version=error.version)
-        except NoAnswerError as error:
+        except NoResponseError as error:
             self.desk.standings[kernel.slug].turn("was it pushed?")
             self.desk.say(f"{kernel.slug}: {error}; looking whether the push happened before asking again")
         except CredentialsError:
             self._refused(kernel, push, "the credentials were not accepted")
             raise
-        except (RefusedError, StrangeAnswerError) as error:
+        except (RefusedError, UnexpectedResponseError) as error:
             self.desk.end(kernel, push, FAILED, str(error))
             self.desk.fail(kernel, str(error))
         else:
@@ -179,7 +179,9 @@ class Pusher:
         if kernel.search is None:
             return []
         try:
-            records = settled(json.loads((self.desk.outputs / kernel.slug / RECORDS).read_bytes())["trials"])
+            records = reusable_trials(
+                json.loads((self.desk.outputs / kernel.slug / RECORDS).read_bytes())["trials"]
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return []
         if records:
@@ -201,10 +203,10 @@ class Pusher:
         self.desk.ledger.save()
         self.desk.standings[kernel.slug].turn("refused, waiting")
 
-    def _cure(self, kernel: Kernel, entry: KernelEntry, push: Push, error: GhostError) -> None:
+    def _cure(self, kernel: Kernel, entry: KernelEntry, push: Push, error: EmptyKernelError) -> None:
         """A refused first push leaves a kernel without a version, on which every later push fails: delete it, once proved."""
         proved = not entry.ever_had_a_version and self.desk.kaggle.status(kernel.slug).name == ABSENT
-        with contextlib.suppress(NoAnswerError):  # the pull of a ghost ends in an internal error
+        with contextlib.suppress(NoResponseError):  # the pull of a ghost ends in an internal error
             proved = proved and self.desk.kaggle.pull(kernel.slug) is None
         tries = self._cures.get(kernel.slug, 0)
         if not proved or tries >= self.desk.pace.pushes:

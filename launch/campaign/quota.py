@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from launch.campaign.progress import Progress
 from launch.campaign.schedule import expected_hours, next_reset, plan_over_weeks
-from launch.campaign.state import CampaignStoppedError, Desk
+from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import words
 from launch.kaggle_api.client import CapacityError, ClientError, CredentialsError, Quota, QuotaError
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
@@ -25,7 +25,7 @@ class Capacity:
         quota: as it was read last; None where the service does not say.
     """
 
-    desk: Desk
+    desk: CampaignState
     progress: Progress
     quota: Quota | None = None
 
@@ -72,7 +72,7 @@ class Capacity:
             if each.needs_gpu == kernel.needs_gpu and self._is_at_work(each)
         ]
 
-    def held_for_good(self, kernel: Kernel) -> str:
+    def is_blocked(self, kernel: Kernel) -> str:
         """Why no session of its machine will be given back: what failed holds them all. Empty where one may become free."""
         holding = [each.slug for each in self.holding(kernel)]
         if len(holding) < _sessions(kernel) or not self.desk.failures.keys() >= set(holding):

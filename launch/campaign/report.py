@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.campaign.ledger import LEDGER_NAME, campaign_lock, read_ledger
 from launch.campaign.outputs import OUTPUTS
-from launch.campaign.spec import at_loopback, order_of, plan_of
+from launch.campaign.spec import order_of, plan_of, uses_emulator
 from launch.campaign.submission import LEADERBOARD
 from launch.errors import LaunchError
 from launch.packaging.builder import Source, read_source
@@ -54,7 +54,7 @@ def _rehearsal(folder: Path) -> list[str]:
     try:
         return [str(line) for line in json.loads((folder / REHEARSAL_NOTES).read_bytes())]
     except (OSError, ValueError, TypeError):
-        return [ON_LOOPBACK] if at_loopback() else []
+        return [ON_LOOPBACK] if uses_emulator() else []
 
 
 def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any]]:

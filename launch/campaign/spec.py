@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.campaign.ledger import LEDGER_NAME, read_ledger
-from launch.campaign.submission import ScorePace
-from launch.campaign.waits import Pace
+from launch.campaign.submission import ScoreTimeouts
+from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
 from launch.plan import ROOT, Experiment, Kernel, plan_kernels
 from lib.config import ConfigError, config_from_dict
 from lib.search_space import SearchSpace, search_from_dict
 
 CAMPAIGNS = ROOT / "runs" / "campaigns"
-LOOPBACK_CAMPAIGNS = (
+EMULATOR_CAMPAIGNS = (
     ROOT / "runs" / "loopback" / "campaigns"
 )  # what was rehearsed must never pass for what Kaggle ran
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
 
 
 @dataclass(kw_only=True)
-class Order:
+class CampaignSpec:
     """What a campaign is to do, however it is started.
 
     Attributes:
@@ -56,19 +56,19 @@ class Order:
     average: str = "mean"
     search: SearchSpace | None = None
     reuse: bool = False
-    judge: str = field(default_factory=lambda: "the loopback Kaggle" if at_loopback() else "Kaggle")
-    pace: Pace = field(default_factory=Pace)
-    score_pace: ScorePace = field(default_factory=ScorePace)
+    judge: str = field(default_factory=lambda: "the loopback Kaggle" if uses_emulator() else "Kaggle")
+    pace: Timeouts = field(default_factory=Timeouts)
+    score_pace: ScoreTimeouts = field(default_factory=ScoreTimeouts)
 
 
-def at_loopback(environment: Mapping[str, str] = os.environ) -> bool:
+def uses_emulator(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a client in this environment talks to this machine and not to Kaggle."""
     return environment.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST"
 
 
 def campaigns() -> Path:
     """The folder of all campaigns of whom the client talks to."""
-    return LOOPBACK_CAMPAIGNS if at_loopback() else CAMPAIGNS
+    return EMULATOR_CAMPAIGNS if uses_emulator() else CAMPAIGNS
 
 
 def campaign_name(experiments: Sequence[Experiment]) -> str:
@@ -121,7 +121,7 @@ def find_campaign(name: str | None) -> Path:
     return ledgers[-1].parent
 
 
-def order_of(folder: Path) -> Order:
+def order_of(folder: Path) -> CampaignSpec:
     """The order a campaign was started with, as its ledger tells.
 
     Raises:
@@ -136,7 +136,7 @@ def order_of(folder: Path) -> Order:
         ]
     except ValueError as error:
         raise LaunchError(f"the campaign in {folder} was made by other code: {error}") from error
-    return Order(
+    return CampaignSpec(
         experiments=experiments,
         folder=folder,
         owner=ledger.owner,
@@ -145,7 +145,7 @@ def order_of(folder: Path) -> Order:
     )
 
 
-def plan_of(order: Order) -> Sequence[Kernel]:
+def plan_of(order: CampaignSpec) -> Sequence[Kernel]:
     """The kernels of an order."""
     return plan_kernels(
         order.experiments,

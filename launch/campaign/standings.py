@@ -9,7 +9,7 @@ from launch.plan import Kernel
 
 
 @dataclass
-class Standing:
+class KernelStatus:
     """How a kernel stands."""
 
     slug: str
@@ -40,11 +40,11 @@ class Standing:
         return True
 
 
-def plan_standings(kernels: Iterable[Kernel], ledger: Ledger) -> dict[str, Standing]:
+def plan_standings(kernels: Iterable[Kernel], ledger: Ledger) -> dict[str, KernelStatus]:
     """How the kernels of a plan stand when a campaign takes them up, by slug: what is neither open nor done waits."""
     standings = {}
     for kernel in kernels:
-        standing = standings[kernel.slug] = Standing(kernel.slug)
+        standing = standings[kernel.slug] = KernelStatus(kernel.slug)
         entry = ledger.entry(kernel.slug, kernel.kind)
         if entry.open is not None:
             standing.turn(entry.open.state, version=entry.open.version, url=entry.open.url)
@@ -53,11 +53,11 @@ def plan_standings(kernels: Iterable[Kernel], ledger: Ledger) -> dict[str, Stand
     return standings
 
 
-def ledger_standings(ledger: Ledger) -> list[Standing]:
+def ledger_standings(ledger: Ledger) -> list[KernelStatus]:
     """How the kernels of a ledger stand, as far as the ledger knows."""
     standings = []
     for slug, entry in ledger.kernels.items():
-        standing = Standing(slug)
+        standing = KernelStatus(slug)
         if entry.last is not None:
             push = entry.last
             standing.version, standing.url, standing.state = push.version, push.url, push.state

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.campaign.clock import Moments
+from launch.campaign.clock import Clock
 from launch.campaign.ledger import UNFINISHED, KernelEntry, Ledger, Output, Push
 from launch.campaign.outputs import OUTPUTS, output_key
-from launch.campaign.standings import Standing
-from launch.campaign.waits import Clocks, Pace, words
+from launch.campaign.standings import KernelStatus
+from launch.campaign.waits import Timeouts, WaitTimers, words
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
 from launch.packaging.builder import Source
@@ -21,7 +21,7 @@ class CampaignStoppedError(LaunchError):
 
 
 @dataclass(kw_only=True)
-class Desk:
+class CampaignState:
     """What the parts of a campaign share.
 
     Attributes:
@@ -41,15 +41,15 @@ class Desk:
     source: Source
     ledger: Ledger
     folder: Path
-    pace: Pace
+    pace: Timeouts
     say: Callable[[str], None]
-    standings: dict[str, Standing]
+    standings: dict[str, KernelStatus]
     failures: dict[str, str] = field(default_factory=dict)
-    moments: Moments = field(default_factory=Moments)
-    clocks: Clocks = field(init=False)
+    moments: Clock = field(default_factory=Clock)
+    clocks: WaitTimers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.clocks = Clocks(self.say)
+        self.clocks = WaitTimers(self.say)
 
     @property
     def outputs(self) -> Path:

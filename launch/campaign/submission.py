@@ -14,13 +14,13 @@ from launch.kaggle_api.client import (
     ClientError,
     CredentialsError,
     Kaggle,
-    NoAnswerError,
+    NoResponseError,
     RefusedError,
     Submission,
 )
 from lib.errors import KernelError
 from lib.evaluation.out_of_fold import Summary, calibration_facts, summarise_together
-from lib.files import sha256_of, write_whole
+from lib.files import sha256_of, write_atomic
 from lib.inference.submission import check_submission
 from lib.runtime.session import COMPETITION
 
@@ -30,7 +30,7 @@ _TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorePace:
+class ScoreTimeouts:
     """Seconds: between looks at the list, until what was sent must be listed, until it must be scored."""
 
     poll: float = 10.0
@@ -45,7 +45,7 @@ def submit_file(
     *,
     sample: Path,
     text: str,
-    pace: ScorePace,
+    pace: ScoreTimeouts,
     say: Callable[[str], None],
 ) -> SubmissionEntry:
     """Send a submission unless it was sent already, and wait for its score.
@@ -107,7 +107,7 @@ def _send(
             404: "The competition takes no submissions any more, or is not yours to see.",
         }.get(error.status, "")
         raise LaunchError(f"{error}\n{remedy} Everything else is done and kept.") from error
-    except NoAnswerError as error:
+    except NoResponseError as error:
         say(f"{error}; looking whether the submission arrived before sending it again")
         return
     entry.state = _SENT
@@ -115,7 +115,9 @@ def _send(
     say(f"submitted: {said or 'Kaggle said nothing more'}")
 
 
-def _is_listed(kaggle: Kaggle, ledger: Ledger, entry: SubmissionEntry, mark: str, pace: ScorePace) -> bool:
+def _is_listed(
+    kaggle: Kaggle, ledger: Ledger, entry: SubmissionEntry, mark: str, pace: ScoreTimeouts
+) -> bool:
     """Whether the list shows the submission; a list lags, so its absence is believed after a while only."""
     until = time.monotonic() + pace.settle
     while True:
@@ -138,7 +140,7 @@ def _wait_for_score(
     ledger: Ledger,
     entry: SubmissionEntry,
     mark: str,
-    pace: ScorePace,
+    pace: ScoreTimeouts,
     say: Callable[[str], None],
 ) -> None:
     started = time.monotonic()
@@ -242,7 +244,7 @@ def write_leaderboard(
         "experiments": ledger.experiments,
     }
     path = folder / LEADERBOARD
-    write_whole(path, json.dumps(content, indent=1) + "\n")
+    write_atomic(path, json.dumps(content, indent=1) + "\n")
     _draw(folder / PICTURE, entry=entry, summaries=summaries, judge=judge)
     return path
 
@@ -296,4 +298,4 @@ def _draw(path: Path, *, entry: SubmissionEntry, summaries: Sequence[Summary], j
     axes.set_title(f"Out of fold (n = {tiles:,} tiles) and as scored by {judge}", fontsize=10)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
-    write_whole(path, stream.getvalue())
+    write_atomic(path, stream.getvalue())

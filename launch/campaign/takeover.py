@@ -7,7 +7,7 @@ from typing import Any
 from launch.campaign.ledger import KernelEntry
 from launch.campaign.outputs import NoRecordError, fetch_output, peek_record
 from launch.campaign.progress import Progress
-from launch.campaign.state import Desk
+from launch.campaign.state import CampaignState
 from launch.kaggle_api.client import ClientError
 from launch.plan import Kernel
 from lib.config import EXPECTATIONS
@@ -17,7 +17,7 @@ _OF_THE_DATA = ("pretrain", "embed", "train", "search")  # kinds whose record na
 
 
 @dataclass
-class Takeover:
+class OutputReuse:
     """Looks once for the output that Kaggle holds of a kernel, before this campaign pushes it for the first time.
 
     Attributes:
@@ -27,7 +27,7 @@ class Takeover:
         looked_for: slugs that are not looked for (any more).
     """
 
-    desk: Desk
+    desk: CampaignState
     progress: Progress
     reuse: bool
     looked_for: set[str] = field(default_factory=set)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class Timeouts:
     """How long to wait for what, in seconds; and how often a kernel may be pushed.
 
     Attributes:
@@ -40,7 +40,7 @@ class Pace:
     pushes: int = 3
 
 
-REHEARSAL = Pace(
+REHEARSAL = Timeouts(
     poll=0.25,
     settle=2.0,
     capacity=0.5,
@@ -54,7 +54,7 @@ REHEARSAL = Pace(
 )
 
 
-class Clocks:
+class WaitTimers:
     """What is waited for and since when, by a clock that nobody sets, and what of it was said.
 
     A wait has two names: who waits (a kernel's slug, a machine, "" for everybody), and for what.

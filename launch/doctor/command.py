@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from launch.campaign.schedule import expected_hours, next_reset, plan_over_weeks
-from launch.campaign.spec import at_loopback
-from launch.campaign.waits import Pace
+from launch.campaign.spec import uses_emulator
+from launch.campaign.waits import Timeouts
 from launch.doctor.environment_check import CPU, GPU, LOOPBACK, Finding, kept_results, plan_probes, run_probes
 from launch.errors import LaunchError
 from launch.kaggle_api.client import (
@@ -30,8 +30,8 @@ from launch.kaggle_api.client import (
     ClientError,
     CredentialsError,
     Kaggle,
-    NoAnswerError,
-    Patience,
+    NoResponseError,
+    RetryPolicy,
     connect,
 )
 from launch.packaging.bundle import SOURCE_LIMIT
@@ -50,7 +50,7 @@ _OLDEST_CLIENT = (2, 2)  # before it, no quota, no output of more than one page
 _PYTHONS = ((3, 11), (3, 12), (3, 13))
 _CLOCK_TOLERANCE = 300.0  # seconds
 _ROOM = 1 << 30  # bytes: what a campaign fetches (predictions, histories, figures) and some to spare
-_PATIENCE = Patience(answer=20.0, tries=2, delay=1.0, longest_delay=5.0)  # somebody waits in front of it
+_PATIENCE = RetryPolicy(answer=20.0, tries=2, delay=1.0, longest_delay=5.0)  # somebody waits in front of it
 _SILENCES = 2  # unanswered questions in a row, after which no more are asked
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -247,7 +247,7 @@ class _Line:
         except CredentialsError as error:
             self.silent, self.refused = "the credentials are not accepted", str(error)
             raise _UnaskedError(self.silent) from None
-        except NoAnswerError:
+        except NoResponseError:
             self.silences += not may_fail
             if self.silences >= _SILENCES:
                 self.silent = "Kaggle does not answer"
@@ -468,7 +468,7 @@ def _check_slugs(line: _Line, experiments: Sequence[Experiment]) -> list[Finding
         if status.name == ABSENT:
             try:
                 line.ask(lambda kaggle, slug=slug: kaggle.pull(slug), may_fail=True)  # type: ignore[misc]
-            except NoAnswerError:
+            except NoResponseError:
                 text = f"{slug} has no run and cannot be pulled: what a refused first push leaves behind"
                 remedy = f"A campaign deletes it and pushes again. By hand: kaggle kernels delete {_user(line)}/{slug} -y"
                 findings.append(Finding("slugs", None, text, remedy))
@@ -615,7 +615,7 @@ def check_environment(environment: Mapping[str, str]) -> list[Finding]:
     """Variables that lead the client elsewhere; of their values only known words are shown."""
     findings = []
     where = environment.get("KAGGLE_API_ENVIRONMENT")
-    if at_loopback(environment):
+    if uses_emulator(environment):
         text = "KAGGLE_API_ENVIRONMENT is LOCALHOST: the client talks to this machine, not to Kaggle"
         findings.append(
             Finding("environment", None, text, "Right for the loopback Kaggle; unset it for the real one.")
@@ -633,7 +633,7 @@ def check_environment(environment: Mapping[str, str]) -> list[Finding]:
             )
         )
     proxies = sorted(name for name in _PROXIES if environment.get(name))
-    if proxies and not at_loopback(environment):
+    if proxies and not uses_emulator(environment):
         text = f"requests go through the proxy of {', '.join(proxies)}"
         findings.append(
             Finding("environment", None, text, "Fine where the network needs it; uploads may be slower.")
@@ -743,8 +743,8 @@ def doctor(
     probe: bool,
     folder: Path,
     say: Callable[[str], None],
-    patience: Patience | None = None,
-    pace: Pace | None = None,
+    patience: RetryPolicy | None = None,
+    pace: Timeouts | None = None,
 ) -> None:
     """Examine, show, and with `probe` push the canaries and hold what they saw against what the code assumes.
 
@@ -759,7 +759,7 @@ def doctor(
     Raises:
         LaunchError: something must be done; the message lists it.
     """
-    if at_loopback():
+    if uses_emulator():
         folder = folder / "loopback"  # what a rehearsal saw says nothing about Kaggle
         pace = pace or LOOPBACK
     kaggle: Kaggle | None = None
@@ -790,7 +790,7 @@ def doctor(
             ]
         else:
             # Nobody waits in front of it now, except in a rehearsal.
-            kaggle.patience = patience or (_PATIENCE if pace is LOOPBACK else Patience())
+            kaggle.patience = patience or (_PATIENCE if pace is LOOPBACK else RetryPolicy())
             seen = run_probes(kaggle, folder, say, pace=pace)
     elif (kept := kept_results(folder)) is not None:
         date, _, seen = kept

@@ -18,15 +18,15 @@ from launch.campaign.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import OUTPUTS
 from launch.campaign.schedule import PREPARE_HOURS, PROBE_HOURS, PROBE_LIMIT
-from launch.campaign.state import CampaignStoppedError, Desk
-from launch.campaign.waits import REHEARSAL, Pace
+from launch.campaign.state import CampaignState, CampaignStoppedError
+from launch.campaign.waits import REHEARSAL, Timeouts
 from launch.kaggle_api.client import ClientError, CredentialsError, Kaggle
 from launch.packaging.builder import Source, read_source
 from launch.packaging.secret_scan import clean
 from launch.plan import Kernel
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED
 from lib.config import Config
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.runtime.run_record import read_run_record
 from lib.runtime.session import COMPETITION, TRIED_WITH
 from lib.validation import UNREADABLE
@@ -70,7 +70,7 @@ _Check = Callable[[Mapping[str, Any], Mapping[str, Any]], Finding]  # of a recor
 
 
 # A canary is pushed once, and nobody waits for days in front of it.
-PACE = Pace(
+PACE = Timeouts(
     poll=15.0,
     capacity=60.0,
     capacity_patience=3600.0,
@@ -102,7 +102,7 @@ def run_probes(
     folder: Path,
     say: Callable[[str], None],
     *,
-    pace: Pace | None = None,
+    pace: Timeouts | None = None,
     source: Source | None = None,
 ) -> list[Finding]:
     """Push the canaries, wait for them, keep what they saw in `folder`/probe.json, and hold it against what the code assumes.
@@ -159,7 +159,7 @@ def run_probes(
             "records": records,
             "problems": problems,
         }
-        write_whole(folder / RESULTS, json.dumps(results, indent=1) + "\n")
+        write_atomic(folder / RESULTS, json.dumps(results, indent=1) + "\n")
         (folder / LEDGER_NAME).unlink()  # the next probe is a new one
         say(f"what the canaries saw is kept in {folder.name}/{RESULTS}")
         return _judged(results)
@@ -195,7 +195,7 @@ def _short_of_quota(kaggle: Kaggle) -> str:
     return f"not pushed: {quota.left:.2f} of {quota.allowed:.0f} h of GPU quota are left"
 
 
-def _problem(desk: Desk, kernel: Kernel) -> list[str]:
+def _problem(desk: CampaignState, kernel: Kernel) -> list[str]:
     """What was found about a canary that failed, and what to do."""
     last = desk.ledger.entry(kernel.slug, KIND).last
     found = last.note if last is not None and last.state == DROPPED else desk.failures[kernel.slug]

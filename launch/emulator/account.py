@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from launch.campaign.clock import steady
 from launch.emulator.faults import Fault, Faults
 from launch.errors import LaunchError
-from lib.files import write_whole
+from lib.files import write_atomic
 
 _LINK_SECONDS = 600.0
 
@@ -137,7 +137,7 @@ class Account:
     def save(self) -> None:
         """Make the state durable."""
         self.state["now"] = self.now()
-        write_whole(self.folder / "state.json", json.dumps(self.state))
+        write_atomic(self.folder / "state.json", json.dumps(self.state))
 
     def close(self) -> None:
         """Leave the folder to another server."""

@@ -23,7 +23,7 @@ from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import wrap_file
 
 from launch.errors import LaunchError
-from lib.files import sha256_of, write_whole
+from lib.files import sha256_of, write_atomic
 from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, read_run_record
 
 Source = Literal["fetched", "random"]
@@ -51,7 +51,7 @@ print(json.dumps({"repository": settings.hf_hub_id or ""}))
 
 
 @dataclass(frozen=True)
-class _Held:
+class _ServedEncoder:
     """An encoder that is served: the folder of its files, and the SHA-256 of each by name."""
 
     folder: Path
@@ -86,8 +86,8 @@ class Hub:
     def __init__(
         self, folder: Path, *, encoders: Sequence[str], fetched: Path | None, say: Callable[[str], None]
     ) -> None:
-        self._held: dict[str, _Held] = {}  # by encoder
-        self._repositories: dict[str, _Held] = {}  # by OWNER/NAME
+        self._held: dict[str, _ServedEncoder] = {}  # by encoder
+        self._repositories: dict[str, _ServedEncoder] = {}  # by OWNER/NAME
         record = _read_fetched(fetched)
         for encoder in dict.fromkeys(encoders):
             held = (
@@ -106,7 +106,7 @@ class Hub:
                 about = _ask_timm(encoder, folder, make=held is None)
                 repository = about["repository"].split("@")[0]
             if held is None:
-                held = _Held(_place(folder, encoder), {_WEIGHTS: about["sha256"]}, "random")
+                held = _ServedEncoder(_place(folder, encoder), {_WEIGHTS: about["sha256"]}, "random")
                 say(
                     f"the weights of {encoder} are not on this machine (build_kernel.py weights fetches them): the rehearsal's "
                     "own hub serves random numbers in their place, so the scores say nothing about pretrained weights"
@@ -205,12 +205,12 @@ def _read_fetched(fetched: Path | None) -> RunRecord | None:
         ) from error
 
 
-def _find_fetched(encoder: str, fetched: Path, record: RunRecord) -> _Held | None:
+def _find_fetched(encoder: str, fetched: Path, record: RunRecord) -> _ServedEncoder | None:
     """The files of an encoder in the weights kernel's output, or None when it holds no such encoder."""
     place = _place(fetched, encoder)
     hashes = {name: record.files.get(f"{place.name}/{name}") for name in (_WEIGHTS, _CONFIG)}
     listed = {name: entry.sha256 for name, entry in hashes.items() if entry is not None}
-    return _Held(place, listed, "fetched") if len(listed) == len(hashes) else None
+    return _ServedEncoder(place, listed, "fetched") if len(listed) == len(hashes) else None
 
 
 def _ask_timm(encoder: str, folder: Path, *, make: bool) -> dict[str, str]:
@@ -247,7 +247,7 @@ def _ask_timm(encoder: str, folder: Path, *, make: bool) -> dict[str, str]:
         finally:
             beside.unlink(missing_ok=True)
         about = {**identity, "repository": repository, "sha256": sha256_of(weights) if make else ""}
-        write_whole(note, json.dumps(about, indent=1) + "\n")
+        write_atomic(note, json.dumps(about, indent=1) + "\n")
     return about
 
 

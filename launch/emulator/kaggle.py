@@ -18,7 +18,7 @@ from launch.emulator.submissions import Competition, Submissions
 from launch.emulator.uploads import Uploads
 
 
-class LoopbackKaggle:
+class EmulatedKaggle:
     """One account on a Kaggle of our own.
 
     Args:

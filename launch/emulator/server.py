@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 
 from launch.emulator.account import ApiError, Json
 from launch.emulator.faults import REFUSALS, Fault
-from launch.emulator.kaggle import LoopbackKaggle
+from launch.emulator.kaggle import EmulatedKaggle
 from launch.errors import LaunchError
 
 _HTML = "<!doctype html><html><body>Something went wrong</body></html>"
@@ -52,7 +52,7 @@ class Server:
         host: the address.
     """
 
-    def __init__(self, kaggle: LoopbackKaggle, *, port: int = 0, host: str = "127.0.0.1") -> None:
+    def __init__(self, kaggle: EmulatedKaggle, *, port: int = 0, host: str = "127.0.0.1") -> None:
         self.kaggle, self.host = kaggle, host
         try:
             self._server = make_server(host, port, self._answer, threaded=True, request_handler=_QuietHandler)

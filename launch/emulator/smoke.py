@@ -16,26 +16,26 @@ import pandas as pd
 from launch.campaign.commands import Result, run
 from launch.campaign.ledger import campaign_lock
 from launch.campaign.report import ON_LOOPBACK, REHEARSAL_NOTES
-from launch.campaign.spec import Order, campaign_name
-from launch.campaign.submission import ScorePace
+from launch.campaign.spec import CampaignSpec, campaign_name
+from launch.campaign.submission import ScoreTimeouts
 from launch.campaign.waits import REHEARSAL
 from launch.emulator.account import Settings
 from launch.emulator.faults import Fault
-from launch.emulator.kaggle import LoopbackKaggle
+from launch.emulator.kaggle import EmulatedKaggle
 from launch.emulator.server import Server
 from launch.errors import LaunchError
-from launch.kaggle_api.client import Patience, connect
+from launch.kaggle_api.client import RetryPolicy, connect
 from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy
 from launch.packaging.builder import read_source
 from launch.plan import Experiment, searched_encoders, with_teachers
 from launch.sandbox import isolation
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.search_space import SearchSpace
 
 _FINISHED = "finished"  # the note that a rehearsal came to its end, so that the next one starts anew
 _LOCK = "rehearsal.lock"
 _IDENTITY = "identity.json"  # what the rehearsal is of; another one starts anew
-_PATIENCE = Patience(answer=60.0, upload=300.0, tries=5, delay=0.2, longest_delay=2.0)
+_PATIENCE = RetryPolicy(answer=60.0, upload=300.0, tries=5, delay=0.2, longest_delay=2.0)
 # A new version of a dataset is mounted some seconds after its upload returned; a score takes a moment.
 _SETTINGS = Settings(dataset_delay=2.0, score_delay=0.5)
 
@@ -138,7 +138,7 @@ def _rehearse(
             if hub.random:
                 lead = f"The weights of {', '.join(hub.random)} were random numbers in the place of pretrained ones"
                 notes.append(f"{lead}: nothing here tells what pretraining is worth.")
-        kaggle = LoopbackKaggle(
+        kaggle = EmulatedKaggle(
             out / "kaggle",
             data=folder,
             labels=labels,
@@ -153,8 +153,8 @@ def _rehearse(
         server = stack.enter_context(Server(kaggle))
         stack.enter_context(_environment(server.environment()))
         (out / "campaign").mkdir(exist_ok=True)
-        write_whole(out / "campaign" / REHEARSAL_NOTES, json.dumps(notes))
-        order = Order(
+        write_atomic(out / "campaign" / REHEARSAL_NOTES, json.dumps(notes))
+        order = CampaignSpec(
             experiments=experiments,
             folder=out / "campaign",
             name=campaign_name(experiments),
@@ -164,7 +164,7 @@ def _rehearse(
             average=average,
             search=search,
             pace=REHEARSAL,
-            score_pace=ScorePace(poll=0.2, settle=3.0, patience=60.0),
+            score_pace=ScoreTimeouts(poll=0.2, settle=3.0, patience=60.0),
         )
         try:
             result = run(order, connect=lambda: connect(_PATIENCE), started=started)
@@ -172,7 +172,7 @@ def _rehearse(
             requests = out / "kaggle" / "requests.jsonl"
             if requests.is_file() and order.folder.is_dir():
                 shutil.copyfile(requests, order.folder / requests.name)
-    write_whole(out / _FINISHED, "the next rehearsal starts anew\n")
+    write_atomic(out / _FINISHED, "the next rehearsal starts anew\n")
     return result
 
 
@@ -190,8 +190,8 @@ def serve(
         folder, labels = _competition_folder(out, data=data, tiles=None, seed=2018, say=say)
         note = out / "token"
         if not note.is_file():
-            write_whole(note, f"KGAT_{secrets.token_hex(16)}")
-        kaggle = LoopbackKaggle(
+            write_atomic(note, f"KGAT_{secrets.token_hex(16)}")
+        kaggle = EmulatedKaggle(
             out / "kaggle",
             data=folder,
             labels=labels,
@@ -235,7 +235,7 @@ def _start_anew_if_needed(out: Path, identity: str, *, say: Callable[[str], None
             shutil.rmtree(out / part, ignore_errors=True)
         (out / _FINISHED).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(note, identity)
+    write_atomic(note, identity)
 
 
 def _competition_folder(
@@ -318,7 +318,7 @@ def _take_part(
         beside / "sample_submission.csv", index=False, lineterminator="\n"
     )
     if held_back is not None:
-        write_whole(labels, held_back[["id", "label"]].to_csv(index=False, lineterminator="\n"))
+        write_atomic(labels, held_back[["id", "label"]].to_csv(index=False, lineterminator="\n"))
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     return folder, labels if held_back is not None else None

@@ -66,11 +66,11 @@ class QuotaError(RefusedError):
     """The week's GPU hours are spent."""
 
 
-class GhostError(RefusedError):
+class EmptyKernelError(RefusedError):
     """`Notebook not found` on a push: what a refused first push of a slug leaves behind."""
 
 
-class NoAnswerError(ClientError):
+class NoResponseError(ClientError):
     """Nothing that can be understood came back: whether it happened is unknown."""
 
     def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
@@ -78,7 +78,7 @@ class NoAnswerError(ClientError):
         self.retry_after = retry_after  # seconds the service asked us to wait
 
 
-class StrangeAnswerError(ClientError):
+class UnexpectedResponseError(ClientError):
     """The service answered with something this code does not know; doubt is not success."""
 
 
@@ -160,7 +160,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to wait for an answer, and how often to ask again where that is safe; seconds."""
 
     answer: float = 120.0
@@ -179,7 +179,7 @@ def message_of(error: Any) -> str:
 
 
 @contextlib.contextmanager
-def _reading(what: str, error: type[ClientError] = StrangeAnswerError) -> Iterator[None]:
+def _reading(what: str, error: type[ClientError] = UnexpectedResponseError) -> Iterator[None]:
     """Name what is met while an answer's values are read: a word where a number belongs, a list where a date does.
 
     Raises:
@@ -205,12 +205,12 @@ class Kaggle:
 
     api: Any
     user: str
-    patience: Patience = Patience()
+    patience: RetryPolicy = RetryPolicy()
     _secrets: tuple[str, ...] = field(default=(), repr=False)
 
     # --- kernels -----------------------------------------------------------------------------------------------------
 
-    @_reading("a push", NoAnswerError)
+    @_reading("a push", NoResponseError)
     def push(self, folder: Path, *, limit: float) -> Pushed:
         """Push the kernel in `folder`, to be ended by the service after `limit` seconds. Asked once, never repeated.
 
@@ -228,13 +228,17 @@ class Kaggle:
         answer = self._once(what, lambda: self.api.kernels_push(str(folder), timeout=str(int(limit))))
         if said := _text(answer.error):
             low = said.lower()
-            kinds = {"session count": CapacityError, "quota": QuotaError, "notebook not found": GhostError}
+            kinds = {
+                "session count": CapacityError,
+                "quota": QuotaError,
+                "notebook not found": EmptyKernelError,
+            }
             kind = next((kind for text, kind in kinds.items() if text in low), RefusedError)
             raise kind(self.clean(f"Kaggle refused to {what}: {said}"))
         version = int(answer.version_number or 0) or None
         filed = _text(answer.ref).removeprefix("/code/").strip("/")
         if filed and filed.split("/")[-1].lower() != wanted.split("/")[-1].lower():
-            raise StrangeAnswerError(
+            raise UnexpectedResponseError(
                 f"{wanted} was filed as {filed}: Kaggle derives the address from the title. Delete {filed} in the browser, "
                 "build again and push again"
             )
@@ -250,7 +254,7 @@ class Kaggle:
             text = f"Kaggle pushed {wanted} without some of its inputs ({', '.join(dropped)}): they do not exist or are not yours"
             raise SourcesDroppedError(self.clean(text), version=version)
         if version is None:
-            raise NoAnswerError(f"Kaggle answered the push of {wanted} with neither a version nor an error")
+            raise NoResponseError(f"Kaggle answered the push of {wanted} with neither a version nor an error")
         return Pushed(version, _text(answer.url))
 
     @_reading("a kernel's status")
@@ -341,7 +345,7 @@ class Kaggle:
             token = _text(answer.next_page_token)
             if not token:
                 return
-        raise StrangeAnswerError(f"{what} has more than {_PAGES} pages: its page tokens go in a circle")
+        raise UnexpectedResponseError(f"{what} has more than {_PAGES} pages: its page tokens go in a circle")
 
     def follow(self, slug: str) -> Iterator[str]:
         """The lines of a kernel's log, as they come while it runs."""
@@ -419,7 +423,7 @@ class Kaggle:
             f"the dataset {slug}", "datasets.dataset_api_client.list_dataset_files", request
         ):
             if said := _text(answer.error_message):
-                raise StrangeAnswerError(self.clean(f"Kaggle could not list the dataset {slug}: {said}"))
+                raise UnexpectedResponseError(self.clean(f"Kaggle could not list the dataset {slug}: {said}"))
             for item in answer.dataset_files or []:
                 files[_text(item.name)] = int(item.total_bytes or 0)
         return files
@@ -475,7 +479,7 @@ class Kaggle:
         with _temporary_folder(temporary):
             self._once(what, send_files, seconds=self.patience.upload, changes=False)
         if len(body.files) != len(expected) or any(not _text(file.token) for file in body.files):
-            raise NoAnswerError(
+            raise NoResponseError(
                 f"{what}: only {len(body.files)} of {len(expected)} files and folders arrived"
             )
         with self.api.build_kaggle_client() as kaggle:
@@ -514,7 +518,7 @@ class Kaggle:
         )
         said = _text(answer.message)
         if said == self.api.COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE:
-            raise NoAnswerError("the upload of the submission broke off")
+            raise NoResponseError("the upload of the submission broke off")
         return said
 
     @_reading("the submissions")
@@ -566,25 +570,25 @@ class Kaggle:
                 url, stream=True, timeout=(self.patience.answer, self.patience.answer)
             ) as answer:
                 if answer.status_code != 200:
-                    raise NoAnswerError(
+                    raise NoResponseError(
                         f"{path.name} could not be fetched: HTTP {answer.status_code}, a link may expire"
                     )
                 with beside.open("wb") as stream:
                     for block in answer.iter_content(1 << 20):
                         received += len(block)
                         if received > most or time.monotonic() > until:
-                            raise NoAnswerError(
+                            raise NoResponseError(
                                 f"{path.name} is larger or slower than it can be: {received:,} bytes so far"
                             )
                         digest.update(block)
                         stream.write(block)
             if size is not None and received != size:
-                raise NoAnswerError(f"{path.name} came with {received:,} of {size:,} bytes")
+                raise NoResponseError(f"{path.name} came with {received:,} of {size:,} bytes")
             if sha256 and digest.hexdigest() != sha256:
-                raise NoAnswerError(f"{path.name} is damaged: its SHA-256 is not the recorded one")
+                raise NoResponseError(f"{path.name} is damaged: its SHA-256 is not the recorded one")
             beside.replace(path)
         except requests.RequestException as error:
-            raise NoAnswerError(f"{path.name} could not be fetched: {type(error).__name__}") from None
+            raise NoResponseError(f"{path.name} could not be fetched: {type(error).__name__}") from None
         finally:
             beside.unlink(missing_ok=True)
 
@@ -600,9 +604,9 @@ class Kaggle:
         for attempt in range(1, self.patience.tries + 1):
             try:
                 return self._once(what, ask, changes=False)
-            except NoAnswerError as error:
+            except NoResponseError as error:
                 if attempt == self.patience.tries:
-                    raise NoAnswerError(f"{error} (asked {attempt} times)") from None
+                    raise NoResponseError(f"{error} (asked {attempt} times)") from None
                 pause = min(self.patience.delay * 2 ** (attempt - 1), self.patience.longest_delay)
                 time.sleep(max(pause * random.uniform(0.5, 1.0), error.retry_after))
         raise AssertionError("unreachable")
@@ -639,16 +643,16 @@ class Kaggle:
                 return CredentialsError(f"{text}.\n{CREDENTIALS}")
             if status == 429 or status >= 500:
                 pause = _seconds(response.headers.get("Retry-After"))
-                return NoAnswerError(f"Kaggle could not {what} (HTTP {status}: {said})", retry_after=pause)
+                return NoResponseError(f"Kaggle could not {what} (HTTP {status}: {said})", retry_after=pause)
             return RefusedError(text, status=status)
         if isinstance(error, KeyError) and not isinstance(error, requests.RequestException):
-            unknown = StrangeAnswerError if not changes else NoAnswerError
+            unknown = UnexpectedResponseError if not changes else NoResponseError
             return unknown(f"Kaggle's answer to {what} holds {error}, which nobody knows")
         if isinstance(error, ValueError) and "Upload unsuccessful" in str(error):  # kaggle 2.2.5
-            return NoAnswerError(f"could not {what}: {self.clean(str(error))}")
+            return NoResponseError(f"could not {what}: {self.clean(str(error))}")
         if isinstance(error, _STRANGE) and not isinstance(error, OSError):
-            return NoAnswerError(f"Kaggle's answer to {what} cannot be read ({type(error).__name__})")
-        return NoAnswerError(f"no answer from Kaggle to {what} ({type(error).__name__})")
+            return NoResponseError(f"Kaggle's answer to {what} cannot be read ({type(error).__name__})")
+        return NoResponseError(f"no answer from Kaggle to {what} ({type(error).__name__})")
 
     def clean(self, text: str) -> str:
         """A message without our credentials, and without what looks like anybody's."""
@@ -666,7 +670,7 @@ class Kaggle:
             raise RefusedError(f"did not {what}: {error}") from None
 
 
-def connect(patience: Patience | None = None) -> Kaggle:
+def connect(patience: RetryPolicy | None = None) -> Kaggle:
     """The account whose credentials the client finds.
 
     Raises:
@@ -675,7 +679,7 @@ def connect(patience: Patience | None = None) -> Kaggle:
     """
     import requests
 
-    patience = patience or Patience()
+    patience = patience or RetryPolicy()
     printed = io.StringIO()
     secrets = own_secrets()
     for attempt in range(1, patience.tries + 1):
@@ -693,7 +697,7 @@ def connect(patience: Patience | None = None) -> Kaggle:
                 ) from None
             if attempt == patience.tries:
                 what = f"HTTP {status}" if status else type(error).__name__
-                raise NoAnswerError(
+                raise NoResponseError(
                     f"Kaggle could not be asked who you are ({what}, asked {attempt} times)"
                 ) from None
             time.sleep(min(patience.delay * 2 ** (attempt - 1), patience.longest_delay))
@@ -780,7 +784,7 @@ def _word(value: Any, what: str) -> str:
     from enum import Enum
 
     if not isinstance(value, Enum):
-        raise StrangeAnswerError(f"Kaggle's answer holds {what} in a word that nobody knows")
+        raise UnexpectedResponseError(f"Kaggle's answer holds {what} in a word that nobody knows")
     return value.name
 
 

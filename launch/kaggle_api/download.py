@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.kaggle_api.client import CREDENTIALS, RULES, ClientError, connect, message_of
 from lib.runtime.session import COMPETITION
-from lib.validation import is_contained
+from lib.validation import is_safe_name
 
 _ARCHIVE = f"{COMPETITION}.zip"
 _BESIDE = ".one"  # the folder of the file that is being unpacked
@@ -79,7 +79,7 @@ def _unpack(archive: Path, folder: Path, *, say: Callable[[str], None]) -> None:
         with zipfile.ZipFile(archive) as content:
             members = [member for member in content.infolist() if not member.is_dir()]
             outside = sorted(
-                m.filename for m in members if not is_contained(m.filename) or m.filename.startswith(_BESIDE)
+                m.filename for m in members if not is_safe_name(m.filename) or m.filename.startswith(_BESIDE)
             )
             if outside:
                 raise ClientError(

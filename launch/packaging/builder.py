@@ -32,9 +32,9 @@ from launch.packaging.metadata import (
 )
 from launch.packaging.secret_scan import own_secrets, paths_in, refuse_secrets, secrets_in, texts_in
 from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Experiment, Kernel, git_commit, plan_kernels
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.search_space import SearchSpace
-from lib.validation import UNREADABLE, is_contained
+from lib.validation import UNREADABLE, is_safe_name
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Source:
             {f"the parameters of {kernel.slug}": written, f"{METADATA} of {kernel.slug}": metadata}
         )
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / kernel.file_name, script)
-        write_whole(folder / METADATA, metadata)
+        write_atomic(folder / kernel.file_name, script)
+        write_atomic(folder / METADATA, metadata)
         return len(script)
 
 
@@ -241,7 +241,7 @@ def check(out: Path) -> tuple[list[str], list[str], list[str]]:
                 problems.append(f"{slug}: reads {read}, which this build does not hold")
         code = str(entry.get("code_file"))
         script = folder / code
-        if not is_contained(code) or not script.is_file():
+        if not is_safe_name(code) or not script.is_file():
             continue
         source = script.read_bytes()
         found = _check_source(source, name=script.name)

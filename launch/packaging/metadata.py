@@ -11,7 +11,7 @@ from typing import Any
 from launch.errors import LaunchError
 from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Kernel
 from lib.runtime.session import COMPETITION
-from lib.validation import UNREADABLE, is_contained
+from lib.validation import UNREADABLE, is_safe_name
 
 METADATA = "kernel-metadata.json"
 DATASET_METADATA = "dataset-metadata.json"
@@ -120,7 +120,7 @@ def check_kernel_metadata(metadata: dict[str, Any], folder: Path) -> list[str]:
     if metadata.get("kernel_type") not in _KERNEL_TYPES:
         problems.append(f"kernel_type must be one of {', '.join(_KERNEL_TYPES)}")
     code = str(metadata.get("code_file") or "")
-    if not is_contained(code):
+    if not is_safe_name(code):
         problems.append(f"the code file {code[:80]!r} is no file in the kernel's folder")
     elif not (folder / code).is_file():
         problems.append(f"the code file {code!r} is missing")

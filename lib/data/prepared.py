@@ -14,7 +14,7 @@ from lib.data.competition import Competition, data_id, read_table
 from lib.data.stain_groups import read_slide_map, stain_groups
 from lib.data.tile_store import BuiltStore, StoreBuilder, StoreError, read_array
 from lib.errors import KernelError, listed
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.runtime.run_record import RunRecord, read_run_record
 
 TRAIN_TILES, TEST_TILES = "tiles-train.npy", "tiles-test.npy"
@@ -168,10 +168,10 @@ def publish(
     for builder in builders.values():
         builder.publish()
     test = pd.DataFrame({"row": np.arange(len(competition.test_ids)), "id": competition.test_ids})
-    write_whole(folder / TRAIN_INDEX, index.to_csv(index=False, lineterminator="\n"))
-    write_whole(folder / TEST_INDEX, test.to_csv(index=False, lineterminator="\n"))
-    write_whole(folder / SAMPLE, competition.sample)
-    write_whole(folder / EDA, json.dumps(eda, indent=1) + "\n")
+    write_atomic(folder / TRAIN_INDEX, index.to_csv(index=False, lineterminator="\n"))
+    write_atomic(folder / TEST_INDEX, test.to_csv(index=False, lineterminator="\n"))
+    write_atomic(folder / SAMPLE, competition.sample)
+    write_atomic(folder / EDA, json.dumps(eda, indent=1) + "\n")
     return {
         TRAIN_TILES: False,
         TEST_TILES: False,

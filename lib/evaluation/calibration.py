@@ -53,7 +53,7 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, *,
 
 
 @dataclass(frozen=True)
-class Line:
+class PlattScaling:
     """logit' = slope * logit + intercept (Platt 1999; Cox 1958). Slope 1 and intercept 0: nothing to mend."""
 
     slope: float
@@ -64,7 +64,7 @@ class Line:
         return probability(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
 
-def fit_line(labels: np.ndarray, logits: np.ndarray) -> Line:
+def fit_line(labels: np.ndarray, logits: np.ndarray) -> PlattScaling:
     """The line with the highest likelihood; no penalty, no smoothed labels.
 
     Raises:
@@ -81,7 +81,7 @@ def fit_line(labels: np.ndarray, logits: np.ndarray) -> Line:
     scale = float(np.std(logits)) or 1.0
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10)
     model.fit(np.asarray(logits, dtype=np.float64)[:, None] / scale, truth)
-    return Line(float(model.coef_[0, 0]) / scale, float(model.intercept_[0]))
+    return PlattScaling(float(model.coef_[0, 0]) / scale, float(model.intercept_[0]))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Calibration:
         brier: mean squared distance of probability and label (Brier 1950), before and after.
     """
 
-    lines: list[Line]
+    lines: list[PlattScaling]
     mended: np.ndarray
     error: tuple[float, float]
     brier: tuple[float, float]

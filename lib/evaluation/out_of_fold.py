@@ -287,7 +287,7 @@ def _calibrate(labels: np.ndarray, scores: np.ndarray, fold: np.ndarray) -> Cali
 
 
 @dataclass(frozen=True)
-class Together:
+class ExperimentAverage:
     """The plain mean of several experiments, out of fold.
 
     Attributes:
@@ -303,7 +303,7 @@ class Together:
     correlations: pd.DataFrame
 
 
-def summarise_together(summaries: Sequence[Summary]) -> Together:
+def summarise_together(summaries: Sequence[Summary]) -> ExperimentAverage:
     """Average experiments tile by tile, as the inference kernel does; each probability is out of its experiment's fold.
 
     Raises:
@@ -319,7 +319,7 @@ def summarise_together(summaries: Sequence[Summary]) -> Together:
     labels = tables[0].loc[common, "label"].to_numpy()
     groups = tables[0].loc[common, "group"].to_numpy() if "group" in tables[0] else None
     mean = each.mean(axis=1).to_numpy()
-    return Together(
+    return ExperimentAverage(
         pooled=auc(labels, mean),
         interval=_interval(labels, mean, groups),
         tiles=len(common),

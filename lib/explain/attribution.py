@@ -71,7 +71,7 @@ def _coarse(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
     """(B, h, w) at least 0, in the network's own cells."""
     network.eval()
     with torch.no_grad():
-        images = network.normalise(network.resize(network.restain(tiles)))
+        images = network.normalise(network.resize(network.normalise_stain(tiles)))
     inner = _inner(network)
     return (
         _rollout(inner, images)

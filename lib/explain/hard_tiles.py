@@ -18,7 +18,7 @@ from lib.explain.attribution import (
     share_in_centre,
 )
 from lib.explain.case_files import CENTRE_SHARE, CaseFiles
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import Classifier
 
@@ -180,12 +180,12 @@ def write_cases(folder: Path, fold: int, explained: Explained) -> dict[str, bool
     """
     names = CaseFiles(fold)
     table = explained.table.to_csv(index=False, float_format="%.12g", lineterminator="\n")
-    write_whole(folder / names.table, table)
-    write_whole(folder / names.tiles, _as_npy(explained.tiles))
+    write_atomic(folder / names.table, table)
+    write_atomic(folder / names.tiles, _as_npy(explained.tiles))
     if explained.maps is None:
         (folder / names.maps).unlink(missing_ok=True)
         return {names.table: True, names.tiles: True}
-    write_whole(folder / names.maps, _as_npy(explained.maps))
+    write_atomic(folder / names.maps, _as_npy(explained.maps))
     return {names.table: True, names.tiles: True, names.maps: True}
 
 

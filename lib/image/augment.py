@@ -35,7 +35,7 @@ _DARKEST = 1 / 255  # black has no finite density; it counts as the next grey
 _PIECE = 24
 
 
-class Draws:
+class AugmentationDraws:
     """The draws of one epoch: for a row that is used n times, n independent ones."""
 
     def __init__(self, *, entropy: list[int], rows: int) -> None:

@@ -31,7 +31,7 @@ class FoldOutput:
 
 
 def read_fold_outputs(folders: Sequence[Path]) -> tuple[list[FoldOutput], list[str]]:
-    """Read and verify all of them: the good ones, and what is wrong with the others, for `admit` to report."""
+    """Read and verify all of them: the good ones, and what is wrong with the others, for `validate_members` to report."""
     outputs, problems = [], []
     for folder in folders:
         try:
@@ -41,7 +41,7 @@ def read_fold_outputs(folders: Sequence[Path]) -> tuple[list[FoldOutput], list[s
     return outputs, problems
 
 
-def admit(
+def validate_members(
     outputs: Sequence[FoldOutput],
     *,
     wanted: Mapping[str, tuple[Sequence[int], int]],

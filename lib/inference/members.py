@@ -108,7 +108,7 @@ def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:
     return [group for of_key in groups.values() for group in of_key]
 
 
-def ask_members(
+def predict_members(
     members: Sequence[Member],
     tiles: np.ndarray,
     *,

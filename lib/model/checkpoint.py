@@ -11,9 +11,9 @@ from safetensors.torch import save
 
 from lib.config import Config, ConfigError, config_from_dict
 from lib.errors import KernelError
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.model.network import Classifier, NetworkError, build_network
-from lib.validation import UNREADABLE, wrong_types
+from lib.validation import UNREADABLE, type_errors
 
 CHECKPOINT_FORMAT = 1
 LABEL_SET = [0, 1]
@@ -45,7 +45,7 @@ def save_checkpoint(path: Path, network: Classifier, identity: Identity) -> None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     # One entry: safetensors writes several in the order of a randomly seeded hash table.
     metadata = {"checkpoint": json.dumps({**asdict(identity), "encoder": network.encoder}, sort_keys=True)}
-    write_whole(path, save(tensors, metadata=metadata))
+    write_atomic(path, save(tensors, metadata=metadata))
 
 
 def read_identity(path: Path) -> Identity:
@@ -71,7 +71,7 @@ def read_identity(path: Path) -> Identity:
         found = Identity(**facts)
     except TypeError as error:
         raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {_AGAIN}") from error
-    if wrong := wrong_types(Identity, facts):
+    if wrong := type_errors(Identity, facts):
         raise CheckpointError(f"{path.name} does not say what it is: {'; '.join(wrong)}. {_AGAIN}")
     return found
 

@@ -20,7 +20,7 @@ from lib.config import Config
 from lib.data.batches import as_images, load_batches
 from lib.data.tile_store import array_header
 from lib.errors import KernelError, listed
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, autocast, choose_precision
 from lib.runtime.run_record import read_run_record
@@ -84,7 +84,7 @@ def embed_tiles(
         parts = []
         with torch.inference_mode():
             for sent, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
-                images = own.resize(own.restain(as_images(sent)))
+                images = own.resize(own.normalise_stain(as_images(sent)))
                 total = torch.zeros(())
                 for view in range(views):
                     with autocast(device, kind):
@@ -139,7 +139,7 @@ def write_features(
         store.flush()
         del store
         done += len(block)
-        write_whole(note, json.dumps({"plan": plan, "rows": done}))
+        write_atomic(note, json.dumps({"plan": plan, "rows": done}))
         say(f"{path.name}: {done:,} of {len(tiles):,} tiles")
     return part
 

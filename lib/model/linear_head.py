@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from lib.evaluation.metrics import auc
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.model.checkpoint import CheckpointError, Identity, read_identity
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of LogisticRegression: the larger, the weaker
@@ -90,7 +90,7 @@ def save_head(path: Path, head: Head, identity: Identity) -> None:
         "mean": head.mean,
         "spread": head.spread,
     }
-    write_whole(path, save(tensors, metadata={"checkpoint": json.dumps(asdict(identity), sort_keys=True)}))
+    write_atomic(path, save(tensors, metadata={"checkpoint": json.dumps(asdict(identity), sort_keys=True)}))
 
 
 def load_head(path: Path) -> tuple[Head, Identity]:

@@ -56,7 +56,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """The vector before the logit, (B, C), of images (B, 3, H, W) in [0, 1] after `restain`."""
+        """The vector before the logit, (B, C), of images (B, 3, H, W) in [0, 1] after `normalise_stain`."""
         body: Any = self.backbone
         images = self.normalise(self.resize(images))
         if isinstance(body, PooledBackbone):
@@ -74,7 +74,7 @@ class Classifier(nn.Module):
             f"backbone.{name}." for name, module in self.backbone.named_modules() if module is given and name
         )
 
-    def restain(self, images: torch.Tensor) -> torch.Tensor:
+    def normalise_stain(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1] with the stains of the reference; before any augmentation, which it would undo."""
         return normalise_stains(images, self.stain_normalisation)
 
@@ -98,7 +98,7 @@ class Classifier(nn.Module):
         return torch.addcmul(shift, images, scale, out=out)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits of tumour, (B,), from images (B, 3, H, W) in [0, 1], RGB, after `restain`."""
+        """Logits of tumour, (B,), from images (B, 3, H, W) in [0, 1], RGB, after `normalise_stain`."""
         logits: torch.Tensor = self.backbone(self.normalise(self.resize(images)))
         return logits.squeeze(-1)
 

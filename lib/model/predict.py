@@ -69,7 +69,7 @@ def predict_members(
     with torch.inference_mode():
         for sent, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
             # Once, not for every view: symmetries of the square commute with both.
-            images = networks[0].resize(networks[0].restain(as_images(sent)))
+            images = networks[0].resize(networks[0].normalise_stain(as_images(sent)))
             total = torch.zeros(len(images), len(networks), dtype=torch.float32, device=device)  # (B, K)
             for view in range(views):
                 turned = transform(images, view)

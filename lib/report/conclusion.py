@@ -39,7 +39,7 @@ def conclude(numbers: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def unknowns(numbers: Mapping[str, Any]) -> list[str]:
+def limitations(numbers: Mapping[str, Any]) -> list[str]:
     """What is not known, and why."""
     found = []
     experiments = numbers["experiments"]

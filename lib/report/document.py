@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.report.context import Gathered, gather
 from lib.report.page import Block, Section, render_page
 from lib.report.sections import closing as closing_sections
@@ -151,10 +151,10 @@ class Report:
         names = {PAGE: True, NUMBERS: True}
         for section in sections:
             for picture in section.pictures:
-                write_whole(folder / picture.name, picture.png)
+                write_atomic(folder / picture.name, picture.png)
                 names[picture.name] = False
-        write_whole(folder / NUMBERS, json.dumps(self.gathered.numbers, indent=1, allow_nan=False) + "\n")
-        write_whole(
+        write_atomic(folder / NUMBERS, json.dumps(self.gathered.numbers, indent=1, allow_nan=False) + "\n")
+        write_atomic(
             folder / PAGE,
             render_page(title, "Every number below was computed from what the kernels left.", sections),
         )

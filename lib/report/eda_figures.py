@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.report.style import NEGATIVE, POSITIVE, save
 from lib.report.tile_figures import Row, sheet
 
@@ -116,7 +116,7 @@ def copies_sheet(
     ]
     shown = f"{len(pairs)} of n = {number:,} pairs" if len(pairs) < number else f"n = {number:,} pairs"
     title = f"Tiles that look the same, one above the other: {shown}"
-    write_whole(path, sheet(lines, title=title, columns=len(pairs)))
+    write_atomic(path, sheet(lines, title=title, columns=len(pairs)))
 
 
 def splits_figure(splits: Mapping[str, Any], path: Path) -> None:

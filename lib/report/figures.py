@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.report.style import NEGATIVE, POSITIVE, save
 from lib.report.tile_figures import Row, framed, sheet
 
@@ -30,7 +30,7 @@ def contact_sheet(
         for at in (0, columns):
             lines.append(Row(name, [framed(tiles[row]) for row in picked[at : at + columns]]))
     title = f"{2 * columns} tiles of each class, of n = {len(labels):,}; framed: the 32 x 32 centre"
-    write_whole(path, sheet(lines, title=title, columns=columns))
+    write_atomic(path, sheet(lines, title=title, columns=columns))
 
 
 def brightness_histogram(means: np.ndarray, labels: np.ndarray, path: Path) -> None:
@@ -76,7 +76,7 @@ def outlier_sheet(tiles: np.ndarray, rows: Mapping[str, Sequence[int]], path: Pa
     """
     lines = [Row(name, [tiles[row] for row in picked]) for name, picked in rows.items()]
     title = f"The tiles furthest out, of n = {len(tiles):,}; the furthest first"
-    write_whole(path, sheet(lines, title=title, columns=max(len(each) for each in rows.values())))
+    write_atomic(path, sheet(lines, title=title, columns=max(len(each) for each in rows.values())))
 
 
 def group_scatter(table: Sequence[Mapping[str, float]], path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lib.data.competition import TEST_TILES, TRAIN_TILES
 from lib.evaluation.metrics import MetricError
-from lib.evaluation.out_of_fold import Summary, Together, calibration_facts, summarise_together
+from lib.evaluation.out_of_fold import ExperimentAverage, Summary, calibration_facts, summarise_together
 from lib.report.formatting import is_number, plain
 from lib.report.inputs import Inputs, Output
 
@@ -82,7 +82,7 @@ def _of_experiment(summary: Summary, outputs: Sequence[Output]) -> dict[str, Any
     }
 
 
-def together_of(summaries: Sequence[Summary]) -> Together | None:
+def together_of(summaries: Sequence[Summary]) -> ExperimentAverage | None:
     """The mean of several experiments; None where there are not two, or no common tiles of both classes."""
     if len(summaries) < 2:
         return None
@@ -92,7 +92,7 @@ def together_of(summaries: Sequence[Summary]) -> Together | None:
         return None
 
 
-def together_numbers(together: Together | None) -> dict[str, Any] | None:
+def together_numbers(together: ExperimentAverage | None) -> dict[str, Any] | None:
     """A mean of experiments as plain values."""
     if together is None:
         return None

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lib.evaluation.calibration import Calibration, reliability
-from lib.evaluation.out_of_fold import Summary, Together
+from lib.evaluation.out_of_fold import ExperimentAverage, Summary
 from lib.report.style import LINES, WIDTH, line_style, new_figure, png_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def training_curves(histories: Mapping[tuple[int, int], Sequence[Mapping[str, An
     return png_of(figure)
 
 
-def fold_scores(summaries: Sequence[Summary], together: Together | None) -> bytes:
+def fold_scores(summaries: Sequence[Summary], together: ExperimentAverage | None) -> bytes:
     """AUC of each fold and of all folds pooled, with 95 % intervals where there are any; a line each."""
     rows: list[tuple[str, float, float, float, bool]] = []
     for summary in summaries:

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.files import write_whole
+from lib.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def png_of(figure: "Figure", *, dpi: int = _DPI) -> bytes:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write the figure as a PNG file, whole."""
-    write_whole(path, png_of(figure))
+    write_atomic(path, png_of(figure))
 
 
 def with_palette(png: bytes) -> bytes:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import KernelError, listed
-from lib.files import sha256_of, write_whole
-from lib.validation import UNREADABLE, is_contained, wrong_types
+from lib.files import sha256_of, write_atomic
+from lib.validation import UNREADABLE, is_safe_name, type_errors
 
 RECORD_NAME = "run.json"
 RECORD_FORMAT = 1
@@ -79,7 +79,7 @@ def describe_files(
 def write_run_record(folder: Path, record: RunRecord) -> None:
     """Write run.json whole. `complete` must be true: a run that is not complete leaves no record."""
     assert record.complete, "a record is written once everything else is"
-    write_whole(folder / RECORD_NAME, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+    write_atomic(folder / RECORD_NAME, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
 
 
 def peek_kind(folder: Path) -> str:
@@ -110,11 +110,11 @@ def file_records(listed_files: object) -> dict[str, FileRecord]:
         raise RunRecordError(f"lists its files as {type(listed_files).__name__}, not as a table of names.")
     problems, records = [], {}
     for name, entry in listed_files.items():
-        if not is_contained(name):
+        if not is_safe_name(name):
             problems.append(f"{name!r} is no name of a file in its folder")
         elif not isinstance(entry, dict) or set(entry) != {"bytes", "sha256", "fetch"}:
             problems.append(f"{name!r} has no bytes, sha256 and fetch, or something else")
-        elif problem := wrong_types(FileRecord, entry):
+        elif problem := type_errors(FileRecord, entry):
             problems += [f"{name!r}: {each}" for each in problem]
         elif entry["bytes"] < 0:
             problems.append(f"{name!r}: bytes = {entry['bytes']}")
@@ -160,7 +160,7 @@ def read_run_record(
         raise RunRecordError(
             f"{path} comes from a {content['kind']} kernel, not from {kind}. Attach the right output."
         )
-    if wrong := wrong_types(RunRecord, content, but=("files",)):
+    if wrong := type_errors(RunRecord, content, but=("files",)):
         raise RunRecordError(listed(f"{path} holds values this code does not know:", wrong, remedy=remedy))
     try:
         record = RunRecord(**{**content, "files": file_records(content["files"])})

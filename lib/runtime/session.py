@@ -143,11 +143,11 @@ class Session:
         limit = self.parameters.limit
         return self.started + limit - min(_AROUND, _AROUND_SHARE * limit) if limit else math.inf
 
-    def withdraw_record(self) -> None:
+    def invalidate_record(self) -> None:
         """Take back the record of an earlier run, right before the first of its files is replaced."""
         (self.working / RECORD_NAME).unlink(missing_ok=True)
 
-    def leave(
+    def write_outputs(
         self, names: Mapping[str, bool], *, hashes: Mapping[str, str] | None = None, **facts: Any
     ) -> RunRecord:
         """Write run.json over the named files of the working folder.
@@ -214,7 +214,7 @@ def open_notebook(values: Mapping[str, Any]) -> Session:
         PreflightError: outputs that must be mounted are not.
     """
     session = open_session(read_parameters(values))
-    demand_inputs(session)
+    require_inputs(session)
     return session
 
 
@@ -325,7 +325,7 @@ def find_file(root: Path, name: str, *, remedy: str) -> Path:
     return _only_one(found, root, what=f"the file {name}", remedy=remedy)
 
 
-def demand_inputs(session: Session) -> None:
+def require_inputs(session: Session) -> None:
     """Hold the mounted outputs against the pushes this kernel was told to read.
 
     A platform mounts the last version it knows to be complete, which may be an earlier one, and says nothing.
@@ -518,7 +518,7 @@ def run_kernel(recipe: Any, values: Mapping[str, Any]) -> int:
     """
     try:
         session = open_session(read_parameters(values))
-        demand_inputs(session)
+        require_inputs(session)
         recipe(session)
     except (KernelError, ConfigError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (

@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from lib.config import Config
 from lib.data.batches import load_batches
-from lib.files import write_whole
-from lib.image.augment import Draws, augment
+from lib.files import write_atomic
+from lib.image.augment import AugmentationDraws, augment
 from lib.model.network import Classifier, autocast, build_network, choose_precision
 from lib.model.pooling import PooledBackbone
 from lib.model.weights import encoder_folder
@@ -74,7 +74,7 @@ class PretrainTask:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-class Twin(nn.Module):
+class BarlowTwins(nn.Module):
     """Backbone, its pool, and the projector: three layers, batch norm and ReLU between them, as in the paper."""
 
     def __init__(self, network: Classifier, *, width: int, precision: torch.dtype) -> None:
@@ -177,7 +177,7 @@ def pretrain(
     precision = choose_precision(config.precision, device)
     torch.manual_seed(_seed(config, 0))
     network = build_network(config)
-    twin = Twin(network, width=config.pretrain_width, precision=precision).to(device)
+    twin = BarlowTwins(network, width=config.pretrain_width, precision=precision).to(device)
     steps = len(task.tiles) // config.pretrain_batch
     if not steps:
         raise TrainingError(
@@ -250,7 +250,9 @@ def draw_epoch(
     looks, crops = [], []
     for view in range(2):
         looks.append(
-            Draws(entropy=[*root, view], rows=rows).take(order, np.zeros(len(order), dtype=np.int64))
+            AugmentationDraws(entropy=[*root, view], rows=rows).take(
+                order, np.zeros(len(order), dtype=np.int64)
+            )
         )
         table = np.random.default_rng(np.random.SeedSequence([*root, view, 1, 1])).random(
             (rows, 3), dtype=np.float32
@@ -261,7 +263,7 @@ def draw_epoch(
 
 def _epoch(
     forward: nn.Module,
-    twin: Twin,
+    twin: BarlowTwins,
     task: PretrainTask,
     step: OptimizerStep,
     *,
@@ -317,5 +319,5 @@ def _leave(network: Classifier, config: Config, folder: Path, history: list[dict
     place = folder / encoder_folder(config.backbone)
     inner = inner.cpu().to(memory_format=torch.contiguous_format)
     save_for_hf(inner, str(place), safe_serialization=True)
-    write_whole(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
+    write_atomic(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
     return [HISTORY, *(f"{place.name}/{path.name}" for path in sorted(place.iterdir()))]

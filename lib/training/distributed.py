@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """One of `size` processes. A world of one needs nothing set up and asks nobody.
 
     Attributes:
@@ -41,7 +41,7 @@ class World:
             network, device_ids=cards, broadcast_buffers=False, gradient_as_bucket_view=True
         )
 
-    def gradients_wait(self, forward: nn.Module) -> AbstractContextManager[Any]:
+    def no_sync(self, forward: nn.Module) -> AbstractContextManager[Any]:
         """While a step has more passes, gradients pile up here instead of being sent."""
         return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
 
@@ -61,7 +61,7 @@ class World:
         dist.all_reduce(together, op=dist.ReduceOp.MAX)
         return int(together)
 
-    def decree(self, number: int) -> int:
+    def broadcast_int(self, number: int) -> int:
         """The number rank 0 gives, for all."""
         if self.size == 1:
             return number
@@ -80,7 +80,7 @@ class World:
         """The rows this process predicts; over the world every row comes once."""
         return np.array_split(rows, self.size)[self.rank]
 
-    def join_parts(self, values: np.ndarray, *, total: int) -> np.ndarray:
+    def gather_predictions(self, values: np.ndarray, *, total: int) -> np.ndarray:
         """(total,) float32 from what each process has for its part of the rows."""
         if self.size == 1:
             return values
@@ -95,4 +95,4 @@ class World:
         )
 
 
-ALONE = World()
+ALONE = DistributedContext()

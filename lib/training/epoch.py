@@ -13,9 +13,9 @@ from torch.nn import functional
 from lib.config import Config
 from lib.data.batches import as_images, load_batches
 from lib.errors import KernelError
-from lib.image.augment import Draws, augment, symmetries
+from lib.image.augment import AugmentationDraws, augment, symmetries
 from lib.model.network import Classifier, autocast
-from lib.training.distributed import ALONE, World
+from lib.training.distributed import ALONE, DistributedContext
 from lib.training.ema import WeightAverage
 from lib.training.mixup import build_mix, smooth
 from lib.training.optimizer import OptimizerStep, build_optimizer
@@ -28,7 +28,7 @@ class TrainingError(KernelError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class TrainingSet:
     """What a member learns from.
 
     Attributes:
@@ -44,7 +44,7 @@ class Part:
     entropy: tuple[int, ...]
 
 
-def epoch_order(part: Part, *, epoch: int, balance: str) -> tuple[np.ndarray, np.ndarray]:
+def epoch_order(part: TrainingSet, *, epoch: int, balance: str) -> tuple[np.ndarray, np.ndarray]:
     """The rows of one epoch in their order, and how often each came before in it.
 
     `sampler` draws both classes equally often, with repeats; otherwise every row comes once.
@@ -65,7 +65,7 @@ def epoch_order(part: Part, *, epoch: int, balance: str) -> tuple[np.ndarray, np
     return order, occurrence
 
 
-def positive_weight(part: Part, balance: str) -> float:
+def positive_weight(part: TrainingSet, balance: str) -> float:
     """The weight of a positive in the loss: negatives per positive for `balance = "loss"`, otherwise 1."""
     if balance != "loss":
         return 1.0
@@ -74,7 +74,7 @@ def positive_weight(part: Part, balance: str) -> float:
 
 
 @dataclass(frozen=True)
-class Slice:
+class Shard:
     """Which part of every step's tiles a process works on, and in how many passes."""
 
     rank: int = 0
@@ -82,12 +82,12 @@ class Slice:
     passes: int = 1
 
 
-def tiles_a_step(part: Part, config: Config) -> int:
+def tiles_a_step(part: TrainingSet, config: Config) -> int:
     """Tiles of one optimiser step, all processes together: the batch size, or all there are when they are fewer."""
     return min(config.batch_size, len(part.rows))
 
 
-def steps_an_epoch(part: Part, config: Config) -> int:
+def steps_an_epoch(part: TrainingSet, config: Config) -> int:
     """Optimiser steps of one epoch; the tiles that do not fill a step wait for another epoch, whose order is another."""
     return len(part.rows) // tiles_a_step(part, config)
 
@@ -109,7 +109,7 @@ class EpochPlan:
     passes: list[list[int]]
 
 
-def plan_epoch(part: Part, config: Config, *, epoch: int, slice: Slice = Slice()) -> EpochPlan:  # noqa: B008
+def plan_epoch(part: TrainingSet, config: Config, *, epoch: int, slice: Shard = Shard()) -> EpochPlan:  # noqa: B008
     """Which tiles come when, and what is drawn for them; the same whoever works on them.
 
     Every step's tiles are cut into one piece for each process and pass. Within a piece tiles with the same symmetry lie
@@ -118,7 +118,9 @@ def plan_epoch(part: Part, config: Config, *, epoch: int, slice: Slice = Slice()
     order, occurrence = epoch_order(part, epoch=epoch, balance=config.balance)
     each = tiles_a_step(part, config)
     steps = len(order) // each
-    draws = Draws(entropy=[*part.entropy, 3, epoch], rows=len(part.labels)).take(order, occurrence)
+    draws = AugmentationDraws(entropy=[*part.entropy, 3, epoch], rows=len(part.labels)).take(
+        order, occurrence
+    )
     elements = symmetries(draws, config).numpy()
     # np.array_split's rule: sizes that differ by one at most.
     bounds = np.linspace(0, each, slice.size + 1).round().astype(int)
@@ -139,7 +141,7 @@ def plan_epoch(part: Part, config: Config, *, epoch: int, slice: Slice = Slice()
 
 def train_one_epoch(
     network: Classifier,
-    part: Part,
+    part: TrainingSet,
     step: OptimizerStep,
     *,
     epoch: int,
@@ -147,7 +149,7 @@ def train_one_epoch(
     device: torch.device,
     precision: torch.dtype,
     look: Callable[[], None] | None = None,
-    world: World = ALONE,
+    world: DistributedContext = ALONE,
     passes: int = 1,
     forward: nn.Module | None = None,
     average: WeightAverage | None = None,
@@ -184,7 +186,7 @@ def train_one_epoch(
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     torch.manual_seed(seed)
     mix = build_mix(config, seed=seed)
-    plan = plan_epoch(part, config, epoch=epoch, slice=Slice(world.rank, world.size, passes))
+    plan = plan_epoch(part, config, epoch=epoch, slice=Shard(world.rank, world.size, passes))
     weight = torch.full((), positive_weight(part, config.balance), device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     shrink = network.resize if network.input_size < part.tiles.shape[1] else None
@@ -199,12 +201,12 @@ def train_one_epoch(
         for left, (images, (labels, drawn)) in zip(range(number - 1, -1, -1), batches, strict=False):
             with torch.no_grad():
                 if network.stain_normalisation != "none":
-                    images = network.restain(as_images(images))
+                    images = network.normalise_stain(as_images(images))
                 images = augment(images, drawn, config, shrink=shrink)
                 if mix is not None:
                     images, labels = mix(images, labels)
                 labels = smooth(labels, config.label_smoothing)
-            with world.gradients_wait(forward) if left else nullcontext():
+            with world.no_sync(forward) if left else nullcontext():
                 with autocast(device, precision):
                     logits = forward(images)
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -17,15 +17,15 @@ from torch import nn
 from lib.config import Config
 from lib.data.shared_memory import SharedMemory
 from lib.evaluation.metrics import auc, fold_scores, probability
-from lib.files import sha256_of, write_whole
+from lib.files import sha256_of, write_atomic
 from lib.model.checkpoint import Identity, count_parameters, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
 from lib.model.predict import predict_logits
-from lib.training.distributed import World
+from lib.training.distributed import DistributedContext
 from lib.training.ema import WeightAverage
 from lib.training.epoch import (
-    Part,
     TrainingError,
+    TrainingSet,
     fewest_passes,
     freeze_backbone,
     is_frozen,
@@ -191,7 +191,7 @@ def train_member(
     member: int,
     *,
     folder: Path,
-    world: World,
+    world: DistributedContext,
     say: Callable[[str], None],
     replace: Callable[[], None],
     passes: int = 0,
@@ -256,7 +256,7 @@ def _train_member(
     member: int,
     *,
     folder: Path,
-    world: World,
+    world: DistributedContext,
     say: Callable[[str], None],
     replace: Callable[[], None],
     passes: int,
@@ -267,7 +267,7 @@ def _train_member(
     precision = choose_precision(config.precision, device)
     outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)
     labels = task.index["label"].to_numpy()
-    part = Part(
+    part = TrainingSet(
         tiles=task.tiles,
         labels=labels.astype(np.float32),
         rows=outside,
@@ -324,7 +324,7 @@ def _train_member(
             device=device,
             precision=precision,
         )
-        return world.join_parts(logits, total=len(inside))
+        return world.gather_predictions(logits, total=len(inside))
 
     look = _budget_look(
         task, world, members_left, step=step, inside=len(inside), say=lambda text: say(f"{name}: {text}")
@@ -374,21 +374,21 @@ def _train_member(
     table = pd.DataFrame(
         {"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits}
     )
-    write_whole(folder / files.history, "".join(json.dumps(line) + "\n" for line in history))
-    write_whole(
+    write_atomic(folder / files.history, "".join(json.dumps(line) + "\n" for line in history))
+    write_atomic(
         folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
     )
     save_checkpoint(folder / files.checkpoint, predicting, task.identity(member))
     written = (files.checkpoint, files.out_of_fold, files.history)
     note = {"plan": plan, "sha256": {each: sha256_of(folder / each) for each in written}}
-    write_whole(folder / files.finished, json.dumps(note))
+    write_atomic(folder / files.finished, json.dumps(note))
     (folder / files.unfinished).unlink(missing_ok=True)
     used = "last" if average is None else "averaged"
     say(f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.views} views, {used} weights)")
 
 
 def _wrap(
-    compiled: nn.Module, network: Classifier, world: World, *, frozen: bool, config: Config
+    compiled: nn.Module, network: Classifier, world: DistributedContext, *, frozen: bool, config: Config
 ) -> nn.Module:
     """The network as it is called; made anew when the backbone joins in, because gradients are averaged for what learns."""
     if frozen:
@@ -400,7 +400,7 @@ def _wrap(
 
 def _budget_look(
     task: FoldTask,
-    world: World,
+    world: DistributedContext,
     members_left: int,
     *,
     step: OptimizerStep,
@@ -421,7 +421,7 @@ def _budget_look(
     def look() -> None:
         if world.rank == 0:
             budget.look(step, prediction_batches=batches)
-        if (total := world.decree(step.total)) < step.total:
+        if (total := world.broadcast_int(step.total)) < step.total:
             step.shorten(total - step.applied)
 
     return look

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lib.evaluation.metrics import auc, probability
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.model.linear_head import fit_head, save_head
 from lib.training.fold import FoldTask, MemberFiles, collect
 
@@ -50,8 +50,8 @@ def train_head(
     table = pd.DataFrame(
         {"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits}
     )
-    write_whole(folder / files.history, json.dumps({"penalty": penalty, "validation_auc": score}) + "\n")
-    write_whole(
+    write_atomic(folder / files.history, json.dumps({"penalty": penalty, "validation_auc": score}) + "\n")
+    write_atomic(
         folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
     )
     save_head(folder / files.checkpoint, head, task.identity(0))

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from lib.errors import KernelError
-from lib.files import write_whole
+from lib.files import write_atomic
 from lib.training.optimizer import OptimizerStep
 from lib.validation import UNREADABLE
 
@@ -48,7 +48,7 @@ def save_state(
         tensors |= {f"{_OPTIMIZER}.{number}.{name}": tensor for name, tensor in moments.items()}
     facts = {"plan": plan, "history": history, "step": step.state()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save(tensors, metadata={"state": json.dumps(facts)}))
+    write_atomic(path, save(tensors, metadata={"state": json.dumps(facts)}))
 
 
 def load_state(

@@ -28,10 +28,20 @@ import torch
 from lib.config import EXPECTATIONS, Config, config_from_dict, parse_toml, to_toml
 from lib.errors import KernelError, listed
 from lib.evaluation.metrics import MetricError, auc, auc_interval, probability
-from lib.files import sha256_of, write_whole
+from lib.files import sha256_of, write_atomic
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import NetworkError
-from lib.search_space import RECORDS, TABLE, WINNER, SearchSpace, Trial, at_rung, draw_trials, rungs, settled
+from lib.search_space import (
+    RECORDS,
+    TABLE,
+    WINNER,
+    SearchSpace,
+    Trial,
+    at_rung,
+    draw_trials,
+    reusable_trials,
+    rungs,
+)
 from lib.training.epoch import TrainingError
 from lib.training.fold import FoldTask, MemberFiles
 from lib.training.time_budget import BudgetError
@@ -118,7 +128,7 @@ class SearchTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """What a search came to.
 
     Attributes:
@@ -166,7 +176,7 @@ def run_search(
     devices: Sequence[torch.device],
     say: Callable[[str], None],
     started: float,
-) -> Found:
+) -> SearchResult:
     """Run the trials that have no record yet, as many as the time allows.
 
     Args:
@@ -198,7 +208,7 @@ class _Search:
         default_factory=dict
     )  # weights and backbone to what is loaded
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         space, base = self.task.space, self.task.base
         trials = draw_trials(space, base)
         plan = rungs(space, base, trials=len(trials))
@@ -236,7 +246,7 @@ class _Search:
                     "every trial that ran failed:", failures, remedy="Search other values, or mend the cause."
                 )
             )
-        return Found(task=self.task, records=_ranked(self.records), rungs_left=left)
+        return SearchResult(task=self.task, records=_ranked(self.records), rungs_left=left)
 
     def _say(self, text: str) -> None:
         with self.lock:
@@ -268,7 +278,7 @@ class _Search:
             except ValueError:
                 self._say(f"{TRIALS}/{path.name} cannot be read: that trial is run again")
         names = {item.name for item in fields(TrialRecord)}
-        return {each["id"]: TrialRecord(**each) for each in settled(content) if set(each) == names}
+        return {each["id"]: TrialRecord(**each) for each in reusable_trials(content) if set(each) == names}
 
     # --- one rung ----------------------------------------------------------------------------------------------------
 
@@ -392,7 +402,7 @@ class _Search:
             seconds = round(time.monotonic() - begin, 3)
             record = self._record(trial, name, FINISHED, **facts, note="; ".join(notes), seconds=seconds)
             self._say(f"trial {name} ({trial.words}): finished in {seconds:.1f} s{_shown(record)}")
-        write_whole(
+        write_atomic(
             self.folder / f"{name}.json", json.dumps(asdict(record), indent=1, allow_nan=False) + "\n"
         )
         shutil.rmtree(place, ignore_errors=True)
@@ -475,7 +485,7 @@ def _ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 # --- what is left ----------------------------------------------------------------------------------------------------
 
 
-def write_search(found: Found, *, folder: Path, experiment: str) -> dict[str, bool]:
+def write_search(found: SearchResult, *, folder: Path, experiment: str) -> dict[str, bool]:
     """Write search.csv, trials.json and, where a trial finished, winner.toml; their names, with whether to fetch them."""
     template = found.task.template
     content = {
@@ -489,16 +499,16 @@ def write_search(found: Found, *, folder: Path, experiment: str) -> dict[str, bo
         "rungs_left": found.rungs_left,
         "trials": [asdict(record) for record in found.records],
     }
-    write_whole(folder / RECORDS, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    write_whole(folder / TABLE, _table(found))
+    write_atomic(folder / RECORDS, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_atomic(folder / TABLE, _table(found))
     names = {RECORDS: True, TABLE: True}
     if found.count(FINISHED):
-        write_whole(folder / WINNER, winner_toml(found, experiment=experiment))
+        write_atomic(folder / WINNER, winner_toml(found, experiment=experiment))
         names[WINNER] = True
     return names
 
 
-def _table(found: Found) -> str:
+def _table(found: SearchResult) -> str:
     """search.csv: one row a trial, the best first."""
     searched = [key for key in found.task.space.space if key != "epochs"]
     stream = io.StringIO()
@@ -517,7 +527,7 @@ def _table(found: Found) -> str:
     return stream.getvalue()
 
 
-def winner_toml(found: Found, *, experiment: str) -> str:
+def winner_toml(found: SearchResult, *, experiment: str) -> str:
     """The experiment with the values of the best trial, ready to run, and how it was chosen.
 
     It keeps the experiment's own epochs, members and views: a trial differs in these because it is one network, and under

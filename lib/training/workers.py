@@ -30,7 +30,7 @@ from lib.config import config_from_dict
 from lib.data.shared_memory import SharedMemory, map_shared
 from lib.errors import KernelError
 from lib.runtime.run_record import RECORD_NAME
-from lib.training.distributed import World
+from lib.training.distributed import DistributedContext
 from lib.training.fold import FoldTask, MemberFiles, collect, is_finished, more_passes, train_member
 
 _LOOK_EVERY = 0.2  # seconds between looks at the workers
@@ -57,7 +57,7 @@ class WorkerError(KernelError):
 
 
 @dataclass
-class _Crew:
+class _WorkerGroup:
     """The workers of one member at a time."""
 
     devices: list[torch.device]
@@ -121,7 +121,7 @@ def train_fold(
         )
         crews = [crew for crew in crews if crew[1]]
         if world or len(crews) < 2 and together == 1:
-            lone = world or World(device=devices[0])
+            lone = world or DistributedContext(device=devices[0])
             for number, member in enumerate(todo):
                 quiet = say if lone.rank == 0 else lambda text: None
                 left = len(todo) - number
@@ -130,7 +130,11 @@ def train_fold(
                 )
         else:
             _supervise(
-                task, [_Crew(*crew, config.passes) for crew in crews], folder=folder, say=say, started=started
+                task,
+                [_WorkerGroup(*crew, config.passes) for crew in crews],
+                folder=folder,
+                say=say,
+                started=started,
             )
         if world and world.rank:
             return None
@@ -168,7 +172,7 @@ def train_apart(
     """
     assert task.config.members == 1
     if not is_finished(task, 0, folder=folder, processes=1):
-        crew = _Crew([device], [0], task.config.passes)
+        crew = _WorkerGroup([device], [0], task.config.passes)
         _supervise(
             task, [crew], folder=folder, say=say, started=started, label=label, beside=beside, stop=stop
         )
@@ -187,7 +191,7 @@ def clear_progress(folder: Path, task: FoldTask) -> None:
 
 def _supervise(
     task: FoldTask,
-    crews: list[_Crew],
+    crews: list[_WorkerGroup],
     *,
     folder: Path,
     say: Callable[[str], None],
@@ -249,7 +253,7 @@ def _supervise(
                 crew.end()
 
 
-def _start(crew: _Crew, number: int, place: Path, memory: SharedMemory) -> None:
+def _start(crew: _WorkerGroup, number: int, place: Path, memory: SharedMemory) -> None:
     crew.attempt += 1
     library = Path(__file__).resolve().parents[2]
     crew.processes = []
@@ -280,7 +284,7 @@ def _start(crew: _Crew, number: int, place: Path, memory: SharedMemory) -> None:
         )
 
 
-def _first_failure(place: Path, crew: _Crew, codes: Sequence[int | None]) -> WorkerError:
+def _first_failure(place: Path, crew: _WorkerGroup, codes: Sequence[int | None]) -> WorkerError:
     """What the worker that failed first said; the others fail because it did."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
@@ -320,7 +324,7 @@ def _work(place: Path, orders: dict[str, Any]) -> None:
         weights={name: Path(path) for name, path in facts["weights"].items()},
         until=math.inf if facts["until"] is None else facts["until"],
     )
-    world = World(orders["rank"], orders["size"], device)
+    world = DistributedContext(orders["rank"], orders["size"], device)
     folder = Path(facts["folder"])
 
     def say(text: str) -> None:
@@ -350,7 +354,7 @@ def _work(place: Path, orders: dict[str, Any]) -> None:
         dist.destroy_process_group()
 
 
-def _meet(world: World, where: str) -> None:
+def _meet(world: DistributedContext, where: str) -> None:
     if world.device.type != "cuda" and sys.platform == "linux":
         os.environ.setdefault(
             "GLOO_SOCKET_IFNAME", "lo"
@@ -362,7 +366,7 @@ def _meet(world: World, where: str) -> None:
 
 
 @contextmanager
-def _torchrun(devices: Sequence[torch.device]) -> Iterator[World | None]:
+def _torchrun(devices: Sequence[torch.device]) -> Iterator[DistributedContext | None]:
     """The world that torchrun made, if it did: its environment says so."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield None
@@ -371,7 +375,7 @@ def _torchrun(devices: Sequence[torch.device]) -> Iterator[World | None]:
     device = devices[local % len(devices)]
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    world = World(rank, size, device)
+    world = DistributedContext(rank, size, device)
     _meet(world, "env://")
     try:
         yield world

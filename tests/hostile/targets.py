@@ -178,7 +178,7 @@ def _record_in(folder: Path, kind: str = "train") -> Path:
 def _record(folder: Path) -> Target:
     from launch.campaign.outputs import output_key
     from lib.errors import KernelError
-    from lib.inference.ensemble import FoldOutput, admit
+    from lib.inference.ensemble import FoldOutput, validate_members
     from lib.runtime.run_record import peek_kind, peek_push, read_run_record
 
     path = _record_in(folder / "output")
@@ -188,7 +188,9 @@ def _record(folder: Path) -> Target:
         peek_kind(path.parent), peek_push(path.parent)
         record = read_run_record(path.parent, kind="train")
         output_key(record)
-        admit([FoldOutput(path.parent, record)], wanted={"x": ([0], 2)}, data_id="d" * 64, strict_bundle=True)
+        validate_members(
+            [FoldOutput(path.parent, record)], wanted={"x": ([0], 2)}, data_id="d" * 64, strict_bundle=True
+        )
 
     return Target([path.read_bytes()], _from_json, take, (KernelError,))
 
@@ -666,7 +668,7 @@ def _answers(folder: Path) -> Target:
     from emulated_wire import Wire
 
     from launch.errors import LaunchError
-    from launch.kaggle_api.client import Kaggle, Patience
+    from launch.kaggle_api.client import Kaggle, RetryPolicy
 
     os.environ |= {"KAGGLE_USERNAME": "alice", "KAGGLE_KEY": "0" * 32, "KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
     wire = Wire(folder / "wire")
@@ -731,7 +733,7 @@ def _answers(folder: Path) -> Target:
 
         api = KaggleApi()
         api.authenticate()
-    kaggle = Kaggle(api, "alice", Patience(answer=4.0, tries=1), ("0" * 32,))
+    kaggle = Kaggle(api, "alice", RetryPolicy(answer=4.0, tries=1), ("0" * 32,))
     samples = [
         json.dumps({"call": call, "body": bodies[method]}).encode() for call, (method, _) in calls.items()
     ]

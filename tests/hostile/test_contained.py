@@ -16,7 +16,7 @@ from launch.packaging.metadata import dataset_metadata, kernel_metadata, read_ba
 from launch.plan import ROOT, load_experiment, plan_kernels
 from launch.sandbox import run_script
 from lib.model.weights import encoder_folder
-from lib.validation import is_contained
+from lib.validation import is_safe_name
 
 PARTS = st.one_of(
     st.text(max_size=8),
@@ -28,7 +28,7 @@ PARTS = st.one_of(
 @given(st.lists(PARTS, max_size=5).map("/".join))
 def test_a_contained_name_is_a_file_inside(name):
     folder = Path("/somewhere/inside")
-    if is_contained(name):
+    if is_safe_name(name):
         place = os.path.normpath(folder / name)
         assert place.startswith(f"{folder}{os.sep}")
         assert all(len(os.fsencode(part)) < 256 for part in Path(name).parts)
@@ -40,8 +40,8 @@ def test_a_contained_name_is_a_file_inside(name):
     ["run.json", "fold-0-member-1.safetensors", "resnet34.tv_in1k/model.safetensors", "é ü.csv", "..."],
 )
 def test_honest_names_are_contained(name):
-    assert is_contained(name)
-    assert is_contained(f"{encoder_folder('hf-hub:owner/name')}/{name}")
+    assert is_safe_name(name)
+    assert is_safe_name(f"{encoder_folder('hf-hub:owner/name')}/{name}")
 
 
 def archive(*names):

@@ -14,7 +14,7 @@ from launch.packaging.builder import Built, build
 from launch.packaging.bundle import kernel_parameters
 from launch.plan import plan_kernels
 from lib.config import parse_toml
-from lib.search_space import SearchSpace, search_from_dict, settled
+from lib.search_space import SearchSpace, reusable_trials, search_from_dict
 
 GRID = {"learning_rate": [4e-3, 1e-3], "backbone": ["test_resnet", "test_vit"]}
 EPOCHS = 6
@@ -109,7 +109,7 @@ def test_trials_of_an_earlier_push_travel_in_the_script(bench: Any, prepared: Pa
     for path in (bench.working / "trials").iterdir():
         path.unlink()  # a new session: an empty folder
     larger = parameters(
-        settled(before["trials"]), space={"learning_rate": [4e-3, 1e-3], "backbone": ["test_vit"]}
+        reusable_trials(before["trials"]), space={"learning_rate": [4e-3, 1e-3], "backbone": ["test_vit"]}
     )
     code, said, errors = bench.run("search", parameters=larger)
     assert code == 0, errors

@@ -18,14 +18,14 @@ from typing import Any
 import launch.campaign.push
 from launch.campaign.commands import run
 from launch.campaign.ledger import Ledger
-from launch.campaign.spec import Order
-from launch.campaign.submission import ScorePace
-from launch.campaign.waits import Pace
+from launch.campaign.spec import CampaignSpec
+from launch.campaign.submission import ScoreTimeouts
+from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
-from launch.kaggle_api.client import Patience, connect
+from launch.kaggle_api.client import RetryPolicy, connect
 from launch.plan import load_experiment
 
-PACE = Pace(
+PACE = Timeouts(
     poll=0.03,
     settle=0.4,
     capacity=0.2,
@@ -37,13 +37,13 @@ PACE = Pace(
     outage=4.0,
     quota_every=0.3,
 )
-SCORE_PACE = ScorePace(poll=0.05, settle=0.5, patience=3.0)
-PATIENCE = Patience(answer=3.0, upload=10.0, tries=3, delay=0.05, longest_delay=0.2)
+SCORE_PACE = ScoreTimeouts(poll=0.05, settle=0.5, patience=3.0)
+PATIENCE = RetryPolicy(answer=3.0, upload=10.0, tries=3, delay=0.05, longest_delay=0.2)
 
 
-def order_from(values: dict) -> Order:
+def order_from(values: dict) -> CampaignSpec:
     """An order for `run`, fast."""
-    return Order(
+    return CampaignSpec(
         experiments=[load_experiment("smoke", values.get("knobs", []))],
         folder=Path(values["folder"]),
         owner=values.get("owner", "alice"),
@@ -74,13 +74,13 @@ def _with_a_kaggle_of_its_own(values: dict) -> None:
     from instant import InstantKernels
 
     from launch.emulator.account import Settings
-    from launch.emulator.kaggle import LoopbackKaggle
+    from launch.emulator.kaggle import EmulatedKaggle
     from launch.emulator.server import Server
 
     folder, calls = Path(values["serve"]), [0]
     data = folder / "competition"
     settings = Settings(dataset_delay=0.1, score_delay=0.1)
-    kaggle = LoopbackKaggle(
+    kaggle = EmulatedKaggle(
         folder / "kaggle",
         data=data,
         labels=folder / "held-back.csv",

@@ -12,7 +12,7 @@ from instant import write_data
 
 from launch.emulator.account import Settings
 from launch.emulator.faults import Fault
-from launch.emulator.kaggle import LoopbackKaggle
+from launch.emulator.kaggle import EmulatedKaggle
 from launch.emulator.scheduler import Job
 from launch.emulator.server import Server
 from launch.sandbox import Outcome
@@ -67,7 +67,7 @@ class Wire:
 
     def start(self) -> None:
         """Serve what the folder holds."""
-        self.kaggle = LoopbackKaggle(
+        self.kaggle = EmulatedKaggle(
             self.folder / "kaggle",
             data=self.data,
             labels=self.labels,

@@ -13,7 +13,7 @@ from instant import InstantKernels, write_data
 from launch.campaign.ledger import Ledger, read_ledger
 from launch.emulator.account import Settings
 from launch.emulator.faults import Fault
-from launch.emulator.kaggle import LoopbackKaggle
+from launch.emulator.kaggle import EmulatedKaggle
 from launch.emulator.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,11 +32,11 @@ class World:
         self.data, self.labels = write_data(folder / "competition")
         self.kernels = InstantKernels(self.data, **executor)
         self.settings, self.faults = settings, faults
-        self.kaggle: LoopbackKaggle
+        self.kaggle: EmulatedKaggle
         self.server: Server
 
     def __enter__(self) -> "World":
-        self.kaggle = LoopbackKaggle(
+        self.kaggle = EmulatedKaggle(
             self.folder / "kaggle",
             data=self.data,
             labels=self.labels,

@@ -40,13 +40,13 @@ def _changed(name: str) -> st.SearchStrategy[Any]:
 def _wrong(name: str) -> list[tuple[Any, str]]:
     """Values a field must refuse, and a piece of what the message must say about them."""
     field = FIELDS[name]
-    wrong_types: dict[Any, list[Any]] = {
+    type_errors: dict[Any, list[Any]] = {
         bool: [1, 0.5, "true", None],
         int: [True, 5.0, "5", None, [5]],
         float: [True, "0.5", None, math.nan, math.inf],
         str: [True, 5, 0.5, None, ["none"]],
     }
-    found = [(value, "expected") for value in wrong_types[field.type]]
+    found = [(value, "expected") for value in type_errors[field.type]]
     low, high = field.metadata["low"], field.metadata["high"]
     if low is not None:
         found += [(field.type(low - 1), "from"), (field.type(high * 2 + 1), "from")]

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from lib.config import FOLD_KNOBS, PREPARE_KNOBS, Config, config_from_dict, parse_toml, to_toml
 from lib.search_space import (
-    Range,
+    Interval,
     SearchError,
     SearchSpace,
     at_rung,
     draw_trials,
     expected_folds,
     parse_search,
+    reusable_trials,
     rungs,
     search_from_dict,
-    settled,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,7 +244,7 @@ def test_what_may_pass_is_tried_again_and_nothing_else() -> None:
         {"id": "c", "status": "failed", "again": True},
         {"id": "d", "status": "not run", "again": False},
     ]
-    assert [each["id"] for each in settled(records)] == ["a", "b"]
+    assert [each["id"] for each in reusable_trials(records)] == ["a", "b"]
 
 
 @given(
@@ -264,4 +264,4 @@ def test_a_range_keeps_its_kind() -> None:
         space={"learning_rate": {"low": 0.001, "high": 1}, "epochs": {"low": 2, "high": 9}},
         trials=1,
     )
-    assert found.space == {"learning_rate": Range(0.001, 1.0), "epochs": Range(2, 9)}
+    assert found.space == {"learning_rate": Interval(0.001, 1.0), "epochs": Interval(2, 9)}

@@ -4,7 +4,7 @@ import numpy as np
 
 from lib.errors import KernelError
 from lib.files import sha256_of
-from lib.report.conclusion import conclude, unknowns
+from lib.report.conclusion import conclude, limitations
 from lib.report.context import Gathered, mark
 from lib.report.formatting import count, decimals, interval, is_number, percent
 from lib.report.inputs import Output
@@ -159,4 +159,4 @@ def conclusion(gathered: Gathered) -> list[Block]:
     blocks: list[Block] = (
         [Items(said)] if said else [Note("There is nothing to conclude from: no fold could be scored.")]
     )
-    return [*blocks, Heading("What is not known"), Items(unknowns(gathered.numbers))]
+    return [*blocks, Heading("What is not known"), Items(limitations(gathered.numbers))]

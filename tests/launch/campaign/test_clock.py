@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from launch.campaign import clock as moments
-from launch.campaign.clock import Moments, is_moment, seconds_since, stamp
+from launch.campaign.clock import Clock, is_moment, seconds_since, stamp
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_moments_survive_being_written():
 
 @pytest.mark.parametrize("hours", [-30.0, 30.0])
 def test_what_a_process_stamped_itself_it_times_by_a_clock_that_nobody_sets(clock, hours):
-    known = Moments()
+    known = Clock()
     text = known.stamp()
     clock(hours)
     assert 0 <= known.age(text) < 5
@@ -48,12 +48,12 @@ def test_a_moment_of_another_process_is_timed_by_the_machines_clock(clock):
     clock(-2)
     text = stamp()
     clock(0)
-    assert 7200 <= Moments().age(text) < 7205
+    assert 7200 <= Clock().age(text) < 7205
 
 
 def test_a_moment_in_the_future_grows_older_as_long_as_it_is_known(clock):
     text = stamp(datetime.now(UTC) + timedelta(hours=5))
-    known = Moments()
+    known = Clock()
     assert known.age(text) == 0
     time.sleep(0.05)
     assert 0.05 <= known.age(text) < 5

@@ -21,7 +21,7 @@ from launch.campaign.commands import (
     watch,
 )
 from launch.campaign.ledger import LEDGER_NAME
-from launch.campaign.spec import Order, find_campaign
+from launch.campaign.spec import CampaignSpec, find_campaign
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.kaggle_api.client import connect
@@ -49,10 +49,10 @@ def reach():
     return connect(PATIENCE)
 
 
-def order(kaggle, **options) -> Order:
+def order(kaggle, **options) -> CampaignSpec:
     experiments = [load_experiment("smoke", KNOBS)]
     folder = kaggle.folder / "campaigns" / "one"
-    return Order(
+    return CampaignSpec(
         experiments=experiments, folder=folder, owner="alice", pace=PACE, score_pace=SCORE_PACE, **options
     )
 

@@ -9,15 +9,15 @@ from launch.campaign.ledger import PUSHED, KernelEntry, Ledger, Push
 from launch.campaign.progress import Progress
 from launch.campaign.quota import Capacity
 from launch.campaign.standings import plan_standings
-from launch.campaign.state import CampaignStoppedError, Desk
-from launch.campaign.waits import Pace
-from launch.kaggle_api.client import CapacityError, NoAnswerError, Quota, QuotaError
+from launch.campaign.state import CampaignState, CampaignStoppedError
+from launch.campaign.waits import Timeouts
+from launch.kaggle_api.client import CapacityError, NoResponseError, Quota, QuotaError
 from launch.plan import load_experiment, plan_kernels
 
 KERNELS = plan_kernels([load_experiment("resnet34", ["hours=2"])])
 FOLDS = [kernel for kernel in KERNELS if kernel.kind == "train"]
 PREPARE = next(kernel for kernel in KERNELS if kernel.kind == "prepare")
-PACE = Pace()
+PACE = Timeouts()
 
 
 def at_work() -> KernelEntry:
@@ -34,15 +34,15 @@ def said() -> list[str]:
 def capacity(tmp_path, said):
     """A service with so many hours used, None where it does not say, and these kernels at work."""
 
-    def of(used: float | None, *running, pace: Pace = PACE, allowed: float = 30.0) -> Capacity:
+    def of(used: float | None, *running, pace: Timeouts = PACE, allowed: float = 30.0) -> Capacity:
         def quota() -> Quota:
             if used is None:
-                raise NoAnswerError("no answer")
+                raise NoResponseError("no answer")
             return Quota(used, allowed, None)
 
         ledger = Ledger(campaign="x", id="1", owner="alice", experiments={}, folder=tmp_path)
         ledger.kernels = {kernel.slug: at_work() for kernel in running}
-        desk = Desk(
+        desk = CampaignState(
             kaggle=SimpleNamespace(quota=quota),
             source=SimpleNamespace(bundle="b", thin=False),
             ledger=ledger,
@@ -85,7 +85,7 @@ def test_a_refusal_counts_more_than_the_figures_and_patience_ends(capacity, said
     assert [line.split(". Waiting until")[0] for line in said] == ["no quota is left"]
     account.was_granted(FOLDS[1])
     assert account.has_quota(FOLDS[0])
-    impatient = capacity(0.0, pace=Pace(quota_patience=0.0))
+    impatient = capacity(0.0, pace=Timeouts(quota_patience=0.0))
     impatient.quota_was_spent(FOLDS[0], QuotaError("no quota is left"))
     assert list(impatient.desk.failures) == [FOLDS[0].slug]
 
@@ -114,9 +114,9 @@ def test_sessions_are_held_for_good_only_when_what_failed_holds_them_all(capacit
     one.sessions_were_taken(
         FOLDS[2], CapacityError("all are taken.")
     )  # by other sessions of the account, which end
-    assert not one.has_session(FOLDS[2]) and one.held_for_good(FOLDS[2]) == ""
+    assert not one.has_session(FOLDS[2]) and one.is_blocked(FOLDS[2]) == ""
     two.desk.fail(FOLDS[0], "Kaggle does not end it")
-    assert two.held_for_good(FOLDS[2]) == ""
+    assert two.is_blocked(FOLDS[2]) == ""
     two.desk.fail(FOLDS[1], "Kaggle does not end it")
-    assert f"{FOLDS[0].slug}, {FOLDS[1].slug} failed here" in two.held_for_good(FOLDS[2])
-    assert two.held_for_good(PREPARE) == ""
+    assert f"{FOLDS[0].slug}, {FOLDS[1].slug} failed here" in two.is_blocked(FOLDS[2])
+    assert two.is_blocked(PREPARE) == ""

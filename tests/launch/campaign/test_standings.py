@@ -4,7 +4,7 @@ import time
 
 from launch.campaign.clock import stamp
 from launch.campaign.ledger import DONE, PUSHED, UNFINISHED, KernelEntry, Ledger, Output, Push
-from launch.campaign.standings import Standing, ledger_standings, plan_standings
+from launch.campaign.standings import KernelStatus, ledger_standings, plan_standings
 from launch.plan import load_experiment, plan_kernels
 
 
@@ -13,7 +13,7 @@ def push(state, **facts):
 
 
 def test_a_state_that_stays_goes_on_and_what_is_known_is_kept():
-    standing = Standing("hcd-x")
+    standing = KernelStatus("hcd-x")
     assert standing.turn("pushed", version=3, url="https://x", expected=60.0)
     since = standing.since
     time.sleep(0.02)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from launch.campaign.waits import Clocks, words
+from launch.campaign.waits import WaitTimers, words
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def clocks(said):
-    return Clocks(said.append)
+    return WaitTimers(said.append)
 
 
 def test_the_first_to_ask_starts_the_clock(clocks):

@@ -32,13 +32,13 @@ from launch.kaggle_api.client import (
     RUNNING,
     CredentialsError,
     DatasetState,
-    NoAnswerError,
+    NoResponseError,
     PulledKernel,
     Quota,
     RefusedError,
     RunStatus,
-    StrangeAnswerError,
     Submission,
+    UnexpectedResponseError,
 )
 from launch.plan import ROOT, load_experiment
 
@@ -331,8 +331,8 @@ def test_no_secret_is_ever_shown(terminal, reached, home, root, monkeypatch, cap
     told = " ".join(SECRETS)
     kaggle = FakeKaggle(
         has_entered=RefusedError(told),
-        submissions=NoAnswerError(told),
-        quota=StrangeAnswerError(told),
+        submissions=NoResponseError(told),
+        quota=UnexpectedResponseError(told),
         status=RuntimeError(told),
         pull=LaunchError(told),
     )
@@ -340,7 +340,7 @@ def test_no_secret_is_ever_shown(terminal, reached, home, root, monkeypatch, cap
     def connect(patience: Any) -> Any:
         if reached:
             return kaggle
-        raise NoAnswerError(told)
+        raise NoResponseError(told)
 
     monkeypatch.setattr(module, "connect", connect)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
@@ -358,7 +358,7 @@ def test_no_secret_is_ever_shown(terminal, reached, home, root, monkeypatch, cap
 
 def test_without_a_network_the_rest_is_still_reported(home, root, kaggles_clock):
     kaggles_clock.error = ConnectionError("no network")
-    silence = NoAnswerError("no answer from Kaggle (ConnectionError)")
+    silence = NoResponseError("no answer from Kaggle (ConnectionError)")
     kaggle = FakeKaggle(
         **dict.fromkeys(("has_entered", "submissions", "quota", "status", "pull", "dataset"), silence)
     )
@@ -367,7 +367,7 @@ def test_without_a_network_the_rest_is_still_reported(home, root, kaggles_clock)
     assert findings["clock"].ok is None
     assert findings["scripts"].ok is True
     assert len(kaggle.asked) == 2  # nobody waits for every question
-    unconnected = look(None, home, root, refusal=NoAnswerError("Kaggle could not be asked who you are"))
+    unconnected = look(None, home, root, refusal=NoResponseError("Kaggle could not be asked who you are"))
     assert [name for name, found in unconnected.items() if found.ok is False] == ["connection"]
 
 
@@ -434,7 +434,7 @@ def test_a_kernel_at_work_and_a_ghost_are_named(home, root):
     kaggle = FakeKaggle(status=lambda asked: RunStatus(RUNNING if asked == slug else COMPLETE))
     found = look(kaggle, home, root)["slugs"]
     assert (found.ok, f"{slug} is RUNNING" in found.found) == (None, True)
-    kaggle = FakeKaggle(pull=lambda asked: NoAnswerError("HTTP 500") if asked == slug else None)
+    kaggle = FakeKaggle(pull=lambda asked: NoResponseError("HTTP 500") if asked == slug else None)
     found = look(kaggle, home, root)["slugs"]
     assert found.ok is None
     assert slug in found.found
@@ -617,7 +617,7 @@ def test_a_terminal_gets_the_same_words(monkeypatch, capsys):
 def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_saw(tmp_path):
     """The command as a user runs it, with the real client, an empty home, and kernels that really run."""
     from launch.emulator.account import Settings
-    from launch.emulator.kaggle import LoopbackKaggle
+    from launch.emulator.kaggle import EmulatedKaggle
     from launch.emulator.server import Server
     from launch.emulator.synthetic_tiles import write_competition
 
@@ -629,7 +629,7 @@ def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_s
         (checkout / name).write_text((ROOT / name).read_text().replace("your-kaggle-username", "alice"))
     write_competition(tmp_path / "data", labelled=60, unlabelled=10, seed=3)
     (tmp_path / "held-back.csv").write_text((tmp_path / "data" / "sample_submission.csv").read_text())
-    loopback = LoopbackKaggle(
+    loopback = EmulatedKaggle(
         tmp_path / "kaggle",
         data=tmp_path / "data",
         labels=tmp_path / "held-back.csv",

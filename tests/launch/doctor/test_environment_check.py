@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from launch.campaign.ledger import LEDGER_NAME
-from launch.campaign.waits import Pace
+from launch.campaign.waits import Timeouts
 from launch.doctor.environment_check import (
     CPU,
     GPU,
@@ -31,9 +31,9 @@ from launch.kaggle_api.client import (
     COMPLETE,
     RUNNING,
     CapacityError,
-    GhostError,
+    EmptyKernelError,
     Listing,
-    NoAnswerError,
+    NoResponseError,
     PulledKernel,
     Pushed,
     Quota,
@@ -50,7 +50,7 @@ from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
 SLUGS = [CPU, GPU, MOUNT]
 COMPETITION = "histopathologic-cancer-detection"
-PACE = Pace(
+PACE = Timeouts(
     poll=0.0,
     settle=0.05,
     capacity=0.0,
@@ -159,7 +159,7 @@ class FakeKaggle:
         self._leave(slug, parameters_in(self.sources[slug]))
         if slug in self.lost:
             self.lost.discard(slug)
-            raise NoAnswerError("no answer from Kaggle")
+            raise NoResponseError("no answer from Kaggle")
         return Pushed(self.pushed.count(slug), "")
 
     def _leave(self, slug: str, parameters: dict[str, Any], *, push_id: str = "") -> None:
@@ -233,7 +233,7 @@ def source():
 def run(kaggle, source, tmp_path):
     """Runs the probes; what was said is kept in `run.said`."""
 
-    def probes(*, pace: Pace = PACE, say: Any = None):
+    def probes(*, pace: Timeouts = PACE, say: Any = None):
         said: list[str] = []
         probes.said = said
         return run_probes(kaggle, tmp_path / "probe", say or said.append, pace=pace, source=source)
@@ -332,7 +332,7 @@ def test_a_push_without_an_answer_is_proved_before_it_is_asked_again(happened, r
     if happened:
         kaggle.lost = {GPU}
     else:
-        kaggle.refusals[GPU] = [NoAnswerError("no answer from Kaggle")]
+        kaggle.refusals[GPU] = [NoResponseError("no answer from Kaggle")]
     findings = run()
     assert kaggle.pushed.count(GPU) == 1
     assert kaggle.asked.count(GPU) == (1 if happened else 2)
@@ -409,15 +409,15 @@ def test_a_refusal_is_a_finding_with_its_remedy(slug, error, word, run, kaggle):
 
 
 def test_a_ghost_is_deleted_once_it_is_proved_to_be_one(run, kaggle):
-    kaggle.refusals[GPU] = [GhostError("Notebook not found")]
-    kaggle.pulls[GPU] = NoAnswerError("HTTP 500")
+    kaggle.refusals[GPU] = [EmptyKernelError("Notebook not found")]
+    kaggle.pulls[GPU] = NoResponseError("HTTP 500")
     assert all(finding.ok for finding in run())
     assert kaggle.deleted == [GPU]
 
 
 def test_a_kernel_that_has_a_version_is_never_deleted(run, kaggle):
     kaggle.sources[GPU] = "print('precious')"
-    kaggle.refusals[GPU] = [GhostError("Notebook not found")]
+    kaggle.refusals[GPU] = [EmptyKernelError("Notebook not found")]
     wrong = [finding for finding in run() if finding.ok is False]
     assert [finding.name for finding in wrong] == [GPU]
     assert kaggle.deleted == []
@@ -443,7 +443,7 @@ def test_a_run_that_never_ends_is_not_waited_for_for_ever(state, run, kaggle):
 
 
 def test_an_outage_ends_the_command_and_the_same_command_goes_on(run, kaggle):
-    statuses = [RunStatus(ABSENT), *[NoAnswerError("no answer from Kaggle")] * 10**6]
+    statuses = [RunStatus(ABSENT), *[NoResponseError("no answer from Kaggle")] * 10**6]
     kaggle.statuses[CPU] = statuses
     with pytest.raises(LaunchError, match="the same command goes on"):
         run()

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 
 from lib.config import Config
 from lib.data.tiff import decode_tile
-from lib.image.augment import DRAWS, HED_DENSITIES, Draws, augment, jitter_colours, symmetries
+from lib.image.augment import DRAWS, HED_DENSITIES, AugmentationDraws, augment, jitter_colours, symmetries
 from lib.image.dihedral import ORDER, transform, transform_each
 
 STILL: dict[str, Any] = {
@@ -53,8 +53,8 @@ def test_a_row_draws_the_same_in_whatever_batch_it_comes(data: st.DataObject) ->
     size = data.draw(st.integers(2, 30))
     order = np.array(data.draw(st.permutations(range(size))))
     cuts = sorted(data.draw(st.lists(st.integers(1, size - 1), max_size=4)))
-    whole = Draws(entropy=[7, 3], rows=size).take(np.arange(size), np.zeros(size, dtype=np.int64))
-    pieces = Draws(entropy=[7, 3], rows=size)
+    whole = AugmentationDraws(entropy=[7, 3], rows=size).take(np.arange(size), np.zeros(size, dtype=np.int64))
+    pieces = AugmentationDraws(entropy=[7, 3], rows=size)
     for batch in np.split(order, cuts):
         if len(batch):
             assert torch.equal(pieces.take(batch, _first(batch)), whole[torch.from_numpy(batch)])
@@ -63,7 +63,7 @@ def test_a_row_draws_the_same_in_whatever_batch_it_comes(data: st.DataObject) ->
 def test_seed_epoch_and_row_each_change_the_draw() -> None:
     rows = np.arange(50)
     taken = [
-        Draws(entropy=entropy, rows=50).take(rows, _first(rows))
+        AugmentationDraws(entropy=entropy, rows=50).take(rows, _first(rows))
         for entropy in ([1, 3, 0], [1, 3, 1], [2, 3, 0])
     ]
     distinct = {tuple(row.tolist()) for table in taken for row in table}
@@ -74,9 +74,9 @@ def test_seed_epoch_and_row_each_change_the_draw() -> None:
 
 
 def test_a_row_that_comes_again_draws_anew_and_keeps_its_draw() -> None:
-    together = Draws(entropy=[5], rows=4).take(np.array([2, 2, 1, 2]), np.array([0, 1, 0, 2]))
+    together = AugmentationDraws(entropy=[5], rows=4).take(np.array([2, 2, 1, 2]), np.array([0, 1, 0, 2]))
     assert len({tuple(row.tolist()) for row in together}) == 4
-    apart = Draws(entropy=[5], rows=4)
+    apart = AugmentationDraws(entropy=[5], rows=4)
     last = apart.take(np.array([2]), np.array([2]))  # asked for first, across batches
     first = apart.take(np.array([1, 2]), np.array([0, 0]))
     assert torch.equal(last[0], together[3])

@@ -16,10 +16,10 @@ from lib.config import Config
 from lib.inference.ensemble import (
     EnsembleError,
     FoldOutput,
-    admit,
     average_members,
     member_table,
     read_fold_outputs,
+    validate_members,
 )
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.runtime.run_record import RunRecord, describe_files, write_run_record
@@ -53,7 +53,9 @@ def _output(fold: int, experiment: str = "x", **changes: Any) -> FoldOutput:
 def _admit(
     outputs: list[FoldOutput], *, strict: bool = False, wanted: dict[str, tuple[int, int]] | None = None
 ) -> tuple[list[FoldOutput], list[str]]:
-    return admit(outputs, wanted=wanted or {"x": (range(3), 2)}, data_id=DATA, strict_bundle=strict)
+    return validate_members(
+        outputs, wanted=wanted or {"x": (range(3), 2)}, data_id=DATA, strict_bundle=strict
+    )
 
 
 def test_all_folds_are_admitted_in_their_order() -> None:
@@ -132,7 +134,9 @@ def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
     outputs, problems = read_fold_outputs(folders)
     assert [output.record.fold for output in outputs] == [0, 3]
     with pytest.raises(EnsembleError) as refused:
-        admit(outputs, wanted={"x": (range(4), 2)}, data_id="e" * 64, strict_bundle=False, damaged=problems)
+        validate_members(
+            outputs, wanted={"x": (range(4), 2)}, data_id="e" * 64, strict_bundle=False, damaged=problems
+        )
     for piece in (
         "weights is damaged",
         f"{folders[2]} holds no run.json",

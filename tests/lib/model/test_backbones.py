@@ -14,7 +14,7 @@ from lib.config import Config
 from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint
 from lib.model.network import Classifier, build_network
 from lib.model.predict import predict_logits
-from lib.training.epoch import Part, train_one_epoch
+from lib.training.epoch import TrainingSet, train_one_epoch
 from lib.training.optimizer import OptimizerStep, build_optimizer
 
 CPU = torch.device("cpu")
@@ -115,7 +115,9 @@ def test_a_pathology_encoder_brings_its_own_normalisation_and_learns_or_embeds(
 def learn_write_and_predict(network: Classifier, config: Config, folder: Path) -> None:
     """A step changes it; its checkpoint, read back without anything else, predicts the same."""
     tiles = np.random.default_rng(0).integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)
-    part = Part(tiles=tiles, labels=np.array([0, 1, 0, 1], np.float32), rows=np.arange(4), entropy=(0, 0, 0))
+    part = TrainingSet(
+        tiles=tiles, labels=np.array([0, 1, 0, 1], np.float32), rows=np.arange(4), entropy=(0, 0, 0)
+    )
     step = OptimizerStep(
         build_optimizer(network, config), peak=1e-3, total=1, warmup=0, clip=0.0, scaled=False
     )

@@ -84,7 +84,7 @@ def write_prepare(competition: Path, folder: Path) -> None:
     names = prepared.publish(
         folder, competition=read, index=index, eda=eda, builders=builders, figures=FIGURES
     )
-    session_of(folder, folder, kind="prepare", place="rehearsal").leave(
+    session_of(folder, folder, kind="prepare", place="rehearsal").write_outputs(
         names, data_id=data_id(index), label_set=[0, 1], scores={"eda": eda}
     )
     for builder in builders.values():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lib.report.conclusion import conclude, unknowns
+from lib.report.conclusion import conclude, limitations
 
 FOLD = {
     "tiles": 500,
@@ -71,7 +71,7 @@ def said(**changes: Any) -> str:
 
 
 def not_known(**changes: Any) -> str:
-    return "\n".join(unknowns(numbers(**changes)))
+    return "\n".join(limitations(numbers(**changes)))
 
 
 def lines(*slopes: float, error: tuple[float, float] = (0.05, 0.02)) -> dict[str, Any]:

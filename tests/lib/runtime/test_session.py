@@ -15,13 +15,13 @@ from lib.runtime.session import (
     PreflightError,
     Session,
     choose_devices,
-    demand_inputs,
     find_competition,
     find_file,
     find_output,
     find_outputs,
     list_mounts,
     preflight,
+    require_inputs,
     run_kernel,
 )
 
@@ -231,7 +231,7 @@ def test_outputs_of_the_pushes_it_was_told_to_read_are_demanded(tmp_path: Path) 
         parameters = Parameters(
             kind="inference", slug="x", experiments=(), configs=(Config(),), owner="alice", inputs=inputs
         )
-        demand_inputs(Session(parameters=parameters, input=tmp_path, working=tmp_path, place="kaggle"))
+        require_inputs(Session(parameters=parameters, input=tmp_path, working=tmp_path, place="kaggle"))
 
     demand()
     demand(**{"hcd-x-fold-0": "c.fold-0.1", "hcd-x-fold-1": "c.fold-1.1"})

@@ -15,7 +15,7 @@ from lib.config import config_from_dict
 from lib.training import epoch as engine
 from lib.training import fold
 from lib.training import time_budget as budget
-from lib.training.distributed import World
+from lib.training.distributed import DistributedContext
 from lib.training.fold import FoldTask, train_member
 from lib.training.time_budget import Budget
 from lib.training.workers import _meet, train_fold
@@ -41,7 +41,7 @@ def main() -> None:
         train_fold(task, folder=folder, devices=[torch.device("cpu")] * 2, say=print, replace=lambda: None)
         return
     torch.set_num_threads(1)
-    world = World(rank, facts["size"])
+    world = DistributedContext(rank, facts["size"])
     if world.size > 1:
         _meet(world, f"file://{folder}/.store")
     if facts["what"] == "double":

@@ -16,8 +16,8 @@ from lib.training import barlow_twins as module
 from lib.training.barlow_twins import (
     HISTORY,
     UNFINISHED,
+    BarlowTwins,
     PretrainTask,
-    Twin,
     barlow_twins,
     crop_each,
     draw_epoch,
@@ -180,7 +180,9 @@ def test_a_vision_transformer_can_be_pretrained(task: PretrainTask, tmp_path: Pa
 def test_a_collapse_is_an_error_and_leaves_nothing(
     task: PretrainTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Twin, "embed", lambda self, images: torch.ones(len(images), 96) + 0 * images.mean())
+    monkeypatch.setattr(
+        BarlowTwins, "embed", lambda self, images: torch.ones(len(images), 96) + 0 * images.mean()
+    )
     with pytest.raises(TrainingError, match="collapsed"):
         _run(task, tmp_path)
     assert not (tmp_path / HISTORY).exists()

@@ -21,9 +21,9 @@ from lib.image.stain import normalise_stains
 from lib.model.network import Classifier, build_network
 from lib.training import epoch as engine
 from lib.training.epoch import (
-    Part,
-    Slice,
+    Shard,
     TrainingError,
+    TrainingSet,
     epoch_order,
     plan_epoch,
     positive_weight,
@@ -38,18 +38,18 @@ NO_TILES = np.empty((0, 96, 96, 3), np.uint8)
 
 
 @st.composite
-def parts(draw: st.DrawFn) -> Part:
+def parts(draw: st.DrawFn) -> TrainingSet:
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count = draw(st.integers(6, 200))
     labels = (generator.random(count) < draw(st.floats(0.1, 0.9))).astype(np.float32)
     rows = np.flatnonzero(generator.random(count) < 0.8)
     labels[rows[:2]] = [0, 1] if len(rows) > 1 else labels[rows[:2]]
-    return Part(tiles=NO_TILES, labels=labels, rows=rows, entropy=(draw(st.integers(0, 99)), 0, 0))
+    return TrainingSet(tiles=NO_TILES, labels=labels, rows=rows, entropy=(draw(st.integers(0, 99)), 0, 0))
 
 
 @settings(max_examples=40, deadline=None)
 @given(part=parts(), epoch=st.integers(0, 50), balance=st.sampled_from(["none", "loss"]))
-def test_without_a_sampler_every_training_row_comes_once(part: Part, epoch: int, balance: str) -> None:
+def test_without_a_sampler_every_training_row_comes_once(part: TrainingSet, epoch: int, balance: str) -> None:
     order, occurrence = epoch_order(part, epoch=epoch, balance=balance)
     assert sorted(order) == part.rows.tolist()
     assert occurrence.tolist() == [0] * len(order)
@@ -57,7 +57,7 @@ def test_without_a_sampler_every_training_row_comes_once(part: Part, epoch: int,
 
 @settings(max_examples=40, deadline=None)
 @given(part=parts(), epoch=st.integers(0, 50))
-def test_the_sampler_counts_repeats_and_never_shows_a_validation_row(part: Part, epoch: int) -> None:
+def test_the_sampler_counts_repeats_and_never_shows_a_validation_row(part: TrainingSet, epoch: int) -> None:
     if len(part.rows) < 2:
         return
     order, occurrence = epoch_order(part, epoch=epoch, balance="sampler")
@@ -68,9 +68,9 @@ def test_the_sampler_counts_repeats_and_never_shows_a_validation_row(part: Part,
         seen[row] += 1
 
 
-def _part(rows: int = 4000, share: float = 0.2, entropy: tuple[int, ...] = (1, 2, 3)) -> Part:
+def _part(rows: int = 4000, share: float = 0.2, entropy: tuple[int, ...] = (1, 2, 3)) -> TrainingSet:
     labels = (np.arange(rows) < share * rows).astype(np.float32)
-    return Part(tiles=NO_TILES, labels=labels, rows=np.arange(rows), entropy=entropy)
+    return TrainingSet(tiles=NO_TILES, labels=labels, rows=np.arange(rows), entropy=entropy)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.8])
@@ -97,7 +97,7 @@ def test_the_order_is_that_of_the_epoch_and_the_member(balance: str) -> None:
 
 
 def test_the_loss_weighs_positives_only_when_it_is_asked_to() -> None:
-    part = Part(
+    part = TrainingSet(
         tiles=NO_TILES, labels=np.array([0, 1, 0, 0, 1, 1, 1], np.float32), rows=np.arange(5), entropy=(1,)
     )
     assert positive_weight(part, "loss") == 1.5  # of the training rows: 3 to 2
@@ -106,7 +106,7 @@ def test_the_loss_weighs_positives_only_when_it_is_asked_to() -> None:
 
 def test_the_weight_of_a_positive_is_that_of_scikit_learns_balanced_classes() -> None:
     labels = (np.random.default_rng(0).random(500) < 0.3).astype(np.float32)
-    part = Part(tiles=NO_TILES, labels=labels, rows=np.arange(0, 500, 2), entropy=(1,))
+    part = TrainingSet(tiles=NO_TILES, labels=labels, rows=np.arange(0, 500, 2), entropy=(1,))
     negative, positive = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels[part.rows])
     assert positive_weight(part, "loss") == pytest.approx(positive / negative)
 
@@ -134,7 +134,7 @@ def _epoch(
 ) -> tuple[float, Classifier, OptimizerStep]:
     tiles, index = learnable
     config = Config(input_size=32, **{"backbone": "test_resnet", "batch_size": 8, **knobs})
-    part = Part(
+    part = TrainingSet(
         tiles=tiles,
         labels=index["label"].to_numpy(np.float32),
         rows=np.arange(len(tiles)) if rows is None else rows,
@@ -201,7 +201,7 @@ def test_epochs_are_those_of_a_loop_of_plain_torch(learnable: tuple[np.ndarray, 
         **PLAIN,
     }
     config = Config(input_size=96, **knobs)
-    part = Part(tiles=tiles, labels=labels, rows=np.arange(36), entropy=(1, 0, 0))
+    part = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(36), entropy=(1, 0, 0))
     torch.manual_seed(0)
     ours = build_network(config).double()
     theirs = copy.deepcopy(ours)
@@ -259,7 +259,7 @@ def test_the_loss_is_scikit_learns_log_loss(
         stain_normalisation=stains,
         **PLAIN,
     )
-    part = Part(tiles=tiles, labels=truth.astype(np.float32), rows=np.arange(36), entropy=(1, 0, 0))
+    part = TrainingSet(tiles=tiles, labels=truth.astype(np.float32), rows=np.arange(36), entropy=(1, 0, 0))
     torch.manual_seed(0)
     network = build_network(config)
     with torch.no_grad():
@@ -293,13 +293,13 @@ def test_tiles_that_do_not_fill_a_step_are_left_for_another_epoch(
     epoch=st.integers(0, 3),
 )
 def test_every_tile_of_a_step_goes_to_one_process_and_pass(
-    part: Part, size: int, passes: int, batch: int, epoch: int
+    part: TrainingSet, size: int, passes: int, batch: int, epoch: int
 ) -> None:
     if len(part.rows) < 4:
         return
     config = Config(batch_size=batch, hed=0.1)
     alone = plan_epoch(part, config, epoch=epoch)
-    shares = [plan_epoch(part, config, epoch=epoch, slice=Slice(rank, size, passes)) for rank in range(size)]
+    shares = [plan_epoch(part, config, epoch=epoch, slice=Shard(rank, size, passes)) for rank in range(size)]
     each, steps = tiles_a_step(part, config), steps_an_epoch(part, config)
     assert len(alone.rows) == steps * each == sum(len(share.rows) for share in shares)
     ends = [0] * size
@@ -342,7 +342,7 @@ def test_batches_of_one_train_on_every_tile(learnable: tuple[np.ndarray, pd.Data
     tiles, index = learnable
     # A vision transformer has no BatchNorm: it can learn from one tile at a time.
     config = Config(backbone="test_vit", input_size=32, batch_size=1)
-    part = Part(
+    part = TrainingSet(
         tiles=tiles, labels=index["label"].to_numpy(np.float32), rows=np.arange(12), entropy=(1, 0, 0)
     )
     network = build_network(config)
@@ -389,14 +389,14 @@ def test_repeated_rows_are_augmented_differently(
     learnable: tuple[np.ndarray, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[tuple[np.ndarray, torch.Tensor]] = []
-    real = engine.Draws.take
+    real = engine.AugmentationDraws.take
 
-    def noted(self: engine.Draws, rows: np.ndarray, occurrence: np.ndarray) -> torch.Tensor:
+    def noted(self: engine.AugmentationDraws, rows: np.ndarray, occurrence: np.ndarray) -> torch.Tensor:
         drawn = real(self, rows, occurrence)
         taken.append((rows, drawn))
         return drawn
 
-    monkeypatch.setattr(engine.Draws, "take", noted)
+    monkeypatch.setattr(engine.AugmentationDraws, "take", noted)
     _epoch(learnable, balance="sampler")
     rows, drawn = np.concatenate([rows for rows, _ in taken]), torch.cat([drawn for _, drawn in taken])
     assert len(set(rows)) < len(rows)  # some came again

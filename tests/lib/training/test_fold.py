@@ -270,7 +270,7 @@ def test_a_fold_stopped_in_the_middle_of_an_epoch_ends_in_the_same_bytes(
 def test_a_fold_stopped_while_writing_its_files_ends_in_the_same_bytes(
     task: FoldTask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: int
 ) -> None:
-    write = module.write_whole
+    write = module.write_atomic
     writes = 0
 
     def dying(path: Path, content: str | bytes) -> None:
@@ -282,7 +282,7 @@ def test_a_fold_stopped_while_writing_its_files_ends_in_the_same_bytes(
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_whole", dying)
+        patch.setattr(module, "write_atomic", dying)
         patch.setattr("lib.model.checkpoint.write_whole", dying)
         with pytest.raises(Killed):
             _train(task, tmp_path / "stopped")

@@ -27,8 +27,8 @@ from lib.training.search import (
     FAILED,
     FINISHED,
     NOT_RUN,
-    Found,
     NoTrialError,
+    SearchResult,
     SearchTask,
     run_search,
     write_search,
@@ -65,10 +65,12 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def search(template: FoldTask, tmp_path: Path) -> Callable[..., Found]:
+def search(template: FoldTask, tmp_path: Path) -> Callable[..., SearchResult]:
     """Run a search in this test's folder; what it said is in `said` of the result's task."""
 
-    def run(*, devices: int = 1, say: Callable[[str], None] = lambda text: None, **values: Any) -> Found:
+    def run(
+        *, devices: int = 1, say: Callable[[str], None] = lambda text: None, **values: Any
+    ) -> SearchResult:
         options = {key: values.pop(key) for key in ("weights", "finished", "until") if key in values}
         space = search_from_dict({"method": "grid", "space": GRID, **values}, name="s")
         groups = np.arange(len(template.index)) % 6
@@ -86,7 +88,7 @@ def search(template: FoldTask, tmp_path: Path) -> Callable[..., Found]:
     return run
 
 
-def _by_values(found: Found) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+def _by_values(found: SearchResult) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     return {
         tuple(each.values.values()): (each.status, each.auc, each.low, each.high) for each in found.records
     }

@@ -17,7 +17,7 @@ from small import left_in, small_task, with_knobs
 
 from lib.config import Config
 from lib.training import workers as module
-from lib.training.distributed import World
+from lib.training.distributed import DistributedContext
 from lib.training.fold import FoldTask, train_member
 from lib.training.workers import WorkerError, train_fold
 
@@ -282,10 +282,10 @@ def test_torchrun_trains_all_members_together(task: FoldTask, tmp_path: Path) ->
 
 
 def test_a_world_of_one_asks_nobody(task: FoldTask) -> None:
-    world = World()
+    world = DistributedContext()
     network = torch.nn.Linear(2, 1)
     assert world.wrap(network, synchronise_norms=True) is network
-    assert (world.sum(1.0, 2.0), world.decree(3), world.largest(4)) == ([1.0, 2.0], 3, 4)
+    assert (world.sum(1.0, 2.0), world.broadcast_int(3), world.largest(4)) == ([1.0, 2.0], 3, 4)
     rows = np.arange(7)
     assert world.my_part(rows).tolist() == rows.tolist()
 
@@ -305,7 +305,9 @@ def test_compiled_training_leaves_the_same_kind_of_checkpoint(
         return wrapper
 
     one = with_knobs(task, members=1, epochs=1)
-    train_member(one, 0, folder=tmp_path, world=World(), say=lambda text: None, replace=lambda: None)
+    train_member(
+        one, 0, folder=tmp_path, world=DistributedContext(), say=lambda text: None, replace=lambda: None
+    )
     plain = left_in(tmp_path)
     monkeypatch.setattr("lib.training.fold.torch.compile", compile)
     other = tmp_path / "compiled"
@@ -314,7 +316,7 @@ def test_compiled_training_leaves_the_same_kind_of_checkpoint(
         with_knobs(one, compile=True),
         0,
         folder=other,
-        world=World(),
+        world=DistributedContext(),
         say=lambda text: None,
         replace=lambda: None,
     )
