@@ -83,7 +83,7 @@ def contenders(
     tiles: np.ndarray, labels: np.ndarray, config: Config, workers: int
 ) -> dict[str, Callable[[], int]]:
     """All there are, by the names their rows carry."""
-    plain = dataclasses.replace(config, hed=0.0)
+    plain = dataclasses.replace(config, hed_jitter=0.0)
 
     def loaded(make: Callable[..., object], count: int, **rest: bool) -> Callable[[], int]:
         loader = make(tiles, labels, config, batch_size=BATCH, workers=count, device=CPU, **rest)
@@ -153,7 +153,7 @@ def main() -> None:
     tiles, labels = read_tiles(arguments.data, limit=arguments.tiles)
     if len(tiles) < BATCH:
         sys.exit(f"{arguments.data} holds {len(tiles)} labelled tiles, fewer than a batch of {BATCH}")
-    config = Config(hed=0.05, batch_size=BATCH)
+    config = Config(hed_jitter=0.05, batch_size=BATCH)
     works = contenders(tiles, labels, config, arguments.workers)
     rates = interleave(works, rounds=arguments.rounds)
     facts = {"tiles": len(tiles), "batch": BATCH, "threads": torch.get_num_threads(), "cores": os.cpu_count()}

@@ -118,7 +118,7 @@ def waits_only_where_it_looks(ours: OurTraining) -> str:
 
 def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.device) -> None:
     """All contenders on one network."""
-    config = Config(hed=0.05, batch_size=arguments.batch, input_size=size)
+    config = Config(hed_jitter=0.05, batch_size=arguments.batch, input_size=size)
     tiles, labels = noise(arguments.tiles or arguments.steps * arguments.batch)
     torch.manual_seed(0)
     if device.type == "cuda":
@@ -220,7 +220,7 @@ def first_step(path: Path, sha256: str, name: str, batch: int, device: torch.dev
     tiles = read_array(path, sha256=sha256)
     read = time.time()
     labels = (np.arange(len(tiles)) % 5 < 2).astype(np.float32)
-    config = Config(hed=0.05, batch_size=batch)
+    config = Config(hed_jitter=0.05, batch_size=batch)
     ours = OurTraining(backbone_of(name), tiles, labels, config, device=device)
     ours.step.total = 1  # the plan ends there
     ours.train()

@@ -83,8 +83,8 @@ def albumentations_loader(
     parts: list[Any] = [A.RandomRotate90(p=1), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
     if hed:
         near = {
-            "intensity_scale_range": (1 - config.hed, 1 + config.hed),
-            "intensity_shift_range": (-config.hed, config.hed),
+            "intensity_scale_range": (1 - config.hed_jitter, 1 + config.hed_jitter),
+            "intensity_shift_range": (-config.hed_jitter, config.hed_jitter),
         }
         parts.append(A.HEStain(method="preset", preset="ruifrok", augment_background=True, p=1, **near))
     parts += [A.ColorJitter(**around, hue=(-config.hue, config.hue), p=1)]

@@ -217,7 +217,7 @@ def percent(shares: np.ndarray) -> str:
 def measure(name: str, tiles: np.ndarray, labels: np.ndarray, *, rounds: int, workers: int) -> None:
     """All contenders on one network, and what feeding costs ours."""
     device = torch.device("cpu")
-    config = Config(hed=0.05, batch_size=BATCH)
+    config = Config(hed_jitter=0.05, batch_size=BATCH)
     timed, late, fixed = TimedFeed(load_batches), TimedFeed(fetch_when_asked), FixedFeed()
     ours = OurTraining(backbone_of(name), tiles, labels, config, device=device)
     shares: dict[str, list[float]] = {"first": [], "prefetched": [], "late": []}

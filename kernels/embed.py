@@ -34,14 +34,14 @@ def recipe(session: Session) -> None:
     embed = partial(
         embed_tiles,
         network,
-        views=config.views,
-        batch_size=config.prediction_batch,
+        views=config.tta_views,
+        batch_size=config.eval_batch_size,
         devices=devices,
         precision=config.precision,
     )
     parts = ((prepared.TRAIN_TILES, TRAIN_FEATURES), (prepared.TEST_TILES, TEST_FEATURES))
     for source, name in parts:
-        with session.stage(f"embed {source}", note=f"{config.views} views"):
+        with session.stage(f"embed {source}", note=f"{config.tta_views} views"):
             tiles = data.read_tiles(source)
             plan = feature_plan(
                 config, data_id=data.data_id, bundle_id=parameters.bundle_id, tiles=len(tiles)

@@ -47,7 +47,7 @@ def recipe(session: Session) -> None:
                 "the prepared test tiles are not those of sample_submission.csv: run prepare again"
             )
         each_of = zip(parameters.experiments, parameters.folds, parameters.configs, strict=True)
-        wanted = {name: (folds, each.members) for name, folds, each in each_of}
+        wanted = {name: (folds, each.num_members) for name, folds, each in each_of}
         found, damaged = read_fold_outputs(find_outputs(session.input, "train"))
         outputs, warnings = validate_members(
             found,
@@ -60,12 +60,12 @@ def recipe(session: Session) -> None:
         session.say(f"warning: {warning}")
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     members = [member for output in outputs for member in members_of(output)]
-    heads = [member for member in members if member.config.tune == "head"]
+    heads = [member for member in members if member.config.train_mode == "head"]
     by_member: dict[str, np.ndarray] = {}
     for member in heads:
         features = find_features(session, member.config, data_id=data.data_id)
         by_member[member.name] = load_head(member.path)[0].logits(features.test)
-    networks = [member for member in members if member.config.tune != "head"]
+    networks = [member for member in members if member.config.train_mode != "head"]
     tiles = np.empty((0, *TILE_SHAPE), dtype=np.uint8)
     if networks:
         preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))

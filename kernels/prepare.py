@@ -59,7 +59,7 @@ def recipe(session: Session) -> None:
                 competition, {builders[name].part: store for name, store in results.items()}
             ),
             **explore(index, train, test, results, config, test_ids=competition.test_ids),
-            "splits": describe_splits(index, number=config.folds, seed=config.seed),
+            "splits": describe_splits(index, number=config.num_folds, seed=config.seed),
         }
     groups = eda["stain_groups"]
     session.say(

@@ -22,7 +22,7 @@ def recipe(session: Session) -> None:
     assert parameters.search is not None, "the builder writes what is searched"
     with session.stage("look at the prepared data"):
         data = prepared.read_prepared(find_output(session.input, "prepare"))
-        folds = make_folds(data.train, split=config.split, number=config.folds, seed=config.seed)
+        folds = make_folds(data.train, split=config.fold_split, number=config.num_folds, seed=config.seed)
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     size = data.bytes_of(prepared.TRAIN_TILES)
     preflight(session, disk=len(devices) << 30, memory=size + len(devices) * (2 << 30))
@@ -46,7 +46,7 @@ def recipe(session: Session) -> None:
     task = SearchTask(
         space=parameters.search,
         template=template,
-        groups=groups_of(data.train, split=config.split),
+        groups=groups_of(data.train, split=config.fold_split),
         weights=partial(find_weights, session),
         finished=parameters.finished,
         until=session.until,

@@ -32,7 +32,7 @@ from lib.runtime.session import (
     preflight,
     run_kernel,
 )
-from lib.training.fold import FoldTask, MemberFiles, out_of_fold_chances
+from lib.training.fold import FoldTask, MemberFiles, out_of_fold_probabilities
 from lib.training.linear_probe import train_head
 from lib.training.workers import clear_progress, train_fold
 
@@ -44,15 +44,15 @@ def recipe(session: Session) -> None:
     config, parameters = session.parameters.config, session.parameters
     with session.stage("look at the prepared data"):
         data = prepared.read_prepared(find_output(session.input, "prepare"))
-        frozen = config.tune == "head"
+        frozen = config.train_mode == "head"
         features = find_features(session, config, data_id=data.data_id) if frozen else None
         weights = {} if frozen else find_weights(session, config)
-        folds = make_folds(data.train, split=config.split, number=config.folds, seed=config.seed)
+        folds = make_folds(data.train, split=config.fold_split, number=config.num_folds, seed=config.seed)
         table_id = fold_table_id(folds)
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
-    groups = groups_of(data.train, split=config.split)
-    report = fold_report(data.train["label"].to_numpy(), folds["fold"].to_numpy(), number=config.folds)
-    session.say(f"folds by {config.split}, table {table_id[:8]}:\n{report.round(4).to_string(index=False)}")
+    groups = groups_of(data.train, split=config.fold_split)
+    report = fold_report(data.train["label"].to_numpy(), folds["fold"].to_numpy(), number=config.num_folds)
+    session.say(f"folds by {config.fold_split}, table {table_id[:8]}:\n{report.round(4).to_string(index=False)}")
     task = FoldTask(
         experiment=parameters.experiment,
         config=config,
@@ -117,7 +117,7 @@ def recipe(session: Session) -> None:
         data_id=data.data_id,
         fold_table_id=table_id,
         checkpoint_format=CHECKPOINT_FORMAT,
-        members=list(range(config.members)),
+        members=list(range(config.num_members)),
         label_set=LABEL_SET,
         devices=describe_devices(devices),
         scores=scores,
@@ -133,7 +133,7 @@ def _explain(task: FoldTask, session: Session, devices: list[torch.device]) -> E
             session.working / MemberFiles(task.fold, 0).checkpoint,
             task.tiles,
             index=task.index.iloc[inside][["id", "label"]].assign(row=inside),
-            chances=out_of_fold_chances(task, folder=session.working).mean(axis=0),
+            probabilities=out_of_fold_probabilities(task, folder=session.working).mean(axis=0),
             device=devices[0],
             entropy=(task.config.seed, task.fold),
         )
@@ -199,11 +199,11 @@ def _guess(
     )
     tiles = data.read_tiles(prepared.TEST_TILES)
     by_member = predict_members(list(members_of(teacher)), tiles, devices=devices, stage=session.stage)
-    chances = probability(np.stack(list(by_member.values()), axis=1)).mean(axis=1)
+    probabilities = probability(np.stack(list(by_member.values()), axis=1)).mean(axis=1)
     guessed = choose_confident(
-        chances, share=config.pseudo_share, prevalence=float(data.train["label"].mean())
+        probabilities, share=config.pseudo_share, prevalence=float(data.train["label"].mean())
     )
-    sure = [chances[guessed["row"][guessed["label"] == label]] for label in (0, 1)]
+    sure = [probabilities[guessed["row"][guessed["label"] == label]] for label in (0, 1)]
     session.say(
         f"{len(guessed):,} of {len(tiles):,} test tiles labelled by {teacher.name}: {len(sure[0]):,} without tumour (probability "
         f"at most {sure[0].max(initial=0):.3f}), {len(sure[1]):,} with (at least {sure[1].min(initial=1):.3f})"

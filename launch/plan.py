@@ -90,7 +90,7 @@ def described(root: Path = ROOT) -> Iterator[tuple[str, list[str]]]:
     for name in experiment_names(root):
         loaded = load_experiments([name], root=root)
         of = [
-            f"{e.config.backbone} at {e.config.input_size} px, {e.config.folds} {e.config.split} folds"
+            f"{e.config.backbone} at {e.config.input_size} px, {e.config.num_folds} {e.config.fold_split} folds"
             for e in loaded
         ]
         facts = of[0] if len(loaded) == 1 else f"a list: {', '.join(each.name for each in loaded)}"
@@ -212,7 +212,7 @@ def _own_values(name: str, overrides: Sequence[str], root: Path) -> Experiment:
     except ValueError as error:  # not UTF-8
         raise LaunchError(f"experiments/{name}.toml cannot be read: {error}") from error
     if (
-        changed.split == "slide" and not changed.slide_map
+        changed.fold_split == "slide" and not changed.slide_map
     ):  # the folds would say so, after prepare and on a GPU
         raise LaunchError(
             f"{name}: split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset or folder that holds one and "
@@ -231,7 +231,7 @@ def _teacher(name: str, config: Config, root: Path) -> Experiment:
     problems = []
     if teacher.config.pseudo_labels:
         problems.append(f"{teacher.name} takes pseudo-labels itself")
-    if teacher.config.tune == "head":
+    if teacher.config.train_mode == "head":
         problems.append(f"{teacher.name} has a frozen encoder, whose folds have no network to ask")
     for knob in FOLD_KNOBS:
         theirs, ours = getattr(teacher.config, knob), getattr(config, knob)
@@ -312,7 +312,7 @@ def plan_kernels(
                     sources=(prepare.slug,),
                 )
             )
-        frozen = experiment.config.tune == "head"
+        frozen = experiment.config.train_mode == "head"
         if frozen:
             kernels.append(
                 Kernel(
@@ -350,7 +350,7 @@ def plan_kernels(
             experiments=names,
             configs=configs,
             folds=tuple(chosen),
-            needs_gpu=any(config.tune == "all" for config in configs),
+            needs_gpu=any(config.train_mode == "all" for config in configs),
             competition=True,
             sources=(prepare.slug, *embedded, *averaged),
             average=average,
@@ -451,7 +451,7 @@ def _teachers_fold(experiment: Experiment, fold: int) -> tuple[str, ...]:
 
 
 def _chosen_folds(experiment: Experiment, folds: Sequence[int] | None) -> tuple[int, ...]:
-    there = range(experiment.config.folds)
+    there = range(experiment.config.num_folds)
     if folds is None:
         return tuple(there)
     if absent := sorted(set(folds) - set(there)):

@@ -50,7 +50,7 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
     console = Console(highlight=False, width=None if Console().is_terminal else 110)
     for summary in summaries:
         config = summary.config
-        title = f"{summary.experiment}: {config.backbone}, {config.weights} weights, {config.split} folds, seed {config.seed}"
+        title = f"{summary.experiment}: {config.backbone}, {config.weights} weights, {config.fold_split} folds, seed {config.seed}"
         table = Table(title=title, title_justify="left")
         for name in ("fold", "tiles", "AUC", "F1 at 0.5", "F1 at threshold", "threshold*", "seconds"):
             table.add_column(name, justify="right")
@@ -68,7 +68,7 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         console.print("* the threshold with the best F1 on the other folds")
         low, high = summary.interval
         some = (
-            "" if len(summary.folds) == config.folds else f" of {len(summary.folds)} of {config.folds} folds"
+            "" if len(summary.folds) == config.num_folds else f" of {len(summary.folds)} of {config.num_folds} folds"
         )
         console.print(
             f"pooled out-of-fold AUC {summary.pooled:.4f} on n = {len(summary.table):,} tiles{some} "

@@ -50,12 +50,12 @@ class Config:
     """One experiment. All fields are plain values, so a config travels as TOML, as JSON and in a slug's hash."""
 
     # The data
-    split: str = _knob(
+    fold_split: str = _knob(
         "stratified",
         "how folds are made: stratified (optimistic: neighbours of a tile on both sides), stain, or slide (needs a map)",
         choices=("stratified", "stain", "slide"),
     )
-    folds: int = _knob(5, "number of folds", low=2, high=20)
+    num_folds: int = _knob(5, "number of folds", low=2, high=20)
     seed: int = _knob(2018, "root of every other seed", low=0, high=2**32 - 1)
     verify: str = _knob(
         "count",
@@ -75,7 +75,7 @@ class Config:
         "what the backbone starts from: timm (ImageNet, fetched by the weights kernel), none (random), pretrain (self-supervised "
         "on the competition's own tiles, by a kernel of its own), or the name of a .safetensors file in an attached dataset",
     )
-    tune: str = _knob(
+    train_mode: str = _knob(
         "all",
         "all (the whole network learns) or head (the backbone stays frozen: every tile is embedded once, by a kernel of its "
         "own, and the folds fit a logistic regression on that, on CPUs)",
@@ -103,19 +103,19 @@ class Config:
     )
 
     # The training
-    members: int = _knob(
+    num_members: int = _knob(
         2,
         "networks trained per fold, each from its own seed, averaged later; one a card at a time",
         low=1,
         high=16,
     )
     ddp: bool = _knob(False, "all cards work on one member together instead (torch.distributed)")
-    synchronise_norms: bool = _knob(
+    sync_batchnorm: bool = _knob(
         False, "with ddp: batch norms see the tiles of all cards, not of their own"
     )
     epochs: int = _knob(5, "passes over the training tiles of the fold", low=1, high=1000)
     batch_size: int = _knob(256, "tiles per optimiser step, of all cards together", low=1, high=8192)
-    passes: int = _knob(
+    grad_accum_steps: int = _knob(
         1,
         "forward passes a step's tiles are cut into (gradient accumulation) where memory is short; 0: as few as fit, by trial. "
         "Doubled when memory runs out later",
@@ -144,7 +144,7 @@ class Config:
     freeze_epochs: int = _knob(
         0, "epochs in which only the head learns, before the backbone joins in", low=0, high=100
     )
-    ema: float = _knob(
+    ema_decay: float = _knob(
         0.0,
         "decay of the running average of the weights, which is what predicts; 0: the last weights do",
         low=0.0,
@@ -155,8 +155,8 @@ class Config:
     cutmix: float = _knob(
         0.0, "alpha of cutmix: a rectangle comes from another tile; 0: not", low=0.0, high=10.0
     )
-    clip_gradient: float = _knob(0.0, "largest norm of the gradient; 0 leaves it as it is", low=0.0, high=1e6)
-    balance: str = _knob(
+    clip_grad_norm: float = _knob(0.0, "largest norm of the gradient; 0 leaves it as it is", low=0.0, high=1e6)
+    class_balance: str = _knob(
         "none",
         "against the 59.5 / 40.5 imbalance: none, loss (pos_weight) or sampler (classes drawn equally often)",
         choices=("none", "loss", "sampler"),
@@ -169,18 +169,18 @@ class Config:
     device: str = _knob(
         "auto", "auto, cuda (an error where there is none) or cpu", choices=("auto", "cuda", "cpu")
     )
-    validate_every: int = _knob(
+    eval_every: int = _knob(
         1,
         "epochs between validations that are logged (never used to choose weights); 0: only at the end",
         low=0,
         high=1000,
     )
 
-    deterministic: bool = _knob(
+    fixed_schedule: bool = _knob(
         False,
         "the clock may not shorten the plan of a fold that does not fit its session: it is an error instead",
     )
-    hours: float = _knob(
+    expected_hours: float = _knob(
         2.0,
         "hours one fold (with tune = head: the embedding) is expected to take on 2 x T4: what a campaign counts against the "
         "quota before a fold has run; three times this (1 to 12) is the time limit of the push, inside which a fold shortens its "
@@ -203,11 +203,11 @@ class Config:
 
     # Self-supervised pretraining, for weights = pretrain
     pretrain_epochs: int = _knob(40, "passes over the tiles", low=1, high=10_000)
-    pretrain_batch: int = _knob(
+    pretrain_batch_size: int = _knob(
         256, "tiles per optimiser step, of all cards together, each seen twice", low=8, high=8192
     )
-    pretrain_rate: float = _knob(1e-3, "peak learning rate of AdamW", low=1e-8, high=10.0)
-    pretrain_width: int = _knob(
+    pretrain_learning_rate: float = _knob(1e-3, "peak learning rate of AdamW", low=1e-8, high=10.0)
+    projector_dim: int = _knob(
         1024, "numbers of the projection whose redundancy is reduced", low=8, high=16384
     )
     pretrain_tiles: str = _knob(
@@ -226,7 +226,7 @@ class Config:
         "none, quarter (multiples of 90 degrees, exact) or any (any angle, bilinear, reflected borders)",
         choices=("none", "quarter", "any"),
     )
-    hed: float = _knob(
+    hed_jitter: float = _knob(
         0.0,
         "stains: haematoxylin, eosin and DAB, unmixed, are each multiplied by 1 +- this and shifted by +- this; 0: left alone",
         low=0.0,
@@ -240,10 +240,10 @@ class Config:
     )
 
     # The prediction
-    views: int = _knob(
+    tta_views: int = _knob(
         8, "D4 views of a tile whose logits are averaged: 1, 4 (rotations) or 8", choices=(1, 4, 8)
     )
-    prediction_batch: int = _knob(
+    eval_batch_size: int = _knob(
         512, "tiles per forward pass when predicting, views not counted", low=1, high=65536
     )
 
@@ -267,9 +267,9 @@ class Config:
             )
         if not problems and self.freeze_epochs >= self.epochs:
             problems.append(f"freeze_epochs = {self.freeze_epochs} leaves nothing of epochs = {self.epochs}")
-        if not problems and self.tune == "head" and self.pseudo_labels:
+        if not problems and self.train_mode == "head" and self.pseudo_labels:
             problems.append("pseudo_labels with tune = head: only networks that learn take them")
-        if not problems and self.tune == "head":
+        if not problems and self.train_mode == "head":
             problems += self._problems_of_a_head()
         if not problems and self.schedule == "one_cycle" and self.warmup_epochs:
             problems.append("warmup_epochs is for schedule = cosine: one_cycle climbs by itself")
@@ -278,7 +278,7 @@ class Config:
 
     def _problems_of_a_head(self) -> list[str]:
         problems = []
-        if self.members != 1:
+        if self.num_members != 1:
             problems.append(
                 "tune = head needs members = 1: a logistic regression comes out the same from every seed"
             )

@@ -318,7 +318,7 @@ def draw_trials(space: SearchSpace, base: Config) -> list[Trial]:
 
 def _problems_with(space: SearchSpace, base: Config) -> list[str]:
     problems = []
-    if base.tune == "head":
+    if base.train_mode == "head":
         problems.append(
             "the experiment's encoder is frozen (tune = head), a search trains networks: --set tune=all"
         )
@@ -330,9 +330,9 @@ def _problems_with(space: SearchSpace, base: Config) -> list[str]:
         problems.append(
             "backbone cannot be searched with weights = pretrain, which holds those of one backbone"
         )
-    if absent := [fold for fold in space.folds if fold >= base.folds]:
+    if absent := [fold for fold in space.folds if fold >= base.num_folds]:
         problems.append(
-            f"there is no fold {', '.join(map(str, absent))}: the experiment has folds 0 to {base.folds - 1}"
+            f"there is no fold {', '.join(map(str, absent))}: the experiment has folds 0 to {base.num_folds - 1}"
         )
     if space.method == "halving" and space.first_epochs >= base.epochs:
         problems.append(
@@ -370,7 +370,7 @@ def _draw(wanted: tuple[Value, ...] | Interval, generator: np.random.Generator) 
 
 def _alone(config: Config) -> Config:
     """The config of a trial: one network, on one card, scored once, at its end."""
-    return replace(config, members=1, ddp=False, synchronise_norms=False, validate_every=0)
+    return replace(config, num_members=1, ddp=False, sync_batchnorm=False, eval_every=0)
 
 
 def rungs(space: SearchSpace, base: Config, *, trials: int) -> list[tuple[int, int]]:

@@ -66,7 +66,7 @@ def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any
             continue
         for name, config, summary in _finished(place.parent):
             if any(
-                replace(config, split=each.split) == each and config.split != each.split
+                replace(config, split=each.fold_split) == each and config.fold_split != each.fold_split
                 for each in ours.values()
             ):
                 found.append(

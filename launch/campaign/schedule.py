@@ -39,10 +39,10 @@ def expected_hours(kernel: Kernel, ledger: Ledger | None = None) -> float:
 
 def _planned(kernel: Kernel) -> float:
     config = kernel.configs[0]
-    fold = _HEAD_HOURS if config.tune == "head" else config.hours
+    fold = _HEAD_HOURS if config.train_mode == "head" else config.expected_hours
     if kernel.search is not None:
-        return min(LONGEST / 3600, max(0.1, expected_folds(kernel.search, config) * config.hours / CARDS))
-    return {**_EXPECTED, "train": fold, "embed": config.hours, "pretrain": config.pretrain_hours}.get(
+        return min(LONGEST / 3600, max(0.1, expected_folds(kernel.search, config) * config.expected_hours / CARDS))
+    return {**_EXPECTED, "train": fold, "embed": config.expected_hours, "pretrain": config.pretrain_hours}.get(
         kernel.kind, 0.25
     )
 

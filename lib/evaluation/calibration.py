@@ -59,7 +59,7 @@ class PlattScaling:
     slope: float
     intercept: float
 
-    def mend(self, logits: np.ndarray) -> np.ndarray:
+    def recalibrate(self, logits: np.ndarray) -> np.ndarray:
         """(N,) probabilities of logits (N,)."""
         return probability(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
@@ -120,7 +120,7 @@ def calibrate_out_of_fold(labels: np.ndarray, probabilities: np.ndarray, folds: 
     for number in numbers:
         inside = folds == number
         lines.append(fit_line(labels[~inside], logits[~inside]))
-        mended[inside] = lines[-1].mend(logits[inside])
+        mended[inside] = lines[-1].recalibrate(logits[inside])
 
     def both(score: "object") -> tuple[float, float]:
         return float(score(labels, probabilities)), float(score(labels, mended))  # type: ignore[operator]

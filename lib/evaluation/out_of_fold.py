@@ -78,7 +78,7 @@ class Summary:
     @property
     def is_whole(self) -> bool:
         """Whether every fold of the experiment is there."""
-        return len(self.folds) == self.config.folds
+        return len(self.folds) == self.config.num_folds
 
 
 def recorded_config(record: RunRecord) -> Config:
@@ -187,7 +187,7 @@ def summarise(experiment: str, folders: Sequence[Path], index: pd.DataFrame | No
     table, records = read_out_of_fold(folders, index)
     _belong_together(experiment, records)
     config = recorded_config(records[0])
-    slides = config.split == "slide"
+    slides = config.fold_split == "slide"
     if index is not None:
         table["group"] = table["slide"] if slides else table["stain_group"]
     labels, scores, fold = (table[name].to_numpy() for name in ("label", "probability", "fold"))

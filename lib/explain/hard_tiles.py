@@ -55,23 +55,23 @@ class Explained:
     summary: dict[str, Any]
 
 
-def choose_cases(labels: np.ndarray, chances: np.ndarray) -> list[tuple[int, str]]:
+def choose_cases(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[int, str]]:
     """The worst errors and the most confident right decisions at 0.5; ties in the order of the rows.
 
     Args:
         labels: (n,) 0 or 1.
-        chances: (n,) probability of tumour.
+        probabilities: (n,) probability of tumour.
 
     Returns:
         (row, kind): up to 12 false_positive and 12 false_negative, the worst first, then up to 6 sure_tumour and 6
         sure_normal, the surest first.
     """
-    positive, tumour = chances >= THRESHOLD, labels == 1
+    positive, tumour = probabilities >= THRESHOLD, labels == 1
     choices = (
-        (positive & ~tumour, -chances, HARDEST),
-        (~positive & tumour, chances, HARDEST),
-        (positive & tumour, -chances, SUREST),
-        (~positive & ~tumour, chances, SUREST),
+        (positive & ~tumour, -probabilities, HARDEST),
+        (~positive & tumour, probabilities, HARDEST),
+        (positive & tumour, -probabilities, SUREST),
+        (~positive & ~tumour, probabilities, SUREST),
     )
     found = []
     for kind, (those, order, most) in zip(KINDS, choices, strict=True):
@@ -85,7 +85,7 @@ def explain_cases(
     tiles: np.ndarray,
     *,
     index: pd.DataFrame,
-    chances: np.ndarray,
+    probabilities: np.ndarray,
     device: torch.device,
     entropy: tuple[int, ...],
 ) -> Explained:
@@ -97,7 +97,7 @@ def explain_cases(
         checkpoint: of the member.
         tiles: (N, 96, 96, 3) uint8.
         index: row in `tiles`, id and label of the tiles of the fold.
-        chances: (n,) their out-of-fold probabilities, the mean over members.
+        probabilities: (n,) their out-of-fold probabilities, the mean over members.
         device: to compute on.
         entropy: the seeds of the sample.
 
@@ -105,7 +105,7 @@ def explain_cases(
         CheckpointError: the file cannot be read, or does not fit the network it names: nobody else could use it either.
     """
     labels, rows = index["label"].to_numpy(), index["row"].to_numpy()
-    cases = choose_cases(labels, chances)
+    cases = choose_cases(labels, probabilities)
     at = np.array([row for row, _ in cases], dtype=np.int64)
     tumour = np.flatnonzero(labels == 1)
     generator = np.random.default_rng(np.random.SeedSequence(list(entropy)))
@@ -129,7 +129,7 @@ def explain_cases(
         else:
             shares, summary = every[: len(at)], _sum_up(every[len(at) :], method_of(network))
     table = index.iloc[at][["id", "label"]].assign(
-        probability=chances[at], kind=[kind for _, kind in cases], share_in_centre=shares
+        probability=probabilities[at], kind=[kind for _, kind in cases], share_in_centre=shares
     )
     return Explained(table.reset_index(drop=True), tiles[rows[at]], maps, summary)
 

@@ -175,11 +175,11 @@ class _Colours:
     @classmethod
     def drawn(cls, draws: torch.Tensor, config: Config, *, white: float) -> "_Colours":
         stains, scale = None, torch.full((1, 3), 1 / white, device=draws.device)
-        if config.hed:
+        if config.hed_jitter:
             mix = _constant(HED_DENSITIES, draws.device)  # rows: stains; columns: RGB
             unmix = _constant(_UNMIX, draws.device)
-            factors = 1 + config.hed * (draws[:, _HED_FACTORS] * 2 - 1)  # (B, 3)
-            offsets = config.hed * (draws[:, _HED_OFFSETS] * 2 - 1)  # (B, 3) of density
+            factors = 1 + config.hed_jitter * (draws[:, _HED_FACTORS] * 2 - 1)  # (B, 3)
+            offsets = config.hed_jitter * (draws[:, _HED_OFFSETS] * 2 - 1)  # (B, 3) of density
             stains = mix.T @ (factors.unsqueeze(2) * unmix.T)  # (B, 3, 3), for columns
             shift = -(offsets @ mix) - math.log(white) * stains.sum(dim=2)
             scale = shift.exp()

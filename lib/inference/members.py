@@ -94,8 +94,8 @@ def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:
         key = (
             config.backbone,
             config.input_size,
-            config.views,
-            config.prediction_batch,
+            config.tta_views,
+            config.eval_batch_size,
             config.precision,
             config.stain_normalisation,
         )
@@ -126,12 +126,12 @@ def predict_members(
     found: dict[str, np.ndarray] = {}
     for group in groups_of_one_pass(members):
         config = group[0].config
-        with stage(f"predict {', '.join(member.name for member in group)}", note=f"{config.views} views"):
+        with stage(f"predict {', '.join(member.name for member in group)}", note=f"{config.tta_views} views"):
             values = predict_on_all(
                 [member.load() for member in group],
                 tiles,
-                views=config.views,
-                batch_size=config.prediction_batch,
+                views=config.tta_views,
+                batch_size=config.eval_batch_size,
                 devices=devices,
                 precision=config.precision,
             )

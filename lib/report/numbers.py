@@ -62,12 +62,12 @@ def _of_experiment(summary: Summary, outputs: Sequence[Output]) -> dict[str, Any
     config = summary.config
     return {
         "backbone": config.backbone,
-        "split": config.split,
+        "split": config.fold_split,
         "seed": config.seed,
         "members": max(len(record.members) for record in summary.records),
-        "tune": config.tune,
+        "tune": config.train_mode,
         "transductive": summary.transductive,
-        "folds_expected": config.folds,
+        "folds_expected": config.num_folds,
         "tiles": len(labels),
         "positives": int(labels.sum()),
         "auc": summary.pooled,

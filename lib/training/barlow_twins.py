@@ -145,7 +145,7 @@ def crop_each(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 def stronger(config: Config) -> Config:
     """The augmentation of a view: every symmetry, strong stain and colour jitter, whatever the folds will use."""
     return replace(
-        config, flip=True, rotate="quarter", hed=0.08, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.06
+        config, flip=True, rotate="quarter", hed_jitter=0.08, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.06
     )
 
 
@@ -177,19 +177,19 @@ def pretrain(
     precision = choose_precision(config.precision, device)
     torch.manual_seed(_seed(config, 0))
     network = build_network(config)
-    twin = BarlowTwins(network, width=config.pretrain_width, precision=precision).to(device)
-    steps = len(task.tiles) // config.pretrain_batch
+    twin = BarlowTwins(network, width=config.projector_dim, precision=precision).to(device)
+    steps = len(task.tiles) // config.pretrain_batch_size
     if not steps:
         raise TrainingError(
-            f"pretrain_batch = {config.pretrain_batch}: there are only {len(task.tiles):,} tiles"
+            f"pretrain_batch = {config.pretrain_batch_size}: there are only {len(task.tiles):,} tiles"
         )
     planned = steps * config.pretrain_epochs
     step = OptimizerStep(
         build_optimizer(
             twin,
-            replace(config, learning_rate=config.pretrain_rate, weight_decay=_WEIGHT_DECAY, layer_decay=1.0),
+            replace(config, learning_rate=config.pretrain_learning_rate, weight_decay=_WEIGHT_DECAY, layer_decay=1.0),
         ),
-        peak=config.pretrain_rate,
+        peak=config.pretrain_learning_rate,
         total=planned,
         warmup=round(_WARMUP * planned),
         clip=1.0,
@@ -204,7 +204,7 @@ def pretrain(
     )
     budget = None
     if not math.isinf(task.until):
-        budget = Budget(deadline=task.until, deterministic=config.deterministic, say=say)
+        budget = Budget(deadline=task.until, deterministic=config.fixed_schedule, say=say)
         budget.begin(step)
     for epoch in range(len(history), config.pretrain_epochs):
         if step.done:  # a shortened plan that was interrupted at its end
@@ -212,8 +212,8 @@ def pretrain(
         try:
             loss, apart = _epoch(forward, twin, task, step, epoch=epoch, device=device)
         except torch.OutOfMemoryError as error:
-            half = config.pretrain_batch // 2
-            text = f"the device's memory does not suffice for pretrain_batch = {config.pretrain_batch}: --set pretrain_batch={half}"
+            half = config.pretrain_batch_size // 2
+            text = f"the device's memory does not suffice for pretrain_batch = {config.pretrain_batch_size}: --set pretrain_batch={half}"
             raise TrainingError(text) from error
         if budget is not None:
             budget.look(step, prediction_batches=0)
@@ -246,7 +246,7 @@ def draw_epoch(
     """The order of an epoch's tiles (M,), and for each of two views what is drawn for augmentation and crop, in that order."""
     root = [config.seed, _STREAM, 1 + epoch]
     order = np.random.default_rng(np.random.SeedSequence(root)).permutation(rows)
-    order = order[: rows // config.pretrain_batch * config.pretrain_batch]
+    order = order[: rows // config.pretrain_batch_size * config.pretrain_batch_size]
     looks, crops = [], []
     for view in range(2):
         looks.append(
@@ -280,7 +280,7 @@ def _epoch(
     total = torch.zeros((), dtype=torch.float64, device=device)
     number = 0
     batches = load_batches(
-        task.tiles, order, batch_size=config.pretrain_batch, device=device, columns=(*looks, *crops)
+        task.tiles, order, batch_size=config.pretrain_batch_size, device=device, columns=(*looks, *crops)
     )
     for images, (look_one, look_two, crop_one, crop_two) in batches:
         with torch.no_grad():

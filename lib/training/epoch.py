@@ -115,7 +115,7 @@ def plan_epoch(part: TrainingSet, config: Config, *, epoch: int, slice: Shard = 
     Every step's tiles are cut into one piece for each process and pass. Within a piece tiles with the same symmetry lie
     together, which a CPU augments more than twice as fast (lib.image.augment); the sum over the piece does not change.
     """
-    order, occurrence = epoch_order(part, epoch=epoch, balance=config.balance)
+    order, occurrence = epoch_order(part, epoch=epoch, balance=config.class_balance)
     each = tiles_a_step(part, config)
     steps = len(order) // each
     draws = AugmentationDraws(entropy=[*part.entropy, 3, epoch], rows=len(part.labels)).take(
@@ -187,7 +187,7 @@ def train_one_epoch(
     torch.manual_seed(seed)
     mix = build_mix(config, seed=seed)
     plan = plan_epoch(part, config, epoch=epoch, slice=Shard(world.rank, world.size, passes))
-    weight = torch.full((), positive_weight(part, config.balance), device=device)
+    weight = torch.full((), positive_weight(part, config.class_balance), device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     shrink = network.resize if network.input_size < part.tiles.shape[1] else None
     # The mean over the tiles of a step, of which this process sees a part; averaging over the world divides by its size.

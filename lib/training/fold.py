@@ -148,26 +148,26 @@ class MemberFiles:
 def collect(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], dict[str, Any]]:
     """The names of a trained fold's files, with whether to fetch them, and its scores for run.json."""
     names: dict[str, bool] = {}
-    for member in range(task.config.members):
+    for member in range(task.config.num_members):
         files = MemberFiles(task.fold, member)
         names |= {
             files.checkpoint: False,
             files.out_of_fold: True,
             files.history: True,
         }  # weights stay on Kaggle
-    labels, chances = (
+    labels, probabilities = (
         task.index["label"].to_numpy()[task.folds == task.fold],
-        out_of_fold_chances(task, folder=folder),
+        out_of_fold_probabilities(task, folder=folder),
     )
-    members = [fold_scores(labels, each, seed=task.config.seed) for each in chances]
+    members = [fold_scores(labels, each, seed=task.config.seed) for each in probabilities]
     millions = count_parameters(folder / MemberFiles(task.fold, 0).checkpoint) / 1e6
-    mean = fold_scores(labels, chances.mean(axis=0), seed=task.config.seed)
+    mean = fold_scores(labels, probabilities.mean(axis=0), seed=task.config.seed)
     return names, {"fold": mean, "members": members, "parameters_millions": millions}
 
 
-def out_of_fold_chances(task: FoldTask, *, folder: Path) -> np.ndarray:
+def out_of_fold_probabilities(task: FoldTask, *, folder: Path) -> np.ndarray:
     """(M, n) probabilities that each member of a trained fold gives the tiles of the fold, in the order of the index."""
-    files = [MemberFiles(task.fold, member) for member in range(task.config.members)]
+    files = [MemberFiles(task.fold, member) for member in range(task.config.num_members)]
     return np.stack(
         [probability(pd.read_csv(folder / each.out_of_fold)["logit"].to_numpy()) for each in files]
     )
@@ -214,7 +214,7 @@ def train_member(
         BudgetError: the time does not suffice, and the plan may not be shortened.
         torch.OutOfMemoryError: on one of several processes; all must begin again with more passes.
     """
-    passes = passes or task.config.passes
+    passes = passes or task.config.grad_accum_steps
     while True:
         try:
             return _train_member(
@@ -293,11 +293,11 @@ def _train_member(
         peak=config.learning_rate,
         total=planned,
         warmup=warmup_steps(config, steps=steps),
-        clip=config.clip_gradient,
+        clip=config.clip_grad_norm,
         scaled=precision == torch.float16,
         schedule=config.schedule,
     )
-    average = WeightAverage(network, decay=config.ema) if config.ema else None
+    average = WeightAverage(network, decay=config.ema_decay) if config.ema_decay else None
     learning = {"network": network} | ({} if average is None else {"average": average.module})
     history = load_state(folder / files.unfinished, plan=plan, modules=learning, step=step)
     if average is not None:
@@ -320,7 +320,7 @@ def _train_member(
             task.tiles,
             world.my_part(inside),
             views=views,
-            batch_size=config.prediction_batch,
+            batch_size=config.eval_batch_size,
             device=device,
             precision=precision,
         )
@@ -354,7 +354,7 @@ def _train_member(
         }
         if passes > 1:
             line["passes"] = passes
-        if config.validate_every and (epoch + 1) % config.validate_every == 0:
+        if config.eval_every and (epoch + 1) % config.eval_every == 0:
             line["validation_auc"] = auc(labels[inside], probability(predict(1)))
         if look is not None:
             look()
@@ -367,7 +367,7 @@ def _train_member(
             break
         if epoch + 1 < config.epochs and world.rank == 0:
             save_state(folder / files.unfinished, plan=plan, modules=learning, step=step, history=history)
-    logits = predict(config.views)
+    logits = predict(config.tta_views)
     if world.rank:
         return
     replace()
@@ -384,7 +384,7 @@ def _train_member(
     write_atomic(folder / files.finished, json.dumps(note))
     (folder / files.unfinished).unlink(missing_ok=True)
     used = "last" if average is None else "averaged"
-    say(f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.views} views, {used} weights)")
+    say(f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.tta_views} views, {used} weights)")
 
 
 def _wrap(
@@ -395,7 +395,7 @@ def _wrap(
         freeze_backbone(network)
     else:
         thaw(network)
-    return world.wrap(compiled, synchronise_norms=config.synchronise_norms)
+    return world.wrap(compiled, synchronise_norms=config.sync_batchnorm)
 
 
 def _budget_look(
@@ -413,10 +413,10 @@ def _budget_look(
     config = task.config
     now = time.monotonic()
     budget = Budget(
-        deadline=now + max(0.0, task.until - now) / members_left, deterministic=config.deterministic, say=say
+        deadline=now + max(0.0, task.until - now) / members_left, deterministic=config.fixed_schedule, say=say
     )
     budget.begin(step)
-    batches = (inside * config.views + EXPLAINING * world.size) / config.batch_size
+    batches = (inside * config.tta_views + EXPLAINING * world.size) / config.batch_size
 
     def look() -> None:
         if world.rank == 0:

@@ -55,5 +55,5 @@ def train_head(
         folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
     )
     save_head(folder / files.checkpoint, head, task.identity(0))
-    say(f"fold {task.fold}: AUC {score:.4f} ({config.views} views)")
+    say(f"fold {task.fold}: AUC {score:.4f} ({config.tta_views} views)")
     return collect(task, folder=folder)

@@ -450,12 +450,12 @@ class _Search:
             cut = [line["shortened_to"] for line in history if "shortened_to" in line]
             notes += [f"the clock cut the plan of fold {fold} to {cut[-1]} steps"] if cut else []
         inside = np.concatenate(rows)
-        labels, chances = (
+        labels, probabilities = (
             template.index["label"].to_numpy()[inside],
             probability(np.concatenate(logits)),
         )  # (N,)
-        pooled = auc(labels, chances)
-        low, high = auc_interval(labels, chances, self.task.groups[inside], seed=trial.config.seed)
+        pooled = auc(labels, probabilities)
+        low, high = auc_interval(labels, probabilities, self.task.groups[inside], seed=trial.config.seed)
         network, _ = load_checkpoint(place / MemberFiles(folds[0], 0).checkpoint)
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         return {
@@ -536,7 +536,7 @@ def winner_toml(found: SearchResult, *, experiment: str) -> str:
     space, best = found.task.space, found.records[0]
     config = config_from_dict(dict(best.values), base=found.task.base)
     chosen = ", ".join(f"{key} = {value}" for key, value in best.values.items())
-    folds = f"fold{'s' if len(space.folds) > 1 else ''} {', '.join(map(str, space.folds))} of {found.task.base.folds}"
+    folds = f"fold{'s' if len(space.folds) > 1 else ''} {', '.join(map(str, space.folds))} of {found.task.base.num_folds}"
     others = [f"{found.count(status)} {status}" for status in (FAILED, NOT_RUN) if found.count(status)]
     lines = [
         f"The best of {found.count(FINISHED)} trials of the search {space.name} over {experiment}: {chosen}.",

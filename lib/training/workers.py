@@ -104,12 +104,12 @@ def train_fold(
         WorkerError: a worker failed.
     """
     config = task.config
-    if not 0 <= task.fold < config.folds:
-        raise FoldInputError(f"fold {task.fold} does not exist: there are folds 0 to {config.folds - 1}")
+    if not 0 <= task.fold < config.num_folds:
+        raise FoldInputError(f"fold {task.fold} does not exist: there are folds 0 to {config.num_folds - 1}")
     with _torchrun(devices) as world:
         together = world.size if world else len(devices) if config.ddp else 1
         todo = []
-        for member in range(config.members):
+        for member in range(config.num_members):
             if is_finished(task, member, folder=folder, processes=together):
                 say(f"fold {task.fold}, member {member}: finished before, not done again")
             else:
@@ -131,7 +131,7 @@ def train_fold(
         else:
             _supervise(
                 task,
-                [_WorkerGroup(*crew, config.passes) for crew in crews],
+                [_WorkerGroup(*crew, config.grad_accum_steps) for crew in crews],
                 folder=folder,
                 say=say,
                 started=started,
@@ -170,9 +170,9 @@ def train_apart(
         TrainingError: the device is too small for two tiles.
         WorkerError: the worker failed, or was ended.
     """
-    assert task.config.members == 1
+    assert task.config.num_members == 1
     if not is_finished(task, 0, folder=folder, processes=1):
-        crew = _WorkerGroup([device], [0], task.config.passes)
+        crew = _WorkerGroup([device], [0], task.config.grad_accum_steps)
         _supervise(
             task, [crew], folder=folder, say=say, started=started, label=label, beside=beside, stop=stop
         )
@@ -180,7 +180,7 @@ def train_apart(
 
 def clear_progress(folder: Path, task: FoldTask) -> None:
     """Remove the notes about progress, once run.json stands for the whole."""
-    for member in range(task.config.members):
+    for member in range(task.config.num_members):
         files = MemberFiles(task.fold, member)
         (folder / files.finished).unlink(missing_ok=True)
         (folder / files.unfinished).unlink(missing_ok=True)

@@ -42,7 +42,7 @@ def test_both_ways_of_casting_give_the_same():
 
 
 def test_our_batches_are_whole_and_counted():
-    work = batches.our_batches(*gpu.noise(40), Config(batch_size=16, hed=0.05))
+    work = batches.our_batches(*gpu.noise(40), Config(batch_size=16, hed_jitter=0.05))
     assert [work(), work()] == [32, 32]
 
 

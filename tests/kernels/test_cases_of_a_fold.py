@@ -30,8 +30,8 @@ def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench:
         pd.read_csv(left / f"oof-0-member-{member}.csv", dtype={"id": str}).set_index("id")
         for member in (0, 1)
     ]
-    chances = sum(pd.Series(probability(each["logit"].to_numpy()), each.index) for each in members) / 2
-    np.testing.assert_allclose(table["probability"], chances[table["id"]], rtol=1e-9)
+    probabilities = sum(pd.Series(probability(each["logit"].to_numpy()), each.index) for each in members) / 2
+    np.testing.assert_allclose(table["probability"], probabilities[table["id"]], rtol=1e-9)
     wrong = table["kind"].isin(["false_positive", "false_negative"])
     assert ((table["probability"] >= 0.5) == table["label"])[~wrong].all()
     [[_, false_positives], [false_negatives, _]] = record["scores"]["fold"]["confusion_at_half"]

@@ -60,7 +60,7 @@ def test_inference_finds_competition_prepare_and_folds(
         bench.mount(output, place(layout, "notebook", f"hcd-x-fold-{fold}"))
     assert "submission.csv" in done(bench, "inference")
     assert (
-        workbench.record_of(bench.working)["scores"]["members"] == 2 * workbench.experiment().config.members
+        workbench.record_of(bench.working)["scores"]["members"] == 2 * workbench.experiment().config.num_members
     )
 
 

@@ -75,7 +75,7 @@ def hub(weights_content, monkeypatch):
 
 def experiment(**knobs) -> Experiment:
     return Experiment(
-        "tiny", Config(backbone=ENCODER, weights="timm", input_size=32, epochs=1, folds=2, **knobs)
+        "tiny", Config(backbone=ENCODER, weights="timm", input_size=32, epochs=1, num_folds=2, **knobs)
     )
 
 
@@ -108,7 +108,7 @@ def test_fetched_weights_are_what_the_train_kernel_starts_from(hub, tmp_path, we
 
 
 def test_a_hub_that_does_not_know_the_encoder_ends_in_one_message(hub, tmp_path):
-    chosen = Experiment("tiny", Config(backbone="resnet18.tv_in1k", weights="timm", folds=2))
+    chosen = Experiment("tiny", Config(backbone="resnet18.tv_in1k", weights="timm", num_folds=2))
     outcome, working = run_weights(tmp_path, chosen)
     text = outcome.log.read_text()
     assert outcome.code == 1
@@ -154,7 +154,7 @@ def test_an_encoder_from_a_hub_is_rebuilt_from_its_checkpoint_without_the_hub(tm
     save_for_hf(
         timm.create_model("test_vit", img_size=96), str(tmp_path / "encoder"), safe_serialization=True
     )
-    config = Config(backbone="hf-hub:someone/encoder", input_size=48, folds=2)
+    config = Config(backbone="hf-hub:someone/encoder", input_size=48, num_folds=2)
     network = build_network(config, folder=tmp_path / "encoder").eval()
     identity = Identity(
         experiment="tiny", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lib.config import Config, ConfigError, apply_overrides, config_from_dict, parse_toml
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-ROOMY = Config(epochs=1000, members=1)  # leaves room for every warm-up, and for a frozen encoder
+ROOMY = Config(epochs=1000, num_members=1)  # leaves room for every warm-up, and for a frozen encoder
 _TEXTS = {
     "backbone": ["resnet18.tv_in1k", "hf-hub:someone/thing", "test_vit"],
     "weights": ["none", "encoder.safetensors"],

@@ -27,7 +27,7 @@ from lib.search_space import (
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = Config(
-    backbone="test_resnet", weights="none", epochs=8, warmup_epochs=1.0, freeze_epochs=2, members=2, ddp=True
+    backbone="test_resnet", weights="none", epochs=8, warmup_epochs=1.0, freeze_epochs=2, num_members=2, ddp=True
 )
 RATES = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=4, unique=True)
 DECAYS = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=3, unique=True)
@@ -67,7 +67,7 @@ def test_a_grid_is_every_combination_once(rates: list[float], decays: list[float
     for trial in trials:  # one network on one card; everything else is the experiment's
         differing = {f.name for f in fields(Config) if getattr(trial.config, f.name) != getattr(BASE, f.name)}
         assert differing <= {"learning_rate", "weight_decay", "pooling", "members", "ddp", "validate_every"}
-        assert trial.config.members == 1 and not trial.config.ddp
+        assert trial.config.num_members == 1 and not trial.config.ddp
 
 
 @settings(max_examples=30)

@@ -65,17 +65,17 @@ def _result(summary: Summary, numbers: Mapping[str, Any]) -> list[Block]:
     rows.append(["all", *pooled, decimals(summary.decisions["f1_at_half"]), ABSENT, tuned])
     head = ("fold", "tiles", "of tumour", "AUC", "95 % interval", "F1 at 0.5", "threshold", "F1 at threshold")
     config = summary.config
-    part = "" if summary.is_whole else f", {len(summary.folds)} of {config.folds} folds"
-    caption = f"{summary.experiment}: {config.split} folds{part}, seed {config.seed}; each threshold is the best of the other folds"
+    part = "" if summary.is_whole else f", {len(summary.folds)} of {config.num_folds} folds"
+    caption = f"{summary.experiment}: {config.fold_split} folds{part}, seed {config.seed}; each threshold is the best of the other folds"
     blocks: list[Block] = [Table(caption, head, rows)]
-    if config.split == "stratified":
+    if config.fold_split == "stratified":
         blocks.append(Note(_STRATIFIED))
     if summary.transductive:
         blocks.append(Note(f"Transductive: {summary.transductive}."))
     if not summary.is_whole:
         blocks.append(
             Note(
-                f"{several(config.folds - len(summary.folds), 'fold')} of {config.folds} missing: pooled means those here."
+                f"{several(config.num_folds - len(summary.folds), 'fold')} of {config.num_folds} missing: pooled means those here."
             )
         )
     undefined = [str(row.fold) for row in summary.folds.itertuples() if not is_number(row.auc)]

@@ -57,18 +57,18 @@ def _model_row(name: str, outputs: Sequence[Output], config: Config) -> list[str
     members = sum(len(record.members) for record in records)
     seconds = [record.seconds.get("total") for record in records]
     timed = [value for value in seconds if value is not None]
-    head = "logistic regression" if config.tune == "head" else f"{config.pooling} pooling, one logit"
+    head = "logistic regression" if config.train_mode == "head" else f"{config.pooling} pooling, one logit"
     return [
         name,
         config.backbone,
         decimals(size, 3 if is_number(size) and size < 1 else 1)
-        + (" (head only)" if config.tune == "head" and is_number(size) else ""),
+        + (" (head only)" if config.train_mode == "head" and is_number(size) else ""),
         {"timm": "timm's weights", "none": "no", "pretrain": "on these tiles, self-supervised"}.get(
             config.weights, config.weights
         ),
         head,
         str(config.input_size),
-        f"{members} in {several(len(records), 'fold')} of {config.folds}",
+        f"{members} in {several(len(records), 'fold')} of {config.num_folds}",
         decimals(sum(timed) / len(timed), 0) if timed else ABSENT,
         "; ".join(sorted({device for record in records for device in record.devices})) or "not recorded",
         "; ".join(sorted({_code_of(record.bundle_id, record.git_commit) for record in records})),
@@ -81,22 +81,22 @@ def _code_of(bundle: str, commit: str) -> str:
 
 
 def _notes(config: Config) -> list[str]:
-    learns = config.tune != "head"
+    learns = config.train_mode != "head"
     notes = [
-        (config.tune == "head", "encoder frozen"),
+        (config.train_mode == "head", "encoder frozen"),
         (learns, several(config.epochs, "epoch")),
         (learns and config.ddp, "all cards on one network"),
-        (learns and bool(config.ema), f"averaged weights (decay {config.ema:g})"),
+        (learns and bool(config.ema_decay), f"averaged weights (decay {config.ema_decay:g})"),
         (config.stem != "keep", f"stem {config.stem}"),
         (config.stain_normalisation != "none", f"stains normalised ({config.stain_normalisation})"),
         (learns and bool(config.mixup), f"mixup {config.mixup:g}"),
         (learns and bool(config.cutmix), f"cutmix {config.cutmix:g}"),
         (learns and bool(config.label_smoothing), f"labels smoothed by {config.label_smoothing:g}"),
-        (learns and config.balance != "none", f"classes balanced in the {config.balance}"),
+        (learns and config.class_balance != "none", f"classes balanced in the {config.class_balance}"),
         (learns and config.layer_decay != 1, f"layer-wise rates ({config.layer_decay:g})"),
         (learns and bool(config.freeze_epochs), f"head alone for {several(config.freeze_epochs, 'epoch')}"),
         (bool(config.pseudo_labels), f"pseudo-labels of {config.pseudo_labels}"),
-        (True, several(config.views, "view")),
+        (True, several(config.tta_views, "view")),
     ]
     return [text for holds, text in notes if holds]
 

@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     """The folder of a hub that has made its weights, and the output of the weights kernel that fetched them."""
     folder = tmp_path_factory.mktemp("hub")
     said: list[str] = []
-    experiment = Experiment("tiny", Config(backbone=ENCODER, folds=2))
+    experiment = Experiment("tiny", Config(backbone=ENCODER, num_folds=2))
     built = build([experiment], out=folder / "build", owner="someone")
     kernel = next(kernel for kernel in built.kernels if kernel.kind == "weights")
     with Hub(folder / "made", encoders=[ENCODER], fetched=folder / "absent", say=said.append) as hub:

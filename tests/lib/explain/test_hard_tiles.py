@@ -22,8 +22,8 @@ CONFIG = Config(backbone="test_resnet", weights="none", input_size=96)
 
 def test_the_worst_errors_come_first_and_none_is_invented() -> None:
     labels = np.array([0, 1] * 20)
-    chances = np.linspace(0.01, 0.99, 40)
-    found = choose_cases(labels, chances)
+    probabilities = np.linspace(0.01, 0.99, 40)
+    found = choose_cases(labels, probabilities)
     by_kind = {kind: [row for row, each in found if each == kind] for kind in module.KINDS}
     assert by_kind["false_positive"] == [38, 36, 34, 32, 30, 28, 26, 24, 22, 20]  # ten above a half, no more
     assert by_kind["false_negative"] == [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]
@@ -57,7 +57,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fold() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
-    """90 tiles, the fold is every third of them; their chances."""
+    """90 tiles, the fold is every third of them; their probabilities."""
     generator = np.random.default_rng(0)
     tiles = generator.integers(0, 256, (90, 96, 96, 3), dtype=np.uint8)
     rows = np.arange(1, 90, 3)
@@ -66,12 +66,12 @@ def fold() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
 
 
 def explain(checkpoint: Path, fold: tuple[np.ndarray, pd.DataFrame, np.ndarray]) -> Explained:
-    tiles, index, chances = fold
-    return explain_cases(checkpoint, tiles, index=index, chances=chances, device=CPU, entropy=(7, 2))
+    tiles, index, probabilities = fold
+    return explain_cases(checkpoint, tiles, index=index, probabilities=probabilities, device=CPU, entropy=(7, 2))
 
 
 def test_files_hold_the_fold_s_own_tiles_and_their_maps_row_by_row(checkpoint, fold, tmp_path) -> None:
-    tiles, index, chances = fold
+    tiles, index, probabilities = fold
     found = explain(checkpoint, fold)
     names = write_cases(tmp_path, 2, found)
     assert names == {"cases-2.csv": True, "cases-2-tiles.npy": True, "cases-2-maps.npy": True}
@@ -87,7 +87,7 @@ def test_files_hold_the_fold_s_own_tiles_and_their_maps_row_by_row(checkpoint, f
         assert np.array_equal(kept[at], tile)
         assert (row["label"], row["probability"]) == (
             index["label"][place],
-            pytest.approx(chances[place], abs=1e-12),
+            pytest.approx(probabilities[place], abs=1e-12),
         )
         wanted = attribute(network, torch.from_numpy(tile).permute(2, 0, 1)[None].float() / 255)
         np.testing.assert_allclose(maps[at], wanted[0].numpy(), atol=1e-6)
@@ -172,8 +172,8 @@ class Mute(nn.Module):
 def test_without_tumour_or_anything_that_speaks_for_it_the_record_says_so(
     checkpoint, fold, monkeypatch
 ) -> None:
-    tiles, index, chances = fold
-    normal = explain(checkpoint, (tiles, index.assign(label=0), chances))
+    tiles, index, probabilities = fold
+    normal = explain(checkpoint, (tiles, index.assign(label=0), probabilities))
     assert normal.summary == {"missing": "the fold has no tumour tile"} and normal.maps is not None
     mute = Classifier(Mute(), input_size=96, mean=(0.0,) * 3, std=(1.0,) * 3)
     monkeypatch.setattr(module, "load_checkpoint", lambda path: (mute, None))

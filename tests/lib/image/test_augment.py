@@ -251,7 +251,7 @@ def test_stains_come_before_colours_and_each_has_its_own_draw() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [STRONG, Config(hed=0.1), Config(**STILL), Config(rotate="none"), Config(rotate="none", hed=0.1)],
+    [STRONG, Config(hed_jitter=0.1), Config(**STILL), Config(rotate="none"), Config(rotate="none", hed_jitter=0.1)],
 )
 def test_bytes_and_fractions_give_the_same(config: Config) -> None:
     tiles = (torch.rand(60, 12, 12, 3, generator=torch.Generator().manual_seed(3)) * 256).to(torch.uint8)
@@ -265,7 +265,7 @@ def test_bytes_and_fractions_give_the_same(config: Config) -> None:
 
 def test_whole_batches_and_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU works on the batch as a whole, a CPU on pieces of one symmetry."""
-    config, images, draws = Config(hed=0.1), (_images(70) * 255).to(torch.uint8), _draws(70)
+    config, images, draws = Config(hed_jitter=0.1), (_images(70) * 255).to(torch.uint8), _draws(70)
     pieces = augment(images, draws, config)
     turned = transform_each(images, symmetries(draws, config))
     whole = jitter_colours(turned.float() / 255, draws, config)
@@ -274,7 +274,7 @@ def test_whole_batches_and_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_size_is_that_of_the_network() -> None:
     images, draws = (_images(5) * 255).to(torch.uint8), _draws(5)
-    small = augment(images, draws, Config(hed=0.1), shrink=lambda some: some[..., ::2, ::2])
+    small = augment(images, draws, Config(hed_jitter=0.1), shrink=lambda some: some[..., ::2, ::2])
     assert small.shape == (5, 3, 6, 6) and small.max() <= 1
 
 

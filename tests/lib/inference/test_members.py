@@ -28,7 +28,7 @@ def test_those_of_one_architecture_and_the_same_views_go_together(tmp_path: Path
         one,
         replace(one, input_size=224),
         one,
-        replace(one, views=4),
+        replace(one, tta_views=4),
         replace(one, learning_rate=1.0),
         replace(one, seed=1),
         replace(one, stain_normalisation="macenko"),

@@ -89,9 +89,9 @@ def test_a_pathology_encoder_brings_its_own_normalisation_and_learns_or_embeds(
     config = Config(
         backbone=encoder,
         weights="timm",
-        tune=tune,
-        members=1,
-        views=1,
+        train_mode=tune,
+        num_members=1,
+        tta_views=1,
         input_size=112,
         batch_size=4,
         layer_decay=0.8,

@@ -19,7 +19,7 @@ from lib.model.features import FeaturesError, embed_tiles, feature_plan, publish
 from lib.model.network import build_network
 
 CPU = torch.device("cpu")
-CONFIG = Config(backbone="test_vit", input_size=64, tune="head", members=1)
+CONFIG = Config(backbone="test_vit", input_size=64, train_mode="head", num_members=1)
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
@@ -103,7 +103,7 @@ def test_an_embedding_that_was_stopped_ends_in_the_same_bytes(
 def test_the_plan_depends_on_the_encoder_and_not_on_the_training() -> None:
     facts = {"data_id": "d", "bundle_id": "b", "tiles": 3}
     plain = feature_plan(CONFIG, **facts)  # type: ignore[arg-type]
-    assert feature_plan(dataclasses.replace(CONFIG, epochs=9, folds=3), **facts) == plain  # type: ignore[arg-type]
+    assert feature_plan(dataclasses.replace(CONFIG, epochs=9, num_folds=3), **facts) == plain  # type: ignore[arg-type]
     for change in ({"views": 4}, {"input_size": 96}, {"backbone": "test_resnet"}, {"precision": "float16"}):
         assert feature_plan(dataclasses.replace(CONFIG, **change), **facts) != plain  # type: ignore[arg-type]
 

@@ -77,7 +77,7 @@ def write_prepare(competition: Path, folder: Path) -> None:
             read, {builders[name].part: store for name, store in results.items()}
         ),
         **explore(index, train, test, results, config, test_ids=read.test_ids),
-        "splits": describe_splits(index, number=config.folds, seed=config.seed),
+        "splits": describe_splits(index, number=config.num_folds, seed=config.seed),
     }
     for name in FIGURES:
         brightness_histogram(train.means, index["label"].to_numpy(), folder / name)
@@ -152,30 +152,30 @@ def write_fold(
 ) -> None:
     """What the train kernel of one fold leaves, but for the weights."""
     index = pd.read_csv(data / "index-train.csv", dtype={"id": str, "slide": str}, keep_default_na=False)
-    table = make_folds(index, split=config.split, number=config.folds, seed=config.seed)
+    table = make_folds(index, split=config.fold_split, number=config.num_folds, seed=config.seed)
     folds, inside = table["fold"].to_numpy(), table["fold"].to_numpy() == fold
     labels, files = index["label"].to_numpy()[inside], {}
-    chances = []
-    for member in range(config.members):
+    probabilities = []
+    for member in range(config.num_members):
         logits = predict(data, folds, seed=config.seed + member)[inside]
         text = pd.DataFrame({"id": index["id"][inside], "label": labels, "logit": logits}).to_csv(
             index=False, float_format="%.9g"
         )
         files[f"oof-{fold}-member-{member}.csv"] = text
-        chances.append(probability(logits))
+        probabilities.append(probability(logits))
         lines: list[dict[str, Any]] = [
             {"epoch": e, "loss": 0.7 / e + 0.01 * fold + 0.02 * member, "learning_rate": 1e-3, "skipped": 0}
             for e in range(1, 5)
         ]
         lines[1] |= {"validation_auc": 0.7}
         lines[3] |= {"validation_auc": 0.8}
-        if config.tune == "head":
+        if config.train_mode == "head":
             lines = [{"penalty": 0.01, "validation_auc": 0.8}]
         files[f"history-{fold}-member-{member}.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines)
-    mean = np.mean(chances, axis=0)
+    mean = np.mean(probabilities, axis=0)
     found: dict[str, Any] = {
         "fold": {"auc": auc(labels, mean)},
-        "members": [{"auc": auc(labels, each)} for each in chances],
+        "members": [{"auc": auc(labels, each)} for each in probabilities],
     }
     found["parameters_millions"] = 0.372785
     if cases:
@@ -187,21 +187,21 @@ def write_fold(
         found["transductive"] = True
     facts = {"data_id": read_run_record(data, kind="prepare").data_id, "fold_table_id": fold_table_id(table)}
     seal(
-        folder, "train", files, experiment=experiment, config=asdict(config), fold=fold, members=list(range(config.members)),
+        folder, "train", files, experiment=experiment, config=asdict(config), fold=fold, members=list(range(config.num_members)),
         label_set=[0, 1], checkpoint_format=1, scores=found | (scores or {}), **facts,
     )  # fmt: skip
 
 
 def _cases(
-    ids: np.ndarray, labels: np.ndarray, chances: np.ndarray, rows: np.ndarray, data: Path, fold: int
+    ids: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, rows: np.ndarray, data: Path, fold: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     tiles = np.load(data / prepared.TRAIN_TILES, mmap_mode="r")
-    tumour, called = labels == 1, chances >= 0.5
+    tumour, called = labels == 1, probabilities >= 0.5
     masks = {"false_positive": ~tumour & called, "false_negative": tumour & ~called}
     masks |= {"sure_tumour": tumour & called, "sure_normal": ~tumour & ~called}
     picked, kinds = [], []
     for kind, mask in masks.items():
-        order = np.argsort(chances if kind in ("false_negative", "sure_normal") else -chances, kind="stable")
+        order = np.argsort(probabilities if kind in ("false_negative", "sure_normal") else -probabilities, kind="stable")
         some = [at for at in order if mask[at]][: TILES // 4]
         picked += some
         kinds += [kind] * len(some)
@@ -212,7 +212,7 @@ def _cases(
     maps[0] = 0
     shares = maps[:, 32:64, 32:64].sum(axis=(1, 2))
     table = pd.DataFrame(
-        {"id": ids[picked], "label": labels[picked], "probability": chances[picked], "kind": kinds}
+        {"id": ids[picked], "label": labels[picked], "probability": probabilities[picked], "kind": kinds}
     )
     table["share_in_centre"] = shares
     files = {
@@ -275,7 +275,7 @@ def write_campaign(root: Path, data: Path, experiments: dict[str, Config]) -> st
     (root / "hcd-prepare").symlink_to(data, target_is_directory=True)
     members = {}
     for name, config in experiments.items():
-        for fold in range(config.folds):
+        for fold in range(config.num_folds):
             folder = root / f"hcd-{name}-fold-{fold}"
             write_fold(folder, data, name, config, fold)
             for number, each in enumerate(read_run_record(folder, kind="train").scores["members"]):

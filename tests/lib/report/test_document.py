@@ -52,14 +52,14 @@ def notes(section: Section) -> str:
 def recomputed(root: Path, experiment: str, config: Config) -> pd.DataFrame:
     """Out-of-fold probabilities straight from the CSV files, by nothing of this project."""
     parts = []
-    for fold in range(config.folds):
+    for fold in range(config.num_folds):
         tables = [
             pd.read_csv(root / f"hcd-{experiment}-fold-{fold}" / f"oof-{fold}-member-{member}.csv").set_index(
                 "id"
             )
-            for member in range(config.members)
+            for member in range(config.num_members)
         ]
-        mean = sum(1 / (1 + np.exp(-table["logit"])) for table in tables) / config.members
+        mean = sum(1 / (1 + np.exp(-table["logit"])) for table in tables) / config.num_members
         parts.append(pd.DataFrame({"label": tables[0]["label"], "score": mean, "fold": fold}))
     index = pd.read_csv(root / "hcd-prepare" / "index-train.csv").set_index("id")
     return pd.concat(parts).join(index["stain_group"])

@@ -32,9 +32,9 @@ CONFIG = Config(
     weights="pretrain",
     input_size=32,
     pretrain_epochs=3,
-    pretrain_batch=16,
-    pretrain_width=32,
-    pretrain_rate=3e-3,
+    pretrain_batch_size=16,
+    projector_dim=32,
+    pretrain_learning_rate=3e-3,
 )
 
 
@@ -192,7 +192,7 @@ def test_too_few_tiles_and_a_lost_loss_say_what_to_do(
     task: PretrainTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(TrainingError, match="only 36 tiles"):
-        _run(dataclasses.replace(task, config=dataclasses.replace(CONFIG, pretrain_batch=64)), tmp_path)
+        _run(dataclasses.replace(task, config=dataclasses.replace(CONFIG, pretrain_batch_size=64)), tmp_path)
     monkeypatch.setattr(module, "barlow_twins", lambda one, two: (one.sum() + two.sum()) * float("nan"))
     with pytest.raises(TrainingError, match="pretrain_rate"):
         _run(task, tmp_path / "x")

@@ -255,7 +255,7 @@ def test_the_loss_is_scikit_learns_log_loss(
         backbone="test_vit",
         input_size=32,
         batch_size=36,
-        balance=balance,
+        class_balance=balance,
         stain_normalisation=stains,
         **PLAIN,
     )
@@ -264,7 +264,7 @@ def test_the_loss_is_scikit_learns_log_loss(
     network = build_network(config)
     with torch.no_grad():
         images = normalise_stains(torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255, stains)
-        chances = torch.sigmoid(network.train()(images).double()).numpy()
+        probabilities = torch.sigmoid(network.train()(images).double()).numpy()
     step = OptimizerStep(
         build_optimizer(network, config), peak=1e-3, total=1, warmup=0, clip=0.0, scaled=False
     )
@@ -272,7 +272,7 @@ def test_the_loss_is_scikit_learns_log_loss(
     weight = np.where(
         truth == 1, 2.0 if balance == "loss" else 1.0, 1.0
     )  # a third of these tiles is positive
-    assert found == pytest.approx(log_loss(truth, chances, sample_weight=weight) * weight.mean(), rel=1e-5)
+    assert found == pytest.approx(log_loss(truth, probabilities, sample_weight=weight) * weight.mean(), rel=1e-5)
 
 
 def test_tiles_that_do_not_fill_a_step_are_left_for_another_epoch(
@@ -297,7 +297,7 @@ def test_every_tile_of_a_step_goes_to_one_process_and_pass(
 ) -> None:
     if len(part.rows) < 4:
         return
-    config = Config(batch_size=batch, hed=0.1)
+    config = Config(batch_size=batch, hed_jitter=0.1)
     alone = plan_epoch(part, config, epoch=epoch)
     shares = [plan_epoch(part, config, epoch=epoch, slice=Shard(rank, size, passes)) for rank in range(size)]
     each, steps = tiles_a_step(part, config), steps_an_epoch(part, config)

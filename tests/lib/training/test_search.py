@@ -49,11 +49,11 @@ def template(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
         backbone="test_vit",
         weights="none",
         input_size=32,
-        folds=3,
+        num_folds=3,
         epochs=2,
         batch_size=8,
-        views=1,
-        members=2,
+        tta_views=1,
+        num_members=2,
     )
     return small_task((shared, index), config, fold=0, memory=memory)
 
@@ -113,7 +113,7 @@ def test_trials_are_ranked_and_leave_a_table_and_a_winner(
     assert (table["parameters_millions"] > 0.1).all() and (table["seconds"] > 0).all()
     winner = parse_toml((tmp_path / "winner.toml").read_text(), name="winner")
     best = found.records[0]
-    assert winner.members == 2  # a trial is one network, what is run is the experiment
+    assert winner.num_members == 2  # a trial is one network, what is run is the experiment
     assert (winner.learning_rate, winner.drop_rate) == (
         best.values["learning_rate"],
         best.values["drop_rate"],

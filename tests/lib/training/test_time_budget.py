@@ -34,10 +34,10 @@ def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
         input_size=32,
         epochs=2,
         batch_size=32,
-        folds=3,
-        views=1,
+        num_folds=3,
+        tta_views=1,
         learning_rate=3e-3,
-        members=1,
+        num_members=1,
     )
     return small_task(learnable, config)
 
@@ -226,7 +226,7 @@ def test_time_is_kept_for_explaining_the_hardest_tiles(
     train_fold(
         timed, folder=tmp_path, devices=[torch.device("cpu")], say=lambda text: None, replace=lambda: None
     )
-    predicted = int((task.folds == task.fold).sum()) * task.config.views
+    predicted = int((task.folds == task.fold).sum()) * task.config.tta_views
     assert kept and min(kept) * task.config.batch_size >= predicted + 4 * MOST_TILES
 
 

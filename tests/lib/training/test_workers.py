@@ -33,14 +33,14 @@ def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
         backbone="test_vit",  # no batch statistics
         weights="none",
         input_size=32,
-        folds=3,
+        num_folds=3,
         epochs=2,
         batch_size=8,
-        members=2,
-        views=2 * 2,
+        num_members=2,
+        tta_views=2 * 2,
         learning_rate=1e-3,
-        clip_gradient=1.0,
-        hed=0.05,
+        clip_grad_norm=1.0,
+        hed_jitter=0.05,
     )
     return small_task(learnable, config)
 
