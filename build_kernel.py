@@ -197,7 +197,7 @@ def check(out: Path) -> None:
 @click.argument("experiments", nargs=-1)
 @click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
 @click.option("--tiles", type=click.IntRange(min=50), help="Labelled tiles to take (stratified) or to draw.")
-@click.option("--folds", type=click.IntRange(min=2, max=20), help="The same as --set folds=K.")
+@click.option("--folds", type=click.IntRange(min=2, max=20), help="The same as --set num_folds=K.")
 @click.option("--thin", is_flag=True, help="Rehearse thin kernels, with the dataset mounted.")
 @click.option(
     "--faults",
@@ -237,7 +237,7 @@ def smoke(
     from launch.packaging.metadata import owner_of, read_base
     from launch.plan import load_experiments
 
-    knobs = [*overrides, *([f"folds={folds}"] if folds else [])]
+    knobs = [*overrides, *([f"num_folds={folds}"] if folds else [])]
     loaded = load_experiments(experiments or ("smoke",), knobs)
     rehearse(
         loaded,
@@ -256,7 +256,7 @@ def smoke(
 
 @main.command(
     epilog=_examples(
-        "build_kernel.py local resnet34 --set epochs=3 --set members=1",
+        "build_kernel.py local resnet34 --set epochs=3 --set num_members=1",
     )
 )
 @click.argument("experiments", nargs=-1)

@@ -29,7 +29,7 @@ from launch.plan import load_experiment  # noqa: E402
 from lib.data.competition import read_competition  # noqa: E402
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE  # noqa: E402
 
-KNOBS = ["weights=none", "epochs=1", "warmup_epochs=0", "batch_size=128", "prediction_batch=512"]
+KNOBS = ["weights=none", "epochs=1", "warmup_epochs=0", "batch_size=128", "eval_batch_size=512"]
 VIEWS = 8
 
 

@@ -96,14 +96,14 @@ def ours(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder
 OURS: dict[str, Any] = {
     "backbone": BACKBONE,
     "weights": "none",
-    "members": 1,
+    "num_members": 1,
     "batch_size": 32,
     "learning_rate": 4e-3,
     "weight_decay": 0.05,
     "warmup_epochs": 1.0,
-    "clip_gradient": 1.0,
-    "validate_every": 0,
-    "views": 8,
+    "clip_grad_norm": 1.0,
+    "eval_every": 0,
+    "tta_views": 8,
 }
 
 

@@ -60,12 +60,12 @@ def recipe(session: Session) -> None:
         session.say(f"warning: {warning}")
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     members = [member for output in outputs for member in members_of(output)]
-    heads = [member for member in members if member.config.train_mode == "head"]
+    heads = [member for member in members if member.config.train_mode == "linear_probe"]
     by_member: dict[str, np.ndarray] = {}
     for member in heads:
         features = find_features(session, member.config, data_id=data.data_id)
         by_member[member.name] = load_head(member.path)[0].logits(features.test)
-    networks = [member for member in members if member.config.train_mode != "head"]
+    networks = [member for member in members if member.config.train_mode != "linear_probe"]
     tiles = np.empty((0, *TILE_SHAPE), dtype=np.uint8)
     if networks:
         preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))

@@ -44,7 +44,7 @@ def recipe(session: Session) -> None:
     config, parameters = session.parameters.config, session.parameters
     with session.stage("look at the prepared data"):
         data = prepared.read_prepared(find_output(session.input, "prepare"))
-        frozen = config.train_mode == "head"
+        frozen = config.train_mode == "linear_probe"
         features = find_features(session, config, data_id=data.data_id) if frozen else None
         weights = {} if frozen else find_weights(session, config)
         folds = make_folds(data.train, split=config.fold_split, number=config.num_folds, seed=config.seed)
@@ -52,7 +52,9 @@ def recipe(session: Session) -> None:
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     groups = groups_of(data.train, split=config.fold_split)
     report = fold_report(data.train["label"].to_numpy(), folds["fold"].to_numpy(), number=config.num_folds)
-    session.say(f"folds by {config.fold_split}, table {table_id[:8]}:\n{report.round(4).to_string(index=False)}")
+    session.say(
+        f"folds by {config.fold_split}, table {table_id[:8]}:\n{report.round(4).to_string(index=False)}"
+    )
     task = FoldTask(
         experiment=parameters.experiment,
         config=config,

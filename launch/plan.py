@@ -215,8 +215,8 @@ def _own_values(name: str, overrides: Sequence[str], root: Path) -> Experiment:
         changed.fold_split == "slide" and not changed.slide_map
     ):  # the folds would say so, after prepare and on a GPU
         raise LaunchError(
-            f"{name}: split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset or folder that holds one and "
-            "name the file, --set slide_map=FILE.csv; or take --set split=stain"
+            f"{name}: fold_split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset or folder that holds one and "
+            "name the file, --set slide_map=FILE.csv; or take --set fold_split=stain"
         )
     return Experiment(name if changed == config else f"{name}-{changed.hash[:6]}", changed)
 
@@ -231,7 +231,7 @@ def _teacher(name: str, config: Config, root: Path) -> Experiment:
     problems = []
     if teacher.config.pseudo_labels:
         problems.append(f"{teacher.name} takes pseudo-labels itself")
-    if teacher.config.train_mode == "head":
+    if teacher.config.train_mode == "linear_probe":
         problems.append(f"{teacher.name} has a frozen encoder, whose folds have no network to ask")
     for knob in FOLD_KNOBS:
         theirs, ours = getattr(teacher.config, knob), getattr(config, knob)
@@ -312,7 +312,7 @@ def plan_kernels(
                     sources=(prepare.slug,),
                 )
             )
-        frozen = experiment.config.train_mode == "head"
+        frozen = experiment.config.train_mode == "linear_probe"
         if frozen:
             kernels.append(
                 Kernel(
@@ -350,7 +350,7 @@ def plan_kernels(
             experiments=names,
             configs=configs,
             folds=tuple(chosen),
-            needs_gpu=any(config.train_mode == "all" for config in configs),
+            needs_gpu=any(config.train_mode == "full" for config in configs),
             competition=True,
             sources=(prepare.slug, *embedded, *averaged),
             average=average,

@@ -68,7 +68,9 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         console.print("* the threshold with the best F1 on the other folds")
         low, high = summary.interval
         some = (
-            "" if len(summary.folds) == config.num_folds else f" of {len(summary.folds)} of {config.num_folds} folds"
+            ""
+            if len(summary.folds) == config.num_folds
+            else f" of {len(summary.folds)} of {config.num_folds} folds"
         )
         console.print(
             f"pooled out-of-fold AUC {summary.pooled:.4f} on n = {len(summary.table):,} tiles{some} "

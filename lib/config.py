@@ -18,8 +18,14 @@ Value = bool | int | float | str
 
 
 # Knobs that say what is expected, and decide nothing.
-EXPECTATIONS = ("hours", "pretrain_hours")
-FOLD_KNOBS = ("split", "folds", "seed", "stain_groups", "slide_map")  # what a fold table is a function of
+EXPECTATIONS = ("expected_hours", "pretrain_hours")
+FOLD_KNOBS = (
+    "fold_split",
+    "num_folds",
+    "seed",
+    "stain_groups",
+    "slide_map",
+)  # what a fold table is a function of
 PREPARE_KNOBS = (
     "verify",
     "stain_groups",
@@ -65,7 +71,7 @@ class Config:
     stain_groups: int = _knob(60, "clusters of stain and background the tiles are put into", low=2, high=5000)
 
     slide_map: str = _knob(
-        "", "name of a CSV file (id,wsi) in an attached dataset, for split = slide; empty: none"
+        "", "name of a CSV file (id,wsi) in an attached dataset, for fold_split = slide; empty: none"
     )
 
     # The network
@@ -76,10 +82,10 @@ class Config:
         "on the competition's own tiles, by a kernel of its own), or the name of a .safetensors file in an attached dataset",
     )
     train_mode: str = _knob(
-        "all",
-        "all (the whole network learns) or head (the backbone stays frozen: every tile is embedded once, by a kernel of its "
+        "full",
+        "full (the whole network learns) or linear_probe (the backbone stays frozen: every tile is embedded once, by a kernel of its "
         "own, and the folds fit a logistic regression on that, on CPUs)",
-        choices=("all", "head"),
+        choices=("full", "linear_probe"),
     )
     input_size: int = _knob(96, "side in pixels to which tiles are resized on the device", low=32, high=1024)
     drop_rate: float = _knob(0.0, "dropout before the logit", low=0.0, high=0.9)
@@ -110,9 +116,7 @@ class Config:
         high=16,
     )
     ddp: bool = _knob(False, "all cards work on one member together instead (torch.distributed)")
-    sync_batchnorm: bool = _knob(
-        False, "with ddp: batch norms see the tiles of all cards, not of their own"
-    )
+    sync_batchnorm: bool = _knob(False, "with ddp: batch norms see the tiles of all cards, not of their own")
     epochs: int = _knob(5, "passes over the training tiles of the fold", low=1, high=1000)
     batch_size: int = _knob(256, "tiles per optimiser step, of all cards together", low=1, high=8192)
     grad_accum_steps: int = _knob(
@@ -155,7 +159,9 @@ class Config:
     cutmix: float = _knob(
         0.0, "alpha of cutmix: a rectangle comes from another tile; 0: not", low=0.0, high=10.0
     )
-    clip_grad_norm: float = _knob(0.0, "largest norm of the gradient; 0 leaves it as it is", low=0.0, high=1e6)
+    clip_grad_norm: float = _knob(
+        0.0, "largest norm of the gradient; 0 leaves it as it is", low=0.0, high=1e6
+    )
     class_balance: str = _knob(
         "none",
         "against the 59.5 / 40.5 imbalance: none, loss (pos_weight) or sampler (classes drawn equally often)",
@@ -182,7 +188,7 @@ class Config:
     )
     expected_hours: float = _knob(
         2.0,
-        "hours one fold (with tune = head: the embedding) is expected to take on 2 x T4: what a campaign counts against the "
+        "hours one fold (with train_mode = linear_probe: the embedding) is expected to take on 2 x T4: what a campaign counts against the "
         "quota before a fold has run; three times this (1 to 12) is the time limit of the push, inside which a fold shortens its "
         "plan if it must",
         low=0.01,
@@ -216,7 +222,7 @@ class Config:
         choices=("all", "train"),
     )
     pretrain_hours: float = _knob(
-        4.0, "hours it is expected to take on 2 x T4, as `hours` is for a fold", low=0.01, high=12.0
+        4.0, "hours it is expected to take on 2 x T4, as `expected_hours` is for a fold", low=0.01, high=12.0
     )
 
     # The augmentation, each sample with its own draw
@@ -267,9 +273,11 @@ class Config:
             )
         if not problems and self.freeze_epochs >= self.epochs:
             problems.append(f"freeze_epochs = {self.freeze_epochs} leaves nothing of epochs = {self.epochs}")
-        if not problems and self.train_mode == "head" and self.pseudo_labels:
-            problems.append("pseudo_labels with tune = head: only networks that learn take them")
-        if not problems and self.train_mode == "head":
+        if not problems and self.train_mode == "linear_probe" and self.pseudo_labels:
+            problems.append(
+                "pseudo_labels with train_mode = linear_probe: only networks that learn take them"
+            )
+        if not problems and self.train_mode == "linear_probe":
             problems += self._problems_of_a_head()
         if not problems and self.schedule == "one_cycle" and self.warmup_epochs:
             problems.append("warmup_epochs is for schedule = cosine: one_cycle climbs by itself")
@@ -280,15 +288,15 @@ class Config:
         problems = []
         if self.num_members != 1:
             problems.append(
-                "tune = head needs members = 1: a logistic regression comes out the same from every seed"
+                "train_mode = linear_probe needs num_members = 1: a logistic regression comes out the same from every seed"
             )
         if self.pooling in ("gem", "attention"):
             problems.append(
-                f"tune = head with pooling = {self.pooling}: it has numbers to learn; use native, avg or avgmax"
+                f"train_mode = linear_probe with pooling = {self.pooling}: it has numbers to learn; use native, avg or avgmax"
             )
         if self.weights == "none":
             problems.append(
-                "tune = head with weights = none: a frozen encoder of random numbers; name its weights"
+                "train_mode = linear_probe with weights = none: a frozen encoder of random numbers; name its weights"
             )
         return problems
 

@@ -38,14 +38,20 @@ _SAME = "it does not change what is learnt"
 _REFUSED = {
     **dict.fromkeys((*FOLD_KNOBS, *PREPARE_KNOBS), _SHARED),
     **dict.fromkeys(EXPECTATIONS, "it says what is expected, and decides nothing"),
-    **dict.fromkeys(("members", "ddp", "synchronise_norms"), _ALONE),
-    **dict.fromkeys(("device", "validate_every", "prediction_batch", "deterministic"), _SAME),
+    **dict.fromkeys(("num_members", "ddp", "sync_batchnorm"), _ALONE),
+    **dict.fromkeys(("device", "eval_every", "eval_batch_size", "fixed_schedule"), _SAME),
     **dict.fromkeys(("pseudo_labels", "pseudo_share"), "a search reads no folds of another experiment"),
     **dict.fromkeys(
-        ("pretrain_epochs", "pretrain_batch", "pretrain_rate", "pretrain_width", "pretrain_tiles"),
+        (
+            "pretrain_epochs",
+            "pretrain_batch_size",
+            "pretrain_learning_rate",
+            "projector_dim",
+            "pretrain_tiles",
+        ),
         "an encoder is pretrained once, before the search",
     ),
-    "tune": "a frozen encoder is another kernel",
+    "train_mode": "a frozen encoder is another kernel",
 }
 
 
@@ -98,7 +104,13 @@ class SearchSpace:
             for key, value in self.space.items()
         }
         own = {key: getattr(self, key) for key in _KEYS[self.method]}
-        return {"method": self.method, "space": space, "seed": self.seed, "folds": list(self.folds), **own}
+        return {
+            "method": self.method,
+            "space": space,
+            "seed": self.seed,
+            "folds": list(self.folds),
+            **own,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +275,7 @@ class _Reader:
             problems.append(f"{key}: low = {low!r} is not below high = {high!r}")
         if not problems and scale == "log" and low <= 0:
             problems.append(f"{key}: scale = log needs low above zero, not {low!r}")
-        if not problems and key == "views":
+        if not problems and key == "tta_views":
             problems.append("views is one of 1, 4, 8: name its values in a list")
         if scale not in ("log", "linear"):
             problems.append(f"{key}: scale = {scale!r}: log or linear expected")
@@ -318,9 +330,9 @@ def draw_trials(space: SearchSpace, base: Config) -> list[Trial]:
 
 def _problems_with(space: SearchSpace, base: Config) -> list[str]:
     problems = []
-    if base.train_mode == "head":
+    if base.train_mode == "linear_probe":
         problems.append(
-            "the experiment's encoder is frozen (tune = head), a search trains networks: --set tune=all"
+            "the experiment's encoder is frozen (train_mode = linear_probe), a search trains networks: --set train_mode=full"
         )
     if base.pseudo_labels:
         problems.append(

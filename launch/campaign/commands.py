@@ -252,7 +252,7 @@ def _ledger_for(order: CampaignSpec, owner: str) -> Ledger:
             + "\nName another with --campaign, or give it what it was started with."
         )
     for name, config in wanted.items():
-        ledger.experiments[name] = config  # `hours` may have been corrected
+        ledger.experiments[name] = config  # `expected_hours` may have been corrected
     ledger.folds = folds
     if (
         order.search is not None

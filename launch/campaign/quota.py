@@ -52,7 +52,7 @@ class Capacity:
             if needed > self.quota.allowed:
                 raise CampaignStoppedError(
                     f"{slug} is expected to take {needed:.1f} h, the weekly quota is {self.quota.allowed:.1f} h: it can never "
-                    "run. Make it cheaper, or correct its `hours`."
+                    "run. Make it cheaper, or correct its `expected_hours`."
                 )
         if cost > self.quota.left:
             for line in plan_over_weeks(hours, self.quota):

@@ -39,12 +39,17 @@ def expected_hours(kernel: Kernel, ledger: Ledger | None = None) -> float:
 
 def _planned(kernel: Kernel) -> float:
     config = kernel.configs[0]
-    fold = _HEAD_HOURS if config.train_mode == "head" else config.expected_hours
+    fold = _HEAD_HOURS if config.train_mode == "linear_probe" else config.expected_hours
     if kernel.search is not None:
-        return min(LONGEST / 3600, max(0.1, expected_folds(kernel.search, config) * config.expected_hours / CARDS))
-    return {**_EXPECTED, "train": fold, "embed": config.expected_hours, "pretrain": config.pretrain_hours}.get(
-        kernel.kind, 0.25
-    )
+        return min(
+            LONGEST / 3600, max(0.1, expected_folds(kernel.search, config) * config.expected_hours / CARDS)
+        )
+    return {
+        **_EXPECTED,
+        "train": fold,
+        "embed": config.expected_hours,
+        "pretrain": config.pretrain_hours,
+    }.get(kernel.kind, 0.25)
 
 
 def time_limit(kernel: Kernel, *, ended_before: int = 0) -> float:

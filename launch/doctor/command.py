@@ -441,7 +441,7 @@ def _check_quota(line: _Line, experiments: Sequence[Experiment]) -> list[Finding
                 "quota",
                 False,
                 found,
-                "One kernel is expected to take longer than a week's quota: correct its `hours`.",
+                "One kernel is expected to take longer than a week's quota: correct its `expected_hours`.",
             )
         ]
     if cost > quota.left:

@@ -39,7 +39,7 @@ def make_folds(index: pd.DataFrame, *, split: str, number: int, seed: int) -> pd
     if fewest < 2 * number:  # two a fold, so that a threshold can be chosen on one and tried on the other
         raise FoldError(
             f"{number} folds need at least {2 * number} tiles of each class, the rarer one has {fewest}: "
-            "use more tiles, or fewer folds (--set folds=2)"
+            "use more tiles, or fewer folds (--set num_folds=2)"
         )
     fold = np.empty(len(table), dtype=np.int64)
     if split == "stratified":
@@ -55,14 +55,14 @@ def groups_of(table: pd.DataFrame, *, split: str) -> np.ndarray:
     """The group of each row: its slide, or its stain group (also for the stratified split, which ignores it).
 
     Raises:
-        FoldError: `split = "slide"` and no slide is known.
+        FoldError: `fold_split = "slide"` and no slide is known.
     """
     if split == "slide":
         slides = table["slide"].fillna("").astype(str)
         if (slides == "").any():
             raise FoldError(
-                "split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset that holds one and name the "
-                "file with --set slide_map=FILE.csv, or use --set split=stain"
+                "fold_split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset that holds one and name the "
+                "file with --set slide_map=FILE.csv, or use --set fold_split=stain"
             )
         return np.asarray(slides)
     return np.asarray(table["stain_group"])
@@ -78,7 +78,9 @@ def _grouped_folds(
     """
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < number:
-        raise FoldError(f"{number} folds need at least {number} groups, split = {split} has {len(names)}")
+        raise FoldError(
+            f"{number} folds need at least {number} groups, fold_split = {split} has {len(names)}"
+        )
     tiles = np.bincount(group).astype(np.float64)  # (G,)
     positives = np.bincount(group, weights=labels)  # (G,)
     best, best_cost = np.empty(0, dtype=np.int64), np.inf
@@ -91,8 +93,12 @@ def _grouped_folds(
         if not unevenness(labels, best[group], number=number) and attempt >= 2:
             break
     if problems := unevenness(labels, best[group], number=number):
-        remedy = "Use more groups (--set stain_groups=...), fewer folds (--set folds=...) or another split."
-        raise FoldError(listed(f"split = {split} gives folds that are too uneven:", problems, remedy=remedy))
+        remedy = (
+            "Use more groups (--set stain_groups=...), fewer folds (--set num_folds=...) or another split."
+        )
+        raise FoldError(
+            listed(f"fold_split = {split} gives folds that are too uneven:", problems, remedy=remedy)
+        )
     fold: np.ndarray = best[group]
     return fold
 

@@ -160,7 +160,7 @@ def group_auc(labels: np.ndarray, groups: np.ndarray, *, seed: int, number: int 
     """The AUC that the group number alone reaches when neighbours of a tile are on both sides of the split.
 
     Each tile is scored by the share of tumour among the tiles of its group in the other stratified folds, so this is what
-    knowing the slide is worth under `split = "stratified"`, and what a split by group denies.
+    knowing the slide is worth under `fold_split = "stratified"`, and what a split by group denies.
     """
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold

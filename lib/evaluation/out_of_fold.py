@@ -119,7 +119,7 @@ def read_out_of_fold(
         raise ResultError(f"{twice:,} tiles are predicted out of fold more than once: run the folds again")
     if index is None:
         return predicted.sort_values("id", ignore_index=True), records
-    whole = len(folders) == records[0].config["folds"]
+    whole = len(folders) == records[0].config["num_folds"]
     said = predicted.rename(columns={"label": "said"})
     table = index.merge(said, on="id", how="outer" if whole else "right", validate="one_to_one")
     if table[["label", "probability"]].isna().any().any() or (whole and len(table) != len(index)):

@@ -29,7 +29,7 @@ from lib.validation import UNREADABLE
 
 TRAIN_FEATURES, TEST_FEATURES = "features-train.npy", "features-test.npy"
 # Knobs that decide what an encoder says of a tile; a head must have been given the same.
-FEATURE_KNOBS = ("backbone", "weights", "input_size", "pooling", "stem", "stain_normalisation", "views")
+FEATURE_KNOBS = ("backbone", "weights", "input_size", "pooling", "stem", "stain_normalisation", "tta_views")
 _BLOCK = 8192  # tiles: what a kill costs at most
 
 

@@ -84,7 +84,7 @@ def predict_members(
     if bad := int((~np.isfinite(found)).sum()):
         raise PredictionError(
             f"{bad:,} of {found.size:,} logits are not finite: the training diverged (lower the learning rate: "
-            "--set learning_rate=..., or clip: --set clip_gradient=1), or float16 overflowed (--set precision=float32)"
+            "--set learning_rate=..., or clip: --set clip_grad_norm=1), or float16 overflowed (--set precision=float32)"
         )
     return found
 

@@ -288,7 +288,7 @@ def _unknown_of(name: str, found: Mapping[str, Any], numbers: Mapping[str, Any])
         unknown.append(f"{name}: its calibration; no line can be fitted to these scores.")
     elif len(found["folds"]) == 1:
         unknown.append(f"{name}: a threshold and its calibration; both need a second fold.")
-    if found["members"] == 1 and found["tune"] != "head":
+    if found["members"] == 1 and found["train_mode"] != "linear_probe":
         unknown.append(
             f"{name}: what another seed would give; each fold was trained once, and the folds were drawn once."
         )

@@ -65,7 +65,7 @@ def _of_experiment(summary: Summary, outputs: Sequence[Output]) -> dict[str, Any
         "split": config.fold_split,
         "seed": config.seed,
         "members": max(len(record.members) for record in summary.records),
-        "tune": config.train_mode,
+        "train_mode": config.train_mode,
         "transductive": summary.transductive,
         "folds_expected": config.num_folds,
         "tiles": len(labels),

@@ -186,7 +186,7 @@ def open_session(parameters: Parameters) -> Session:
         working=Path.cwd(),
         place=place,
     )
-    for rest in session.working.glob(".*.part"):  # lib.files.write_whole, killed
+    for rest in session.working.glob(".*.part"):  # lib.files.write_atomic, killed
         if rest.is_file():
             rest.unlink()
     session.say(

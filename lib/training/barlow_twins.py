@@ -145,7 +145,14 @@ def crop_each(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 def stronger(config: Config) -> Config:
     """The augmentation of a view: every symmetry, strong stain and colour jitter, whatever the folds will use."""
     return replace(
-        config, flip=True, rotate="quarter", hed_jitter=0.08, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.06
+        config,
+        flip=True,
+        rotate="quarter",
+        hed_jitter=0.08,
+        brightness=0.3,
+        contrast=0.3,
+        saturation=0.3,
+        hue=0.06,
     )
 
 
@@ -181,13 +188,18 @@ def pretrain(
     steps = len(task.tiles) // config.pretrain_batch_size
     if not steps:
         raise TrainingError(
-            f"pretrain_batch = {config.pretrain_batch_size}: there are only {len(task.tiles):,} tiles"
+            f"pretrain_batch_size = {config.pretrain_batch_size}: there are only {len(task.tiles):,} tiles"
         )
     planned = steps * config.pretrain_epochs
     step = OptimizerStep(
         build_optimizer(
             twin,
-            replace(config, learning_rate=config.pretrain_learning_rate, weight_decay=_WEIGHT_DECAY, layer_decay=1.0),
+            replace(
+                config,
+                learning_rate=config.pretrain_learning_rate,
+                weight_decay=_WEIGHT_DECAY,
+                layer_decay=1.0,
+            ),
         ),
         peak=config.pretrain_learning_rate,
         total=planned,
@@ -213,7 +225,7 @@ def pretrain(
             loss, apart = _epoch(forward, twin, task, step, epoch=epoch, device=device)
         except torch.OutOfMemoryError as error:
             half = config.pretrain_batch_size // 2
-            text = f"the device's memory does not suffice for pretrain_batch = {config.pretrain_batch_size}: --set pretrain_batch={half}"
+            text = f"the device's memory does not suffice for pretrain_batch_size = {config.pretrain_batch_size}: --set pretrain_batch_size={half}"
             raise TrainingError(text) from error
         if budget is not None:
             budget.look(step, prediction_batches=0)
@@ -223,7 +235,7 @@ def pretrain(
     if history[-1]["spread"] < _LEAST_SPREAD:
         raise TrainingError(
             f"the pretraining collapsed: all tiles look the same to the network (spread {history[-1]['spread']:.3f}).\n"
-            "Lower the learning rate (--set pretrain_rate=...) or enlarge the batch (--set pretrain_batch=...)."
+            "Lower the learning rate (--set pretrain_learning_rate=...) or enlarge the batch (--set pretrain_batch_size=...)."
         )
     replace_outputs()
     names = _leave(network, config, folder, history)
@@ -299,7 +311,7 @@ def _epoch(
     if not math.isfinite(mean):
         raise TrainingError(
             f"the loss of the pretraining is not a number any more (epoch {epoch + 1}). Lower the learning rate: "
-            "--set pretrain_rate=..., or compute in float32: --set precision=float32."
+            "--set pretrain_learning_rate=..., or compute in float32: --set precision=float32."
         )
     with torch.no_grad(), autocast(device, twin.precision):
         twin.eval()

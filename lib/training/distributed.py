@@ -30,7 +30,7 @@ class DistributedContext:
 
         Args:
             network: the same in every process when this returns.
-            synchronise_norms: let batch norms see the statistics of all processes (GPU only); otherwise of their own.
+            sync_batchnorm: let batch norms see the statistics of all processes (GPU only); otherwise of their own.
         """
         if self.size == 1:
             return network

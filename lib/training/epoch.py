@@ -66,7 +66,7 @@ def epoch_order(part: TrainingSet, *, epoch: int, balance: str) -> tuple[np.ndar
 
 
 def positive_weight(part: TrainingSet, balance: str) -> float:
-    """The weight of a positive in the loss: negatives per positive for `balance = "loss"`, otherwise 1."""
+    """The weight of a positive in the loss: negatives per positive for `class_balance = "loss"`, otherwise 1."""
     if balance != "loss":
         return 1.0
     labels = part.labels[part.rows]
@@ -311,6 +311,6 @@ def _demand_finite(total: torch.Tensor, *, epoch: int, number: int, step: Optimi
         return
     raise TrainingError(
         f"the loss is not a number any more (epoch {epoch + 1}, by step {number + 1}, learning rate {step.learning_rate:.2g}).\n"
-        "Lower the learning rate (--set learning_rate=...), warm up (--set warmup_epochs=1), clip (--set clip_gradient=1), "
+        "Lower the learning rate (--set learning_rate=...), warm up (--set warmup_epochs=1), clip (--set clip_grad_norm=1), "
         "or compute in float32 (--set precision=float32)."
     )

@@ -384,7 +384,9 @@ def _train_member(
     write_atomic(folder / files.finished, json.dumps(note))
     (folder / files.unfinished).unlink(missing_ok=True)
     used = "last" if average is None else "averaged"
-    say(f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.tta_views} views, {used} weights)")
+    say(
+        f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.tta_views} views, {used} weights)"
+    )
 
 
 def _wrap(

@@ -60,7 +60,7 @@ class Budget:
             prediction_batches: how many batches of the size of a training step the final predictions will take.
 
         Raises:
-            BudgetError: it does not fit, and `deterministic` forbids to shorten it.
+            BudgetError: it does not fit, and `fixed_schedule` forbids to shorten it.
         """
         assert self._looks, "begin() comes first"
         moment, steps = self.now(), step.attempts
@@ -82,8 +82,8 @@ class Budget:
         if self.deterministic:
             raise BudgetError(
                 f"the plan does not fit the session: {step.left:,} steps and the predictions take about {needed / 60:.0f} min, "
-                f"{have / 60:.0f} min are left, and deterministic = true forbids to shorten it.\n"
-                "Give it more hours (--set hours=..., 12 at most), fewer epochs, or --set deterministic=false."
+                f"{have / 60:.0f} min are left, and fixed_schedule = true forbids to shorten it.\n"
+                "Give it more hours (--set expected_hours=..., 12 at most), fewer epochs, or --set fixed_schedule=false."
             )
         planned = step.total
         step.shorten(affordable)

@@ -157,7 +157,7 @@ def train_apart(
     A process each, because the seed of the first weights is one a process; and whatever becomes of it leaves nothing behind.
 
     Args:
-        task: the fold, with `members = 1` and its tiles in memory that is shared.
+        task: the fold, with `num_members = 1` and its tiles in memory that is shared.
         folder: takes the files.
         device: to compute on.
         say: takes a line of progress of this process.

@@ -133,7 +133,13 @@ def _override(folder: Path) -> Target:
     def take(content: bytes) -> None:
         apply_overrides(Config(), content.decode(errors="surrogateescape").split("\0"))
 
-    samples = [b"epochs=3", b"learning_rate=1e-3", b'backbone="resnet18.tv_in1k"', b"views = 8", b"flip=true"]
+    samples = [
+        b"epochs=3",
+        b"learning_rate=1e-3",
+        b'backbone="resnet18.tv_in1k"',
+        b"tta_views = 8",
+        b"flip=true",
+    ]
     return Target(samples, _from_text(mutate_toml), take, (ConfigError,))
 
 

@@ -585,15 +585,15 @@ def test_a_fold_beyond_the_last(bench: Any, prepared: Path) -> None:
 
 def test_more_folds_than_tiles_of_a_class(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, PREPARE)
-    message = bench.refused("train", folds="20")
+    message = bench.refused("train", num_folds="20")
     assert "20 folds need at least" in message
-    assert "--set folds=2" in message
+    assert "--set num_folds=2" in message
 
 
 def test_folds_by_slide_without_a_map(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, PREPARE)
-    assert "split = slide needs a tile-to-slide map" in bench.refused(
-        "train", split="slide", slide_map="map.csv"
+    assert "fold_split = slide needs a tile-to-slide map" in bench.refused(
+        "train", fold_split="slide", slide_map="map.csv"
     )
 
 
@@ -790,8 +790,8 @@ def test_the_builder_lists_all_that_is_wrong_with_a_config(tmp_path: Path) -> No
     wrong = {
         "learning_rat=1": "unknown key 'learning_rat'; did you mean learning_rate?",
         "epochs=many": "epochs = 'many': a whole number expected",
-        "folds=1": "folds = 1: from 2 to 20 expected",
-        "split=random": "split = 'random': one of stratified, stain, slide expected",
+        "num_folds=1": "num_folds = 1: from 2 to 20 expected",
+        "fold_split=random": "fold_split = 'random': one of stratified, stain, slide expected",
         "flip": "'flip': KEY=VALUE expected",
     }
     options = [part for override in wrong for part in ("--set", override)]

@@ -17,7 +17,7 @@ FILES = ("cases-0.csv", "cases-0-tiles.npy", "cases-0-maps.npy")
 def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, "notebooks/someone/hcd-prepare")
     code, said, errors = bench.run(
-        "train", backbone="test_vit", input_size="96", epochs="1", members="2", balance="loss"
+        "train", backbone="test_vit", input_size="96", epochs="1", num_members="2", class_balance="loss"
     )
     assert (code, errors) == (0, "")
     record, left = workbench.record_of(bench.working), bench.working

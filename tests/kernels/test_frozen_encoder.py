@@ -17,7 +17,13 @@ from lib.model.features import TEST_FEATURES, TRAIN_FEATURES
 from lib.model.linear_head import load_head
 from lib.model.network import build_network
 
-KNOBS = {"tune": "head", "members": "1", "weights": "mine.safetensors", "input_size": "32", "views": "4"}
+KNOBS = {
+    "train_mode": "linear_probe",
+    "num_members": "1",
+    "weights": "mine.safetensors",
+    "input_size": "32",
+    "tta_views": "4",
+}
 PREPARE = "notebooks/someone/hcd-prepare"
 
 
@@ -78,7 +84,7 @@ def test_from_embed_to_submission(bench: Any, encoder: Path, prepared: Path) -> 
 def test_features_of_another_encoder_are_refused_by_the_knob_that_differs(bench: Any, encoder: Path) -> None:
     assert bench.run("embed", **KNOBS)[0] == 0
     embedded = leave(bench, "notebooks/someone/hcd-x-embed")
-    message = bench.refused("train", **{**KNOBS, "views": "8"})
+    message = bench.refused("train", **{**KNOBS, "tta_views": "8"})
     assert "hcd-x-embed has views 4 instead of 8" in message
     workbench.reseal(embedded, data_id="7be0" * 16)
     assert "data 7be07be0... instead of" in bench.refused("train", **KNOBS)

@@ -16,7 +16,13 @@ from lib.model.weights import encoder_folder
 from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
 ENCODER = "test_resnet.r160_in1k"
-HEAD = {"tune": "head", "members": "1", "weights": "mine.safetensors", "input_size": "32", "views": "1"}
+HEAD = {
+    "train_mode": "linear_probe",
+    "num_members": "1",
+    "weights": "mine.safetensors",
+    "input_size": "32",
+    "tta_views": "1",
+}
 LAYOUTS = ("2026", "flat")
 
 
@@ -60,7 +66,8 @@ def test_inference_finds_competition_prepare_and_folds(
         bench.mount(output, place(layout, "notebook", f"hcd-x-fold-{fold}"))
     assert "submission.csv" in done(bench, "inference")
     assert (
-        workbench.record_of(bench.working)["scores"]["members"] == 2 * workbench.experiment().config.num_members
+        workbench.record_of(bench.working)["scores"]["members"]
+        == 2 * workbench.experiment().config.num_members
     )
 
 
@@ -106,8 +113,8 @@ def test_pretraining_finds_prepare_and_a_fold_finds_pretraining(
     knobs = {
         "weights": "pretrain",
         "pretrain_epochs": "1",
-        "pretrain_batch": "16",
-        "pretrain_width": "16",
+        "pretrain_batch_size": "16",
+        "projector_dim": "16",
         "epochs": "1",
     }
     bench.mount(prepared, place(layout, "notebook", "hcd-prepare"))

@@ -126,7 +126,7 @@ def test_only_the_weights_kernel_has_internet_and_the_folds_wait_for_it():
 def test_the_train_kernel_loads_the_mounted_weights(hub, tmp_path):
     from launch.emulator.synthetic_tiles import write_competition
 
-    chosen = experiment(stain_groups=4, batch_size=16, views=1)
+    chosen = experiment(stain_groups=4, batch_size=16, tta_views=1)
     outcome, weights = run_weights(tmp_path, chosen)
     assert outcome.code == 0, outcome.log.read_text()
     write_competition(tmp_path / "data", labelled=40, unlabelled=8, seed=3)

@@ -25,11 +25,11 @@ KNOBS = {
     "epochs": "2",
     "warmup_epochs": "0",
     "batch_size": "16",
-    "folds": "2",
-    "views": "1",
+    "num_folds": "2",
+    "tta_views": "1",
     "stain_groups": "8",
 }
-_REST_OF_A_WRITE = re.compile(r"\..+\.\d+\.part")  # lib.files.write_whole, killed
+_REST_OF_A_WRITE = re.compile(r"\..+\.\d+\.part")  # lib.files.write_atomic, killed
 
 
 def experiment(**knobs: str) -> Experiment:

@@ -18,7 +18,7 @@ from launch.emulator.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "KGAT_" + "5ec4e7" * 6
-KNOBS = ["weights=none", "folds=3"]
+KNOBS = ["weights=none", "num_folds=3"]
 FAST = Settings(dataset_delay=0.1, score_delay=0.1, status_delay=0.0)
 
 

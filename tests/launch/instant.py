@@ -114,15 +114,19 @@ def leave(working: Path, parameters: dict[str, Any], data: Path) -> None:
         (working / "tiles-train.npy").write_bytes(bytes(1000))
         names |= {"eda.json": True, "tiles-train.npy": False}
     elif kind == "train":
-        fold, number = parameters["fold"], config["folds"]
+        fold, number = parameters["fold"], config["num_folds"]
         inside = train[np.arange(len(train)) % number == fold]
         noise = np.random.default_rng(fold).normal(size=len(inside))
         logits = inside["label"].to_numpy() * 2.0 + noise
-        for member in range(config["members"]):
+        for member in range(config["num_members"]):
             table(f"oof-{fold}-member-{member}.csv", inside.assign(logit=logits)[["id", "label", "logit"]])
             (working / f"fold-{fold}-member-{member}.safetensors").write_bytes(bytes(500))
             names[f"fold-{fold}-member-{member}.safetensors"] = False
-        facts |= {"members": list(range(config["members"])), "fold_table_id": "f" * 64, "label_set": [0, 1]}
+        facts |= {
+            "members": list(range(config["num_members"])),
+            "fold_table_id": "f" * 64,
+            "label_set": [0, 1],
+        }
         facts["checkpoint_format"] = 1
         facts["scores"] = {"fold": {"auc": auc(inside["label"].to_numpy(), logits)}}
     elif kind == "inference":

@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_list_stands_for_the_experiments_it_names(root: Path) -> None:
     assert [each.name for each in load_experiments(["pair"], root=root)] == ["a", "b"]
     assert [each.name for each in load_experiments(["c", "pair"], root=root)] == ["c", "a", "b"]
-    changed = load_experiments(["pair"], ["views=4"], root=root)
+    changed = load_experiments(["pair"], ["tta_views=4"], root=root)
     assert all(each.config.tta_views == 4 and each.name[:2] in ("a-", "b-") for each in changed)
 
 
@@ -72,7 +72,7 @@ def test_every_experiment_of_the_repository_can_be_planned(name: str) -> None:
     inference, report = kernels[-2:]
     assert report.kind == "report" and report.sources[-1] == inference.slug and not report.needs_gpu
     assert inference.experiments == tuple(each.name for each in experiments)
-    frozen = sum(each.config.train_mode == "head" for each in experiments)
+    frozen = sum(each.config.train_mode == "linear_probe" for each in experiments)
     assert len(inference.sources) == 1 + frozen + sum(each.config.num_folds for each in experiments)
     assert inference.needs_gpu == (frozen < len(experiments))
 
@@ -121,8 +121,8 @@ def test_the_folds_of_the_teacher_come_before_those_that_learn_from_them(root: P
     [
         ('pseudo_labels = "self"', "takes pseudo-labels itself"),
         ('pseudo_labels = "z"', "there is no experiment 'z'"),
-        ('pseudo_labels = "a"\nfolds = 3', "folds is 5 there and 3 here"),
-        ('pseudo_labels = "a"\nsplit = "stain"', "split is 'stratified' there and 'stain' here"),
+        ('pseudo_labels = "a"\nnum_folds = 3', "num_folds is 5 there and 3 here"),
+        ('pseudo_labels = "a"\nfold_split = "stain"', "fold_split is 'stratified' there and 'stain' here"),
     ],
 )
 def test_a_teacher_that_cannot_label_says_why(text: str, said: str, root: Path) -> None:
@@ -159,9 +159,13 @@ def test_a_search_costs_its_trials_two_at_a_time_and_at_most_a_session() -> None
     search = plan_kernels([load_experiment("resnet34")], search=load_search("baseline"))[-1]
     assert expected_hours(search) == 8 * search.configs[0].expected_hours / 2
     assert time_limit(search) == LONGEST
-    small = plan_kernels([load_experiment("resnet34", ["hours=0.1"])], search=load_search("baseline"))[-1]
+    small = plan_kernels(
+        [load_experiment("resnet34", ["expected_hours=0.1"])], search=load_search("baseline")
+    )[-1]
     assert expected_hours(small) == pytest.approx(0.4) and time_limit(small) == pytest.approx(1.2 * 3600)
-    large = plan_kernels([load_experiment("resnet34", ["hours=10"])], search=load_search("baseline"))[-1]
+    large = plan_kernels(
+        [load_experiment("resnet34", ["expected_hours=10"])], search=load_search("baseline")
+    )[-1]
     assert expected_hours(large) == 12
 
 
@@ -211,6 +215,6 @@ def test_what_cannot_be_searched_says_why(root: Path) -> None:
 
 
 def test_slide_folds_without_a_map_are_refused_before_anything_is_built():
-    with pytest.raises(LaunchError, match="split = slide needs a tile-to-slide map.*slide_map=FILE.csv"):
-        load_experiment("resnet18", ["split=slide"])
-    assert load_experiment("resnet18", ["split=slide", "slide_map=map.csv"]).config.fold_split == "slide"
+    with pytest.raises(LaunchError, match="fold_split = slide needs a tile-to-slide map.*slide_map=FILE.csv"):
+        load_experiment("resnet18", ["fold_split=slide"])
+    assert load_experiment("resnet18", ["fold_split=slide", "slide_map=map.csv"]).config.fold_split == "slide"

@@ -14,7 +14,7 @@ from launch.summary import summarise
 from lib.evaluation.out_of_fold import ResultError, read_out_of_fold, summarise_together
 from lib.runtime.run_record import describe_files
 
-KNOBS = ["weights=none", "folds=3", "members=2"]
+KNOBS = ["weights=none", "num_folds=3", "num_members=2"]
 
 
 @pytest.fixture

@@ -91,8 +91,8 @@ def test_both_ends_of_a_range_are_allowed(name: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(key=st.text(max_size=20), text=st.text(max_size=20))
-@example(key="folds", text="2020-01-01")
-@example(key="folds", text="[2")
+@example(key="num_folds", text="2020-01-01")
+@example(key="num_folds", text="[2")
 @example(key="", text="1")
 @example(key="hash", text="1")
 @example(key="__class__", text="1")
@@ -117,20 +117,29 @@ def test_a_number_too_long_for_the_machine_is_refused_like_any_other(name: str, 
 
 
 def test_an_override_cannot_smuggle_a_second_line() -> None:
-    with pytest.raises(ConfigError, match="folds"):
-        apply_overrides(Config(), ["folds=3\nseed = 1"])
+    with pytest.raises(ConfigError, match="num_folds"):
+        apply_overrides(Config(), ["num_folds=3\nseed = 1"])
 
 
 def test_all_problems_are_listed_together() -> None:
-    overrides = ["fold=3", "epochs", "seed=x", "views=3", "hue=0.7", "flip=1", "folds=3", "folds=4"]
+    overrides = [
+        "fold=3",
+        "epochs",
+        "seed=x",
+        "tta_views=3",
+        "hue=0.7",
+        "flip=1",
+        "num_folds=3",
+        "num_folds=4",
+    ]
     with pytest.raises(ConfigError) as refused:
         apply_overrides(Config(), overrides)
     message = str(refused.value)
-    assert "did you mean folds?" in message
+    assert "did you mean num_folds?" in message
     for piece in (
         "'epochs': KEY=VALUE",
         "seed = 'x'",
-        "views = 3",
+        "tta_views = 3",
         "hue = 0.7",
         "flip = 1",
         "folds is set twice",
@@ -141,8 +150,8 @@ def test_all_problems_are_listed_together() -> None:
 
 def test_a_file_names_itself_and_all_its_problems() -> None:
     with pytest.raises(ConfigError) as refused:
-        parse_toml('epochs = 0\nsplit = "random"\nbatchsize = 3', name="mine")
-    for piece in ("'mine'", "epochs = 0", "split = 'random'", "did you mean batch_size?"):
+        parse_toml('epochs = 0\nfold_split = "random"\nbatchsize = 3', name="mine")
+    for piece in ("'mine'", "epochs = 0", "fold_split = 'random'", "did you mean batch_size?"):
         assert piece in str(refused.value)
     with pytest.raises(ConfigError, match="'mine' is not valid TOML"):
         parse_toml("epochs = ", name="mine")
@@ -180,8 +189,8 @@ def test_equal_configs_share_their_hash() -> None:
         ({"freeze_epochs": 5}, "leaves nothing of epochs = 5"),
         ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "one_cycle climbs by itself"),
         ({"weights": "imagenet"}, "timm, none, pretrain, or the name of a file"),
-        ({"tune": "head"}, "members = 1"),
-        ({"tune": "head", "members": 1, "pseudo_labels": "x"}, "only networks that learn"),
+        ({"train_mode": "linear_probe"}, "num_members = 1"),
+        ({"train_mode": "linear_probe", "num_members": 1, "pseudo_labels": "x"}, "only networks that learn"),
     ],
 )
 def test_knobs_that_contradict_each_other_say_so(knobs: dict[str, Any], said: str) -> None:

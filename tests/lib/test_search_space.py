@@ -27,7 +27,13 @@ from lib.search_space import (
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = Config(
-    backbone="test_resnet", weights="none", epochs=8, warmup_epochs=1.0, freeze_epochs=2, num_members=2, ddp=True
+    backbone="test_resnet",
+    weights="none",
+    epochs=8,
+    warmup_epochs=1.0,
+    freeze_epochs=2,
+    num_members=2,
+    ddp=True,
 )
 RATES = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=4, unique=True)
 DECAYS = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=3, unique=True)
@@ -66,7 +72,7 @@ def test_a_grid_is_every_combination_once(rates: list[float], decays: list[float
     assert [trial.number for trial in trials] == list(range(len(trials)))
     for trial in trials:  # one network on one card; everything else is the experiment's
         differing = {f.name for f in fields(Config) if getattr(trial.config, f.name) != getattr(BASE, f.name)}
-        assert differing <= {"learning_rate", "weight_decay", "pooling", "members", "ddp", "validate_every"}
+        assert differing <= {"learning_rate", "weight_decay", "pooling", "num_members", "ddp", "eval_every"}
         assert trial.config.num_members == 1 and not trial.config.ddp
 
 
@@ -131,7 +137,7 @@ def test_a_search_travels_as_plain_values(rates: list[float], seed: int) -> None
     for values in (
         {"space": {"learning_rate": rates, "flip": [True]}, "folds": [1, 0]},
         {"method": "random", "space": {"learning_rate": {"low": 1e-5, "high": 1e-2}}, "trials": 3},
-        {"method": "halving", "space": {"ema": [0.0, 0.9]}, "trials": 4, "eta": 3, "first_epochs": 2},
+        {"method": "halving", "space": {"ema_decay": [0.0, 0.9]}, "trials": 4, "eta": 3, "first_epochs": 2},
     ):
         found = space(**{**values, "seed": seed})
         assert search_from_dict(json.loads(json.dumps(found.to_dict())), name="x") == found
@@ -144,15 +150,15 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
             "learnin_rate": [1e-3],
             "learning_rate": [1e-3, "fast", 1e-3],
             "weight_decay": {"low": 0.0, "high": 1.0, "scale": "log"},
-            "views": {"low": 1, "high": 8},
+            "tta_views": {"low": 1, "high": 8},
             "pooling": {"low": 1, "high": 8},
             "epochs": [3],
-            "ema": {"low": 0.5},
+            "ema_decay": {"low": 0.5},
             "hue": {"low": 0.3, "high": 0.1},
-            "clip_gradient": 1.0,
+            "clip_grad_norm": 1.0,
             "flip": [],
-            "members": [1, 2],
-            "split": ["stain"],
+            "num_members": [1, 2],
+            "fold_split": ["stain"],
             "weights": ["timm", "pretrain"],
         },
         trials=1,
@@ -165,15 +171,15 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         "learning_rate = 'fast': a number expected",
         "learning_rate names 0.001 twice",
         "weight_decay: scale = log needs low above zero",
-        "views",
+        "tta_views",
         "pooling",
         "epochs cannot be searched by halving",
-        "ema: a range is",
+        "ema_decay: a range is",
         "hue: low = 0.3 is not below high = 0.1",
-        "clip_gradient = 1.0: a list of values expected",
+        "clip_grad_norm = 1.0: a list of values expected",
         "flip names no value",
-        "members cannot be searched: a trial is one network on one card",
-        "split cannot be searched: it decides the folds",
+        "num_members cannot be searched: a trial is one network on one card",
+        "fold_split cannot be searched: it decides the folds",
         "weights = pretrain cannot be searched",
         "trials = 1: a whole number from 2",
         "first_epochs = 0",
@@ -184,7 +190,8 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "knob", sorted({*FOLD_KNOBS, *PREPARE_KNOBS, "folds", "tune", "pseudo_labels", "hours"})
+    "knob",
+    sorted({*FOLD_KNOBS, *PREPARE_KNOBS, "num_folds", "train_mode", "pseudo_labels", "expected_hours"}),
 )
 def test_what_trials_must_share_cannot_be_searched(knob: str) -> None:
     assert f"{knob} cannot be searched" in wrong(space={knob: [getattr(Config(), knob)]})
@@ -201,7 +208,7 @@ def test_what_trials_must_share_cannot_be_searched(knob: str) -> None:
             {
                 "space": {
                     "learning_rate": [n / 1000 for n in range(1, 31)],
-                    "ema": [n / 100 for n in range(20)],
+                    "ema_decay": [n / 100 for n in range(20)],
                 }
             },
             "600 trials",
@@ -217,7 +224,7 @@ def test_a_search_that_makes_no_sense_says_why(values: dict[str, Any], said: str
 @pytest.mark.parametrize(
     ("knobs", "values", "said"),
     [
-        ({"tune": "head", "members": 1, "weights": "timm"}, {}, "frozen"),
+        ({"train_mode": "linear_probe", "num_members": 1, "weights": "timm"}, {}, "frozen"),
         ({"pseudo_labels": "strong"}, {}, "the labels of strong"),
         ({"weights": "pretrain"}, {"space": {"backbone": ["a", "b"]}}, "those of one backbone"),
         ({}, {"folds": [0, 7]}, "there is no fold 7"),

@@ -255,7 +255,7 @@ def splits(gathered: Gathered) -> list[Block]:
             if kinds != "stain, stratified"
             else "No experiment was run on both kinds of folds"
         )
-        remedy = "--set split=stain" if lacking == "grouped" else "--set split=stratified"
+        remedy = "--set fold_split=stain" if lacking == "grouped" else "--set fold_split=stratified"
         return [
             table,
             Note(

@@ -57,12 +57,16 @@ def _model_row(name: str, outputs: Sequence[Output], config: Config) -> list[str
     members = sum(len(record.members) for record in records)
     seconds = [record.seconds.get("total") for record in records]
     timed = [value for value in seconds if value is not None]
-    head = "logistic regression" if config.train_mode == "head" else f"{config.pooling} pooling, one logit"
+    head = (
+        "logistic regression"
+        if config.train_mode == "linear_probe"
+        else f"{config.pooling} pooling, one logit"
+    )
     return [
         name,
         config.backbone,
         decimals(size, 3 if is_number(size) and size < 1 else 1)
-        + (" (head only)" if config.train_mode == "head" and is_number(size) else ""),
+        + (" (head only)" if config.train_mode == "linear_probe" and is_number(size) else ""),
         {"timm": "timm's weights", "none": "no", "pretrain": "on these tiles, self-supervised"}.get(
             config.weights, config.weights
         ),
@@ -81,9 +85,9 @@ def _code_of(bundle: str, commit: str) -> str:
 
 
 def _notes(config: Config) -> list[str]:
-    learns = config.train_mode != "head"
+    learns = config.train_mode != "linear_probe"
     notes = [
-        (config.train_mode == "head", "encoder frozen"),
+        (config.train_mode == "linear_probe", "encoder frozen"),
         (learns, several(config.epochs, "epoch")),
         (learns and config.ddp, "all cards on one network"),
         (learns and bool(config.ema_decay), f"averaged weights (decay {config.ema_decay:g})"),
@@ -121,7 +125,7 @@ def training(gathered: Gathered) -> list[Block]:
 
 
 def _training_of(name: str, outputs: Sequence[Output]) -> list[Block]:
-    if outputs[0].record.config.get("tune") == "head":
+    if outputs[0].record.config.get("train_mode") == "linear_probe":
         rows = []
         for output in outputs:
             for line in _history(output, 0):

@@ -139,7 +139,7 @@ def test_an_experiment_is_the_same_when_a_newer_version_knows_more_knobs(account
     path = kaggle.folder / "campaigns" / "one" / LEDGER_NAME
     ledger = json.loads(path.read_text())
     for config in ledger["experiments"].values():
-        assert config.pop("deterministic") is False
+        assert config.pop("fixed_schedule") is False
     path.write_text(json.dumps(ledger))
     run(order(kaggle, submit=False, folds=[0]), connect=reach)
     assert len([slug for method, slug in kaggle.changes() if method == "SaveKernel" and "fold" in slug]) == 1

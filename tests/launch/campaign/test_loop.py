@@ -120,7 +120,7 @@ def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
 def test_a_campaign_that_was_started_otherwise_is_not_mixed_up(world):
     kaggle = world()
     assert kaggle.run(submit=False).code == 0
-    ended = kaggle.run(knobs=["weights=none", "folds=3", "epochs=7"])
+    ended = kaggle.run(knobs=["weights=none", "num_folds=3", "epochs=7"])
     assert ended.code == 1
     assert "was started differently" in ended.err
     assert "--campaign" in ended.err

@@ -63,7 +63,7 @@ def test_another_input_or_another_config_makes_it_another_output(progress):
         replace(kernel, configs=(load_experiment("resnet34", [knob]).config,))
         for kernel, knob in zip(
             [kernel for kernel in progress.kernels if kernel.kind == "train"][:2],
-            ["hours=9", "seed=3"],
+            ["expected_hours=9", "seed=3"],
             strict=True,
         )
     )

@@ -14,7 +14,7 @@ from launch.campaign.waits import Timeouts
 from launch.kaggle_api.client import CapacityError, NoResponseError, Quota, QuotaError
 from launch.plan import load_experiment, plan_kernels
 
-KERNELS = plan_kernels([load_experiment("resnet34", ["hours=2"])])
+KERNELS = plan_kernels([load_experiment("resnet34", ["expected_hours=2"])])
 FOLDS = [kernel for kernel in KERNELS if kernel.kind == "train"]
 PREPARE = next(kernel for kernel in KERNELS if kernel.kind == "prepare")
 PACE = Timeouts()

@@ -69,7 +69,10 @@ def test_campaigns_that_differ_in_the_split_alone_are_put_beside_each_other(acco
     run(order(kaggle, submit=False), connect=reach)
     one = kaggle.folder / "campaigns" / "one"
     two, three = one.with_name("two"), one.with_name("three")
-    for other, knobs in ((two, [*KNOBS, "split=stain"]), (three, [*KNOBS, "split=stain", "epochs=9"])):
+    for other, knobs in (
+        (two, [*KNOBS, "fold_split=stain"]),
+        (three, [*KNOBS, "fold_split=stain", "epochs=9"]),
+    ):
         shutil.copytree(one, other)
         experiment = load_experiment("smoke", knobs)
         ledger = json.loads((other / "ledger.json").read_text())

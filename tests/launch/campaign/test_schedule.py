@@ -31,7 +31,7 @@ def test_a_fold_is_expected_to_take_what_its_like_took():
     ("hours", "limit"), [(0.05, 3600), (1.0, 3 * 3600), (2.0, 6 * 3600), (12.0, LONGEST)]
 )
 def test_every_push_has_a_limit_between_one_hour_and_twelve(hours, limit):
-    fold = plan_kernels([load_experiment("resnet34", [f"hours={hours}"])])[2]
+    fold = plan_kernels([load_experiment("resnet34", [f"expected_hours={hours}"])])[2]
     assert fold.kind == "train"
     assert time_limit(fold) == limit
     assert time_limit(fold, ended_before=1) == min(2 * limit, LONGEST)

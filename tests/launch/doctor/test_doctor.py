@@ -43,7 +43,7 @@ from launch.kaggle_api.client import (
 from launch.plan import ROOT, load_experiment
 
 TOKEN, KEY = "KGAT_" + "a1b2" * 8, "0123456789abcdef" * 2
-EXPERIMENT = load_experiment("smoke", ["hours=2.0", "folds=3"])
+EXPERIMENT = load_experiment("smoke", ["expected_hours=2.0", "num_folds=3"])
 
 
 class FakeKaggle:

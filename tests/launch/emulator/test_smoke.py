@@ -29,8 +29,8 @@ KNOBS = [
     "epochs=2",
     "warmup_epochs=0",
     "input_size=32",
-    "folds=2",
-    "views=1",
+    "num_folds=2",
+    "tta_views=1",
     "stain_groups=6",
     "batch_size=16",
 ]

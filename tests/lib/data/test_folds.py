@@ -122,7 +122,7 @@ def test_too_few_of_a_class_names_count_and_remedy() -> None:
 
 
 def test_too_few_groups_are_refused() -> None:
-    with pytest.raises(FoldError, match="at least 5 groups, split = stain has 4"):
+    with pytest.raises(FoldError, match="at least 5 groups, fold_split = stain has 4"):
         make_folds(_index(groups=4), split="stain", number=5, seed=1)
 
 

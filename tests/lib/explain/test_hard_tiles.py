@@ -67,7 +67,9 @@ def fold() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
 
 def explain(checkpoint: Path, fold: tuple[np.ndarray, pd.DataFrame, np.ndarray]) -> Explained:
     tiles, index, probabilities = fold
-    return explain_cases(checkpoint, tiles, index=index, probabilities=probabilities, device=CPU, entropy=(7, 2))
+    return explain_cases(
+        checkpoint, tiles, index=index, probabilities=probabilities, device=CPU, entropy=(7, 2)
+    )
 
 
 def test_files_hold_the_fold_s_own_tiles_and_their_maps_row_by_row(checkpoint, fold, tmp_path) -> None:

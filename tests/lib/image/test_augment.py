@@ -23,7 +23,7 @@ from lib.image.dihedral import ORDER, transform, transform_each
 STILL: dict[str, Any] = {
     "flip": False,
     "rotate": "none",
-    "hed": 0.0,
+    "hed_jitter": 0.0,
     "brightness": 0.0,
     "contrast": 0.0,
     "saturation": 0.0,
@@ -230,7 +230,7 @@ def _stained(image: np.ndarray, factors: np.ndarray, offsets: np.ndarray) -> np.
 def test_stains_are_unmixed_jittered_and_mixed_again(dtype: torch.dtype) -> None:
     tiles = (torch.rand(5, 3, 9, 9, generator=torch.Generator().manual_seed(3)) * 256).to(torch.uint8)
     tiles[0, :, 0, 0] = 0  # black has no density
-    config, draws = Config(**{**STILL, "hed": 0.3}), _draws(5)
+    config, draws = Config(**{**STILL, "hed_jitter": 0.3}), _draws(5)
     found = augment(tiles if dtype == torch.uint8 else tiles.float() / 255, draws, config)
     for tile, draw, result in zip(tiles, draws.double().numpy(), found, strict=True):
         image = tile.permute(1, 2, 0).double().numpy() / 255
@@ -241,9 +241,11 @@ def test_stains_are_unmixed_jittered_and_mixed_again(dtype: torch.dtype) -> None
 def test_stains_come_before_colours_and_each_has_its_own_draw() -> None:
     images, draws = 0.2 + 0.6 * _images(6), _draws(6)
     both = augment(
-        images, draws, Config(**{**STILL, "hed": 0.05, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1})
+        images,
+        draws,
+        Config(**{**STILL, "hed_jitter": 0.05, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1}),
     )
-    stains = augment(images, draws, Config(**{**STILL, "hed": 0.05}))
+    stains = augment(images, draws, Config(**{**STILL, "hed_jitter": 0.05}))
     apart = augment(stains, draws, Config(**{**STILL, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1}))
     torch.testing.assert_close(both, apart, rtol=0, atol=2e-5)
     assert len({round(float(value), 5) for value in (stains - images).mean(dim=(1, 2, 3))}) == 6
@@ -251,7 +253,13 @@ def test_stains_come_before_colours_and_each_has_its_own_draw() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [STRONG, Config(hed_jitter=0.1), Config(**STILL), Config(rotate="none"), Config(rotate="none", hed_jitter=0.1)],
+    [
+        STRONG,
+        Config(hed_jitter=0.1),
+        Config(**STILL),
+        Config(rotate="none"),
+        Config(rotate="none", hed_jitter=0.1),
+    ],
 )
 def test_bytes_and_fractions_give_the_same(config: Config) -> None:
     tiles = (torch.rand(60, 12, 12, 3, generator=torch.Generator().manual_seed(3)) * 256).to(torch.uint8)
@@ -290,7 +298,7 @@ def stained(tissue: list[Path]) -> torch.Tensor:
 def test_stains_are_unmixed_as_scikit_image_does(stained: torch.Tensor) -> None:
     """skimage counts densities in units of ln(10^6) and cuts negative ones off, which we do not: pixels without any count."""
     draws = _draws(12)
-    found = augment(stained, draws, Config(**{**STILL, "hed": 0.2})).permute(0, 2, 3, 1).numpy()
+    found = augment(stained, draws, Config(**{**STILL, "hed_jitter": 0.2})).permute(0, 2, 3, 1).numpy()
     stains = rgb2hed(np.maximum(stained.permute(0, 2, 3, 1).numpy() / 255, 1 / 255))  # (B, H, W, 3)
     shift = 0.2 * (draws[:, None, None].double().numpy() * 2 - 1)
     wanted = hed2rgb(stains * (1 + shift[..., 7:10]) + shift[..., 10:13] / math.log(1e6))

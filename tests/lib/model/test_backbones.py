@@ -39,7 +39,7 @@ NETWORKS = {
 def test_it_learns_is_written_and_predicts(backbone: str, tmp_path: Path) -> None:
     size = 32 if "vit" in backbone or "conv" in backbone else 64
     config = Config(
-        **{"epochs": 1, "weights": "none", "views": 1, "batch_size": 4, **NETWORKS[backbone]},
+        **{"epochs": 1, "weights": "none", "tta_views": 1, "batch_size": 4, **NETWORKS[backbone]},
         backbone=backbone,
         input_size=size,
     )
@@ -73,9 +73,9 @@ PATHOLOGY: dict[str, tuple[str, dict[str, Any], list[float], list[float]]] = {
 
 
 @pytest.mark.parametrize("encoder", PATHOLOGY)
-@pytest.mark.parametrize("tune", ["all", "head"])
+@pytest.mark.parametrize("train_mode", ["full", "linear_probe"])
 def test_a_pathology_encoder_brings_its_own_normalisation_and_learns_or_embeds(
-    encoder: str, tune: str, tmp_path: Path
+    encoder: str, train_mode: str, tmp_path: Path
 ) -> None:
     architecture, arguments, mean, std = PATHOLOGY[encoder]
     original = timm.create_model(architecture, num_classes=0, depth=2, **arguments)
@@ -89,7 +89,7 @@ def test_a_pathology_encoder_brings_its_own_normalisation_and_learns_or_embeds(
     config = Config(
         backbone=encoder,
         weights="timm",
-        train_mode=tune,
+        train_mode=train_mode,
         num_members=1,
         tta_views=1,
         input_size=112,
@@ -105,7 +105,7 @@ def test_a_pathology_encoder_brings_its_own_normalisation_and_learns_or_embeds(
     assert torch.equal(
         network.backbone.state_dict()[first], original.state_dict()[first]
     )  # its weights, not random ones
-    if tune == "head":
+    if train_mode == "linear_probe":
         embedded = network.eval().embed(torch.zeros(2, 3, 96, 96))
         assert embedded.shape == (2, original.num_features)
         return

@@ -19,7 +19,7 @@ from lib.model.features import FeaturesError, embed_tiles, feature_plan, publish
 from lib.model.network import build_network
 
 CPU = torch.device("cpu")
-CONFIG = Config(backbone="test_vit", input_size=64, train_mode="head", num_members=1)
+CONFIG = Config(backbone="test_vit", input_size=64, train_mode="linear_probe", num_members=1)
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
@@ -104,7 +104,12 @@ def test_the_plan_depends_on_the_encoder_and_not_on_the_training() -> None:
     facts = {"data_id": "d", "bundle_id": "b", "tiles": 3}
     plain = feature_plan(CONFIG, **facts)  # type: ignore[arg-type]
     assert feature_plan(dataclasses.replace(CONFIG, epochs=9, num_folds=3), **facts) == plain  # type: ignore[arg-type]
-    for change in ({"views": 4}, {"input_size": 96}, {"backbone": "test_resnet"}, {"precision": "float16"}):
+    for change in (
+        {"tta_views": 4},
+        {"input_size": 96},
+        {"backbone": "test_resnet"},
+        {"precision": "float16"},
+    ):
         assert feature_plan(dataclasses.replace(CONFIG, **change), **facts) != plain  # type: ignore[arg-type]
 
 
@@ -117,7 +122,7 @@ def test_numbers_that_overflowed_are_refused(random_tiles: Callable[..., np.ndar
 
 
 REFUSED = [
-    ({"members": 2}, "members = 1"),
+    ({"num_members": 2}, "num_members = 1"),
     ({"pooling": "gem"}, "native, avg"),
     ({"weights": "none"}, "random numbers"),
 ]

@@ -67,7 +67,7 @@ def test_with_too_few_groups_the_penalty_is_not_asked_for() -> None:
 def test_a_head_comes_back_from_its_file(tmp_path: Path) -> None:
     features, labels, groups = drawn()
     head, _ = fit_head(features, labels, groups, seed=0, say=lambda text: None)
-    config = Config(train_mode="head", num_members=1)
+    config = Config(train_mode="linear_probe", num_members=1)
     identity = Identity(
         experiment="x", fold=1, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
     )

@@ -28,17 +28,17 @@ FIGURES = [prepared.SHEET, prepared.BRIGHTNESS, prepared.FOCUS, prepared.OUTLIER
 FIGURES += [prepared.GROUPS, prepared.GROUP_STAINS, prepared.STAINS, prepared.SPLITS]
 TILES = 24  # that a fold keeps to look at
 KNOBS: dict[str, Any] = {
-    "folds": 3,
+    "num_folds": 3,
     "stain_groups": 12,
     "epochs": 4,
     "backbone": "test_resnet",
     "weights": "none",
-    "members": 2,
+    "num_members": 2,
 }
 EXPERIMENTS = {
     "smoke": Config(**KNOBS),
     "grouped-1a2b3c": Config(
-        **KNOBS | {"split": "stain", "backbone": "test_vit", "members": 1, "weights": "pretrain"}
+        **KNOBS | {"fold_split": "stain", "backbone": "test_vit", "num_members": 1, "weights": "pretrain"}
     ),
 }
 
@@ -169,7 +169,7 @@ def write_fold(
         ]
         lines[1] |= {"validation_auc": 0.7}
         lines[3] |= {"validation_auc": 0.8}
-        if config.train_mode == "head":
+        if config.train_mode == "linear_probe":
             lines = [{"penalty": 0.01, "validation_auc": 0.8}]
         files[f"history-{fold}-member-{member}.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines)
     mean = np.mean(probabilities, axis=0)
@@ -201,7 +201,9 @@ def _cases(
     masks |= {"sure_tumour": tumour & called, "sure_normal": ~tumour & ~called}
     picked, kinds = [], []
     for kind, mask in masks.items():
-        order = np.argsort(probabilities if kind in ("false_negative", "sure_normal") else -probabilities, kind="stable")
+        order = np.argsort(
+            probabilities if kind in ("false_negative", "sure_normal") else -probabilities, kind="stable"
+        )
         some = [at for at in order if mask[at]][: TILES // 4]
         picked += some
         kinds += [kind] * len(some)
@@ -265,7 +267,11 @@ def write_inference(folder: Path, data: Path, members: dict[str, float], *, expe
         "submission.csv": submission,
     }
     seal(
-        folder, "inference", files, experiment=experiment, scores={"members": len(members), "average": "mean"}
+        folder,
+        "inference",
+        files,
+        experiment=experiment,
+        scores={"members": len(members), "average": "mean"},
     )
     return hashlib.sha256(submission.encode()).hexdigest()
 

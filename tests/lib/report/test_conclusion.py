@@ -21,7 +21,7 @@ EXPERIMENT: dict[str, Any] = {
     "split": "stain",
     "seed": 2018,
     "members": 2,
-    "tune": "all",
+    "train_mode": "full",
     "transductive": "",
     "folds_expected": 2,
     "tiles": 1000,

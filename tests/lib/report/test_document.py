@@ -369,7 +369,7 @@ def test_an_older_run_without_cases_and_counts_says_so(
     one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
 ) -> None:
     root = one_experiment("prepare")
-    config = Config(**campaigns.KNOBS | {"members": 1})
+    config = Config(**campaigns.KNOBS | {"num_members": 1})
     for fold in range(2):
         campaigns.write_fold(
             root / f"fold-{fold}",
@@ -411,7 +411,7 @@ def test_a_frozen_encoder_has_no_training_curve(
     one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
 ) -> None:
     root = one_experiment("prepare")
-    config = Config(**campaigns.KNOBS | {"members": 1, "tune": "head", "weights": "timm"})
+    config = Config(**campaigns.KNOBS | {"num_members": 1, "train_mode": "linear_probe", "weights": "timm"})
     for fold in range(2):
         campaigns.write_fold(root / f"fold-{fold}", prepared, "smoke", config, fold, cases=False)
     report = campaigns.report_of(root, tmp_path / "out")

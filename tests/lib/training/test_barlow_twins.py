@@ -194,7 +194,7 @@ def test_too_few_tiles_and_a_lost_loss_say_what_to_do(
     with pytest.raises(TrainingError, match="only 36 tiles"):
         _run(dataclasses.replace(task, config=dataclasses.replace(CONFIG, pretrain_batch_size=64)), tmp_path)
     monkeypatch.setattr(module, "barlow_twins", lambda one, two: (one.sum() + two.sum()) * float("nan"))
-    with pytest.raises(TrainingError, match="pretrain_rate"):
+    with pytest.raises(TrainingError, match="pretrain_learning_rate"):
         _run(task, tmp_path / "x")
 
 

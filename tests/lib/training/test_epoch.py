@@ -163,8 +163,8 @@ def _weights(network: Classifier) -> torch.Tensor:
 def test_an_epoch_is_the_same_whatever_the_generator_held_before(
     learnable: tuple[np.ndarray, pd.DataFrame],
 ) -> None:
-    one = _epoch(learnable, drop_rate=0.5, balance="sampler")
-    other = _epoch(learnable, drop_rate=0.5, balance="sampler")
+    one = _epoch(learnable, drop_rate=0.5, class_balance="sampler")
+    other = _epoch(learnable, drop_rate=0.5, class_balance="sampler")
     assert one[0] == other[0] and torch.equal(_weights(one[1]), _weights(other[1]))
 
 
@@ -195,9 +195,9 @@ def test_epochs_are_those_of_a_loop_of_plain_torch(learnable: tuple[np.ndarray, 
     knobs = {
         "backbone": "test_vit",
         "batch_size": 8,
-        "balance": "loss",
+        "class_balance": "loss",
         "weight_decay": 0.1,
-        "clip_gradient": 0.5,
+        "clip_grad_norm": 0.5,
         **PLAIN,
     }
     config = Config(input_size=96, **knobs)
@@ -272,7 +272,9 @@ def test_the_loss_is_scikit_learns_log_loss(
     weight = np.where(
         truth == 1, 2.0 if balance == "loss" else 1.0, 1.0
     )  # a third of these tiles is positive
-    assert found == pytest.approx(log_loss(truth, probabilities, sample_weight=weight) * weight.mean(), rel=1e-5)
+    assert found == pytest.approx(
+        log_loss(truth, probabilities, sample_weight=weight) * weight.mean(), rel=1e-5
+    )
 
 
 def test_tiles_that_do_not_fill_a_step_are_left_for_another_epoch(
@@ -381,7 +383,7 @@ def test_a_lost_loss_stops_with_what_to_try(
     )
     with pytest.raises(TrainingError) as refused:
         _epoch(learnable)
-    for piece in ("epoch 1", "learning_rate", "warmup_epochs", "clip_gradient", "precision=float32"):
+    for piece in ("epoch 1", "learning_rate", "warmup_epochs", "clip_grad_norm", "precision=float32"):
         assert piece in str(refused.value)
 
 
@@ -397,7 +399,7 @@ def test_repeated_rows_are_augmented_differently(
         return drawn
 
     monkeypatch.setattr(engine.AugmentationDraws, "take", noted)
-    _epoch(learnable, balance="sampler")
+    _epoch(learnable, class_balance="sampler")
     rows, drawn = np.concatenate([rows for rows, _ in taken]), torch.cat([drawn for _, drawn in taken])
     assert len(set(rows)) < len(rows)  # some came again
     assert len({tuple(draw.tolist()) for draw in drawn}) == len(rows)

@@ -173,7 +173,7 @@ def test_a_fold_stopped_after_an_epoch_ends_in_the_same_bytes(
 
 
 EVERYTHING: dict[str, Any] = {
-    "ema": 0.9,
+    "ema_decay": 0.9,
     "mixup": 0.4,
     "cutmix": 0.5,
     "label_smoothing": 0.1,
@@ -211,7 +211,7 @@ def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(
 
 
 def test_the_average_predicts_and_not_the_last_weights(task: FoldTask, whole: Path, tmp_path: Path) -> None:
-    _train(with_knobs(task, ema=0.5), tmp_path / "averaged")
+    _train(with_knobs(task, ema_decay=0.5), tmp_path / "averaged")
     averaged, _ = load_checkpoint(tmp_path / "averaged" / FILES[0])
     last, _ = load_checkpoint(whole / FILES[0])
     assert any(
@@ -283,7 +283,7 @@ def test_a_fold_stopped_while_writing_its_files_ends_in_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_atomic", dying)
-        patch.setattr("lib.model.checkpoint.write_whole", dying)
+        patch.setattr("lib.model.checkpoint.write_atomic", dying)
         with pytest.raises(Killed):
             _train(task, tmp_path / "stopped")
     _train(task, tmp_path / "stopped")
@@ -335,7 +335,7 @@ def test_what_was_begun_otherwise_is_begun_anew(
 
 
 def test_a_finished_member_is_not_trained_again(task: FoldTask, tmp_path: Path, epochs: list[int]) -> None:
-    two = with_knobs(task, members=2, epochs=2)
+    two = with_knobs(task, num_members=2, epochs=2)
     folder = tmp_path / "stopped"
     with pytest.raises(Killed):
         _train(two, folder, say=_kill_at("member 1: epoch 1"))
@@ -426,8 +426,8 @@ def test_members_and_folds_differ(task: FoldTask, whole: Path, tmp_path: Path) -
 
 def test_each_member_and_each_seed_trains_a_network_of_its_own(task: FoldTask, tmp_path: Path) -> None:
     """From other first weights, in another order: members that are copies would cost twice and average to one of them."""
-    _train(with_knobs(task, members=2, epochs=2), tmp_path / "two")
-    _train(with_knobs(task, members=1, epochs=2, seed=1), tmp_path / "seeded")
+    _train(with_knobs(task, num_members=2, epochs=2), tmp_path / "two")
+    _train(with_knobs(task, num_members=1, epochs=2, seed=1), tmp_path / "seeded")
     paths = [tmp_path / "two" / f"fold-1-member-{member}.safetensors" for member in (0, 1)]
     networks = [load_checkpoint(path)[0] for path in (*paths, tmp_path / "seeded" / FILES[0])]
     for one, other in itertools.combinations(networks, 2):
@@ -450,7 +450,7 @@ def test_a_fold_that_does_not_exist_is_refused(task: FoldTask, tmp_path: Path, f
 
 
 def test_without_validation_only_the_log_is_shorter(task: FoldTask, whole: Path, tmp_path: Path) -> None:
-    _train(with_knobs(task, validate_every=0), tmp_path)
+    _train(with_knobs(task, eval_every=0), tmp_path)
     lines = (tmp_path / FILES[2]).read_text()
     assert "validation_auc" not in lines
     assert (tmp_path / FILES[1]).read_bytes() == (
@@ -460,7 +460,7 @@ def test_without_validation_only_the_log_is_shorter(task: FoldTask, whole: Path,
 
 def test_training_learns(task: FoldTask, tmp_path: Path) -> None:
     plain = with_knobs(
-        task, epochs=12, balance="none", rotate="quarter", drop_rate=0.0, hue=0.0, learning_rate=1e-2
+        task, epochs=12, class_balance="none", rotate="quarter", drop_rate=0.0, hue=0.0, learning_rate=1e-2
     )
     _, scores = _train(plain, tmp_path)
     assert scores["fold"]["auc"] > 0.9

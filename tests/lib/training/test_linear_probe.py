@@ -36,7 +36,7 @@ def _train(folder: Path, features: np.ndarray, labels: np.ndarray) -> tuple[dict
     folder.mkdir()
     task = FoldTask(
         experiment="x",
-        config=Config(train_mode="head", num_members=1, num_folds=4),
+        config=Config(train_mode="linear_probe", num_members=1, num_folds=4),
         fold=FOLD,
         tiles=np.empty((0, 96, 96, 3), np.uint8),
         index=pd.DataFrame({"id": [f"{at:040x}" for at in range(240)], "label": labels}),

@@ -159,7 +159,7 @@ def test_deterministic_forbids_to_shorten() -> None:
     budget = Budget(deadline=1000.0, deterministic=True, say=lambda text: None, now=clock)
     budget.begin(step)
     clock.seconds, step.attempts = 50.0, 50
-    with pytest.raises(BudgetError, match="deterministic = true"):
+    with pytest.raises(BudgetError, match="fixed_schedule = true"):
         budget.look(step, prediction_batches=1)
     assert step.total == 2000
 
@@ -182,7 +182,7 @@ def test_a_fold_whose_clock_runs_ten_times_too_fast_still_leaves_an_annealed_mod
     task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    hurried = _fast(task, monkeypatch, share=4.0, epochs=400, validate_every=0)
+    hurried = _fast(task, monkeypatch, share=4.0, epochs=400, eval_every=0)
     names, scores = train_fold(
         hurried, folder=tmp_path, devices=[torch.device("cpu")], say=said.append, replace=lambda: None
     )
@@ -199,7 +199,7 @@ def test_a_fold_whose_clock_runs_ten_times_too_fast_still_leaves_an_annealed_mod
 def test_a_fold_that_must_be_deterministic_stops_with_what_to_do(
     task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hurried = _fast(task, monkeypatch, share=4.0, epochs=400, validate_every=0, deterministic=True)
+    hurried = _fast(task, monkeypatch, share=4.0, epochs=400, eval_every=0, fixed_schedule=True)
     with pytest.raises(BudgetError, match="fewer epochs"):
         train_fold(
             hurried,

@@ -73,7 +73,7 @@ def test_a_member_a_process_gives_the_bytes_of_one_after_the_other(task: FoldTas
 
 
 FURTHER: dict[str, Any] = {
-    "ema": 0.9,
+    "ema_decay": 0.9,
     "freeze_epochs": 1,
     "layer_decay": 0.8,
     "schedule": "one_cycle",
@@ -87,7 +87,7 @@ def test_two_processes_on_one_member_give_the_losses_of_one(
     task: FoldTask, tmp_path: Path, knobs: dict[str, Any]
 ) -> None:
     """In float64 and without batch statistics, to ten digits; and the same AUC, from predictions each made a half of."""
-    double = with_knobs(task, members=1, epochs=3, batch_size=9, passes=2, **knobs)
+    double = with_knobs(task, num_members=1, epochs=3, batch_size=9, grad_accum_steps=2, **knobs)
     results = {}
     for size in (1, 2):
         folder = tmp_path / str(size)
@@ -135,7 +135,7 @@ def test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted(task: Fold
     from lib.model.checkpoint import load_checkpoint
     from lib.model.predict import predict_logits
 
-    _train(with_knobs(task, ddp=True, backbone="test_resnet", members=1), tmp_path)
+    _train(with_knobs(task, ddp=True, backbone="test_resnet", num_members=1), tmp_path)
     network, _ = load_checkpoint(tmp_path / "fold-1-member-0.safetensors")
     rows = np.flatnonzero(task.folds == 1)
     logits = predict_logits(
@@ -149,7 +149,7 @@ def test_the_clock_binds_on_both_at_the_same_step(task: FoldTask, tmp_path: Path
     """A clock ten times too fast: a learning rate of zero inside the time, a model saved, ranks that agree."""
     folder = tmp_path / "fold"
     folder.mkdir()
-    _beside("hurry", with_knobs(task, members=1, epochs=500, validate_every=0), folder, size=2, share=6.0)
+    _beside("hurry", with_knobs(task, num_members=1, epochs=500, eval_every=0), folder, size=2, share=6.0)
     ends = [json.loads((folder / f".end-{rank}.json").read_text()) for rank in range(2)]
     assert ends[0] == ends[1] and ends[0]["applied"] == ends[0]["total"] < 500 * 3
     assert ends[0]["learning_rate"] == pytest.approx(0, abs=1e-9)
@@ -163,7 +163,7 @@ def test_out_of_memory_begins_again_with_half_the_tiles_on_all_ranks(
 ) -> None:
     """The second epoch runs out of memory where more than two tiles are in a pass; the first is not done again."""
     with _sabotage("oom", above=2):
-        _train(with_knobs(task, ddp=ddp, epochs=3, validate_every=0), tmp_path, say=print)
+        _train(with_knobs(task, ddp=ddp, epochs=3, eval_every=0), tmp_path, say=print)
     told = [line for line in capfd.readouterr().out.splitlines() if "did not suffice" in line]
     assert told and all("from the last whole epoch" in line for line in told)
     passes = [[line.get("passes", 1) for line in _history(tmp_path, member)] for member in (0, 1)]
@@ -184,7 +184,7 @@ def test_one_process_that_runs_out_of_memory_goes_on_by_itself(
 
     monkeypatch.setattr("lib.training.epoch.functional.binary_cross_entropy_with_logits", greedy)
     said: list[str] = []
-    one = with_knobs(task, members=1)
+    one = with_knobs(task, num_members=1)
     _train(one, tmp_path, devices=1, say=said.append)
     assert sum("did not suffice" in line for line in said) == 1
     assert [line["passes"] for line in _history(tmp_path)] == [2, 2]
@@ -304,7 +304,7 @@ def test_compiled_training_leaves_the_same_kind_of_checkpoint(
         compiled.append(wrapper)
         return wrapper
 
-    one = with_knobs(task, members=1, epochs=1)
+    one = with_knobs(task, num_members=1, epochs=1)
     train_member(
         one, 0, folder=tmp_path, world=DistributedContext(), say=lambda text: None, replace=lambda: None
     )
