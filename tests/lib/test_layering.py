@@ -11,27 +11,55 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The layers of lib, the lowest first: a module imports from its own layer and those below.
-_LAYERS = (
-    (
-        "lib.errors",
-        "lib.files",
-        "lib.validation",
-        "lib.config",
-        "lib.runtime.session",
-        "lib.runtime.run_record",
-        "lib.search_space",
+# What each part of lib may import; its own modules always. The same table is in docs/architecture.md.
+_BASE = ("lib.config", "lib.search_space", "lib.errors", "lib.files", "lib.validation")
+_MAY_IMPORT_LIB = {
+    "lib.errors": (),
+    "lib.files": ("lib.errors",),
+    "lib.validation": ("lib.errors",),
+    "lib.config": ("lib.errors", "lib.validation"),
+    "lib.search_space": ("lib.errors", "lib.validation", "lib.config"),
+    "lib.runtime": _BASE,
+    "lib.image": _BASE,
+    "lib.data": (*_BASE, "lib.image"),
+    "lib.model": (*_BASE, "lib.image", "lib.data"),
+    "lib.evaluation": (*_BASE, "lib.data", "lib.runtime"),
+    "lib.explain": (*_BASE, "lib.image", "lib.data", "lib.model", "lib.evaluation"),
+    "lib.training": (*_BASE, "lib.image", "lib.data", "lib.model", "lib.evaluation", "lib.runtime"),
+    "lib.inference": (*_BASE, "lib.image", "lib.data", "lib.model", "lib.evaluation", "lib.runtime"),
+    "lib.report": (*_BASE, "lib.data", "lib.evaluation", "lib.explain", "lib.inference", "lib.runtime"),
+}
+# launch: the command line above the parts that do something, those above what they are built from.
+_LOW = ("launch.errors", "launch.experiments", "launch.plan")
+_MAY_IMPORT_LAUNCH = {
+    "launch.errors": (),
+    "launch.experiments": ("launch.errors",),
+    "launch.plan": ("launch.errors", "launch.experiments"),
+    "launch.sandbox": ("launch.errors",),
+    "launch.summary": _LOW,
+    "launch.packaging": _LOW,
+    "launch.kaggle_api": ("launch.errors", "launch.packaging"),
+    "launch.campaign": (*_LOW, "launch.packaging", "launch.kaggle_api", "launch.sandbox", "launch.summary"),
+    "launch.local": (*_LOW, "launch.packaging", "launch.sandbox", "launch.summary", "launch.campaign"),
+    "launch.weights_dataset": (
+        *_LOW,
+        "launch.packaging",
+        "launch.kaggle_api",
+        "launch.campaign",
+        "launch.local",
     ),
-    (
-        "lib.data",
-        "lib.model",
-        "lib.image",
-        "lib.evaluation.metrics",
-        "lib.evaluation.calibration",
-        "lib.runtime.environment_check",
+    "launch.doctor": (*_LOW, "launch.packaging", "launch.kaggle_api", "launch.campaign", "launch.sandbox"),
+    "launch.emulator": (
+        *_LOW,
+        "launch.packaging",
+        "launch.kaggle_api",
+        "launch.campaign",
+        "launch.sandbox",
+        "launch.local",
+        "launch.summary",
     ),
-    ("lib.training", "lib.inference", "lib.report"),
-)
+}
+_MOST_ARROWS_IN_LAUNCH = 50  # by folder and top file
 
 
 def _modules(package: str) -> list[str]:
@@ -61,8 +89,19 @@ def _within(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-def _layer(module: str) -> int:
-    return next(number for number, packages in enumerate(_LAYERS) if _within(module, packages))
+def _part(module: str) -> str:
+    """The folder or top file of a module: lib.data.folds is in lib.data."""
+    return ".".join(module.split(".")[:2])
+
+
+def _arrows(package: str) -> dict[tuple[str, str], list[str]]:
+    """Which part imports which, with the modules that do."""
+    modules = [module for module in _modules(package) if module != package]
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for module in modules:
+        for name in {name for name in _imports(module) if name in modules and _part(name) != _part(module)}:
+            arrows.setdefault((_part(module), _part(name)), []).append(f"{module} imports {name}")
+    return arrows
 
 
 def _run(code: str) -> str:
@@ -82,15 +121,30 @@ def test_what_runs_in_a_kernel_never_imports_what_runs_on_the_users_machine(pack
     assert not found
 
 
-def test_imports_in_lib_go_downwards() -> None:
-    modules = [module for module in _modules("lib") if module != "lib"]
+@pytest.mark.parametrize(("package", "allowed"), [("lib", _MAY_IMPORT_LIB), ("launch", _MAY_IMPORT_LAUNCH)])
+def test_every_arrow_is_one_of_the_design(package: str, allowed: dict[str, tuple[str, ...]]) -> None:
+    parts = {_part(module) for module in _modules(package) if module != package} - {
+        "launch.cli"
+    }  # which may import all
+    assert parts <= set(allowed)
     wrong = [
-        (module, name)
-        for module in modules
-        for name in _imports(module)
-        if name in modules and _layer(name) > _layer(module)
+        how
+        for (part, other), imports in sorted(_arrows(package).items())
+        if part != "launch.cli" and other not in allowed[part]
+        for how in imports
     ]
-    assert not wrong
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_house_of_launch_has_few_arrows() -> None:
+    assert len(_arrows("launch")) <= _MOST_ARROWS_IN_LAUNCH
+
+
+def test_launch_imports_no_report() -> None:
+    modules = _modules("launch")
+    assert not [
+        (module, name) for module in modules for name in _imports(module) if _within(name, ("lib.report",))
+    ]
 
 
 @pytest.mark.parametrize("package", ["lib", "launch"])
