@@ -30,15 +30,16 @@ _MAY_IMPORT_LIB = {
     "lib.report": (*_BASE, "lib.data", "lib.evaluation", "lib.explain", "lib.inference", "lib.runtime"),
 }
 # launch: the command line above the parts that do something, those above what they are built from.
-_LOW = ("launch.errors", "launch.experiments", "launch.plan")
+_LOW = ("launch.errors", "launch.console", "launch.experiments", "launch.plan")
 _MAY_IMPORT_LAUNCH = {
     "launch.errors": (),
-    "launch.experiments": ("launch.errors",),
-    "launch.plan": ("launch.errors", "launch.experiments"),
-    "launch.sandbox": ("launch.errors",),
+    "launch.console": (),
+    "launch.experiments": ("launch.errors", "launch.console"),
+    "launch.plan": ("launch.errors", "launch.console", "launch.experiments"),
+    "launch.sandbox": ("launch.errors", "launch.console"),
     "launch.summary": _LOW,
     "launch.packaging": _LOW,
-    "launch.kaggle_api": ("launch.errors", "launch.packaging"),
+    "launch.kaggle_api": ("launch.errors", "launch.console", "launch.packaging"),
     "launch.campaign": (*_LOW, "launch.packaging", "launch.kaggle_api", "launch.sandbox", "launch.summary"),
     "launch.local": (*_LOW, "launch.packaging", "launch.sandbox", "launch.summary", "launch.campaign"),
     "launch.weights_dataset": (
