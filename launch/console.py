@@ -5,7 +5,7 @@ import sys
 
 
 class _Terminal(logging.Handler):
-    """Print the message alone, after "warning: " where it is one; looks sys.stdout up for each line.
+    """A handler that prints the message alone, after `warning: ` where it is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message and flush, so that a pipe shows it at once."""
