@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from build_kernel import command_line, main
+from launch.cli import command_line, main
 
 ROOT = Path(__file__).resolve().parents[1]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/sys and /proc are Linux's")
