@@ -20,7 +20,7 @@ $(READY): requirements-uv.txt requirements-dev.txt
 smoke: env
 	$(RUN) build_kernel.py smoke
 
-# One process more than there are cores: many tests wait, for kernels and for a Kaggle on loopback.
+# One process more than there are cores: many tests wait, for kernels and for an emulated Kaggle.
 test: env
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $$($(RUN) -c 'import os; print((os.cpu_count() or 1) + 1)')
 

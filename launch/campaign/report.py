@@ -21,7 +21,7 @@ from lib.runtime.run_record import RunRecordError, read_run_record
 
 PAGE = "report.html"
 REHEARSAL_NOTES = "rehearsal.json"  # in a campaign's folder: sentences for its report
-ON_LOOPBACK = "This is a rehearsal: its kernels ran against a Kaggle on loopback, on this machine. Nothing in it was scored by Kaggle."
+EMULATOR_NOTE = "This is a rehearsal: its kernels ran against an emulated Kaggle, on this machine. Nothing in it was scored by Kaggle."
 NOTEBOOK = "report.ipynb"
 _LOG_LINES = 25  # of a notebook that failed, shown
 
@@ -54,7 +54,7 @@ def _rehearsal(folder: Path) -> list[str]:
     try:
         return [str(line) for line in json.loads((folder / REHEARSAL_NOTES).read_bytes())]
     except (OSError, ValueError, TypeError):
-        return [ON_LOOPBACK] if uses_emulator() else []
+        return [EMULATOR_NOTE] if uses_emulator() else []
 
 
 def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from lib.search_space import SearchSpace, search_from_dict
 
 CAMPAIGNS = ROOT / "runs" / "campaigns"
 EMULATOR_CAMPAIGNS = (
-    ROOT / "runs" / "loopback" / "campaigns"
+    ROOT / "runs" / "emulator" / "campaigns"
 )  # what was rehearsed must never pass for what Kaggle ran
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
 
@@ -56,7 +56,7 @@ class CampaignSpec:
     average: str = "mean"
     search: SearchSpace | None = None
     reuse: bool = False
-    judge: str = field(default_factory=lambda: "the loopback Kaggle" if uses_emulator() else "Kaggle")
+    judge: str = field(default_factory=lambda: "the emulated Kaggle" if uses_emulator() else "Kaggle")
     pace: Timeouts = field(default_factory=Timeouts)
     score_pace: ScoreTimeouts = field(default_factory=ScoreTimeouts)
 

@@ -195,7 +195,7 @@ def write_leaderboard(
         entry: the scored submission.
         summaries: of its experiments.
         records: the run records of the inference kernel and of every fold, by slug.
-        judge: who scored it: Kaggle, or the rehearsal's loopback Kaggle.
+        judge: who scored it: Kaggle, or the rehearsal's emulated Kaggle.
     """
     members = {}
     for slug, record in records.items():

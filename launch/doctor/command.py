@@ -21,7 +21,7 @@ from typing import TypeVar
 from launch.campaign.schedule import expected_hours, next_reset, plan_over_weeks
 from launch.campaign.spec import uses_emulator
 from launch.campaign.waits import Timeouts
-from launch.doctor.environment_check import CPU, GPU, LOOPBACK, Finding, kept_results, plan_probes, run_probes
+from launch.doctor.environment_check import CPU, GPU, EMULATOR_TIMEOUTS, Finding, kept_results, plan_probes, run_probes
 from launch.errors import LaunchError
 from launch.kaggle_api.client import (
     ABSENT,
@@ -618,7 +618,7 @@ def check_environment(environment: Mapping[str, str]) -> list[Finding]:
     if uses_emulator(environment):
         text = "KAGGLE_API_ENVIRONMENT is LOCALHOST: the client talks to this machine, not to Kaggle"
         findings.append(
-            Finding("environment", None, text, "Right for the loopback Kaggle; unset it for the real one.")
+            Finding("environment", None, text, "Right for the emulated Kaggle; unset it for the real one.")
         )
     elif where in ("TEST", "QA", "STAGING", "ADMIN"):
         text = f"KAGGLE_API_ENVIRONMENT is {where}: parts of the client follow it, others do not"
@@ -760,8 +760,8 @@ def doctor(
         LaunchError: something must be done; the message lists it.
     """
     if uses_emulator():
-        folder = folder / "loopback"  # what a rehearsal saw says nothing about Kaggle
-        pace = pace or LOOPBACK
+        folder = folder / "emulator"  # what a rehearsal saw says nothing about Kaggle
+        pace = pace or EMULATOR_TIMEOUTS
     kaggle: Kaggle | None = None
     refusal: LaunchError | None = None
     if find_credentials(os.environ, Path.home()):
@@ -790,7 +790,7 @@ def doctor(
             ]
         else:
             # Nobody waits in front of it now, except in a rehearsal.
-            kaggle.patience = patience or (_PATIENCE if pace is LOOPBACK else RetryPolicy())
+            kaggle.patience = patience or (_PATIENCE if pace is EMULATOR_TIMEOUTS else RetryPolicy())
             seen = run_probes(kaggle, folder, say, pace=pace)
     elif (kept := kept_results(folder)) is not None:
         date, _, seen = kept

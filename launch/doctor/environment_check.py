@@ -81,7 +81,7 @@ PACE = Timeouts(
     outage=900.0,
     pushes=1,
 )
-LOOPBACK = replace(REHEARSAL, quota_patience=0.0, foreign_patience=60.0, pushes=1)
+EMULATOR_TIMEOUTS = replace(REHEARSAL, quota_patience=0.0, foreign_patience=60.0, pushes=1)
 
 
 def plan_probes() -> list[Kernel]:
@@ -292,7 +292,7 @@ def _place(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
         return Finding(
             "",
             None,
-            f"{found}: the loopback, not Kaggle",
+            f"{found}: the emulator, not Kaggle",
             "It shows that the chain works, nothing about Kaggle.",
         )
     if scores["place"] != "kaggle":

@@ -1,1 +1,1 @@
-"""An emulated Kaggle on loopback, for rehearsals and tests."""
+"""An emulated emulated Kaggle, for rehearsals and tests."""

@@ -1,4 +1,4 @@
-"""The account on the loopback Kaggle: who it is, how it is treated, and the state all its parts keep.
+"""The account on the emulated Kaggle: who it is, how it is treated, and the state all its parts keep.
 
 What changes is on disk before it is answered, so a server that was killed goes on where it stood.
 """
@@ -103,7 +103,7 @@ class Account:
         except OSError:
             self._folder_lock.close()
             raise LaunchError(
-                f"another loopback Kaggle is at work in {folder}: stop it, or choose another folder"
+                f"another emulated Kaggle runs in {folder}: stop it, or choose another folder"
             ) from None
         self._began, self._steady = time.time(), steady()
         self.state = self._load()

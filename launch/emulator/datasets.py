@@ -1,4 +1,4 @@
-"""Datasets of the loopback Kaggle: their versions, what becomes of uploaded archives, and what kernels find mounted."""
+"""Datasets of the emulated Kaggle: their versions, what becomes of uploaded archives, and what kernels find mounted."""
 
 import gzip
 import shutil

@@ -1,4 +1,4 @@
-"""What the loopback Kaggle shall do wrong, and when: a list of faults, each with its own count of requests."""
+"""What the emulated Kaggle shall do wrong, and when: a list of faults, each with its own count of requests."""
 
 import json
 import threading

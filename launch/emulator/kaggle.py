@@ -1,4 +1,4 @@
-"""The loopback Kaggle: one account and its parts, each in a file of its own.
+"""The emulated Kaggle: one account and its parts, each in a file of its own.
 
 How they answer follows the record of the platform: what the client's source and users' reports say.
 """
@@ -14,7 +14,7 @@ from launch.emulator.faults import Fault
 from launch.emulator.kernels import Kernels
 from launch.emulator.scheduler import Executor, KernelExecutor
 from launch.emulator.sessions import Sessions
-from launch.emulator.submissions import Competition, Submissions
+from launch.emulator.submissions import EmulatedCompetition, Submissions
 from launch.emulator.uploads import Uploads
 
 
@@ -58,15 +58,15 @@ class EmulatedKaggle:
         self.datasets = Datasets(self.account, self.uploads)
         self.sessions = Sessions(self.account, self.datasets, data=data, executor=executor)
         self.kernels = Kernels(self.account, self.datasets, self.sessions)
-        self.competition = Competition(self.account, data)
+        self.competition = EmulatedCompetition(self.account, data)
         self.submissions = Submissions(self.account, self.uploads, data=data, labels=labels)
         self.closed = threading.Event()
 
-    def mend(self) -> None:
+    def clear_faults(self) -> None:
         """Everything works from now on, and every session that is still at work is ended, as a person would."""
         self.account.faults.clear()
         with self.account.lock:
-            self.submissions.mend()
+            self.submissions.clear_faults()
             self.sessions.cancel()
             self.account.save()
 

@@ -1,4 +1,4 @@
-"""Kernels of the loopback Kaggle: pushes and the versions they make, their status, output and logs."""
+"""Kernels of the emulated Kaggle: pushes and the versions they make, their status, output and logs."""
 
 import contextlib
 import json
@@ -52,7 +52,7 @@ class Kernels:
             body.get("kernelType", "script") not in ("script", "notebook")
             or body.get("language", "python") != "python"
         ):
-            return {"error": "the loopback Kaggle runs Python only"}  # Kaggle runs R, too
+            return {"error": "the emulated Kaggle runs Python only"}  # Kaggle runs R, too
         filed = self._sessions.versions(slug)
         if filed and filed[-1]["type"] != body.get("kernelType", "script"):
             return {"error": f"Kernel type cannot be changed from {filed[-1]['type']}"}

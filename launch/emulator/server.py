@@ -1,4 +1,4 @@
-"""HTTP for the loopback Kaggle: the wire format that the unmodified client speaks, and everything that can go wrong on it."""
+"""HTTP for the emulated Kaggle: the wire format that the unmodified client speaks, and everything that can go wrong on it."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class Server:
-    """A context in which the loopback Kaggle answers on a port of this machine.
+    """A context in which the emulated Kaggle answers on a port of this machine.
 
     Args:
         kaggle: what answers.

@@ -1,4 +1,4 @@
-"""Sessions of the loopback Kaggle: versions of kernels at work, what they find mounted, how they end, and the quota they use.
+"""Sessions of the emulated Kaggle: versions of kernels at work, what they find mounted, how they end, and the quota they use.
 
 Sessions that ran when a server was killed are run again by the next one.
 """

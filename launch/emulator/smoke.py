@@ -1,4 +1,4 @@
-"""`smoke`: the campaign of `run`, by the same code and the real client, against a Kaggle on loopback."""
+"""`smoke`: the campaign of `run`, by the same code and the real client, against an emulated Kaggle."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import pandas as pd
 
 from launch.campaign.commands import Result, run
 from launch.campaign.ledger import campaign_lock
-from launch.campaign.report import ON_LOOPBACK, REHEARSAL_NOTES
+from launch.campaign.report import EMULATOR_NOTE, REHEARSAL_NOTES
 from launch.campaign.spec import CampaignSpec, campaign_name
 from launch.campaign.submission import ScoreTimeouts
 from launch.campaign.waits import REHEARSAL
@@ -67,7 +67,7 @@ def smoke(
         thin: kernels that import the library from the dataset.
         average: how inference averages members: mean, logit or rank.
         search: rehearse this search, and nothing else but what it reads.
-        faults: what the loopback Kaggle shall do wrong, and when.
+        faults: what the emulated Kaggle shall do wrong, and when.
         owner: the account's name.
         say: takes a line.
 
@@ -120,7 +120,7 @@ def _rehearse(
     _start_anew_if_needed(out, json.dumps(identity, sort_keys=True), say=say)
     say(f"rehearsal in {out}: the kernels are isolated by {isolation()}")
     with ExitStack() as stack:
-        environment, notes = dict(os.environ), [ON_LOOPBACK]
+        environment, notes = dict(os.environ), [EMULATOR_NOTE]
         if data is None:
             notes.append(
                 "Its tiles were drawn by the project: no tissue, no patients; its scores say nothing about real tiles."
@@ -185,7 +185,7 @@ def serve(
     owner: str,
     say: Callable[[str], None],
 ) -> None:
-    """Serve the loopback Kaggle until it is interrupted; what it holds is kept in `out` and served again next time."""
+    """Serve the emulated Kaggle until it is interrupted; what it holds is kept in `out` and served again next time."""
     with campaign_lock(out, name=_LOCK):
         folder, labels = _competition_folder(out, data=data, tiles=None, seed=2018, say=say)
         note = out / "token"
@@ -201,7 +201,7 @@ def serve(
             faults=faults,
         )
         with Server(kaggle, port=port) as server:
-            say(f"a loopback Kaggle on port {server.port}, account {owner}. In another terminal:")
+            say(f"an emulated Kaggle on port {server.port}, account {owner}. In another terminal:")
             for name, value in server.environment().items():
                 say(f"export {name}='{value}'")
             with contextlib.suppress(KeyboardInterrupt):

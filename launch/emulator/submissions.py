@@ -1,4 +1,4 @@
-"""The competition on the loopback Kaggle: its facts and files, what is submitted to it, and the scores."""
+"""The competition on the emulated Kaggle: its facts and files, what is submitted to it, and the scores."""
 
 import csv
 import hashlib
@@ -17,7 +17,7 @@ from lib.runtime.session import COMPETITION
 _TITLE = "Histopathologic Cancer Detection"
 
 
-class Competition:
+class EmulatedCompetition:
     """The one competition there is.
 
     Args:
@@ -165,7 +165,7 @@ class Submissions:
                 return self._facts(each)
         raise ApiError(404, "Submission not found")
 
-    def mend(self) -> None:
+    def clear_faults(self) -> None:
         """No fault stands between a submission and its score any more; the caller holds the lock and saves."""
         for entry in self._account.state["submissions"]:
             entry["fault"] = ""

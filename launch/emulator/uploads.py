@@ -1,4 +1,4 @@
-"""Uploads to the loopback Kaggle: a place for the bytes, and the files of datasets and submissions that came that way."""
+"""Uploads to the emulated Kaggle: a place for the bytes, and the files of datasets and submissions that came that way."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The loopback Kaggle as seen on the wire, without the client, and sessions that last until a test lets them end."""
+"""The emulated Kaggle as seen on the wire, without the client, and sessions that last until a test lets them end."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ class Held:
 
 
 class Wire:
-    """A loopback Kaggle of account alice in a folder, and requests to it."""
+    """An emulated Kaggle of account alice in a folder, and requests to it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A world for campaigns: a loopback Kaggle with instant kernels, and campaigns in processes that may be killed."""
+"""A world for campaigns: an emulated Kaggle with instant kernels, and campaigns in processes that may be killed."""
 
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ FAST = Settings(dataset_delay=0.1, score_delay=0.1, status_delay=0.0)
 
 
 class World:
-    """A folder with a loopback Kaggle in it, and campaigns against it."""
+    """A folder with an emulated Kaggle in it, and campaigns against it."""
 
     def __init__(
         self, folder: Path, *, faults: Sequence[Fault] = (), settings: Settings = FAST, **executor: Any

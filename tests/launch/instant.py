@@ -58,7 +58,7 @@ def write_data(folder: Path) -> tuple[Path, Path]:
 
 
 class InstantKernels:
-    """An executor for the loopback Kaggle.
+    """An executor for the emulated Kaggle.
 
     `began` and `ended` tell when each session ran; `most` is how many ran at once, by machine.
     """

@@ -38,7 +38,7 @@ def account(world, monkeypatch):
         for name, value in kaggle.server.environment().items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("HOME", str(kaggle.folder))
-        monkeypatch.setattr("launch.campaign.spec.LOOPBACK_CAMPAIGNS", kaggle.folder / "campaigns")
+        monkeypatch.setattr("launch.campaign.spec.EMULATOR_CAMPAIGNS", kaggle.folder / "campaigns")
         kaggle.folder.joinpath("campaigns").mkdir()
         return kaggle
 
@@ -329,7 +329,7 @@ def test_names_nobody_knows_are_answered_with_those_there_are(account):
         find_campaign("../x")
 
 
-def test_what_was_rehearsed_on_loopback_is_no_campaign_of_kaggles(account, monkeypatch, tmp_path):
+def test_what_the_emulator_ran_is_no_campaign_of_kaggles(account, monkeypatch, tmp_path):
     kaggle = account()
     monkeypatch.setattr("launch.campaign.spec.CAMPAIGNS", tmp_path / "kaggle's")
     run(order(kaggle, submit=False, folds=[0]), connect=reach)

@@ -122,7 +122,7 @@ def test_it_stops_with_a_name_and_goes_on_once_the_fault_is_gone(world, name):
     assert words in ended.err, ended
     assert "Traceback" not in ended.err or name == "kernel ERROR"  # there it is the end of the kernel's log
     done = {slug for slug, entry in kaggle.ledger.kernels.items() if entry.output is not None}
-    kaggle.kaggle.mend()
+    kaggle.kaggle.clear_faults()
     again = kaggle.run()
     assert again.code == 0, again
     assert "scored by the test" in again.out

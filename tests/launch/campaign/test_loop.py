@@ -1,4 +1,4 @@
-"""Campaigns against a loopback Kaggle that behaves: what `run` does, in which order, and that it does nothing twice."""
+"""Campaigns against an emulated Kaggle that behaves: what `run` does, in which order, and that it does nothing twice."""
 
 import json
 import subprocess

@@ -8,7 +8,7 @@ from emulated_world import KNOBS
 from test_commands import account, order, reach  # noqa: F401
 
 from launch.campaign.commands import run
-from launch.campaign.report import NOTEBOOK, ON_LOOPBACK, PAGE, make_report, report_facts
+from launch.campaign.report import NOTEBOOK, EMULATOR_NOTE, PAGE, make_report, report_facts
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.plan import load_experiment, plan_kernels
@@ -30,10 +30,10 @@ def test_the_report_comes_last_and_is_told_of_the_score(account, capsys):  # noq
     assert changed[-2:] == ["CreateSubmission", "hcd-report"] or changed[-1] == "hcd-report"
     facts = facts_in(kaggle)
     assert facts["campaign"] == "one"
-    assert facts["leaderboard"]["judge"] == "the loopback Kaggle"
+    assert facts["leaderboard"]["judge"] == "the emulated Kaggle"
     assert facts["rehearsal"] == [
-        ON_LOOPBACK
-    ]  # `run` by hand against a loopback Kaggle: never passed for Kaggle's
+        EMULATOR_NOTE
+    ]  # `run` by hand against an emulated Kaggle: never passed for Kaggle's
     assert facts["leaderboard"]["submission"]["public_auc"] == kaggle.ledger.submissions[0].public
     folder = kaggle.folder / "campaigns" / "one"
     assert f"report: {folder / 'outputs' / 'hcd-report' / PAGE}" in capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_a_report_that_fails_loses_nothing(account, capsys):  # noqa: F811
         match=r"(?s)everything but the report is done and kept.*hcd-report.*build_kernel.py report",
     ):
         run(order(kaggle), connect=reach)
-    assert "scored by the loopback Kaggle" in capsys.readouterr().out
+    assert "scored by the emulated Kaggle" in capsys.readouterr().out
     run(order(kaggle), connect=reach)
     assert pushes(kaggle).count("hcd-report") == 2 and len(pushes(kaggle)) == 7
     assert len(kaggle.ledger.submissions) == 1

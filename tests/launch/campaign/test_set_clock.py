@@ -94,7 +94,7 @@ def test_a_run_that_ended_before_it_was_seen_is_found_out_though_the_clock_was_s
 @pytest.mark.parametrize("seconds", [-DAY, DAY])
 @pytest.mark.parametrize("call", [2, 7, 13])
 def test_a_rehearsal_whose_clock_is_set(tmp_path, preloaded, call, seconds):
-    """The loopback Kaggle lives in the same process: what it counts goes on as if nothing had happened."""
+    """The emulated Kaggle lives in the same process: what it counts goes on as if nothing had happened."""
     write_data(tmp_path / "competition")
     environment = {
         "PATH": os.environ["PATH"],

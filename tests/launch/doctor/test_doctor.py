@@ -610,7 +610,7 @@ def test_a_terminal_gets_the_same_words(monkeypatch, capsys):
     assert [line.rstrip() for line in shown.splitlines()] == plain
 
 
-# --- against the loopback Kaggle -------------------------------------------------------------------------------------
+# --- against the emulated Kaggle -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -629,7 +629,7 @@ def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_s
         (checkout / name).write_text((ROOT / name).read_text().replace("your-kaggle-username", "alice"))
     write_competition(tmp_path / "data", labelled=60, unlabelled=10, seed=3)
     (tmp_path / "held-back.csv").write_text((tmp_path / "data" / "sample_submission.csv").read_text())
-    loopback = EmulatedKaggle(
+    emulator = EmulatedKaggle(
         tmp_path / "kaggle",
         data=tmp_path / "data",
         labels=tmp_path / "held-back.csv",
@@ -651,9 +651,9 @@ def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_s
         )
 
     def pushes() -> list[str]:
-        return [each["slug"] for each in loopback.account.changes() if each["method"] == "SaveKernel"]
+        return [each["slug"] for each in emulator.account.changes() if each["method"] == "SaveKernel"]
 
-    with Server(loopback) as server:
+    with Server(emulator) as server:
         first = start()
         examined, _ = first.communicate(timeout=120)
         assert first.returncode == 0, examined
@@ -681,7 +681,7 @@ def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_s
             "hcd-environment-check-gpu",
             "hcd-environment-check-mount",
         ]
-        results = json.loads((checkout / "runs" / "probe" / "loopback" / RESULTS).read_text())
+        results = json.loads((checkout / "runs" / "probe" / "emulator" / RESULTS).read_text())
         assert results["problems"] == {}
         assert sorted(results["records"]) == [
             "hcd-environment-check-cpu",

@@ -489,7 +489,7 @@ def records() -> dict[str, Any]:
 DEVIATIONS = [
     # canary, where, what it saw, the finding, its verdict, a word of it
     (CPU, "scores.place", "local", "place", False, "KAGGLE_KERNEL_RUN_TYPE"),
-    (CPU, "scores.place", "rehearsal", "place", None, "loopback"),
+    (CPU, "scores.place", "rehearsal", "place", None, "emulator"),
     (CPU, "scores.environment.run_type", "another word", "place", None, "another word"),
     (CPU, "scores.paths.working", "/somewhere", "paths", None, "/somewhere"),
     (CPU, "versions.python", "3.10.4", "python", False, "3.11"),

@@ -1,4 +1,4 @@
-"""The unmodified `kaggle` command line, as a person would type it, against the loopback Kaggle; then the wire itself."""
+"""The unmodified `kaggle` command line, as a person would type it, against the emulated Kaggle; then the wire itself."""
 
 import base64
 import gzip
@@ -256,7 +256,7 @@ def test_the_refusals_of_a_push_have_kaggles_words(world, tmp_path):
         "Kernel push error: Notebook not found"
         in cli(kaggle, "kernels", "push", "-p", str(kernels[2])).stdout
     )  # the ghost
-    kaggle.kaggle.mend()
+    kaggle.kaggle.clear_faults()
     cli(kaggle, "kernels", "delete", "alice/gpu-kernel-2", "-y")
     assert "version 1 successfully pushed" in cli(kaggle, "kernels", "push", "-p", str(kernels[2])).stdout
     lost = kernel(tmp_path / "lost", "lost-kernel", _script(), dataset_sources=["alice/none"])
@@ -311,7 +311,7 @@ def _log(account) -> list[str]:
 
 @pytest.fixture
 def wire(tmp_path: Path) -> Iterator[Callable[..., Wire]]:
-    """Makes loopback Kaggles that end with the test."""
+    """Makes emulated Kaggles that end with the test."""
     made: list[Wire] = []
 
     def make(*faults: Fault, settings: dict | None = None, **options) -> Wire:
@@ -817,7 +817,7 @@ def test_one_server_a_folder_and_one_a_port(wire):
     from launch.emulator.server import Server
 
     kaggle = wire()
-    with pytest.raises(LaunchError, match="another loopback Kaggle is at work"):
+    with pytest.raises(LaunchError, match="another emulated Kaggle runs"):
         Wire(kaggle.folder)
     with pytest.raises(LaunchError, match="cannot be used"):
         Server(kaggle.kaggle, port=kaggle.server.port)

@@ -1,4 +1,4 @@
-"""Whole campaigns with real kernels: smoke through the loopback Kaggle, local without one; they agree to the last digit."""
+"""Whole campaigns with real kernels: smoke through the emulated Kaggle, local without one; they agree to the last digit."""
 
 import contextlib
 import hashlib
@@ -95,7 +95,7 @@ def test_local_equals_smoke_to_the_last_digit_and_nothing_is_done_twice_or_lost(
     [smoked] = result.summaries
     printed = capsys.readouterr().out
     assert f"pooled out-of-fold AUC {smoked.pooled:.4f} on n = 50 tiles" in printed
-    assert "accepted by the loopback Kaggle" in printed  # nobody holds the labels of this folder's test tiles
+    assert "accepted by the emulated Kaggle" in printed  # nobody holds the labels of this folder's test tiles
     assert result.submission is not None and result.submission.state == "scored"
     part = next(path for path in out.glob("part-*") if path.is_dir())
     assert abs(smoked.table["label"].mean() - pd.read_csv(data / "train_labels.csv")["label"].mean()) < 0.02
@@ -216,9 +216,9 @@ def test_interrupted_twice_the_same_command_ends_in_a_score_and_thin_kernels_rea
     assert ledger is not None and ledger.id == first.id  # what was interrupted goes on
     [entry] = ledger.submissions
     assert entry.public is not None and 0 <= entry.public <= 1
-    assert f"scored by the loopback Kaggle: AUC public {entry.public:.4f}" in printed
+    assert f"scored by the emulated Kaggle: AUC public {entry.public:.4f}" in printed
     record = json.loads((out / "campaign" / "leaderboard.json").read_text())
-    assert record["judge"] == "the loopback Kaggle"
+    assert record["judge"] == "the emulated Kaggle"
     assert record["submission"]["public_auc"] == entry.public
     assert len(record["kernels"]) == 4
     requests = [json.loads(line) for line in (out / "campaign" / "requests.jsonl").read_text().splitlines()]

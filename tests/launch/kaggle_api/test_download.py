@@ -1,4 +1,4 @@
-"""`download` through the real Kaggle client, against a Kaggle on loopback that answers as KAGGLE's service does."""
+"""`download` through the real Kaggle client, against an emulated Kaggle that answers as KAGGLE's service does."""
 
 import io
 import os

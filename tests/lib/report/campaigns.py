@@ -289,7 +289,7 @@ def write_campaign(root: Path, data: Path, experiments: dict[str, Config]) -> st
     return write_inference(root / "hcd-inference", data, members, experiment="+".join(experiments))
 
 
-def leaderboard(sha256: str = "", *, judge: str = "the loopback Kaggle", **scores: Any) -> dict[str, Any]:
+def leaderboard(sha256: str = "", *, judge: str = "the emulated Kaggle", **scores: Any) -> dict[str, Any]:
     """leaderboard.json as the launcher writes it, as far as the report reads it."""
     sent = {
         "ref": 5000,

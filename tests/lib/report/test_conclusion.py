@@ -114,7 +114,7 @@ EXPLAINED = {"method": "attention rollout", "tiles": 1, "mean": 0.05}
         ({"one": {"explained": EXPLAINED}}, "5.0 % of the attribution (attention rollout, 1 tile) lies", "grad-cam"),
         ({"one": {"explained": None}}, "one reached", "attribution"),
         ({"leaderboard": SCORE}, "On Kaggle's leaderboard the submission scored 0.9612 public and 0.9587 private", "rehears"),
-        ({"leaderboard": SCORE | {"judge": "the loopback Kaggle"}}, "by the loopback Kaggle: a rehearsal", "On Kaggle's"),
+        ({"leaderboard": SCORE | {"judge": "the emulated Kaggle"}}, "by the emulated Kaggle: a rehearsal", "On Kaggle's"),
         ({"leaderboard": SCORE | {"public": None}}, "scored 0.9587 private", "public"),
         ({"leaderboard": SCORE | {"public": None, "private": None}}, "one reached", "submission scored"),
         ({"one": {"split": "stratified"}}, "are stratified, so neighbours of a tile stand on both sides", "Transductive"),
@@ -142,7 +142,7 @@ def test_a_share_of_the_attribution_is_held_against_an_even_map() -> None:
     [
         ({"leaderboard": None}, "no submission of this campaign has one here"),
         (
-            {"leaderboard": SCORE | {"judge": "the loopback Kaggle"}},
+            {"leaderboard": SCORE | {"judge": "the emulated Kaggle"}},
             "The score on Kaggle: what is shown is a rehearsal",
         ),
         (
