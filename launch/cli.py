@@ -66,7 +66,7 @@ class _InOrder(click.Group):
         ("Before it costs anything", ("smoke", "doctor", "experiments", "knobs")),
         ("On Kaggle", ("run", "status", "watch", "logs", "pull", "push", "submit", "report")),
         ("On this machine", ("download", "weights", "local")),
-        ("For the plain Kaggle client", ("build", "check", "loopback")),
+        ("For the plain Kaggle client", ("build", "check", "emulator")),
     )
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -198,7 +198,7 @@ def check(out: Path) -> None:
 @click.option(
     "--faults",
     type=_FILE,
-    help="What the loopback Kaggle shall do wrong and when: a JSON list, see the README.",
+    help="Faults of the emulated Kaggle: a JSON list, see docs/emulator.md.",
 )
 @click.option(
     "--out", default="runs/smoke", show_default=True, type=_FOLDER, help="Where everything is kept."
@@ -220,7 +220,7 @@ def smoke(
     average: str,
     overrides: tuple[str, ...],
 ) -> None:
-    """Rehearse `run` against a Kaggle on loopback.
+    """Rehearse `run` against an emulated Kaggle on this machine.
 
     Dataset, weights, prepare, folds, inference, submission, score, report: with the real client and the real kernels.
 
@@ -639,12 +639,12 @@ def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]
     "--port", default=0, type=click.IntRange(0, 65535), help="Where it listens. [default: a free one]"
 )
 @click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
-@click.option("--faults", type=_FILE, help="What it shall do wrong and when: a JSON list, see the README.")
+@click.option("--faults", type=_FILE, help="Faults of the service: a JSON list, see docs/emulator.md.")
 @click.option(
-    "--out", default="runs/loopback", show_default=True, type=_FOLDER, help="Where everything is kept."
+    "--out", default="runs/emulator", show_default=True, type=_FOLDER, help="Where everything is kept."
 )
-def loopback(port: int, data: Path | None, faults: Path | None, out: Path) -> None:
-    """Serve the loopback Kaggle until Ctrl-C.
+def emulator(port: int, data: Path | None, faults: Path | None, out: Path) -> None:
+    """Serve the emulated Kaggle until Ctrl-C.
 
     It prints the environment that points a client at it.
     """
