@@ -21,7 +21,15 @@ from typing import TypeVar
 from launch.campaign.schedule import expected_hours, next_reset, plan_over_weeks
 from launch.campaign.spec import uses_emulator
 from launch.campaign.waits import Timeouts
-from launch.doctor.environment_check import CPU, GPU, EMULATOR_TIMEOUTS, Finding, kept_results, plan_probes, run_probes
+from launch.doctor.environment_check import (
+    CPU,
+    EMULATOR_TIMEOUTS,
+    GPU,
+    Finding,
+    kept_results,
+    plan_probes,
+    run_probes,
+)
 from launch.errors import LaunchError
 from launch.kaggle_api.client import (
     ABSENT,

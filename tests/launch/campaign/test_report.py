@@ -8,7 +8,7 @@ from emulated_world import KNOBS
 from test_commands import account, order, reach  # noqa: F401
 
 from launch.campaign.commands import run
-from launch.campaign.report import NOTEBOOK, EMULATOR_NOTE, PAGE, make_report, report_facts
+from launch.campaign.report import EMULATOR_NOTE, NOTEBOOK, PAGE, make_report, report_facts
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.plan import load_experiment, plan_kernels
