@@ -73,6 +73,13 @@ MUTATIONS = (
         ("tests/lib/data/test_batches.py",),
     ),
     Mutation(
+        "buffers-made-in-inference-mode",
+        "lib/data/batches.py",
+        "with torch.inference_mode(False):",
+        "with torch.inference_mode(torch.is_inference_mode_enabled()):",
+        ("tests/lib/data/test_batches.py",),
+    ),
+    Mutation(
         "resize-antialias",
         "lib/model/network.py",
         'mode="bilinear", antialias=True, align_corners=False',

@@ -1,6 +1,6 @@
-"""Batches from the tiles in host memory; on a GPU the next one is on its way while it works on this one."""
+"""Batches of tiles on the device, in a given order; for a GPU the next batch is gathered ahead."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,89 +17,122 @@ def load_batches(
     device: torch.device,
     columns: Sequence[torch.Tensor] = (),
 ) -> Generator[Batch]:
-    """The tiles of `rows`, in that order, as they are, on the device.
+    """The tiles of `rows`, in that order and unchanged, on the device.
 
-    For a GPU a thread gathers the next batch into one of two pinned buffers while the caller works on this one; from there the
-    tiles are copied on a stream of their own, beside the computation. A CPU gathers when it is asked: a thread beside the
-    computation brings its own threads along, which cost a small network 14 to 46 % of its speed to save it 0.2 to 2.5 %
+    For a GPU a thread gathers the next batch into one of two pinned buffers while the caller computes on the
+    present one. For a CPU each batch is gathered when the caller requests it. A thread beside the computation
+    starts threads of its own: they cost a small network 14 to 46 % of its speed and saved 0.2 to 2.5 %
     (benchmarks/training.py, 2 cores, 2026-11-24).
 
     Args:
         tiles: (N, 96, 96, 3) uint8 in host memory.
         rows: (M,) int64 into `tiles`.
-        batch_size: B; the last batch is smaller when B does not divide M. Or the size of every batch; their sum is M.
-        device: where the batches go.
-        columns: what else belongs to each of the rows, such as its label: each (M, ...).
+        batch_size: B; the last batch is smaller when B does not divide M. Or the size of every batch; their
+            sum is M.
+        device: where the batches are needed.
+        columns: further values of each row, such as its label: each (M, ...).
 
     Yields:
         images (B, 3, 96, 96) uint8, channels last in memory, and the columns (B, ...).
     """
     sizes = [batch_size] * -(-len(rows) // batch_size) if isinstance(batch_size, int) else list(batch_size)
     ends = np.minimum(np.cumsum(sizes, dtype=np.int64), len(rows)).tolist()
-    cuts = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
-    if not cuts:
+    slices = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+    if not slices:
         return
     source, order = torch.from_numpy(tiles), torch.from_numpy(rows)
     if device.type == "cpu":
-        for cut in cuts:
-            yield (
-                torch.index_select(source, 0, order[cut]).permute(0, 3, 1, 2),
-                tuple(column[cut] for column in columns),
-            )
-        return
-    shape = (max(cut.stop - cut.start for cut in cuts), *tiles.shape[1:])
-    gather, send = _for_gpu(source, shape, columns, device)
+        for part in slices:
+            images = torch.index_select(source, 0, order[part])  # (B, 96, 96, 3)
+            yield images.permute(0, 3, 1, 2), tuple(column[part] for column in columns)
+    else:
+        yield from prefetch_batches(source, order, slices, device=device, columns=columns)
+
+
+def prefetch_batches(
+    source: torch.Tensor,
+    order: torch.Tensor,
+    slices: Sequence[slice],
+    *,
+    device: torch.device,
+    columns: Sequence[torch.Tensor] = (),
+) -> Generator[Batch]:
+    """Batches for a GPU: a thread fills one buffer while the other is copied to the device.
+
+    On a CPU it does the same without pinned memory, streams and events, so that tests run it.
+
+    Args:
+        source: (N, 96, 96, 3) uint8.
+        order: (M,) int64 into `source`.
+        slices: of `order`, one for each batch.
+        device: where the batches are needed.
+        columns: each (M, ...).
+
+    Yields:
+        As `load_batches`.
+    """
+    largest = max(part.stop - part.start for part in slices)
+    buffers = _TransferBuffers(source, columns, batch_size=largest, device=device)
+
+    def fill(number: int) -> Batch:
+        part = slices[number]
+        return buffers.fill(number, order[part], tuple(column[part] for column in columns))
+
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-
-        def fetch(number: int) -> Batch:
-            cut = cuts[number]
-            return gather(number, order[cut], tuple(column[cut] for column in columns))
-
-        ahead = pool.submit(fetch, 0)
-        for number in range(len(cuts)):
-            batch = ahead.result()
-            if number + 1 < len(cuts):
-                ahead = pool.submit(fetch, number + 1)
-            images, beside = send(number, batch)
-            yield images.permute(0, 3, 1, 2), beside
+        filling = pool.submit(fill, 0)
+        for number in range(len(slices)):
+            filled = filling.result()
+            if number + 1 < len(slices):
+                filling = pool.submit(fill, number + 1)
+            images, values = buffers.send(number, filled)
+            yield images.permute(0, 3, 1, 2), values
 
 
-_Gather = Callable[[int, torch.Tensor, tuple[torch.Tensor, ...]], Batch]
-_Send = Callable[[int, Batch], Batch]
+class _TransferBuffers:
+    """Two sets of host buffers in turns: one is filled while the other is copied to the device."""
 
+    def __init__(
+        self,
+        source: torch.Tensor,
+        columns: Sequence[torch.Tensor],
+        *,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self.source, self.device, cuda = source, device, device.type == "cuda"
 
-def _for_gpu(
-    source: torch.Tensor, shape: tuple[int, ...], columns: Sequence[torch.Tensor], device: torch.device
-) -> tuple[_Gather, _Send]:
-    """Two sets of pinned buffers take turns: one is filled while the other is being copied."""
-    largest = shape[0]
-    images = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-    beside = [
-        [torch.empty((largest, *column.shape[1:]), dtype=column.dtype, pin_memory=True) for column in columns]
-        for _ in range(2)
-    ]
-    copied = [torch.cuda.Event() for _ in range(2)]
-    stream = torch.cuda.Stream(device)
+        def buffer(like: torch.Tensor) -> torch.Tensor:
+            return torch.empty((batch_size, *like.shape[1:]), dtype=like.dtype, pin_memory=cuda)
 
-    def gather(number: int, rows: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> Batch:
+        # A tensor made under the caller's inference_mode could not be written by the thread, where it is off.
+        with torch.inference_mode(False):
+            self.images = [buffer(source) for _ in range(2)]  # each (B, 96, 96, 3)
+            self.values = [[buffer(column) for column in columns] for _ in range(2)]  # each (B, ...)
+        self.stream = torch.cuda.Stream(device) if cuda else None
+        self.copied = [torch.cuda.Event() for _ in range(2)] if cuda else []
+
+    def fill(self, number: int, rows: torch.Tensor, columns: tuple[torch.Tensor, ...]) -> Batch:
+        """Gather batch `number` in host memory: rows (B,) int64 into the source, columns (B, ...)."""
         turn, count = number % 2, len(rows)
-        copied[turn].synchronize()  # the copy that left from here two batches ago
-        torch.index_select(source, 0, rows, out=images[turn][:count])
-        for buffer, part in zip(beside[turn], parts, strict=True):
-            buffer[:count].copy_(part)
-        return images[turn][:count], tuple(buffer[:count] for buffer in beside[turn])
+        if self.copied:
+            self.copied[turn].synchronize()  # the copy from this buffer, two batches ago, must have ended
+        torch.index_select(self.source, 0, rows, out=self.images[turn][:count])
+        for buffer, column in zip(self.values[turn], columns, strict=True):
+            buffer[:count].copy_(column)
+        return self.images[turn][:count], tuple(buffer[:count] for buffer in self.values[turn])
 
-    def send(number: int, batch: Batch) -> Batch:
-        with torch.cuda.stream(stream):
-            there = [each.to(device, non_blocking=True) for each in (batch[0], *batch[1])]
-            copied[number % 2].record(stream)
-        computing = torch.cuda.current_stream(device)
-        computing.wait_stream(stream)
-        for each in there:
-            each.record_stream(computing)
-        return there[0], tuple(there[1:])
-
-    return gather, send
+    def send(self, number: int, batch: Batch) -> Batch:
+        """Copy a filled batch to the device, on a GPU by a stream of its own, beside the computation."""
+        if self.stream is None:
+            return batch[0].clone(), tuple(column.clone() for column in batch[1])
+        with torch.cuda.stream(self.stream):
+            tensors = [tensor.to(self.device, non_blocking=True) for tensor in (batch[0], *batch[1])]
+            self.copied[number % 2].record(self.stream)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        for tensor in tensors:
+            tensor.record_stream(computing)  # its memory is not reused before the computation is done with it
+        return tensors[0], tuple(tensors[1:])
 
 
 def as_images(tiles: torch.Tensor) -> torch.Tensor:

@@ -1,55 +1,108 @@
-"""Tiles arrive in the order asked for, each with what belongs to it, whatever the sizes of the batches."""
+"""Batches of tiles: order, columns, sizes; on a CPU directly and by the prefetching that a GPU gets."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.data.batches import as_images, load_batches
+from lib.data import batches as module
+from lib.data.batches import Batch, as_images, load_batches
 
 CPU = torch.device("cpu")
+Loader = Callable[..., Generator[Batch]]
 
 
+def _as_for_a_gpu(tiles: np.ndarray, rows: np.ndarray, **rest: Any) -> Generator[Batch]:
+    """`load_batches` as it runs for a GPU, with the copies on the CPU."""
+    prefetch = module.prefetch_batches
+
+    def on_the_cpu(*args: Any, device: torch.device, columns: Any) -> Generator[Batch]:
+        assert device.type == "cuda"
+        return prefetch(*args, device=CPU, columns=columns)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "prefetch_batches", on_the_cpu)
+        yield from load_batches(tiles, rows, **{**rest, "device": torch.device("cuda", 0)})
+
+
+LOADERS = [pytest.param(load_batches, id="cpu"), pytest.param(_as_for_a_gpu, id="prefetched")]
+both_loaders = pytest.mark.parametrize("load", LOADERS)
+
+
+@both_loaders
+@pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_every_row_comes_once_in_its_order_with_its_columns(data: st.DataObject) -> None:
+def test_every_row_comes_once_in_its_order_with_its_columns(
+    load: Loader, mode: Callable[[], AbstractContextManager[None]], data: st.DataObject
+) -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
     rows = np.array(data.draw(st.lists(st.integers(0, 8), max_size=30)), dtype=np.int64)
     size = data.draw(st.integers(1, 12))
     labels, draws = torch.arange(len(rows)), torch.rand(len(rows), 3)
-    batches = list(load_batches(tiles, rows, batch_size=size, device=CPU, columns=(labels, draws)))
+    with mode():
+        batches = list(load(tiles, rows, batch_size=size, device=CPU, columns=(labels, draws)))
     assert [len(images) for images, _ in batches] == [
-        len(rows[at : at + size]) for at in range(0, len(rows), size)
+        len(rows[start : start + size]) for start in range(0, len(rows), size)
     ]
     if not batches:
         return
     images = torch.cat([images for images, _ in batches])
     assert images.dtype == torch.uint8 and images.shape == (len(rows), 3, 4, 4)
     np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), tiles[rows])
-    assert torch.equal(torch.cat([beside[0] for _, beside in batches]), labels)
-    assert torch.equal(torch.cat([beside[1] for _, beside in batches]), draws)
+    assert torch.equal(torch.cat([columns[0] for _, columns in batches]), labels)
+    assert torch.equal(torch.cat([columns[1] for _, columns in batches]), draws)
 
 
-def test_batches_may_have_sizes_of_their_own(random_tiles: Callable[..., np.ndarray]) -> None:
-    found = load_batches(random_tiles(10), np.arange(10), batch_size=[3, 3, 1, 3], device=CPU)
-    assert [len(images) for images, _ in found] == [3, 3, 1, 3]
+@both_loaders
+def test_batches_may_have_sizes_of_their_own(load: Loader, random_tiles: Callable[..., np.ndarray]) -> None:
+    batches = load(random_tiles(10), np.arange(10), batch_size=[3, 3, 1, 3], device=CPU)
+    assert [len(images) for images, _ in batches] == [3, 3, 1, 3]
 
 
-def test_a_loop_that_stops_early_leaves_nothing_at_work(random_tiles: Callable[..., np.ndarray]) -> None:
-    import threading
-
-    batches = load_batches(random_tiles(10), np.arange(10), batch_size=2, device=CPU)
+@both_loaders
+def test_a_loop_that_stops_early_leaves_no_thread(
+    load: Loader, random_tiles: Callable[..., np.ndarray]
+) -> None:
+    batches = load(random_tiles(10), np.arange(10), batch_size=2, device=CPU)
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
-def test_a_batch_is_the_callers_own(random_tiles: Callable[..., np.ndarray]) -> None:
+def test_prefetching_gathers_the_next_batch_in_a_thread_before_it_is_requested(
+    random_tiles: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[tuple[int, str]] = []
+    second = threading.Event()
+    real = module._TransferBuffers.fill
+
+    def recorded(self: Any, number: int, *rest: Any) -> Batch:
+        batch = real(self, number, *rest)
+        filled.append((number, threading.current_thread().name))
+        if number == 1:
+            second.set()
+        return batch
+
+    monkeypatch.setattr(module._TransferBuffers, "fill", recorded)
+    batches = _as_for_a_gpu(random_tiles(6), np.arange(6), batch_size=2, device=CPU)
+    next(batches)
+    assert second.wait(10) and [number for number, _ in filled] == [0, 1]
+    assert all(thread.startswith("batches") for _, thread in filled)
+    batches.close()
+
+
+@both_loaders
+def test_a_batch_is_the_callers_own(load: Loader, random_tiles: Callable[..., np.ndarray]) -> None:
     tiles = random_tiles(6)
     before = tiles.copy()
-    for images, _ in load_batches(tiles, np.arange(6), batch_size=2, device=CPU):
+    for images, _ in load(tiles, np.arange(6), batch_size=2, device=CPU):
         images.fill_(0)
     np.testing.assert_array_equal(tiles, before)
 
