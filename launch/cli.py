@@ -171,9 +171,9 @@ def check(out: Path) -> None:
 
     Sizes, metadata, sources, secrets; all problems at once.
     """
-    from launch.packaging import builder
+    from launch.packaging.check import check as check_build
 
-    looked, problems, warnings = builder.check(out)
+    looked, problems, warnings = check_build(out)
     for line in looked:
         click.echo(line)
     for line in warnings:

@@ -662,7 +662,8 @@ def check_disk(folder: Path) -> list[Finding]:
 
 def check_scripts(experiments: Sequence[Experiment], *, root: Path = ROOT) -> list[Finding]:
     """A fresh build in a temporary folder, held against every rule of client and service."""
-    from launch.packaging.builder import build, check
+    from launch.packaging.builder import build
+    from launch.packaging.check import check
 
     if not experiments:
         return [Finding("scripts", None, "no experiment named, nothing built", "Name one.")]

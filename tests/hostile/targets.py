@@ -306,7 +306,7 @@ def _ledger(folder: Path) -> Target:
 
 def _metadata(folder: Path) -> Target:
     from launch.errors import LaunchError
-    from launch.packaging.builder import check
+    from launch.packaging.check import check
     from launch.packaging.metadata import (
         check_dataset_metadata,
         check_kernel_metadata,

@@ -7,7 +7,8 @@ import pytest
 
 from launch.campaign.schedule import LONGEST, expected_hours, time_limit
 from launch.errors import LaunchError
-from launch.packaging.builder import build, check
+from launch.packaging.builder import build
+from launch.packaging.check import check
 from launch.packaging.metadata import METADATA
 from launch.plan import (
     experiment_names,

@@ -274,7 +274,7 @@ def test_another_folder_in_its_place_is_not_used(planted: str, built: Built, tmp
     prepare_refuses(run(script, tmp_path))
     assert place.is_dir()
     if planted == "a changed file":
-        (place / "lib" / "session.py").write_text(evil)
+        (place / "lib" / "runtime" / "session.py").write_text(evil)
     elif planted == "a file more":
         (place / "argparse.py").write_text(evil)
         (place / "numpy.py").write_text(evil)
@@ -295,7 +295,7 @@ def test_a_folder_of_another_user_is_not_used(built: Built, tmp_path: Path) -> N
     script = built.script(kernel_of(built, "prepare"))
     prepare_refuses(run(script, tmp_path))
     place = unpacked(built, tmp_path)
-    source = place / "lib" / "session.py"
+    source = place / "lib" / "runtime" / "session.py"
     evil = tmp_path / "evil.py"
     evil.write_text("import sys\nsys.exit('planted code ran')\n")
     compiled = next((source.parent / "__pycache__").glob("session.*.pyc"))
@@ -346,17 +346,21 @@ def test_importing_a_script_does_nothing(built: Built, tmp_path: Path) -> None:
 
 def test_an_error_in_the_library_names_the_file_and_the_repositorys_line(tmp_path: Path) -> None:
     root = copied_tree(tmp_path / "root")
-    path = root / "lib" / "session.py"
+    path = root / "lib" / "runtime" / "session.py"
     lines = path.read_text().splitlines()
-    at = next(number for number, line in enumerate(lines) if line.startswith("def find_competition"))
-    end = next(number for number in range(at, len(lines)) if lines[number].strip().startswith("found ="))
-    lines[end] = "    raise RuntimeError('went wrong here')"
+    function = next(
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "find_competition"
+    )
+    line = function.body[1].lineno  # the first statement after the docstring
+    lines.insert(line - 1, "    raise RuntimeError('went wrong here')")
     path.write_text("\n".join(lines) + "\n")
     made = build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
     done = run(made.script(kernel_of(made, "prepare")), tmp_path)
     assert done.returncode not in (0, None)
     assert "RuntimeError: went wrong here" in done.stderr
-    assert f'lib/runtime/session.py", line {end + 1}, in find_competition' in done.stderr
+    assert f'lib/runtime/session.py", line {line}, in find_competition' in done.stderr
     assert 'kernels/prepare.py", line' in done.stderr
     assert "raise RuntimeError('went wrong here')" in done.stderr  # the line itself is shown
 
@@ -399,7 +403,7 @@ def test_a_thin_kernel_without_its_dataset(thin: Built, tmp_path: Path) -> None:
 def test_a_thin_kernel_refuses_another_library(thin: Built, tmp_path: Path) -> None:
     library = mount_library(thin, tmp_path)
     (library / "lib" / "errors.py").write_text("# of yesterday\n")
-    (library / "lib" / "metrics.py").unlink()
+    (library / "lib" / "evaluation" / "metrics.py").unlink()
     done = run(thin.script(kernel_of(thin, "prepare")), tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

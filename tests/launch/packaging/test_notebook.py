@@ -11,8 +11,9 @@ import nbformat
 import pytest
 
 from launch.errors import LaunchError
-from launch.packaging.builder import Built, build, check
+from launch.packaging.builder import Built, build
 from launch.packaging.bundle import LIBRARY_TAG
+from launch.packaging.check import check
 from launch.plan import NOTEBOOK_KINDS, ROOT, load_experiment
 from launch.sandbox import EXECUTED, Outcome, run_script
 

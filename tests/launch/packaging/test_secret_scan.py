@@ -1,15 +1,14 @@
 """Nothing that looks like a secret is built, sent or shown, and our own sources are not mistaken for one."""
 
 import json
-from pathlib import Path
 
 import pytest
 from test_bundle import copied_tree
 
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle, RefusedError
-from launch.packaging import builder as module
 from launch.packaging.builder import build, read_source
+from launch.packaging.check import check
 from launch.packaging.secret_scan import clean, own_secrets, refuse_secrets, secrets_in
 from launch.plan import ROOT, load_experiment, plan_kernels
 
@@ -151,6 +150,6 @@ def test_check_and_build_ask_the_same_judge(tmp_path):
     made = build([load_experiment("smoke")], out=tmp_path / "dist", owner="me")
     secret = EACH[0][1]
     (made.out / "dataset" / "BUNDLE_ID").write_text(secret)
-    _, problems, _ = module.check(Path(made.out))
+    _, problems, _ = check(made.out)
     assert [problem for problem in problems if "BUNDLE_ID: line 1 holds a Kaggle token" in problem]
     assert secret not in "".join(problems)
