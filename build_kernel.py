@@ -3,14 +3,14 @@
 
     python build_kernel.py --help
 
-The commands are in launch/cli.py. An installed package (`pip install -e .`) offers the same commands as `hcd`.
+The commands are in launch/cli.py. `pip install -e .` installs the same commands as `hcd`.
 """
 
 import sys
 
 
 def command_line() -> int:
-    """Run the command line, or say how to install the packages where they are missing. Returns the exit code."""
+    """Run the command line and return its exit code; name the remedy where packages are missing."""
     try:
         import click  # noqa: F401
     except ModuleNotFoundError:

@@ -1,47 +1,94 @@
-"""The command line: every command, its options and its help."""
+"""The command line: every command, its options and its help.
+
+Each command imports what it needs when it runs, so that `--help` answers at once.
+"""
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from launch.console import log_to_terminal
 from launch.errors import LaunchError
+
+DATA = "input/histopathologic-cancer-detection"
+
+
+# --- options that several commands share --------------------------------------------------------------------
+
+
+def _complete_experiments(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of experiments, for the shell."""
+    from launch.plan import experiment_names
+
+    return [name for name in experiment_names() if name.startswith(incomplete)]
+
+
+def _complete_options(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """`KEY=` for every option of an experiment, for the shell."""
+    from lib.config import describe
+
+    return [f"{name}=" for name, _, _ in describe() if name.startswith(incomplete)]
+
 
 _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True)
+
+_EXPERIMENTS = click.argument("experiments", nargs=-1, shell_complete=_complete_experiments)
 _SET = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change a knob of the experiment, see `knobs`; repeatable.",
+    shell_complete=_complete_options,
+    help="Change one option of the experiment (list them with `options`). Repeatable.",
 )
-_OWNER = click.option("--owner", help="Your Kaggle user name, instead of the one in kernel-metadata.json.")
+_OWNER = click.option("--owner", help="Your Kaggle user name, if kernel-metadata.json does not hold it.")
 _ATTACH = click.option(
     "--attach",
     multiple=True,
     type=_FOLDER,
-    help="A folder the kernels see as a dataset: a weight file, a tile-to-slide map; repeatable.",
+    help="A folder that the kernels see as a dataset: a weights file, a tile-to-slide map. Repeatable.",
 )
-
-
+_DATASET = click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="OWNER/SLUG",
+    help="A Kaggle dataset to attach to the kernels. Repeatable.",
+)
 _AVERAGE = click.option(
     "--average",
     type=click.Choice(["mean", "logit", "rank"]),
     default="mean",
     show_default=True,
-    help="How members are averaged: their probabilities, their logits, or their ranks over all test tiles.",
+    help="What is averaged over the members: probabilities (mean), logits, or ranks over all test tiles.",
+)
+_STRICT_BUNDLE = click.option(
+    "--strict-bundle", is_flag=True, help="Refuse to average folds that different code trained."
+)
+_CAMPAIGN = click.option("--campaign", metavar="NAME", help="The campaign. [default: the most recent one]")
+_NEW_CAMPAIGN = click.option(
+    "--campaign", metavar="NAME", help="A name for the campaign. [default: the names of its experiments]"
+)
+_MESSAGE = click.option(
+    "--message", default="", help="The description of the submission. [default: the out-of-fold AUC]"
 )
 
 
-def _search_option(default: str) -> Any:
-    """--search, or --search NAME: a search of experiments/searches; the command then says which by `load_search`."""
-    text = f"A search of experiments/searches (without a NAME: {default}) over the experiment, and only what it reads."
+def _out(default: str | None, text: str) -> Callable[[Any], Any]:
+    """--out DIR: where the command writes."""
+    return click.option("--out", default=default, show_default=default is not None, type=_FOLDER, help=text)
+
+
+def _search_option(default: str) -> Callable[[Any], Any]:
+    """--search, or --search NAME: the name of a file in experiments/searches."""
+    text = f"Run a search from experiments/searches instead of a training. [NAME by default: {default}]"
     return click.option(
-        "--search", "searched", is_flag=False, flag_value=default, metavar="[NAME]", help=text
+        "--search", "search_name", is_flag=False, flag_value=default, metavar="[NAME]", help=text
     )
 
 
@@ -54,155 +101,114 @@ def _load_search(name: str | None) -> Any:
     return None if name is None else load_search(name)
 
 
+def _fold_numbers(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter("fold numbers separated by commas expected, such as 0,1") from None
+
+
 def _examples(*lines: str) -> str:
-    """What stands below the options of a command; the line breaks stay."""
+    """Examples below the options of a command, with their line breaks kept."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-class _InOrder(click.Group):
-    """A group that lists its commands as one comes to need them, not by the alphabet."""
+def _load(experiments: Sequence[str], overrides: Sequence[str]) -> Any:
+    """The experiments that are named, or the one that kernel-metadata.json names."""
+    from launch.packaging.metadata import default_experiment, read_base
+    from launch.plan import load_experiments
+
+    return load_experiments(experiments or (default_experiment(read_base()),), overrides)
+
+
+def _owner() -> str:
+    from launch.packaging.metadata import owner_of, read_base
+
+    return owner_of(read_base())
+
+
+def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    import tomllib
+
+    from launch.packaging.bundle import bundle_id, library_files
+    from launch.plan import ROOT, git_commit
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    commit = git_commit() or "unknown"
+    click.echo(
+        f"version {version}, commit {commit[:12]}{commit[40:]}, bundle {bundle_id(library_files())[:12]}"
+    )
+    context.exit()
+
+
+class _Sections(click.Group):
+    """A group that lists its commands by the order in which a user needs them."""
 
     _SECTIONS = (
-        ("Before it costs anything", ("smoke", "doctor", "experiments", "knobs")),
-        ("On Kaggle", ("run", "status", "watch", "logs", "pull", "push", "submit", "report")),
+        ("Before it costs quota", ("smoke", "doctor", "experiments", "options")),
+        ("On Kaggle", ("run", "status", "watch", "logs", "output", "push", "submit", "report")),
         ("On this machine", ("download", "weights", "local")),
-        ("For the plain Kaggle client", ("build", "check", "emulator")),
+        ("With the plain Kaggle client", ("build", "check", "emulator")),
     )
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a section for each part of the way."""
+        """Write one section of the help for each part of the way."""
         width = formatter.width - 6 - max(map(len, self.commands))
         for title, names in self._SECTIONS:
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(width)) for name in names])
 
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version, the commit and the bundle id, and exit.",
+)
 def main() -> None:
-    """Histopathologic Cancer Detection on Kaggle: from a checkout to a leaderboard score, rehearsed first.
+    """Train and submit for Histopathologic Cancer Detection on Kaggle.
 
     Start with `smoke` (no account needed), then `doctor`, then `run`.
 
-    Exit codes: 0 done; 1 failed, with a sentence that says what and what to do; 2 wrong use.
+    Exit codes: 0 done; 1 failed, with a sentence that names the cause and the remedy; 2 wrong use.
     """
+    log_to_terminal()
 
 
-def _say(text: str) -> None:
-    click.echo(text)
+# --- before it costs quota ----------------------------------------------------------------------------------
 
 
 @main.command(
     epilog=_examples(
-        "build_kernel.py build strong --set epochs=8",
-        "build_kernel.py check",
-        "kaggle kernels push -p dist/kernels/hcd-prepare",
+        "build_kernel.py smoke                                     synthetic tiles, a small network",
+        "build_kernel.py smoke resnet34 --data DIR --tiles 300     your tiles, your network",
+        "build_kernel.py smoke --search                            a hyperparameter search",
     )
 )
-@click.argument("experiments", nargs=-1)
-@_OWNER
-@_SET
+@_EXPERIMENTS
+@click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: synthetic tiles]")
 @click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    metavar="OWNER/SLUG",
-    help="A dataset to attach to the kernels; repeatable.",
+    "--tiles",
+    type=click.IntRange(min=50),
+    help="Number of labelled tiles to use (stratified) or to generate.",
 )
+@click.option("--folds", type=click.IntRange(min=2, max=20), help="Short for --set num_folds=K.")
+@click.option("--thin", is_flag=True, help="Rehearse kernels that import the library from the dataset.")
 @click.option(
-    "--thin", is_flag=True, help="Kernels that import the library from the dataset, after checking its hash."
+    "--faults", type=_FILE, help="Faults of the emulated Kaggle: a JSON list, see docs/emulator.md."
 )
-@click.option(
-    "--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code."
-)
-@_AVERAGE
-@_SEARCH
-@click.option("--out", default="dist", show_default=True, type=_FOLDER, help="Where to.")
-def build(
-    experiments: tuple[str, ...],
-    owner: str | None,
-    overrides: tuple[str, ...],
-    datasets: tuple[str, ...],
-    thin: bool,
-    strict_bundle: bool,
-    average: str,
-    searched: str | None,
-    out: Path,
-) -> None:
-    """Write the dataset and the kernels for `kaggle kernels push`.
-
-    EXPERIMENTS are names of files in experiments/; without any, the one that kernel-metadata.json names.
-    """
-    from launch.packaging import builder
-    from launch.packaging.bundle import SOURCE_LIMIT
-    from launch.packaging.metadata import PLACEHOLDER_OWNER, default_experiment, read_base
-    from launch.plan import load_experiments
-
-    wrong = [dataset for dataset in datasets if dataset.count("/") != 1]
-    if wrong:
-        raise LaunchError(f"--dataset takes OWNER/SLUG, not {', '.join(wrong)}")
-    names = experiments or (default_experiment(read_base()),)
-    loaded = load_experiments(names, overrides)
-    built = builder.build(
-        loaded,
-        out=out,
-        owner=owner,
-        datasets=datasets,
-        average=average,
-        search=_load_search(searched),
-        thin=thin,
-        strict_bundle=strict_bundle,
-    )
-    for kernel in built.kernels:
-        size = built.sizes[kernel.slug]
-        click.echo(
-            f"{built.out}/kernels/{kernel.slug}  {size:,} bytes, {size / SOURCE_LIMIT:.0%} of the limit"
-        )
-    click.echo(f"{built.out}/dataset  bundle {built.bundle}")
-    if built.owner == PLACEHOLDER_OWNER:
-        click.echo(
-            f"note: the owner is {PLACEHOLDER_OWNER}; write yours into kernel-metadata.json before you push"
-        )
-
-
-@main.command()
-@click.option("--out", default="dist", show_default=True, type=_FOLDER, help="Where `build` wrote to.")
-def check(out: Path) -> None:
-    """Hold a build against the rules of Kaggle and its client.
-
-    Sizes, metadata, sources, secrets; all problems at once.
-    """
-    from launch.packaging.check import check as check_build
-
-    looked, problems, warnings = check_build(out)
-    for line in looked:
-        click.echo(line)
-    for line in warnings:
-        click.echo(f"warning: {line}")
-    if problems:
-        raise LaunchError(f"{len(problems)} problems:\n  - " + "\n  - ".join(problems))
-    click.echo("no problems")
-
-
-@main.command(
-    epilog=_examples(
-        "build_kernel.py smoke                                        drawn tiles, a small network",
-        "build_kernel.py smoke resnet34 --data DIR --tiles 300        your tiles, your network",
-        "build_kernel.py smoke --search                               a search instead of a training",
-    )
-)
-@click.argument("experiments", nargs=-1)
-@click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
-@click.option("--tiles", type=click.IntRange(min=50), help="Labelled tiles to take (stratified) or to draw.")
-@click.option("--folds", type=click.IntRange(min=2, max=20), help="The same as --set num_folds=K.")
-@click.option("--thin", is_flag=True, help="Rehearse thin kernels, with the dataset mounted.")
-@click.option(
-    "--faults",
-    type=_FILE,
-    help="Faults of the emulated Kaggle: a JSON list, see docs/emulator.md.",
-)
-@click.option(
-    "--out", default="runs/smoke", show_default=True, type=_FOLDER, help="Where everything is kept."
-)
+@_out("runs/smoke", "Folder for the data, the campaign and its outputs.")
 @_search_option("smoke")
 @_ATTACH
 @_AVERAGE
@@ -215,153 +221,78 @@ def smoke(
     thin: bool,
     faults: Path | None,
     out: Path,
-    searched: str | None,
+    search_name: str | None,
     attach: tuple[Path, ...],
     average: str,
     overrides: tuple[str, ...],
 ) -> None:
     """Rehearse `run` against an emulated Kaggle on this machine.
 
-    Dataset, weights, prepare, folds, inference, submission, score, report: with the real client and the real kernels.
+    It runs the whole campaign with the real client and the real kernels: dataset, weights, prepare, folds,
+    inference, submission, score, report. No account and no network are needed.
 
-    Without EXPERIMENTS it is the one called smoke: a small network that two cores train in a minute.
+    Without EXPERIMENTS it runs the experiment `smoke`, a small network that two cores train in a minute.
 
-    An interrupted rehearsal goes on where it stopped; one that came to its end starts anew.
+    An interrupted rehearsal continues when you repeat the command. A finished one starts again.
     """
     from launch.emulator.faults import load_faults
     from launch.emulator.smoke import smoke as rehearse
-    from launch.packaging.metadata import owner_of, read_base
     from launch.plan import load_experiments
 
-    knobs = [*overrides, *([f"num_folds={folds}"] if folds else [])]
-    loaded = load_experiments(experiments or ("smoke",), knobs)
+    options = [*overrides, *([f"num_folds={folds}"] if folds else [])]
     rehearse(
-        loaded,
+        load_experiments(experiments or ("smoke",), options),
         data=data,
         tiles=tiles,
         out=out,
         attach=attach,
         thin=thin,
         average=average,
-        search=_load_search(searched),
+        search=_load_search(search_name),
         faults=load_faults(faults) if faults is not None else (),
-        owner=owner_of(read_base()),
-        say=_say,
-    )
-
-
-@main.command(
-    epilog=_examples(
-        "build_kernel.py local resnet34 --set epochs=3 --set num_members=1",
-    )
-)
-@click.argument("experiments", nargs=-1)
-@click.option(
-    "--data",
-    default="input/histopathologic-cancer-detection",
-    show_default=True,
-    type=_FOLDER,
-    help="A folder in competition layout.",
-)
-@click.option(
-    "--out", default="runs/local", show_default=True, type=_FOLDER, help="Where everything is kept."
-)
-@_SEARCH
-@_ATTACH
-@_AVERAGE
-@_SET
-def local(
-    experiments: tuple[str, ...],
-    data: Path,
-    out: Path,
-    searched: str | None,
-    attach: tuple[Path, ...],
-    average: str,
-    overrides: tuple[str, ...],
-) -> None:
-    """The whole training on this machine, without a Kaggle.
-
-    On its GPU or CPU, by the kernels that would run on Kaggle.
-
-    What is finished is not done again, so the same command continues an interrupted training.
-    """
-    from launch.local import local as train
-    from launch.packaging.metadata import default_experiment, owner_of, read_base
-    from launch.plan import load_experiments
-
-    base = read_base()
-    loaded = load_experiments(experiments or (default_experiment(base),), overrides)
-    search = _load_search(searched)
-    train(
-        loaded,
-        data=data,
-        out=out,
-        attach=attach,
-        average=average,
-        search=search,
-        owner=owner_of(base),
-        say=_say,
+        owner=_owner(),
+        say=click.echo,
     )
 
 
 @main.command()
-@click.argument("experiments", nargs=-1)
+@_EXPERIMENTS
 @click.option(
-    "--upload",
+    "--check-kaggle",
     is_flag=True,
-    help="Make them a private dataset, hcd-encoders; attach it with --dataset OWNER/hcd-encoders.",
+    help="Push three small kernels that check Kaggle itself (a few minutes, about 0.1 h of GPU quota).",
 )
 @_SET
-def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ...]) -> None:
-    """Fetch the encoders' weights.
+def doctor(experiments: tuple[str, ...], check_kaggle: bool, overrides: tuple[str, ...]) -> None:
+    """Check everything that can fail before it costs quota.
 
-    Into input/weights, where `smoke` and `local` find them.
-
-    With --upload they become a private dataset of yours: the way for weights behind a licence gate. Which licence a set
-    of weights has, and whether it is gated, is yours to check and accept.
+    Credentials, competition rules, quota, slugs, versions, sizes, clock. Each problem comes with its remedy.
     """
-    from launch.local import fetch_weights
-    from launch.packaging.metadata import default_experiment, owner_of, read_base
-    from launch.plan import load_experiments
+    from launch.doctor.command import PROBE_FOLDER
+    from launch.doctor.command import doctor as examine
 
-    base = read_base()
-    loaded = load_experiments(experiments or (default_experiment(base),), overrides)
-    click.echo(f"weights in {fetch_weights(loaded, owner=owner_of(base), say=_say)}")
-    if upload:
-        from launch.kaggle_api.client import connect
-        from launch.weights_dataset import upload_weights
-
-        click.echo(f"dataset {upload_weights(connect(), say=_say)}: attach it with --dataset")
+    examine(_load(experiments, overrides), probe=check_kaggle, folder=PROBE_FOLDER, say=click.echo)
 
 
 @main.command()
-@click.option(
-    "--to",
-    default="input/histopathologic-cancer-detection",
-    show_default=True,
-    type=_FOLDER,
-    help="Where to.",
-)
-def download(to: Path) -> None:
-    """Fetch the competition's data.
+def experiments() -> None:
+    """List the experiments and the searches."""
+    from launch.plan import described
 
-    Through the Kaggle client, for `local` and `smoke --data`; about 14 GB while unpacking.
-    """
-    from launch.kaggle_api.download import download_competition
-
-    download_competition(to, say=_say)
+    for name, lines in described():
+        click.echo("\n    ".join([name, *lines]))
 
 
-_CAMPAIGN = click.option(
-    "--campaign", metavar="NAME", help="Which campaign. [default: the one that was at work last]"
-)
-_DATASET = click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    metavar="OWNER/SLUG",
-    help="A dataset to attach to the kernels; repeatable.",
-)
+@main.command()
+def options() -> None:
+    """List the options of an experiment, with default and meaning."""
+    from lib.config import describe
+
+    for name, default, meaning in describe():
+        click.echo(f"{name} = {default or 'empty'}\n    {meaning}")
+
+
+# --- on Kaggle ----------------------------------------------------------------------------------------------
 
 
 def _order(
@@ -374,25 +305,14 @@ def _order(
     datasets: tuple[str, ...] = (),
     **rest: Any,
 ) -> Any:
-    """The order for a campaign that is named by its experiments, or by --campaign."""
+    """What a campaign is to do; it is found by the names of its experiments, or by --campaign."""
     from launch.campaign.spec import CampaignSpec, campaign_folder, campaign_name
-    from launch.packaging.metadata import default_experiment, read_base
-    from launch.plan import load_experiments
 
-    loaded = load_experiments(experiments or (default_experiment(read_base()),), overrides)
+    loaded = _load(experiments, overrides)
     folder = campaign_folder(campaign or campaign_name(loaded))
     return CampaignSpec(
         experiments=loaded, folder=folder, owner=owner or "", folds=folds, datasets=datasets, **rest
     )
-
-
-def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter("numbers with commas between them, such as 0,1") from None
 
 
 @main.command(
@@ -400,30 +320,26 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
         "build_kernel.py run --folds 0               one fold of the default experiment: a first score",
         "build_kernel.py run                         all of its folds",
         "build_kernel.py run resnet18 resnet34       two experiments, averaged",
-        "build_kernel.py run strong --set epochs=8   another plan, under a name of its own",
+        "build_kernel.py run strong --set epochs=8   a changed experiment, under a name of its own",
     )
 )
-@click.argument("experiments", nargs=-1)
+@_EXPERIMENTS
 @click.option(
     "--folds",
-    callback=_numbers,
+    callback=_fold_numbers,
     metavar="0,1,...",
-    help="Only these folds; `--folds 0` gives a first score early.",
+    help="Train only these folds. `--folds 0` gives a first score early.",
 )
 @click.option("--no-submit", is_flag=True, help="Stop before the submission.")
-@click.option(
-    "--message", default="", help="What the submission says of itself. [default: the out-of-fold AUC]"
-)
-@click.option("--campaign", metavar="NAME", help="A name of its own. [default: the experiments' names]")
+@_MESSAGE
+@_NEW_CAMPAIGN
 @click.option(
     "--reuse",
     is_flag=True,
-    help="Take over finished outputs of earlier campaigns even if other code made them.",
+    help="Reuse finished outputs of earlier campaigns even if other code made them.",
 )
-@click.option(
-    "--strict-bundle", is_flag=True, help="Refuse to average folds that were trained by different code."
-)
-@click.option("--no-probe", is_flag=True, help="Do not offer the canaries before the first fold.")
+@_STRICT_BUNDLE
+@click.option("--no-check", is_flag=True, help="Do not offer the environment check before the first fold.")
 @_AVERAGE
 @_SEARCH
 @_OWNER
@@ -437,19 +353,20 @@ def run(
     campaign: str | None,
     reuse: bool,
     strict_bundle: bool,
-    no_probe: bool,
+    no_check: bool,
     average: str,
-    searched: str | None,
+    search_name: str | None,
     owner: str | None,
     datasets: tuple[str, ...],
     overrides: tuple[str, ...],
 ) -> None:
-    """From this checkout to a leaderboard score.
+    """Run a campaign on Kaggle, up to a leaderboard score.
 
-    Safe to repeat, and to interrupt.
+    It uploads the library dataset, pushes the kernels (weights, prepare, the folds two at a time, inference),
+    submits, waits for the score, and makes the report.
 
-    Dataset, weights, prepare, the folds of every experiment (two at a time), one inference over all of them, submission,
-    score, report. What is done is not done again; what runs on Kaggle goes on without this command.
+    You can interrupt it and repeat it. Finished kernels are not run again, and kernels that run on Kaggle
+    continue without this command.
     """
     from launch.campaign.commands import run as campaign_run
     from launch.kaggle_api.client import connect
@@ -466,15 +383,15 @@ def run(
         reuse=reuse,
         strict_bundle=strict_bundle,
         average=average,
-        search=_load_search(searched),
+        search=_load_search(search_name),
     )
-    if not no_probe:
-        _offer_probe(order)
+    if not no_check:
+        _offer_environment_check(order)
     campaign_run(order, connect=connect)
 
 
-def _offer_probe(order: Any) -> None:
-    """Before the first fold of the first campaign: a few minutes of canaries may save hours of quota."""
+def _offer_environment_check(order: Any) -> None:
+    """Offer the environment check before the first campaign: a few minutes may save hours of quota."""
     from launch.doctor.command import PROBE_FOLDER
     from launch.doctor.command import doctor as examine
     from launch.doctor.environment_check import RESULTS
@@ -485,54 +402,18 @@ def _offer_probe(order: Any) -> None:
         or not sys.stdin.isatty()
     ):
         return
-    text = "No canary has looked at your Kaggle yet: three kernels of a few minutes, about 0.1 h of GPU quota. Push them first?"
-    if click.confirm(text, default=True):
-        examine(order.experiments, probe=True, folder=PROBE_FOLDER, say=_say)
-
-
-@main.command(
-    epilog=_examples(
-        "build_kernel.py push prepare",
-        "build_kernel.py push fold-0 fold-1",
+    text = (
+        "Your Kaggle account was not checked yet. The check pushes three small kernels: a few minutes, about "
+        "0.1 h of GPU quota. Run it first?"
     )
-)
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--experiment", "experiments", multiple=True, help="Which experiments the campaign is about.")
-@click.option("--campaign", metavar="NAME", help="A name of its own. [default: the experiments' names]")
-@_SEARCH
-@_OWNER
-@_DATASET
-@_SET
-def push(
-    names: tuple[str, ...],
-    experiments: tuple[str, ...],
-    campaign: str | None,
-    searched: str | None,
-    owner: str | None,
-    datasets: tuple[str, ...],
-    overrides: tuple[str, ...],
-) -> None:
-    """Push single kernels by hand.
-
-    The rules are those of `run`: nothing is pushed over a running version, or before what it reads.
-
-    NAME is dataset, weights, prepare, pretrain, embed, fold-0 ..., inference, search or report, as far as the experiment has it.
-
-    It returns when Kaggle has them; `run` fetches their outputs and goes on from there. A search that was pushed before goes
-    on: the trials of its output are not run again.
-    """
-    from launch.campaign.commands import push as push_names
-    from launch.kaggle_api.client import connect
-
-    search = _load_search(searched)
-    order = _order(experiments, overrides, campaign=campaign, owner=owner, datasets=datasets, search=search)
-    push_names(order, names, connect=connect)
+    if click.confirm(text, default=True):
+        examine(order.experiments, probe=True, folder=PROBE_FOLDER, say=click.echo)
 
 
 @main.command()
 @_CAMPAIGN
 def status(campaign: str | None) -> None:
-    """How a campaign stands: kernels, versions, states, AUC, quota."""
+    """Show the state of a campaign: kernels, versions, AUC, quota."""
     from launch.campaign.commands import show_status
     from launch.campaign.spec import find_campaign
     from launch.kaggle_api.client import connect
@@ -543,23 +424,33 @@ def status(campaign: str | None) -> None:
 @main.command()
 @_CAMPAIGN
 @click.option(
-    "--every", default=60.0, show_default=True, type=click.FloatRange(min=1), help="Seconds between looks."
+    "--every",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    help="Seconds between two checks.",
 )
 def watch(campaign: str | None, every: float) -> None:
-    """`status` until nothing is at work on Kaggle any more. Changes nothing."""
-    from launch.campaign.commands import watch as look
+    """Repeat `status` until no kernel runs on Kaggle.
+
+    It changes nothing.
+    """
+    from launch.campaign.commands import watch as watch_campaign
     from launch.campaign.spec import find_campaign
     from launch.kaggle_api.client import connect
 
-    look(find_campaign(campaign), connect=connect, every=every)
+    watch_campaign(find_campaign(campaign), connect=connect, every=every)
 
 
 @main.command()
 @click.argument("name")
-@click.option("--follow", "-f", is_flag=True, help="Line by line, while it runs.")
+@click.option("--follow", "-f", is_flag=True, help="Print each line as it appears, until the kernel ends.")
 @_CAMPAIGN
 def logs(name: str, follow: bool, campaign: str | None) -> None:
-    """The log of a kernel: weights, prepare, fold-0 ..., inference."""
+    """Print the log of a kernel.
+
+    NAME is weights, prepare, fold-0, fold-1, ..., inference or report.
+    """
     from launch.campaign.commands import show_log
     from launch.campaign.spec import find_campaign
     from launch.kaggle_api.client import connect
@@ -568,43 +459,72 @@ def logs(name: str, follow: bool, campaign: str | None) -> None:
 
 
 @main.command()
-@_CAMPAIGN
-def report(campaign: str | None) -> None:
-    """Make the report of a campaign on this machine.
-
-    From what was fetched so far; it prints where it is.
-
-    `run` makes it on Kaggle, last of all; this needs no account. The notebook beside it opens in Jupyter.
-    """
-    from launch.campaign.report import make_report
-    from launch.campaign.spec import find_campaign
-
-    click.echo(f"report: {make_report(find_campaign(campaign), say=_say)}")
-
-
-@main.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("--to", type=_FOLDER, help="Where to. [default: pulled/ in the campaign's folder]")
+@_out(None, "Where to. [default: pulled/ in the folder of the campaign]")
 @_CAMPAIGN
-def pull(names: tuple[str, ...], to: Path | None, campaign: str | None) -> None:
-    """Fetch the outputs of kernels.
+def output(names: tuple[str, ...], out: Path | None, campaign: str | None) -> None:
+    """Download the outputs of kernels.
 
-    They are held against their run.json; arrays and weights stay on Kaggle.
+    Each output is checked against its run.json. Arrays and weights stay on Kaggle.
     """
     from launch.campaign.commands import pull_outputs
     from launch.campaign.spec import find_campaign
     from launch.kaggle_api.client import connect
 
-    pull_outputs(find_campaign(campaign), names, to=to, connect=connect)
+    pull_outputs(find_campaign(campaign), names, to=out, connect=connect)
+
+
+@main.command(
+    epilog=_examples(
+        "build_kernel.py push prepare",
+        "build_kernel.py push fold-0 fold-1",
+    )
+)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--experiment",
+    "experiments",
+    multiple=True,
+    shell_complete=_complete_experiments,
+    help="An experiment of the campaign. Repeatable.",
+)
+@_NEW_CAMPAIGN
+@_SEARCH
+@_OWNER
+@_DATASET
+@_SET
+def push(
+    names: tuple[str, ...],
+    experiments: tuple[str, ...],
+    campaign: str | None,
+    search_name: str | None,
+    owner: str | None,
+    datasets: tuple[str, ...],
+    overrides: tuple[str, ...],
+) -> None:
+    """Push single kernels by hand.
+
+    NAME is dataset, weights, prepare, pretrain, embed, fold-0, ..., inference, search or report, if the
+    experiment has such a kernel.
+
+    The rules of `run` apply: a kernel is not pushed over a running version, nor before the kernels that it
+    reads are done. The command returns when Kaggle has accepted the push. `run` fetches the outputs and
+    continues from there. A
+    search that was pushed before continues: its finished trials are not run again.
+    """
+    from launch.campaign.commands import push as push_names
+    from launch.kaggle_api.client import connect
+
+    search = _load_search(search_name)
+    order = _order(experiments, overrides, campaign=campaign, owner=owner, datasets=datasets, search=search)
+    push_names(order, names, connect=connect)
 
 
 @main.command()
-@click.option(
-    "--message", default="", help="What the submission says of itself. [default: the out-of-fold AUC]"
-)
+@_MESSAGE
 @_CAMPAIGN
 def submit(message: str, campaign: str | None) -> None:
-    """Submit what a campaign left, once, and wait for the score."""
+    """Submit the result of a campaign once, and wait for its score."""
     from launch.campaign.commands import submit_only
     from launch.campaign.spec import find_campaign
     from launch.kaggle_api.client import connect
@@ -613,99 +533,248 @@ def submit(message: str, campaign: str | None) -> None:
 
 
 @main.command()
-@click.argument("experiments", nargs=-1)
+@_CAMPAIGN
+def report(campaign: str | None) -> None:
+    """Make the report of a campaign on this machine.
+
+    It uses the outputs that were fetched so far, and needs no account. `run` makes the same report on Kaggle
+    as its last step. The notebook beside the report opens in Jupyter.
+    """
+    from launch.campaign.report import make_report
+    from launch.campaign.spec import find_campaign
+
+    click.echo(f"report: {make_report(find_campaign(campaign), say=click.echo)}")
+
+
+# --- on this machine ----------------------------------------------------------------------------------------
+
+
+@main.command()
+@_out(DATA, "Where to.")
+def download(out: Path) -> None:
+    """Download the competition's data through the Kaggle client.
+
+    For `local` and `smoke --data`. It needs about 14 GB of disk while it unpacks.
+    """
+    from launch.kaggle_api.download import download_competition
+
+    download_competition(out, say=click.echo)
+
+
+@main.command()
+@_EXPERIMENTS
 @click.option(
-    "--probe",
+    "--upload",
     is_flag=True,
-    help="Push three canaries of a few minutes and compare what they see; 0.1 h of quota.",
+    help="Upload them as the private dataset hcd-encoders; attach it with --dataset OWNER/hcd-encoders.",
 )
 @_SET
-def doctor(experiments: tuple[str, ...], probe: bool, overrides: tuple[str, ...]) -> None:
-    """What is still to do, before it costs anything.
+def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ...]) -> None:
+    """Download pretrained weights of backbones.
 
-    Credentials, rules, quota, slugs, versions, sizes, clock; each with what to do about it.
+    They are kept in input/weights, where `smoke` and `local` find them.
+
+    With --upload they become a private dataset of yours. Use this for weights that need a licence agreement.
+    Check and accept the licence of the weights yourself.
     """
-    from launch.doctor.command import PROBE_FOLDER
-    from launch.doctor.command import doctor as examine
-    from launch.packaging.metadata import default_experiment, read_base
-    from launch.plan import load_experiments
+    from launch.local import fetch_weights
 
-    loaded = load_experiments(experiments or (default_experiment(read_base()),), overrides)
-    examine(loaded, probe=probe, folder=PROBE_FOLDER, say=_say)
+    click.echo(f"weights in {fetch_weights(_load(experiments, overrides), owner=_owner(), say=click.echo)}")
+    if upload:
+        from launch.kaggle_api.client import connect
+        from launch.weights_dataset import upload_weights
+
+        click.echo(f"dataset {upload_weights(connect(), say=click.echo)}: attach it with --dataset")
+
+
+@main.command(epilog=_examples("build_kernel.py local resnet34 --set epochs=3 --set num_members=1"))
+@_EXPERIMENTS
+@click.option("--data", default=DATA, show_default=True, type=_FOLDER, help="A folder in competition layout.")
+@_out("runs/local", "Folder for the outputs.")
+@_SEARCH
+@_ATTACH
+@_AVERAGE
+@_SET
+def local(
+    experiments: tuple[str, ...],
+    data: Path,
+    out: Path,
+    search_name: str | None,
+    attach: tuple[Path, ...],
+    average: str,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train on this machine, on its GPU or CPU, without Kaggle.
+
+    It runs the same kernels as `run`. Finished kernels are not run again, so the same command continues an
+    interrupted training.
+    """
+    from launch.local import local as train
+
+    train(
+        _load(experiments, overrides),
+        data=data,
+        out=out,
+        attach=attach,
+        average=average,
+        search=_load_search(search_name),
+        owner=_owner(),
+        say=click.echo,
+    )
+
+
+# --- with the plain Kaggle client ---------------------------------------------------------------------------
+
+
+@main.command(
+    epilog=_examples(
+        "build_kernel.py build strong --set epochs=8",
+        "build_kernel.py check",
+        "kaggle kernels push -p dist/kernels/hcd-prepare",
+    )
+)
+@_EXPERIMENTS
+@_OWNER
+@_SET
+@_DATASET
+@click.option(
+    "--thin", is_flag=True, help="Kernels import the library from the dataset, after a check of its hashes."
+)
+@_STRICT_BUNDLE
+@_AVERAGE
+@_SEARCH
+@_out("dist", "Where to.")
+def build(
+    experiments: tuple[str, ...],
+    owner: str | None,
+    overrides: tuple[str, ...],
+    datasets: tuple[str, ...],
+    thin: bool,
+    strict_bundle: bool,
+    average: str,
+    search_name: str | None,
+    out: Path,
+) -> None:
+    """Write the dataset and the kernels for `kaggle kernels push`.
+
+    EXPERIMENTS are names of files in experiments/. The default is the experiment that kernel-metadata.json
+    names.
+    """
+    from launch.packaging import builder
+    from launch.packaging.bundle import SOURCE_LIMIT
+    from launch.packaging.metadata import PLACEHOLDER_OWNER
+
+    wrong = [dataset for dataset in datasets if dataset.count("/") != 1]
+    if wrong:
+        raise LaunchError(f"--dataset takes OWNER/SLUG, not {', '.join(wrong)}")
+    built = builder.build(
+        _load(experiments, overrides),
+        out=out,
+        owner=owner,
+        datasets=datasets,
+        average=average,
+        search=_load_search(search_name),
+        thin=thin,
+        strict_bundle=strict_bundle,
+    )
+    for kernel in built.kernels:
+        size = built.sizes[kernel.slug]
+        click.echo(
+            f"{built.out}/kernels/{kernel.slug}  {size:,} bytes, {size / SOURCE_LIMIT:.0%} of the limit"
+        )
+    click.echo(f"{built.out}/dataset  bundle {built.bundle}")
+    if built.owner == PLACEHOLDER_OWNER:
+        click.echo(
+            f"note: the owner is still {PLACEHOLDER_OWNER}: write your Kaggle user name into "
+            "kernel-metadata.json before you push"
+        )
+    click.echo("next: build_kernel.py check")
+
+
+@main.command()
+@_out("dist", "The folder that `build` wrote.")
+def check(out: Path) -> None:
+    """Check a build against the rules of Kaggle and its client.
+
+    Sizes, metadata, sources and secrets. All problems are listed at once.
+    """
+    from launch.packaging.check import check as check_build
+
+    checked, problems, warnings = check_build(out)
+    for line in checked:
+        click.echo(line)
+    for line in warnings:
+        click.echo(f"warning: {line}")
+    if problems:
+        raise LaunchError(f"{len(problems)} problems:\n  - " + "\n  - ".join(problems))
+    click.echo("no problems")
 
 
 @main.command()
 @click.option(
-    "--port", default=0, type=click.IntRange(0, 65535), help="Where it listens. [default: a free one]"
+    "--port", default=0, type=click.IntRange(0, 65535), help="The port to listen on. [default: a free one]"
 )
-@click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: drawn tiles]")
-@click.option("--faults", type=_FILE, help="Faults of the service: a JSON list, see docs/emulator.md.")
+@click.option("--data", type=_FOLDER, help="A folder in competition layout. [default: synthetic tiles]")
 @click.option(
-    "--out", default="runs/emulator", show_default=True, type=_FOLDER, help="Where everything is kept."
+    "--faults", type=_FILE, help="Faults of the emulated Kaggle: a JSON list, see docs/emulator.md."
 )
+@_out("runs/emulator", "Folder for the state of the emulated Kaggle.")
 def emulator(port: int, data: Path | None, faults: Path | None, out: Path) -> None:
     """Serve the emulated Kaggle until Ctrl-C.
 
-    It prints the environment that points a client at it.
+    It prints the environment variables that connect a Kaggle client to it.
     """
     from launch.emulator.faults import load_faults
     from launch.emulator.smoke import serve
-    from launch.packaging.metadata import owner_of, read_base
 
-    wrong = load_faults(faults) if faults is not None else ()
-    serve(port=port, data=data, faults=wrong, out=out, owner=owner_of(read_base()), say=_say)
-
-
-@main.command()
-def experiments() -> None:
-    """The experiments and searches there are."""
-    from launch.plan import described
-
-    for name, lines in described():
-        click.echo("\n    ".join([name, *lines]))
+    loaded = load_faults(faults) if faults is not None else ()
+    serve(port=port, data=data, faults=loaded, out=out, owner=_owner(), say=click.echo)
 
 
-@main.command()
-def knobs() -> None:
-    """Every knob of an experiment: default and meaning."""
-    from lib.config import describe
-
-    for name, default, meaning in describe():
-        click.echo(f"{name} = {default or 'empty'}\n    {meaning}")
+# --- the process --------------------------------------------------------------------------------------------
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; those of this process when None.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong use.
+    """
     try:
         main(args=arguments, standalone_mode=False)
     except LaunchError as error:
-        click.echo(f"error: {error}", err=True)
-        return 1
+        return _failed(str(error))
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except ModuleNotFoundError as error:
-        click.echo(
-            f"error: the package {error.name} is not installed here: make env, then .venv/bin/python build_kernel.py",
-            err=True,
+        return _failed(
+            f"the package {error.name} is not installed: run `make env`, then use .venv/bin/python"
         )
-        return 1
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            remedy = "give yourself the right to it, or choose another folder (--out, --to)"
-            click.echo(
-                f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror}): {remedy}",
-                err=True,
+            path = error.filename or "a file"
+            reason = f"{path} cannot be read or written ({error.strerror})"
+            return _failed(f"{reason}: change its permissions, or choose another folder with --out")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _failed(
+                f"the disk is full ({error}): free some space and repeat the command; it continues"
             )
-            return 1
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the rest keeps its traceback
-            raise
-        click.echo(
-            f"error: the disk is full ({error}). Free some space: the same command goes on from here",
-            err=True,
-        )
-        return 1
+        raise
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: the same command goes on from here", err=True)
+        click.echo("interrupted: the same command continues from here", err=True)
         return 1
     return 0
+
+
+def _failed(text: str) -> int:
+    click.echo(f"error: {text}", err=True)
+    return 1
+
+
+def console_script() -> None:
+    """The installed command `hcd`."""
+    sys.exit(command_line())

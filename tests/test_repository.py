@@ -51,7 +51,7 @@ def test_every_command_the_readme_names_exists():
     )
     offered = set(re.findall(r"^  ([a-z]+) ", done.stdout.split("Options:")[1], flags=re.MULTILINE))
     assert commands <= offered
-    campaign = {"run", "push", "status", "watch", "logs", "pull", "submit", "report", "doctor", "emulator"}
+    campaign = {"run", "push", "status", "watch", "logs", "output", "submit", "report", "doctor", "emulator"}
     assert {
         "build",
         "check",
@@ -59,7 +59,7 @@ def test_every_command_the_readme_names_exists():
         "local",
         "weights",
         "download",
-        "knobs",
+        "options",
         "experiments",
     } | campaign == offered
 

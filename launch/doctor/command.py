@@ -514,7 +514,7 @@ def _check_phone(folder: Path) -> list[Finding]:
             ]
     remedy = (
         "Look at kaggle.com/settings: without a verified number Kaggle gives neither a GPU nor internet (the weights kernel "
-        "needs it). doctor --probe proves it."
+        "needs it). doctor --check-kaggle proves it."
     )
     return [Finding("phone", None, "no call tells whether the phone number is verified", remedy)]
 
@@ -803,7 +803,7 @@ def doctor(
             seen = run_probes(kaggle, folder, say, pace=pace)
     elif (kept := kept_results(folder)) is not None:
         date, _, seen = kept
-        say(f"what the canaries of {date:%d %b %Y %H:%M} UTC saw (doctor --probe pushes new ones):")
+        say(f"what the canaries of {date:%d %b %Y %H:%M} UTC saw (doctor --check-kaggle pushes new ones):")
     else:
         text = "no canary has looked at your Kaggle yet"
         seen = [
@@ -811,7 +811,7 @@ def doctor(
                 "canaries",
                 None,
                 text,
-                "doctor --probe pushes three of a few minutes, about 0.1 h of GPU quota.",
+                "doctor --check-kaggle pushes three of a few minutes, about 0.1 h of GPU quota.",
             )
         ]
     print_findings(seen, say)

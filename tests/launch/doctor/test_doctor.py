@@ -666,7 +666,7 @@ def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_s
         assert "ok     rules: " in examined
         assert pushes() == []
 
-        killed = start("--probe")
+        killed = start("--check-kaggle")
         deadline = time.monotonic() + 120
         while len(pushes()) < 2:
             assert killed.poll() is None and time.monotonic() < deadline, "the canaries were not pushed"
@@ -674,7 +674,7 @@ def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_s
         killed.kill()
         killed.communicate()
 
-        second = start("--probe")
+        second = start("--check-kaggle")
         printed, _ = second.communicate(timeout=240)
         assert sorted(pushes()) == [
             "hcd-environment-check-cpu",

@@ -98,7 +98,7 @@ class Kaggle:
         }
         if credentials:
             environment |= {"KAGGLE_USERNAME": "alice", "KAGGLE_KEY": "0" * 32}
-        command = [sys.executable, "build_kernel.py", "download", "--to", str(home / "input" / "data")]
+        command = [sys.executable, "build_kernel.py", "download", "--out", str(home / "input" / "data")]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
