@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import write_atomic
-from lib.runtime import environment_check as probe
+from lib.runtime import environment_check
 from lib.runtime.session import Session, run_kernel
 
 
@@ -21,35 +21,35 @@ def recipe(session: Session) -> None:
     )
     facts: dict[str, Any] = {"place": session.place}
     looks = {
-        "paths": lambda: probe.paths(session.working, session.input),
-        "environment": probe.environment,
-        "machine": probe.machine,
-        "mounts": lambda: probe.mounts(session.input),
-        "outputs": lambda: probe.mounted_outputs(session.input, kind="environment_check"),
-        "internet": probe.internet,
-        "packages": probe.packages,
-        "imports": lambda: probe.importable(others),
-        "cards": probe.cards,
-        "tiles": lambda: probe.tiles(session.input),
+        "paths": lambda: environment_check.paths(session.working, session.input),
+        "environment": environment_check.environment,
+        "machine": environment_check.machine,
+        "mounts": lambda: environment_check.mounts(session.input),
+        "outputs": lambda: environment_check.mounted_outputs(session.input, kind="environment_check"),
+        "internet": environment_check.internet,
+        "packages": environment_check.packages,
+        "imports": lambda: environment_check.importable(others),
+        "cards": environment_check.cards,
+        "tiles": lambda: environment_check.tiles(session.input),
     }
     for name, question in looks.items():
         with session.stage(name):
-            facts[name] = probe.look(name, question)
+            facts[name] = environment_check.look(name, question)
     number = len(facts["cards"]) if isinstance(facts["cards"], list) else 0
     if number >= 2:
         with session.stage("all_reduce"):
-            facts["all_reduce"] = probe.look("all_reduce", lambda: probe.all_reduce(processes=2))
+            facts["all_reduce"] = environment_check.look("all_reduce", lambda: environment_check.all_reduce(processes=2))
     else:
         facts["all_reduce"] = {"skipped": f"it needs two cards, here are {number}"}
     for name, fact in facts.items():
         session.say(f"{name}: {fact}")
     session.invalidate_record()
-    sample = session.working / probe.SAMPLE
+    sample = session.working / environment_check.SAMPLE
     sample.parent.mkdir(exist_ok=True)
-    write_atomic(sample, probe.SAMPLE_BYTES)
+    write_atomic(sample, environment_check.SAMPLE_BYTES)
     names = [card["name"] for card in facts["cards"]] if number else ["CPU"]
     facts["ended_at"] = datetime.now(UTC).isoformat()
-    session.write_outputs({probe.SAMPLE: True}, data_id="", devices=names, scores=facts)
+    session.write_outputs({environment_check.SAMPLE: True}, data_id="", devices=names, scores=facts)
 
 
 def main(parameters: Mapping[str, Any]) -> int:

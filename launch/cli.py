@@ -268,10 +268,10 @@ def doctor(experiments: tuple[str, ...], check_kaggle: bool, overrides: tuple[st
 
     Credentials, competition rules, quota, slugs, versions, sizes, clock. Each problem comes with its remedy.
     """
-    from launch.doctor.command import PROBE_FOLDER
+    from launch.doctor.command import CHECK_FOLDER
     from launch.doctor.command import doctor as examine
 
-    examine(_load(experiments, overrides), probe=check_kaggle, folder=PROBE_FOLDER, say=click.echo)
+    examine(_load(experiments, overrides), check_kaggle=check_kaggle, folder=CHECK_FOLDER, say=click.echo)
 
 
 @main.command()
@@ -392,12 +392,12 @@ def run(
 
 def _offer_environment_check(order: Any) -> None:
     """Offer the environment check before the first campaign: a few minutes may save hours of quota."""
-    from launch.doctor.command import PROBE_FOLDER
+    from launch.doctor.command import CHECK_FOLDER
     from launch.doctor.command import doctor as examine
     from launch.doctor.environment_check import RESULTS
 
     if (
-        (PROBE_FOLDER / RESULTS).is_file()
+        (CHECK_FOLDER / RESULTS).is_file()
         or (order.folder / "ledger.json").is_file()
         or not sys.stdin.isatty()
     ):
@@ -407,7 +407,7 @@ def _offer_environment_check(order: Any) -> None:
         "0.1 h of GPU quota. Run it first?"
     )
     if click.confirm(text, default=True):
-        examine(order.experiments, probe=True, folder=PROBE_FOLDER, say=click.echo)
+        examine(order.experiments, check_kaggle=True, folder=CHECK_FOLDER, say=click.echo)
 
 
 @main.command()

@@ -28,7 +28,7 @@ class Kernel:
     """One kernel of a campaign.
 
     Attributes:
-        kind: weights, prepare, pretrain, embed, train, inference, search, report or probe: the recipe under kernels/.
+        kind: weights, prepare, pretrain, embed, train, inference, search, report or environment_check: the recipe under kernels/.
         slug: its name on Kaggle.
         experiments: names of the experiments it serves; none for weights and prepare, which serve all alike.
         configs: of the experiments, in the same order; for prepare the defaults with the knobs that matter to it.

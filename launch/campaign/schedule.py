@@ -11,15 +11,15 @@ from lib.search_space import CARDS, expected_folds
 LONGEST = 12 * 3600.0  # seconds: Kaggle ends a session then
 # Hours on Kaggle, until one has run: estimates, not measurements.
 PREPARE_HOURS = 1.0
-PROBE_HOURS = 0.1  # of quota, what the GPU canary is expected to cost at most
+ENVIRONMENT_CHECK_HOURS = 0.1  # of quota, what the check on GPUs is expected to cost at most
 _HEAD_HOURS = 0.5  # of a CPU, for a fold of a frozen encoder
-PROBE_LIMIT = 900.0  # seconds
+ENVIRONMENT_CHECK_LIMIT = 900.0  # seconds
 _EXPECTED = {
     "weights": 0.1,
     "prepare": PREPARE_HOURS,
     "inference": 0.25,
     "report": 0.1,
-    "environment_check": PROBE_HOURS,
+    "environment_check": ENVIRONMENT_CHECK_HOURS,
 }
 _RESET_WEEKDAY = 5  # Saturday 00:00 UTC, where the service does not say
 
@@ -60,7 +60,7 @@ def time_limit(kernel: Kernel, *, ended_before: int = 0) -> float:
         ended_before: how many pushes came to the limit; each doubles it.
     """
     if kernel.kind == "environment_check":
-        return PROBE_LIMIT
+        return ENVIRONMENT_CHECK_LIMIT
     return float(min(max(3 * _planned(kernel) * 3600, 3600.0) * 2**ended_before, LONGEST))
 
 

@@ -27,8 +27,8 @@ from launch.doctor.environment_check import (
     GPU,
     Finding,
     kept_results,
-    plan_probes,
-    run_probes,
+    plan_environment_checks,
+    run_environment_checks,
 )
 from launch.errors import LaunchError
 from launch.kaggle_api.client import (
@@ -51,7 +51,7 @@ from lib.validation import UNREADABLE
 
 T = TypeVar("T")
 
-PROBE_FOLDER = ROOT / "runs" / "probe"
+CHECK_FOLDER = ROOT / "runs" / "environment-check"
 # The client and the SDK it was tried with.
 _KNOWN_CLIENTS = {"2.2.4": "0.1.37", "2.2.5": "0.1.38"}
 _OLDEST_CLIENT = (2, 2)  # before it, no quota, no output of more than one page
@@ -463,7 +463,7 @@ def _check_quota(line: _Line, experiments: Sequence[Experiment]) -> list[Finding
 
 
 def _check_slugs(line: _Line, experiments: Sequence[Experiment]) -> list[Finding]:
-    kernels: list[Kernel] = [*(plan_kernels(experiments) if experiments else []), *plan_probes()]
+    kernels: list[Kernel] = [*(plan_kernels(experiments) if experiments else []), *plan_environment_checks()]
     findings = []
     for kernel in kernels:
         slug = kernel.slug
@@ -671,7 +671,7 @@ def check_scripts(experiments: Sequence[Experiment], *, root: Path = ROOT) -> li
         out = Path(temporary) / "dist"
         built = build(experiments, out=out, root=root)
         sizes = dict(built.sizes)
-        for kernel in plan_probes():
+        for kernel in plan_environment_checks():
             sizes[kernel.slug] = built.source.write_kernel(kernel, out / "kernels" / kernel.slug)
         _, problems, _ = check(out)
     largest = max(sizes, key=lambda slug: sizes[slug])
@@ -749,7 +749,7 @@ def print_findings(findings: Sequence[Finding], say: Callable[[str], None]) -> N
 def doctor(
     experiments: Sequence[Experiment],
     *,
-    probe: bool,
+    check_kaggle: bool,
     folder: Path,
     say: Callable[[str], None],
     patience: RetryPolicy | None = None,
@@ -784,7 +784,7 @@ def doctor(
     findings = examine(kaggle, experiments=experiments, folder=folder, refusal=refusal)
     print_findings(findings, say)
     seen: list[Finding] = []
-    if probe:
+    if check_kaggle:
         blocked = [
             each.name for each in findings if each.ok is False and each.name in ("credentials", "connection")
         ]
@@ -800,7 +800,7 @@ def doctor(
         else:
             # Nobody waits in front of it now, except in a rehearsal.
             kaggle.patience = patience or (_PATIENCE if pace is EMULATOR_TIMEOUTS else RetryPolicy())
-            seen = run_probes(kaggle, folder, say, pace=pace)
+            seen = run_environment_checks(kaggle, folder, say, pace=pace)
     elif (kept := kept_results(folder)) is not None:
         date, _, seen = kept
         say(f"what the canaries of {date:%d %b %Y %H:%M} UTC saw (doctor --check-kaggle pushes new ones):")

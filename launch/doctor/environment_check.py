@@ -17,7 +17,7 @@ from launch.campaign.clock import stamp
 from launch.campaign.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_lock, new_ledger, read_ledger
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import OUTPUTS
-from launch.campaign.schedule import PREPARE_HOURS, PROBE_HOURS, PROBE_LIMIT
+from launch.campaign.schedule import PREPARE_HOURS, ENVIRONMENT_CHECK_HOURS, ENVIRONMENT_CHECK_LIMIT
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import REHEARSAL, Timeouts
 from launch.kaggle_api.client import ClientError, CredentialsError, Kaggle
@@ -31,7 +31,7 @@ from lib.runtime.run_record import read_run_record
 from lib.runtime.session import COMPETITION, TRIED_WITH
 from lib.validation import UNREADABLE
 
-RESULTS = "probe.json"
+RESULTS = "environment-check.json"
 KIND = "environment_check"
 CPU, GPU, MOUNT = "hcd-environment-check-cpu", "hcd-environment-check-gpu", "hcd-environment-check-mount"
 _FORMAT = 1
@@ -84,7 +84,7 @@ PACE = Timeouts(
 EMULATOR_TIMEOUTS = replace(REHEARSAL, quota_patience=0.0, foreign_patience=60.0, pushes=1)
 
 
-def plan_probes() -> list[Kernel]:
+def plan_environment_checks() -> list[Kernel]:
     """The canaries, in an order in which they can run."""
     plain: dict[str, Any] = {"kind": KIND, "experiments": (), "configs": (Config(),)}
     return [
@@ -97,7 +97,7 @@ def plan_probes() -> list[Kernel]:
 # --- pushing and waiting ---------------------------------------------------------------------------------------------
 
 
-def run_probes(
+def run_environment_checks(
     kaggle: Kaggle,
     folder: Path,
     say: Callable[[str], None],
@@ -105,7 +105,7 @@ def run_probes(
     pace: Timeouts | None = None,
     source: Source | None = None,
 ) -> list[Finding]:
-    """Push the canaries, wait for them, keep what they saw in `folder`/probe.json, and hold it against what the code assumes.
+    """Push the canaries, wait for them, keep what they saw in `folder`/environment-check.json, and hold it against what the code assumes.
 
     Args:
         kaggle: the account.
@@ -121,7 +121,7 @@ def run_probes(
     with campaign_lock(folder):
         ledger = _ledger(folder, kaggle, say)
         problems: dict[str, list[str]] = {}
-        kernels = plan_probes()
+        kernels = plan_environment_checks()
         if (short := _short_of_quota(kaggle)) and ledger.entry(GPU, KIND).open is None:
             problems[GPU] = [short, "Probe again when the week's quota is back."]
             kernels = [kernel for kernel in kernels if kernel.slug != GPU]
@@ -177,7 +177,7 @@ def _ledger(folder: Path, kaggle: Kaggle, say: Callable[[str], None]) -> Ledger:
     shutil.rmtree(folder / OUTPUTS, ignore_errors=True)
     say(
         f"three canaries of a few minutes each, private kernels of {kaggle.user}: {CPU}, {GPU}, {MOUNT}. The second costs about "
-        f"0.05 to {PROBE_HOURS} h of GPU quota (never over {PROBE_LIMIT / 3600:.2f} h), the others none"
+        f"0.05 to {ENVIRONMENT_CHECK_HOURS} h of GPU quota (never over {ENVIRONMENT_CHECK_LIMIT / 3600:.2f} h), the others none"
     )
     return new_ledger(folder, campaign=KIND, owner=kaggle.user, experiments={}, datasets=[])
 
@@ -190,7 +190,7 @@ def _short_of_quota(kaggle: Kaggle) -> str:
         raise
     except ClientError:
         return ""  # not knowing is no reason not to ask: the refusal is what counts
-    if quota is None or quota.left >= PROBE_HOURS:
+    if quota is None or quota.left >= ENVIRONMENT_CHECK_HOURS:
         return ""
     return f"not pushed: {quota.left:.2f} of {quota.allowed:.0f} h of GPU quota are left"
 

@@ -29,7 +29,7 @@ from lib.errors import KernelError
 from lib.runtime.run_record import RECORD_NAME, peek_kind, read_run_record
 from lib.runtime.session import find_competition, free_memory, list_mounts
 
-SAMPLE = "probe/sample.bin"  # in a folder, because the weights kernel leaves its files in one
+SAMPLE = "environment-check/sample.bin"  # in a folder, because the weights kernel leaves its files in one
 SAMPLE_BYTES = bytes(range(256)) * 4096  # 1 MiB
 _RUN_TYPES = ("Batch", "Interactive")
 _ALSO = ("opencv-python-headless", "opencv-python", "scipy", "matplotlib", "kaggle", "albumentations")

@@ -135,7 +135,7 @@ def write(path: Path, text: str) -> None:
 
 def look(kaggle: Any, home: Path, root: Path, **options: Any) -> dict[str, Finding]:
     """Findings by name; of several, the worst."""
-    keywords = {"experiments": [EXPERIMENT], "folder": home.parent / "probe", "environment": {}, **options}
+    keywords = {"experiments": [EXPERIMENT], "folder": home.parent / "check", "environment": {}, **options}
     found: dict[str, Finding] = {}
     for finding in examine(kaggle, home=home, root=root, **keywords):
         if finding.name not in found or finding.ok is False:
@@ -346,7 +346,7 @@ def test_no_secret_is_ever_shown(terminal, reached, home, root, monkeypatch, cap
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     said: list[str] = []
     with pytest.raises(LaunchError) as stopped:
-        doctor([EXPERIMENT], probe=True, folder=home / "probe", say=said.append)
+        doctor([EXPERIMENT], check_kaggle=True, folder=home / "check", say=said.append)
     printed = capsys.readouterr()
     everything = "\n".join([*said, printed.out, printed.err, str(stopped.value)])
     assert [secret for secret in SECRETS if secret in everything] == []
@@ -519,7 +519,7 @@ def test_a_build_that_breaks_a_rule_is_to_do(home, root):
 
 
 def test_canaries_prove_the_phone_number(home, root):
-    folder = home / "probe"
+    folder = home / "check"
     card, internet = [{"name": "Tesla T4"}], {"huggingface": "reached"}
     for slug, facts in ((GPU, {"cards": card}), (CPU, {"internet": internet})):
         results = {
@@ -556,7 +556,7 @@ def test_the_command_lists_what_is_to_do(account, tmp_path):
     account.answers |= {"has_entered": False, "quota": Quota(used=1.0, allowed=1.5, refresh=None)}
     said: list[str] = []
     with pytest.raises(LaunchError) as stopped:
-        doctor([EXPERIMENT], probe=False, folder=tmp_path / "probe", say=said.append)
+        doctor([EXPERIMENT], check_kaggle=False, folder=tmp_path / "check", say=said.append)
     assert [line.split(":")[0].strip(" -") for line in str(stopped.value).splitlines()[1:]] == [
         "rules",
         "quota",
@@ -570,30 +570,30 @@ def test_the_command_lists_what_is_to_do(account, tmp_path):
 def test_the_command_ends_well_and_shows_kept_canaries_with_their_date(account, tmp_path):
     problems = {GPU: ["ended as ERROR", "Look at it"]}
     results = {"format": 1, "date": "2026-11-24T10:00:00+00:00", "problems": {}, "records": {}}
-    write(tmp_path / "probe" / RESULTS, json.dumps(results))
+    write(tmp_path / "check" / RESULTS, json.dumps(results))
     said: list[str] = []
-    doctor([EXPERIMENT], probe=False, folder=tmp_path / "probe", say=said.append)
+    doctor([EXPERIMENT], check_kaggle=False, folder=tmp_path / "check", say=said.append)
     assert any("24 Nov 2026" in line for line in said)
     assert said[-1].startswith("nothing is to do")
-    write(tmp_path / "probe" / RESULTS, json.dumps({**results, "problems": problems}))
+    write(tmp_path / "check" / RESULTS, json.dumps({**results, "problems": problems}))
     with pytest.raises(LaunchError, match="ended as ERROR"):
-        doctor([EXPERIMENT], probe=False, folder=tmp_path / "probe", say=said.append)
+        doctor([EXPERIMENT], check_kaggle=False, folder=tmp_path / "check", say=said.append)
 
 
 def test_canaries_are_pushed_only_with_credentials_that_work(account, tmp_path, monkeypatch):
     pushed: list[str] = []
 
-    def run_probes(kaggle: Any, folder: Path, say: Any, *, pace: Any) -> list[Finding]:
+    def run_environment_checks(kaggle: Any, folder: Path, say: Any, *, pace: Any) -> list[Finding]:
         pushed.append(kaggle.user)
-        return [Finding("probe gpu: cards", False, "torch sees no GPU", "Verify your phone number")]
+        return [Finding("environment check gpu: cards", False, "torch sees no GPU", "Verify your phone number")]
 
-    monkeypatch.setattr(module, "run_probes", run_probes)
+    monkeypatch.setattr(module, "run_environment_checks", run_environment_checks)
     with pytest.raises(LaunchError, match="torch sees no GPU"):
-        doctor([EXPERIMENT], probe=True, folder=tmp_path, say=lambda line: None)
+        doctor([EXPERIMENT], check_kaggle=True, folder=tmp_path, say=lambda line: None)
     assert pushed == ["alice"]
     account.answers["has_entered"] = CredentialsError("HTTP 401")
     with pytest.raises(LaunchError, match="not pushed"):
-        doctor([EXPERIMENT], probe=True, folder=tmp_path, say=lambda line: None)
+        doctor([EXPERIMENT], check_kaggle=True, folder=tmp_path, say=lambda line: None)
     assert pushed == ["alice"]
 
 
@@ -681,7 +681,7 @@ def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_s
             "hcd-environment-check-gpu",
             "hcd-environment-check-mount",
         ]
-        results = json.loads((checkout / "runs" / "probe" / "emulator" / RESULTS).read_text())
+        results = json.loads((checkout / "runs" / "environment-check" / "emulator" / RESULTS).read_text())
         assert results["problems"] == {}
         assert sorted(results["records"]) == [
             "hcd-environment-check-cpu",
@@ -689,15 +689,15 @@ def test_killed_at_the_probe_and_repeated_the_command_shows_what_real_canaries_s
             "hcd-environment-check-mount",
         ]
         assert re.search(
-            r"^ok     probe mount: mounted output: found at notebooks/alice/hcd-environment-check-cpu, whole",
+            r"^ok     environment check mount: mounted output: found at notebooks/alice/hcd-environment-check-cpu, whole",
             printed,
             re.MULTILINE,
         )
-        assert re.search(r"^ok     probe mount: competition: ", printed, re.MULTILINE)
-        assert re.search(r"^note   probe cpu: place: rehearsal", printed, re.MULTILINE)
+        assert re.search(r"^ok     environment check mount: competition: ", printed, re.MULTILINE)
+        assert re.search(r"^note   environment check cpu: place: rehearsal", printed, re.MULTILINE)
 
         again = start()
         kept, _ = again.communicate(timeout=120)
-        assert "probe mount: mounted output: found at" in kept
+        assert "environment check mount: mounted output: found at" in kept
         assert len(pushes()) == 3
     assert TOKEN not in examined + printed + kept

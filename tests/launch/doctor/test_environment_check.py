@@ -21,8 +21,8 @@ from launch.doctor.environment_check import (
     MOUNT,
     expectations,
     kept_results,
-    plan_probes,
-    run_probes,
+    plan_environment_checks,
+    run_environment_checks,
 )
 from launch.emulator.synthetic_tiles import write_competition
 from launch.errors import LaunchError
@@ -45,7 +45,7 @@ from launch.kaggle_api.client import (
 from launch.packaging.builder import read_source
 from launch.packaging.metadata import check_kernel_metadata
 from launch.sandbox import Mount, isolation, run_script
-from lib.runtime import environment_check as probe
+from lib.runtime import environment_check
 from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
 SLUGS = [CPU, GPU, MOUNT]
@@ -165,8 +165,8 @@ class FakeKaggle:
     def _leave(self, slug: str, parameters: dict[str, Any], *, push_id: str = "") -> None:
         working = self.folder / slug
         shutil.rmtree(working, ignore_errors=True)
-        (working / probe.SAMPLE).parent.mkdir(parents=True)
-        (working / probe.SAMPLE).write_bytes(probe.SAMPLE_BYTES)
+        (working / environment_check.SAMPLE).parent.mkdir(parents=True)
+        (working / environment_check.SAMPLE).write_bytes(environment_check.SAMPLE_BYTES)
         mounted = parameters_in(self.sources[CPU])["push_id"] if CPU in self.sources else ""
         record = RunRecord(
             kind="environment_check",
@@ -178,7 +178,7 @@ class FakeKaggle:
             data_id="",
             versions=VERSIONS,
             scores=scores_of(slug, mounted=mounted),
-            files=describe_files(working, {probe.SAMPLE: True}),
+            files=describe_files(working, {environment_check.SAMPLE: True}),
             complete=True,
         )
         write_run_record(working, record)
@@ -236,13 +236,13 @@ def run(kaggle, source, tmp_path):
     def probes(*, pace: Timeouts = PACE, say: Any = None):
         said: list[str] = []
         probes.said = said
-        return run_probes(kaggle, tmp_path / "probe", say or said.append, pace=pace, source=source)
+        return run_environment_checks(kaggle, tmp_path / "check", say or said.append, pace=pace, source=source)
 
     return probes
 
 
 def test_the_canaries_are_kernels_that_client_and_service_take(source, tmp_path):
-    for kernel in plan_probes():
+    for kernel in plan_environment_checks():
         size = source.write_kernel(kernel, tmp_path / kernel.slug, push_id="x", limit=900)
         metadata = json.loads((tmp_path / kernel.slug / "kernel-metadata.json").read_text())
         assert check_kernel_metadata(metadata, tmp_path / kernel.slug) == []
@@ -268,8 +268,8 @@ def test_all_as_assumed_ends_in_nothing_to_do_and_is_kept_with_its_date(run, kag
     assert kaggle.pushed == [CPU, GPU, MOUNT]
     cost = next(number for number, line in enumerate(run.said) if "h of GPU quota" in line)
     assert cost < next(number for number, line in enumerate(run.said) if ": pushed" in line)
-    assert not (tmp_path / "probe" / LEDGER_NAME).exists()
-    date, records, again = kept_results(tmp_path / "probe")
+    assert not (tmp_path / "check" / LEDGER_NAME).exists()
+    date, records, again = kept_results(tmp_path / "check")
     assert again == findings
     assert date.tzinfo is not None
     assert set(records) == set(SLUGS)
@@ -314,7 +314,7 @@ def test_killed_between_the_intention_and_the_push_it_is_pushed_under_the_noted_
     push, ids = kaggle.push, []
 
     def killed(folder: Path, *, limit: float) -> Pushed:
-        ledger = json.loads((tmp_path / "probe" / LEDGER_NAME).read_text())
+        ledger = json.loads((tmp_path / "check" / LEDGER_NAME).read_text())
         ids.append(ledger["kernels"][CPU]["pushes"][0]["push_id"])
         raise KeyboardInterrupt
 
@@ -363,7 +363,7 @@ def test_a_canary_that_fails_shows_its_log_and_the_others_are_kept(run, kaggle, 
     assert "exit code 1" in wrong[CPU].found
     assert "ImportError: no module named torch" in wrong[CPU].found
     assert MOUNT not in kaggle.asked
-    assert any(finding.name.startswith("probe gpu") and finding.ok for finding in findings)
+    assert any(finding.name.startswith("environment check gpu") and finding.ok for finding in findings)
     # The next time all three are pushed anew.
     assert all(finding.ok for finding in run())
 
@@ -456,7 +456,7 @@ def test_the_state_of_another_account_is_not_taken_up(run, kaggle, tmp_path):
     kaggle.statuses[CPU] = [RunStatus(ABSENT), KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         run()
-    state = tmp_path / "probe" / LEDGER_NAME
+    state = tmp_path / "check" / LEDGER_NAME
     state.write_text(state.read_text().replace('"alice"', '"bob"'))
     run()
     assert kaggle.pushed.count(CPU) == 2
@@ -567,7 +567,7 @@ def ran(source, tmp_path_factory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("canaries")
     write_competition(folder / "data", labelled=60, unlabelled=10, seed=3)
     scripts = {}
-    for kernel in plan_probes():
+    for kernel in plan_environment_checks():
         source.write_kernel(kernel, folder / kernel.slug, push_id=f"p.{kernel.slug}", limit=900)
         scripts[kernel.slug] = folder / kernel.slug / f"{kernel.slug}.py"
     working = folder / "cpu"
@@ -640,35 +640,35 @@ def test_the_mount_canary_sees_what_is_mounted(ran):
     assert scores["tiles"]["listing"]["entries"] == 60
     assert scores["tiles"]["alone"]["tiles"] + scores["tiles"]["together"]["tiles"] == 60
     names = {finding.name: finding.ok for finding in expectations(ran)}
-    assert names["probe mount: competition"] is True
-    assert names["probe mount: mounted output"] is True
-    assert names["probe mount: place"] is None  # a rehearsal is not Kaggle
+    assert names["environment check mount: competition"] is True
+    assert names["environment check mount: mounted output"] is True
+    assert names["environment check mount: place"] is None  # a rehearsal is not Kaggle
     if isolation() == "namespaces":
-        assert names["probe mount: internet off"] is True
+        assert names["environment check mount: internet off"] is True
 
 
 def test_a_damaged_mount_is_seen(ran, tmp_path):
     mount = tmp_path / "notebooks" / "alice" / CPU
-    (mount / "probe").mkdir(parents=True)
+    (mount / "environment-check").mkdir(parents=True)
     (mount / "run.json").write_text(json.dumps(ran[CPU]))
-    (mount / probe.SAMPLE).write_bytes(probe.SAMPLE_BYTES[:-1] + b"x")
-    [facts] = probe.mounted_outputs(tmp_path, kind="environment_check")
+    (mount / environment_check.SAMPLE).write_bytes(environment_check.SAMPLE_BYTES[:-1] + b"x")
+    [facts] = environment_check.mounted_outputs(tmp_path, kind="environment_check")
     assert "damaged" in facts["problem"]
 
 
 def test_processes_sum_their_numbers_and_one_that_hangs_is_ended(monkeypatch, tmp_path):
-    facts = probe.all_reduce(processes=2, backend="gloo", seconds=60)
+    facts = environment_check.all_reduce(processes=2, backend="gloo", seconds=60)
     assert facts["right"] is True
     assert facts["gigabytes_per_second"] > 0
     # A time in which nobody can start: both are ended, and it says so.
-    assert "no end within" in probe.all_reduce(processes=2, backend="gloo", seconds=0.2)["error"]
-    assert "ended with" in probe.all_reduce(processes=2, backend="no-such-backend", seconds=60)["error"]
+    assert "no end within" in environment_check.all_reduce(processes=2, backend="gloo", seconds=0.2)["error"]
+    assert "ended with" in environment_check.all_reduce(processes=2, backend="no-such-backend", seconds=60)["error"]
 
 
 def test_reading_is_bounded_in_time_and_number(tmp_path):
     write_competition(tmp_path / "competitions" / COMPETITION, labelled=60, unlabelled=10, seed=3)
-    few = probe.tiles(tmp_path, number=20)
+    few = environment_check.tiles(tmp_path, number=20)
     assert few["alone"]["tiles"] + few["together"]["tiles"] == 20
-    none = probe.tiles(tmp_path, seconds=-1.0)
+    none = environment_check.tiles(tmp_path, seconds=-1.0)
     assert none["together"] == {"tiles": 0}
     assert none["listing"]["entries"] == 1
