@@ -17,7 +17,7 @@ from launch.campaign.clock import stamp
 from launch.campaign.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_lock, new_ledger, read_ledger
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import OUTPUTS
-from launch.campaign.schedule import PREPARE_HOURS, ENVIRONMENT_CHECK_HOURS, ENVIRONMENT_CHECK_LIMIT
+from launch.campaign.schedule import ENVIRONMENT_CHECK_HOURS, ENVIRONMENT_CHECK_LIMIT, PREPARE_HOURS
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import REHEARSAL, Timeouts
 from launch.kaggle_api.client import ClientError, CredentialsError, Kaggle
