@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
-from lib.config import FOLD_KNOBS, PREPARE_KNOBS, Config, ConfigError, apply_overrides, parse_toml
+from lib.config import FOLD_OPTIONS, PREPARE_OPTIONS, Config, ConfigError, apply_overrides, parse_toml
 from lib.search_space import SearchSpace, draw_trials, parse_search
 from lib.validation import UNREADABLE
 
@@ -233,7 +233,7 @@ def _teacher(name: str, config: Config, root: Path) -> Experiment:
         problems.append(f"{teacher.name} takes pseudo-labels itself")
     if teacher.config.train_mode == "linear_probe":
         problems.append(f"{teacher.name} has a frozen encoder, whose folds have no network to ask")
-    for knob in FOLD_KNOBS:
+    for knob in FOLD_OPTIONS:
         theirs, ours = getattr(teacher.config, knob), getattr(config, knob)
         if theirs != ours:
             problems.append(
@@ -464,13 +464,13 @@ def _chosen_folds(experiment: Experiment, folds: Sequence[int] | None) -> tuple[
 
 def _prepare_config(configs: Sequence[Config]) -> Config:
     """The defaults with the knobs that prepare depends on: the same prepared data serve every experiment."""
-    differing = [knob for knob in PREPARE_KNOBS if len({getattr(config, knob) for config in configs}) > 1]
+    differing = [knob for knob in PREPARE_OPTIONS if len({getattr(config, knob) for config in configs}) > 1]
     if differing:
         raise LaunchError(
             f"the experiments differ in {', '.join(differing)}, which decides what prepare leaves: "
             "give them the same value, or build them one at a time"
         )
-    return replace(Config(), **{knob: getattr(configs[0], knob) for knob in PREPARE_KNOBS})
+    return replace(Config(), **{knob: getattr(configs[0], knob) for knob in PREPARE_OPTIONS})
 
 
 def _prepare_slug(configs: Sequence[Config]) -> str:

@@ -19,14 +19,14 @@ Value = bool | int | float | str
 
 # Knobs that say what is expected, and decide nothing.
 EXPECTATIONS = ("expected_hours", "pretrain_hours")
-FOLD_KNOBS = (
+FOLD_OPTIONS = (
     "fold_split",
     "num_folds",
     "seed",
     "stain_groups",
     "slide_map",
 )  # what a fold table is a function of
-PREPARE_KNOBS = (
+PREPARE_OPTIONS = (
     "verify",
     "stain_groups",
     "slide_map",
@@ -38,7 +38,7 @@ class ConfigError(ValueError):
     """A configuration cannot be used; the message lists everything that is wrong with it."""
 
 
-def _knob(
+def _option(
     default: Value,
     help: str,
     *,
@@ -56,52 +56,52 @@ class Config:
     """One experiment. All fields are plain values, so a config travels as TOML, as JSON and in a slug's hash."""
 
     # The data
-    fold_split: str = _knob(
+    fold_split: str = _option(
         "stratified",
         "how folds are made: stratified (optimistic: neighbours of a tile on both sides), stain, or slide (needs a map)",
         choices=("stratified", "stain", "slide"),
     )
-    num_folds: int = _knob(5, "number of folds", low=2, high=20)
-    seed: int = _knob(2018, "root of every other seed", low=0, high=2**32 - 1)
-    verify: str = _knob(
+    num_folds: int = _option(5, "number of folds", low=2, high=20)
+    seed: int = _option(2018, "root of every other seed", low=0, high=2**32 - 1)
+    verify: str = _option(
         "count",
         "tiles whose pixels do not hash to their id: count (stop above 0.1 %) or strict (stop at the first)",
         choices=("count", "strict"),
     )
-    stain_groups: int = _knob(60, "clusters of stain and background the tiles are put into", low=2, high=5000)
+    stain_groups: int = _option(60, "clusters of stain and background the tiles are put into", low=2, high=5000)
 
-    slide_map: str = _knob(
+    slide_map: str = _option(
         "", "name of a CSV file (id,wsi) in an attached dataset, for fold_split = slide; empty: none"
     )
 
     # The network
-    backbone: str = _knob("resnet34.tv_in1k", "any timm model, with the tag of its weights")
-    weights: str = _knob(
+    backbone: str = _option("resnet34.tv_in1k", "any timm model, with the tag of its weights")
+    weights: str = _option(
         "timm",
         "what the backbone starts from: timm (ImageNet, fetched by the weights kernel), none (random), pretrain (self-supervised "
         "on the competition's own tiles, by a kernel of its own), or the name of a .safetensors file in an attached dataset",
     )
-    train_mode: str = _knob(
+    train_mode: str = _option(
         "full",
         "full (the whole network learns) or linear_probe (the backbone stays frozen: every tile is embedded once, by a kernel of its "
         "own, and the folds fit a logistic regression on that, on CPUs)",
         choices=("full", "linear_probe"),
     )
-    input_size: int = _knob(96, "side in pixels to which tiles are resized on the device", low=32, high=1024)
-    drop_rate: float = _knob(0.0, "dropout before the logit", low=0.0, high=0.9)
-    pooling: str = _knob(
+    input_size: int = _option(96, "side in pixels to which tiles are resized on the device", low=32, high=1024)
+    drop_rate: float = _option(0.0, "dropout before the logit", low=0.0, high=0.9)
+    pooling: str = _option(
         "native",
         "from the last feature map to one vector: native (as the backbone does), avg, avgmax (mean and maximum side by side), "
         "gem (generalised mean, its power learned) or attention (gated attention, which begins at the centre)",
         choices=("native", "avg", "avgmax", "gem", "attention"),
     )
-    stem: str = _knob(
+    stem: str = _option(
         "keep",
         "the first layers: keep, no_pool (without the max-pool) or no_stride (nor the stride of the first convolution): a finer "
         "feature map, at about 4 times the cost for each; convolutional networks only",
         choices=("keep", "no_pool", "no_stride"),
     )
-    stain_normalisation: str = _knob(
+    stain_normalisation: str = _option(
         "none",
         "bring every tile's stains to one reference before anything else: none, macenko (stain vectors and their strength) or "
         "reinhard (mean and spread in the space of Ruderman, l alpha beta)",
@@ -109,84 +109,84 @@ class Config:
     )
 
     # The training
-    num_members: int = _knob(
+    num_members: int = _option(
         2,
         "networks trained per fold, each from its own seed, averaged later; one a card at a time",
         low=1,
         high=16,
     )
-    ddp: bool = _knob(False, "all cards work on one member together instead (torch.distributed)")
-    sync_batchnorm: bool = _knob(False, "with ddp: batch norms see the tiles of all cards, not of their own")
-    epochs: int = _knob(5, "passes over the training tiles of the fold", low=1, high=1000)
-    batch_size: int = _knob(256, "tiles per optimiser step, of all cards together", low=1, high=8192)
-    grad_accum_steps: int = _knob(
+    ddp: bool = _option(False, "all cards work on one member together instead (torch.distributed)")
+    sync_batchnorm: bool = _option(False, "with ddp: batch norms see the tiles of all cards, not of their own")
+    epochs: int = _option(5, "passes over the training tiles of the fold", low=1, high=1000)
+    batch_size: int = _option(256, "tiles per optimiser step, of all cards together", low=1, high=8192)
+    grad_accum_steps: int = _option(
         1,
         "forward passes a step's tiles are cut into (gradient accumulation) where memory is short; 0: as few as fit, by trial. "
         "Doubled when memory runs out later",
         low=0,
         high=8192,
     )
-    compile: bool = _knob(
+    compile: bool = _option(
         False, "compile the network for training (torch.compile): minutes first, faster steps then"
     )
-    learning_rate: float = _knob(3e-4, "peak learning rate of AdamW", low=1e-8, high=10.0)
-    weight_decay: float = _knob(
+    learning_rate: float = _option(3e-4, "peak learning rate of AdamW", low=1e-8, high=10.0)
+    weight_decay: float = _option(
         1e-4, "decoupled weight decay; biases and norms are exempt", low=0.0, high=10.0
     )
-    warmup_epochs: float = _knob(0.0, "epochs of linear warm-up before the cosine", low=0.0, high=100.0)
-    schedule: str = _knob(
+    warmup_epochs: float = _option(0.0, "epochs of linear warm-up before the cosine", low=0.0, high=100.0)
+    schedule: str = _option(
         "cosine",
         "cosine (after warmup_epochs, down to zero) or one_cycle (up for the first 30 % of the steps, then down to zero)",
         choices=("cosine", "one_cycle"),
     )
-    layer_decay: float = _knob(
+    layer_decay: float = _option(
         1.0,
         "the learning rate of each layer, as a factor of the next one's towards the logit; 1: all alike",
         low=0.1,
         high=1.0,
     )
-    freeze_epochs: int = _knob(
+    freeze_epochs: int = _option(
         0, "epochs in which only the head learns, before the backbone joins in", low=0, high=100
     )
-    ema_decay: float = _knob(
+    ema_decay: float = _option(
         0.0,
         "decay of the running average of the weights, which is what predicts; 0: the last weights do",
         low=0.0,
         high=0.99999,
     )
-    label_smoothing: float = _knob(0.0, "share of the label spread over both classes", low=0.0, high=0.5)
-    mixup: float = _knob(0.0, "alpha of mixup: tiles are blended in pairs; 0: not", low=0.0, high=10.0)
-    cutmix: float = _knob(
+    label_smoothing: float = _option(0.0, "share of the label spread over both classes", low=0.0, high=0.5)
+    mixup: float = _option(0.0, "alpha of mixup: tiles are blended in pairs; 0: not", low=0.0, high=10.0)
+    cutmix: float = _option(
         0.0, "alpha of cutmix: a rectangle comes from another tile; 0: not", low=0.0, high=10.0
     )
-    clip_grad_norm: float = _knob(
+    clip_grad_norm: float = _option(
         0.0, "largest norm of the gradient; 0 leaves it as it is", low=0.0, high=1e6
     )
-    class_balance: str = _knob(
+    class_balance: str = _option(
         "none",
         "against the 59.5 / 40.5 imbalance: none, loss (pos_weight) or sampler (classes drawn equally often)",
         choices=("none", "loss", "sampler"),
     )
-    precision: str = _knob(
+    precision: str = _option(
         "auto",
         "auto: float16 with a gradient scaler on a T4, bfloat16 where the GPU has it, float32 on a CPU",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
-    device: str = _knob(
+    device: str = _option(
         "auto", "auto, cuda (an error where there is none) or cpu", choices=("auto", "cuda", "cpu")
     )
-    eval_every: int = _knob(
+    eval_every: int = _option(
         1,
         "epochs between validations that are logged (never used to choose weights); 0: only at the end",
         low=0,
         high=1000,
     )
 
-    fixed_schedule: bool = _knob(
+    fixed_schedule: bool = _option(
         False,
         "the clock may not shorten the plan of a fold that does not fit its session: it is an error instead",
     )
-    expected_hours: float = _knob(
+    expected_hours: float = _option(
         2.0,
         "hours one fold (with train_mode = linear_probe: the embedding) is expected to take on 2 x T4: what a campaign counts against the "
         "quota before a fold has run; three times this (1 to 12) is the time limit of the push, inside which a fold shortens its "
@@ -195,12 +195,12 @@ class Config:
         high=12.0,
     )
 
-    pseudo_labels: str = _knob(
+    pseudo_labels: str = _option(
         "",
         "name of another experiment: fold k learns from test tiles, too, with the labels that fold k of that experiment gives "
         "them (a declared variant: what comes of it is transductive); empty: not",
     )
-    pseudo_share: float = _knob(
+    pseudo_share: float = _option(
         0.5,
         "share of the test tiles that are used: the most confident ones of each class",
         low=0.01,
@@ -208,48 +208,48 @@ class Config:
     )
 
     # Self-supervised pretraining, for weights = pretrain
-    pretrain_epochs: int = _knob(40, "passes over the tiles", low=1, high=10_000)
-    pretrain_batch_size: int = _knob(
+    pretrain_epochs: int = _option(40, "passes over the tiles", low=1, high=10_000)
+    pretrain_batch_size: int = _option(
         256, "tiles per optimiser step, of all cards together, each seen twice", low=8, high=8192
     )
-    pretrain_learning_rate: float = _knob(1e-3, "peak learning rate of AdamW", low=1e-8, high=10.0)
-    projector_dim: int = _knob(
+    pretrain_learning_rate: float = _option(1e-3, "peak learning rate of AdamW", low=1e-8, high=10.0)
+    projector_dim: int = _option(
         1024, "numbers of the projection whose redundancy is reduced", low=8, high=16384
     )
-    pretrain_tiles: str = _knob(
+    pretrain_tiles: str = _option(
         "all",
         "all (labelled tiles and test tiles) or train (labelled ones only); no label is seen either way",
         choices=("all", "train"),
     )
-    pretrain_hours: float = _knob(
+    pretrain_hours: float = _option(
         4.0, "hours it is expected to take on 2 x T4, as `expected_hours` is for a fold", low=0.01, high=12.0
     )
 
     # The augmentation, each sample with its own draw
-    flip: bool = _knob(True, "mirror at random")
-    rotate: str = _knob(
+    flip: bool = _option(True, "mirror at random")
+    rotate: str = _option(
         "quarter",
         "none, quarter (multiples of 90 degrees, exact) or any (any angle, bilinear, reflected borders)",
         choices=("none", "quarter", "any"),
     )
-    hed_jitter: float = _knob(
+    hed_jitter: float = _option(
         0.0,
         "stains: haematoxylin, eosin and DAB, unmixed, are each multiplied by 1 +- this and shifted by +- this; 0: left alone",
         low=0.0,
         high=0.5,
     )
-    brightness: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
-    contrast: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
-    saturation: float = _knob(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
-    hue: float = _knob(
+    brightness: float = _option(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
+    contrast: float = _option(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
+    saturation: float = _option(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
+    hue: float = _option(
         0.02, "turn of the hue circle drawn from +- this; 0.5 is half a turn", low=0.0, high=0.5
     )
 
     # The prediction
-    tta_views: int = _knob(
+    tta_views: int = _option(
         8, "D4 views of a tile whose logits are averaged: 1, 4 (rotations) or 8", choices=(1, 4, 8)
     )
-    eval_batch_size: int = _knob(
+    eval_batch_size: int = _option(
         512, "tiles per forward pass when predicting, views not counted", low=1, high=65536
     )
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from lib.config import (
     EXPECTATIONS,
-    FOLD_KNOBS,
-    PREPARE_KNOBS,
+    FOLD_OPTIONS,
+    PREPARE_OPTIONS,
     Config,
     ConfigError,
     Value,
@@ -29,14 +29,14 @@ TABLE, RECORDS, WINNER = "search.csv", "trials.json", "winner.toml"  # what a se
 MOST_TRIALS = (
     500  # no session is long enough for more, and what is known of them must fit the kernel's script
 )
-CARDS = 2  # of a session
+GPUS = 2  # of a session
 _KEYS = {"grid": (), "random": ("trials",), "halving": ("trials", "eta", "first_epochs")}
 _DRAWS = 100  # for each trial asked for, until it is said that there are no more different ones
 _SHARED = "it decides the folds or the prepared data, which all trials share"
 _ALONE = "a trial is one network on one card"
 _SAME = "it does not change what is learnt"
 _REFUSED = {
-    **dict.fromkeys((*FOLD_KNOBS, *PREPARE_KNOBS), _SHARED),
+    **dict.fromkeys((*FOLD_OPTIONS, *PREPARE_OPTIONS), _SHARED),
     **dict.fromkeys(EXPECTATIONS, "it says what is expected, and decides nothing"),
     **dict.fromkeys(("num_members", "ddp", "sync_batchnorm"), _ALONE),
     **dict.fromkeys(("device", "eval_every", "eval_batch_size", "fixed_schedule"), _SAME),
@@ -276,7 +276,7 @@ class _Reader:
         if not problems and scale == "log" and low <= 0:
             problems.append(f"{key}: scale = log needs low above zero, not {low!r}")
         if not problems and key == "tta_views":
-            problems.append("views is one of 1, 4, 8: name its values in a list")
+            problems.append("tta_views is one of 1, 4, 8: name its values in a list")
         if scale not in ("log", "linear"):
             problems.append(f"{key}: scale = {scale!r}: log or linear expected")
         self.problems += problems

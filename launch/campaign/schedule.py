@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from launch.campaign.ledger import Ledger
 from launch.kaggle_api.client import Quota
 from launch.plan import Kernel
-from lib.search_space import CARDS, expected_folds
+from lib.search_space import GPUS, expected_folds
 
 LONGEST = 12 * 3600.0  # seconds: Kaggle ends a session then
 # Hours on Kaggle, until one has run: estimates, not measurements.
@@ -42,7 +42,7 @@ def _planned(kernel: Kernel) -> float:
     fold = _HEAD_HOURS if config.train_mode == "linear_probe" else config.expected_hours
     if kernel.search is not None:
         return min(
-            LONGEST / 3600, max(0.1, expected_folds(kernel.search, config) * config.expected_hours / CARDS)
+            LONGEST / 3600, max(0.1, expected_folds(kernel.search, config) * config.expected_hours / GPUS)
         )
     return {
         **_EXPECTED,

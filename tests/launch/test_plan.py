@@ -209,7 +209,7 @@ def test_what_cannot_be_searched_says_why(root: Path) -> None:
         plan_kernels([load_experiment("pathology")], search=load_search("baseline"))
     folder = root / "experiments" / "searches"
     folder.mkdir()
-    (folder / "odd.toml").write_text('method = "grid"\n[space]\nsplit = ["stain"]\n')
+    (folder / "odd.toml").write_text('method = "grid"\n[space]\nfold_split = ["stain"]\n')
     with pytest.raises(LaunchError, match="it decides the folds"):
         load_search("odd", root=root)
     assert "searches" not in experiment_names()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.config import FOLD_KNOBS, PREPARE_KNOBS, Config, config_from_dict, parse_toml, to_toml
+from lib.config import FOLD_OPTIONS, PREPARE_OPTIONS, Config, config_from_dict, parse_toml, to_toml
 from lib.search_space import (
     Interval,
     SearchError,
@@ -191,7 +191,7 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 
 @pytest.mark.parametrize(
     "knob",
-    sorted({*FOLD_KNOBS, *PREPARE_KNOBS, "num_folds", "train_mode", "pseudo_labels", "expected_hours"}),
+    sorted({*FOLD_OPTIONS, *PREPARE_OPTIONS, "num_folds", "train_mode", "pseudo_labels", "expected_hours"}),
 )
 def test_what_trials_must_share_cannot_be_searched(knob: str) -> None:
     assert f"{knob} cannot be searched" in wrong(space={knob: [getattr(Config(), knob)]})
