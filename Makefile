@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 
-.PHONY: env smoke test test-newest mutations lint format lock clean bench bench-gpu
+.PHONY: env env-light smoke test test-newest mutations lint format lock clean bench bench-gpu
 
 env: $(READY)
 
@@ -15,6 +15,22 @@ $(READY): requirements-uv.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --require-hashes -r requirements-uv.txt
 	$(VENV)/bin/uv pip install --quiet --python $(RUN) --require-hashes -r requirements-dev.txt
+	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps --no-build-isolation -e .
+	touch $@
+
+# Without torch, for a machine that only builds, pushes and reports: .venv-light/bin/hcd build, check, doctor, run, report.
+LIGHT_VENV := .venv-light
+LIGHT_READY := $(LIGHT_VENV)/.ready
+LIGHT_RUN := $(LIGHT_VENV)/bin/python
+
+env-light: $(LIGHT_READY)
+
+$(LIGHT_READY): requirements-uv.txt requirements-light.txt
+	$(PYTHON) -m venv $(LIGHT_VENV)
+	echo '*' > $(LIGHT_VENV)/.gitignore
+	$(LIGHT_RUN) -m pip install --quiet --require-hashes -r requirements-uv.txt
+	$(LIGHT_VENV)/bin/uv pip install --quiet --python $(LIGHT_RUN) --require-hashes -r requirements-light.txt
+	$(LIGHT_VENV)/bin/uv pip install --quiet --python $(LIGHT_RUN) --no-deps --no-build-isolation -e .
 	touch $@
 
 smoke: env
@@ -57,6 +73,7 @@ lock: env
 	$(LOCK) pyproject.toml -o requirements.txt
 	$(LOCK) --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 	$(LOCK) --extra bench -c requirements-dev.txt pyproject.toml -o benchmarks/requirements.txt
+	$(LOCK) --group light -c requirements.txt -o requirements-light.txt
 	echo uv | $(LOCK) - -o requirements-uv.txt
 
 # The benchmarks, in an environment of their own that has the peers, too. DATA=DIR takes tiles in competition layout; without

@@ -84,6 +84,7 @@ REQUIREMENTS = {
     "requirements.txt": 40,
     "requirements-dev.txt": 40,
     "benchmarks/requirements.txt": 40,
+    "requirements-light.txt": 20,
     "requirements-uv.txt": 1,
 }
 PIN = re.compile(
@@ -108,9 +109,23 @@ def test_requirements_are_pinned_with_their_hashes_and_name_no_host(name, least)
 
 
 def test_the_requirements_agree_on_what_they_share():
-    runtime, dev, bench, _ = ({(pin[1], pin[2]): pin[3] for pin in pins(name)} for name in REQUIREMENTS)
+    runtime, dev, bench, light, _ = (
+        {(pin[1], pin[2]): pin[3] for pin in pins(name)} for name in REQUIREMENTS
+    )
     assert runtime.items() <= dev.items()
     assert runtime.items() <= bench.items()
+    assert light.items() <= runtime.items()
+
+
+def test_the_light_environment_holds_no_torch():
+    names = {pin[1] for pin in pins("requirements-light.txt")}
+    assert "kaggle" in names and not names & {
+        "torch",
+        "torchvision",
+        "timm",
+        "optuna",
+        "opencv-python-headless",
+    }
 
 
 def test_what_is_installed_is_held_against_the_hashes():
@@ -118,8 +133,10 @@ def test_what_is_installed_is_held_against_the_hashes():
     makefile = (ROOT / "Makefile").read_text()
     installs = [line for line in makefile.splitlines() if "pip install" in line]
     unpinned = [line for line in installs if "--require-hashes" not in line or "-r requirements" not in line]
-    assert len(installs) == 6
-    assert len(unpinned) == 1 and "$(NEWEST_RUN) --upgrade" in unpinned[0]
+    of_this_checkout = [line for line in unpinned if line.endswith("--no-deps --no-build-isolation -e .")]
+    newest = [line for line in unpinned if "$(NEWEST_RUN) --upgrade" in line]
+    assert len(installs) == 10 and len(of_this_checkout) == 2
+    assert len(newest) == 1 and len(unpinned) == 3
 
 
 def test_what_a_kernel_runs_on_has_the_versions_of_kaggles_image():
