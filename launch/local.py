@@ -25,7 +25,7 @@ from launch.plan import (
     searched_encoders,
     with_teachers,
 )
-from launch.sandbox import Mount, Outcome, decorate, gpus, isolation, run_script, workers_of
+from launch.sandbox import Mount, Outcome, add_kaggle_files, cpu_workers, gpus, isolation, run_script
 from launch.summary import print_ranking, print_summary, summarise
 from lib.evaluation.out_of_fold import Summary
 from lib.files import write_atomic
@@ -150,7 +150,7 @@ class LocalRun:
             gpu=",".join(gpus()) or None
             if kernel.kind == "search"
             else slot,  # it runs alone, a trial a card
-            workers=workers_of(kernel.slug),
+            workers=cpu_workers(kernel.slug),
             stop=self.stop,
         )
 
@@ -195,7 +195,7 @@ class LocalRun:
             read_run_record(self.working(kernel.slug), kind=kernel.kind)
         except RunRecordError as error:
             raise KernelFailedError(f"{kernel.slug} ended with exit code 0 but: {error}") from error
-        decorate(self.working(kernel.slug))
+        add_kaggle_files(self.working(kernel.slug))
         self.seconds[kernel.slug] = outcome.seconds
         self.say(f"{kernel.slug}: done in {outcome.seconds:.1f} s")
 
@@ -224,7 +224,7 @@ class LocalRun:
             record = read_run_record(self.working(kernel.slug), kind=kernel.kind)
         except RunRecordError:
             return False
-        decorate(self.working(kernel.slug))  # the command may have been killed right before it did
+        add_kaggle_files(self.working(kernel.slug))  # the command may have been killed right before it did
         self.seconds[kernel.slug] = float(record.seconds.get("total", 0.0))
         return True
 

@@ -1,7 +1,8 @@
-"""Run one script as Kaggle runs it: alone, its working folder its own, inputs read-only, a time limit, no network.
+"""Sandbox for one kernel, as on Kaggle: no repository, read-only inputs, a time limit, no network.
 
-Where the system allows it, network and write protection come from namespaces of the kernel (Linux, `unshare`); elsewhere
-Python's sockets are guarded and inputs are links. The log says which.
+Linux namespaces (`unshare`) block the network and protect the inputs. On a system without them Python's
+sockets are guarded (launch/network_guard.py) and inputs are links. The first line of the kernel's log names
+the kind of isolation.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from typing import IO
 
 from launch.errors import LaunchError
 
-# Of the user's environment only this reaches a kernel; the rest might make a script work here and fail on Kaggle.
+# Only these variables of the user's environment reach a kernel. Others might make a script work here and fail
+# on Kaggle.
 _PASSED = (
     "PATH",
     "LANG",
@@ -37,87 +39,30 @@ _PASSED_WITH_NETWORK = (
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HF_ENDPOINT", "HF_TOKEN",
 )  # fmt: skip
-# What Kaggle adds to the output of a script when it mounts it; readers must not stumble over it.
+# Files that Kaggle adds to the output of a script when it mounts it. Readers of an output must accept them.
 ADDED_BY_KAGGLE = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
-EXECUTED = "__notebook__.ipynb"  # what it adds to that of a notebook, in place of the script: the cells with their outputs
+# Kaggle adds this to the output of a notebook, in place of the script: the cells with their outputs.
+EXECUTED = "__notebook__.ipynb"
 _LOCK_WAIT = 5.0  # seconds
-_LOOK_EVERY = 0.5  # seconds between looks at the wish to stop
-_GUARD = '''\
-"""No network for this kernel: connections are refused, except to this machine."""
-import socket as _socket
-
-
-def _guarded(self, *arguments, way):
-    address = arguments[-1]
-    local = self.family == getattr(_socket, "AF_UNIX", None) or (
-        isinstance(address, tuple) and str(address[0]) in ("127.0.0.1", "::1", "localhost")
-    )
-    if not local:
-        raise OSError(f"no network in this kernel (enable_internet is false): {address!r}")
-    return way(self, *arguments)
-
-
-for _name in ("connect", "connect_ex", "sendto"):
-    _way = getattr(_socket.socket, _name)
-    setattr(_socket.socket, _name, lambda self, *arguments, way=_way: _guarded(self, *arguments, way=way))
-'''
-
-# Runs a notebook as Kaggle does, cell after cell: what they print goes to the log, the first error ends it, and the cells with
-# their outputs are left in the working folder either way. Its kernel is reached over a socket file: there may be no network,
-# not even a loopback device; the path of such a file may have no more than about 100 characters.
-_EXECUTE = """\
-import re
-import sys
-import tempfile
-from pathlib import Path
-
-import nbformat
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
-
-source, target = Path(sys.argv[1]), Path(sys.argv[2])
-notebook = nbformat.read(source, as_version=4)
-
-
-class Client(NotebookClient):
-    def create_kernel_manager(self):
-        self.km = AsyncKernelManager(transport="ipc", ip=folder + "/k", connection_file=folder + "/connection.json")
-        return self.km
-
-
-def show(cell, cell_index, execute_reply):
-    for output in cell.get("outputs", []):
-        if output.output_type == "stream":
-            print(output.text, end="", flush=True)
-
-
-with tempfile.TemporaryDirectory(prefix="hcd-", dir="/tmp") as folder:
-    client = Client(notebook, timeout=None, resources={"metadata": {"path": "."}}, on_cell_executed=show)
-    code = 0
-    try:
-        client.execute()
-    except CellExecutionError as error:
-        print(re.sub(r"\\x1b\\[[0-9;]*m", "", str(error)), file=sys.stderr, flush=True)
-        code = 1
-    nbformat.write(notebook, target)
-sys.exit(code)
-"""
+_POLL = 0.5  # seconds between checks of the stop event
+# Files that run inside a kernel's process. They are started by path: the kernel does not see this package.
+_NETWORK_GUARD = Path(__file__).with_name("network_guard.py")
+_NOTEBOOK_RUNNER = Path(__file__).with_name("notebook_runner.py")
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A folder a kernel sees under the input root."""
+    """A folder that a kernel sees under its input root."""
 
     source: Path
-    place: str  # relative to the input root, such as competitions/<slug>
+    target: str  # relative to the input root, such as competitions/<slug>
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: 0 is success; `timed_out` when the time limit did it."""
+    """The result of a run; `timed_out` when the time limit or the stop event ended it."""
 
-    code: int
+    code: int  # the exit code; 0 is success
     seconds: float
     log: Path
     timed_out: bool = False
@@ -125,16 +70,15 @@ class Outcome:
 
 @functools.cache
 def isolation() -> str:
-    """What this system offers: `namespaces` (no network, inputs read-only) or `guard`."""
+    """The isolation on this system: `namespaces` (no network, read-only inputs) or `guard` (sockets)."""
     if sys.platform != "linux" or not shutil.which("unshare") or not shutil.which("mount"):
         return "guard"
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("source", "place"):
-            (Path(folder) / name).mkdir()
-        mounts = [(Path(folder) / "source", Path(folder) / "place")]
-        probe = _namespace_command(
-            ["sh", "-c", f"! touch {shlex.quote(folder)}/place/x 2>/dev/null"], mounts, network=False
-        )
+        source, target = Path(folder) / "source", Path(folder) / "target"
+        source.mkdir()
+        target.mkdir()
+        test_write = f"! touch {shlex.quote(str(target))}/x 2>/dev/null"
+        probe = _namespace_command(["sh", "-c", test_write], [(source, target)], network=False)
         try:
             done = subprocess.run(probe, capture_output=True, timeout=20, check=False)
         except (OSError, subprocess.TimeoutExpired):
@@ -143,12 +87,13 @@ def isolation() -> str:
 
 
 def _namespace_command(command: list[str], mounts: list[tuple[Path, Path]], *, network: bool) -> list[str]:
+    """Wrap a command in new namespaces, with each (source, target) of `mounts` bound read-only."""
     lines = []
-    for source, place in mounts:
-        ends = f"{shlex.quote(str(source))} {shlex.quote(str(place))}"
-        lines.append(f"mount --bind {ends} && mount -o remount,bind,ro {shlex.quote(str(place))}")
+    for source, target in mounts:
+        paths = f"{shlex.quote(str(source))} {shlex.quote(str(target))}"
+        lines.append(f"mount --bind {paths} && mount -o remount,bind,ro {shlex.quote(str(target))}")
     lines += [] if network else ["{ ip link set lo up 2>/dev/null || true; }"]
-    # Entering a user namespace takes back the wish to die with the parent; setpriv (util-linux) makes it again.
+    # Entering a user namespace clears the parent-death signal; setpriv (util-linux) sets it again.
     lines.append('exec setpriv --pdeathsig KILL "$@"' if shutil.which("setpriv") else 'exec "$@"')
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     unshare = ["unshare", *user, "--mount", *([] if network else ["--net"])]
@@ -169,23 +114,24 @@ def run_script(
     stop: threading.Event | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run a built script, or a built notebook, and wait for it.
+    """Run a built script or notebook and wait for its end.
 
     Args:
-        script: the built script or .ipynb; a copy is run, alone in its folder.
-        folder: of this kernel; working/ in it survives, so that an interrupted run goes on. All else is made anew.
-        mounts: its inputs.
-        place: what `lib.runtime.session` is told: rehearsal or local.
-        threads: processor threads it may use.
-        network: whether it may use the network.
-        limit: seconds until it is killed, or None.
-        gpu: the GPU it may see, or None for all there are.
-        workers: processes it trains with where there is no GPU.
-        stop: when it is set the script is killed, as by the time limit.
-        environ: what the few variables that reach a kernel are taken from; this process's environment by default.
+        script: the built .py or .ipynb file. A copy runs, alone in its folder.
+        folder: of this kernel. Its working/ is kept, so that an interrupted run resumes; all else is created
+            again.
+        mounts: the kernel's inputs.
+        place: the value of HCD_PLACE for `lib.runtime.session`: rehearsal or local.
+        threads: CPU threads the kernel may use.
+        network: whether the kernel has a network.
+        limit: seconds until the kernel is killed, or None.
+        gpu: the value of CUDA_VISIBLE_DEVICES, or None for all GPUs.
+        workers: number of training processes where there is no GPU.
+        stop: the kernel is killed when this event is set.
+        environ: source of the few variables that reach a kernel; by default the environment of this process.
 
     Raises:
-        LaunchError: another run is at work in this folder.
+        LaunchError: another run uses this folder.
     """
     working, source, inputs = folder / "working", folder / "src", folder / "input"
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,28 +143,29 @@ def run_script(
         working.mkdir(exist_ok=True)
         copy = source / f"script{script.suffix}"
         copy.write_bytes(script.read_bytes())
-        real = isolation() == "namespaces"
-        bound = []
+        namespaces = isolation() == "namespaces"
+        bind_mounts = []
         for mount in mounts:
-            at = inputs / mount.place
-            at.parent.mkdir(parents=True, exist_ok=True)
-            if real:
-                at.mkdir()
-                bound.append((mount.source.resolve(), at))
+            target = inputs / mount.target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if namespaces:
+                target.mkdir()
+                bind_mounts.append((mount.source.resolve(), target))
             else:
-                at.symlink_to(mount.source.resolve(), target_is_directory=True)
+                target.symlink_to(mount.source.resolve(), target_is_directory=True)
         command = [sys.executable, str(copy)]
         if script.suffix == ".ipynb":
-            command = [sys.executable, "-c", _EXECUTE, str(copy), str(working / EXECUTED)]
-        if real:
-            command = _namespace_command(command, bound, network=network)
+            # -P: the runner's folder, this package, is not put on the module path.
+            command = [sys.executable, "-P", str(_NOTEBOOK_RUNNER), str(copy), str(working / EXECUTED)]
+        if namespaces:
+            command = _namespace_command(command, bind_mounts, network=network)
         environment = _environment(
             folder,
             place=place,
             threads=threads,
             workers=workers,
             network=network,
-            guarded=not real,
+            guarded=not namespaces,
             gpu=gpu,
             environ=os.environ if environ is None else environ,
         )
@@ -234,13 +181,12 @@ def run_script(
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=(
-                    lock.fileno(),
-                ),  # the lock holds for as long as the kernel lives, whatever becomes of us
+                # The child inherits the lock and holds it until it ends, even if this process is killed.
+                pass_fds=(lock.fileno(),),
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )
             try:
-                code = _wait(process, until=None if limit is None else started + limit, stop=stop)
+                code = _wait(process, deadline=None if limit is None else started + limit, stop=stop)
             finally:
                 _kill_group(process)
         for part in (source, folder / "home", folder / "tmp", folder / "guard"):
@@ -249,13 +195,13 @@ def run_script(
     return Outcome(-signal.SIGKILL if code is None else code, time.monotonic() - started, log, timed_out)
 
 
-def workers_of(slug: str) -> int:
-    """How many processes a kernel trains with on a CPU: of each experiment fold 0 and the search rehearse two cards."""
+def cpu_workers(slug: str) -> int:
+    """The number of training processes on a CPU: 2 (for two GPUs) in fold 0 and in a search, else 1."""
     return 2 if slug.endswith(("-fold-0", "-search")) else 1
 
 
-def decorate(working: Path) -> None:
-    """Add to a finished output what Kaggle adds."""
+def add_kaggle_files(working: Path) -> None:
+    """Add the files to a finished output that Kaggle adds."""
     notebook = (working / EXECUTED).exists()
     for name in ADDED_BY_KAGGLE:
         if not (working / name).exists() and not (notebook and name == "__script__.py"):
@@ -263,18 +209,22 @@ def decorate(working: Path) -> None:
 
 
 def _wait(
-    process: "subprocess.Popen[bytes]", *, until: float | None, stop: threading.Event | None
+    process: "subprocess.Popen[bytes]", *, deadline: float | None, stop: threading.Event | None
 ) -> int | None:
-    """The exit code, or None when the time was up or somebody asked to stop."""
-    while not (stop is not None and stop.is_set()) and (until is None or time.monotonic() < until):
+    """The exit code, or None when the deadline passed or `stop` was set."""
+    while not (stop is not None and stop.is_set()) and (deadline is None or time.monotonic() < deadline):
         with contextlib.suppress(subprocess.TimeoutExpired):
-            left = _LOOK_EVERY if until is None else min(_LOOK_EVERY, max(until - time.monotonic(), 0.01))
+            left = _POLL if deadline is None else min(_POLL, max(deadline - time.monotonic(), 0.01))
             return process.wait(timeout=left)
     return None
 
 
 def _acquire(lock: IO[str], folder: Path) -> None:
-    """Take the folder's lock; a kernel whose command was just killed gets a moment to die."""
+    """Lock the folder.
+
+    It waits a moment, because the kernel of a command that was just killed may still hold the lock. `flock`
+    and not filelock: the kernel's process inherits this lock.
+    """
     deadline = time.monotonic() + _LOCK_WAIT
     while True:
         try:
@@ -282,17 +232,18 @@ def _acquire(lock: IO[str], folder: Path) -> None:
             return
         except OSError:
             if time.monotonic() > deadline:
-                text = f"another run is at work in {folder}: wait for it, or choose another folder with --out"
-                raise LaunchError(text) from None
+                raise LaunchError(
+                    f"another run uses {folder}: wait for its end, or choose another folder with --out"
+                ) from None
             time.sleep(0.1)
 
 
 def _describe(*, network: bool) -> str:
     if isolation() == "namespaces":
-        return (
-            f"namespaces: inputs read-only, {'network on, as the kernel asks' if network else 'no network'}"
-        )
-    return f"no namespaces here: inputs are links, {'network on, as the kernel asks' if network else 'sockets guarded'}"
+        network_state = "network on, as the kernel requests" if network else "no network"
+        return f"namespaces: inputs read-only, {network_state}"
+    network_state = "network on, as the kernel requests" if network else "sockets guarded"
+    return f"no namespaces here: inputs are links, {network_state}"
 
 
 def _environment(
@@ -324,13 +275,13 @@ def _environment(
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     if guarded and not network:
-        (folder / "guard" / "sitecustomize.py").write_text(_GUARD)
+        shutil.copyfile(_NETWORK_GUARD, folder / "guard" / "sitecustomize.py")
         environment["PYTHONPATH"] = str(folder / "guard")
     return environment
 
 
 def _die_with_parent() -> None:
-    """Linux: a kernel does not outlive the command that started it, even one ended by kill -9."""
+    """Linux: kill this process when its parent ends, even by `kill -9`."""
     import ctypes
 
     parent_death_signal = 1
@@ -344,7 +295,7 @@ def _kill_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 def gpus() -> list[str]:
-    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them; empty without a driver."""
+    """The GPUs of this machine by their names in CUDA_VISIBLE_DEVICES; empty without a driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name.strip() not in ("", "-1")]

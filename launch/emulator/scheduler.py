@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from launch.sandbox import Mount, Outcome, gpus, run_script, workers_of
+from launch.sandbox import Mount, Outcome, cpu_workers, gpus, run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class KernelExecutor:
             threads=max(1, cores // self.gpu_sessions) if job.gpu else cores,
             network=job.internet,
             limit=job.limit,
-            workers=workers_of(job.slug),
+            workers=cpu_workers(job.slug),
             gpu=cards[job.slot % len(cards)] if cards and job.gpu else None,
             stop=job.stop,
             environ=self.environ,

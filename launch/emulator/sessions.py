@@ -9,7 +9,7 @@ from pathlib import Path
 from launch.emulator.account import Account, Json, stamp
 from launch.emulator.datasets import Datasets
 from launch.emulator.scheduler import Executor, Job, Scheduler
-from launch.sandbox import Mount, Outcome, decorate
+from launch.sandbox import Mount, Outcome, add_kaggle_files
 from lib.runtime.session import COMPETITION
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
@@ -213,7 +213,7 @@ class Sessions:
             else:
                 working = job.folder / "working"
                 working.mkdir(exist_ok=True)
-                decorate(working)
+                add_kaggle_files(working)
                 self._finish(version, "COMPLETE")
             self._account.save()
 

@@ -1,5 +1,6 @@
-"""A script runs as on Kaggle: alone, inputs read-only, no network, a time limit, and never longer than its command."""
+"""The sandbox of a kernel: isolation, read-only inputs, no network, time limit, end with the command."""
 
+import importlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from launch.sandbox import Mount, Outcome, isolation, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 namespaces = pytest.mark.skipif(isolation() != "namespaces", reason="no namespaces on this system")
-DOCUMENTATION_ADDRESS = ("192.0.2.1", 9)  # RFC 5737: leads nowhere
+DOCUMENTATION_ADDRESS = ("192.0.2.1", 9)  # reserved by RFC 5737: no host has it
 
 
 def run(folder: Path, source: str, **options: Any) -> Outcome:
@@ -30,15 +31,15 @@ def run(folder: Path, source: str, **options: Any) -> Outcome:
     return run_script(script, folder=folder / "run", **keywords)
 
 
-def said(outcome: Outcome) -> dict[str, Any]:
-    """The JSON the script printed last."""
+def printed(outcome: Outcome) -> dict[str, Any]:
+    """The JSON in the last line that the script printed."""
     lines = outcome.log.read_text().splitlines()
     assert outcome.code == 0, lines
-    facts: dict[str, Any] = json.loads(lines[-1])
-    return facts
+    content: dict[str, Any] = json.loads(lines[-1])
+    return content
 
 
-def test_the_repository_is_not_there_and_the_place_is_as_on_kaggle(
+def test_a_kernel_sees_no_repository_and_the_folders_of_kaggle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -46,12 +47,15 @@ def test_the_repository_is_not_there_and_the_place_is_as_on_kaggle(
 import importlib.util, json, os, sys
 facts = {
     "importable": [n for n in ("launch", "lib", "kernels") if importlib.util.find_spec(n)],
-    "path": sys.path, "cwd": os.getcwd(), "here": os.listdir(), "script": os.listdir(os.path.dirname(__file__)),
+    "path": sys.path,
+    "cwd": os.getcwd(),
+    "here": os.listdir(),
+    "script": os.listdir(os.path.dirname(__file__)),
     "environment": dict(os.environ),
 }
 print(json.dumps(facts))
 """
-    facts = said(run(tmp_path, source))
+    facts = printed(run(tmp_path, source))
     assert facts["importable"] == []
     assert str(ROOT) not in facts["path"]
     assert facts["path"][0] == str(tmp_path / "run" / "src")
@@ -63,10 +67,12 @@ print(json.dumps(facts))
     assert facts["environment"]["OMP_NUM_THREADS"] == "1"
 
 
-def test_the_environment_of_the_user_does_not_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_environment_variables_do_not_reach_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("SECRET_X", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "HF_TOKEN", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "hidden-value")
-    facts = said(run(tmp_path, "import json, os; print(json.dumps(dict(os.environ)))"))
+    facts = printed(run(tmp_path, "import json, os; print(json.dumps(dict(os.environ)))"))
     assert "hidden-value" not in facts.values()
     assert Path(facts["HOME"]).parent == tmp_path / "run"
     assert Path(facts["TMPDIR"]).parent == tmp_path / "run"
@@ -92,7 +98,7 @@ for name, act in {
         facts[name] = error.strerror
 print(json.dumps(facts))
 """
-    facts = said(run(tmp_path, source, mounts=[Mount(tmp_path / "data", "competitions/some")]))
+    facts = printed(run(tmp_path, source, mounts=[Mount(tmp_path / "data", "competitions/some")]))
     refused = "Read-only file system"
     assert facts == {"read": "pixels", "change": refused, "add": refused, "remove": refused}
     assert (tmp_path / "data" / "tile.tif").read_text() == "pixels"
@@ -112,18 +118,16 @@ print(json.dumps(facts))
 
 
 @namespaces
-def test_without_network_nothing_can_be_reached(tmp_path: Path) -> None:
+def test_without_network_no_address_can_be_reached(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         source = CONNECT.format(addresses=[listener.getsockname()[:2], DOCUMENTATION_ADDRESS])
-        facts = said(run(tmp_path, source))
+        facts = printed(run(tmp_path, source))
         assert "connected" not in facts.values()
-        reached = said(run(tmp_path, CONNECT.format(addresses=[listener.getsockname()[:2]]), network=True))
+        reached = printed(run(tmp_path, CONNECT.format(addresses=[listener.getsockname()[:2]]), network=True))
     assert reached == {"127.0.0.1": "connected"}
 
 
-def test_guarded_sockets_refuse_what_is_not_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guarded_sockets_refuse_a_remote_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "isolation", lambda: "guard")
     (tmp_path / "data").mkdir()
     outcome = run(
@@ -131,11 +135,15 @@ def test_guarded_sockets_refuse_what_is_not_this_machine(
         CONNECT.format(addresses=[DOCUMENTATION_ADDRESS]),
         mounts=[Mount(tmp_path / "data", "datasets/a/b")],
     )
-    assert "no network in this kernel (enable_internet is false)" in said(outcome)[DOCUMENTATION_ADDRESS[0]]
+    assert (
+        "no network in this kernel (enable_internet is false)" in printed(outcome)[DOCUMENTATION_ADDRESS[0]]
+    )
     assert "isolation: no namespaces here: inputs are links, sockets guarded" in outcome.log.read_text()
 
 
-def test_guarded_sockets_refuse_the_other_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guarded_sockets_refuse_connect_ex_and_sendto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sandbox, "isolation", lambda: "guard")
     source = f"""
 import json, socket
@@ -153,7 +161,13 @@ for name, act in {{
         facts[name] = "no network in this kernel" in str(error)
 print(json.dumps(facts))
 """
-    assert said(run(tmp_path, source)) == {"connect_ex": True, "sendto": True}
+    assert printed(run(tmp_path, source)) == {"connect_ex": True, "sendto": True}
+
+
+def test_the_guard_changes_sockets_only_as_sitecustomize() -> None:
+    connect = socket.socket.connect
+    importlib.import_module("launch.network_guard")
+    assert socket.socket.connect is connect
 
 
 def test_the_time_limit_ends_a_script_and_its_children(tmp_path: Path) -> None:
@@ -171,15 +185,15 @@ time.sleep(60)
     assert gone(int((tmp_path / "run" / "working" / "child").read_text()))
 
 
-def test_the_exit_code_is_the_scripts_own(tmp_path: Path) -> None:
+def test_the_exit_code_is_that_of_the_script(tmp_path: Path) -> None:
     outcome = run(tmp_path, "import sys; sys.exit('error: no')")
     assert (outcome.code, outcome.timed_out) == (1, False)
     assert outcome.log.read_text().endswith("error: no\n")
 
 
-def test_the_working_folder_survives_and_the_rest_is_made_anew(tmp_path: Path) -> None:
+def test_the_working_folder_is_kept_and_the_rest_is_created_again(tmp_path: Path) -> None:
     run(tmp_path, "open('half', 'w').write('1'); import os; open(os.environ['TMPDIR'] + '/x', 'w')")
-    facts = said(
+    facts = printed(
         run(tmp_path, "import json, os; print(json.dumps([os.listdir(), os.listdir(os.environ['TMPDIR'])]))")
     )
     assert facts == [["half"], []]
@@ -190,7 +204,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch:
     running = threading.Thread(target=run, args=(tmp_path, "open('here', 'w'); import time; time.sleep(3)"))
     running.start()
     wait_for(tmp_path / "run" / "working" / "here")
-    with pytest.raises(LaunchError, match="another run is at work in"):
+    with pytest.raises(LaunchError, match="another run uses"):
         run_script(
             tmp_path / "written.py",
             folder=tmp_path / "run",
@@ -211,7 +225,7 @@ def wait_for(path: Path, *, seconds: float = 15) -> None:
 
 
 def gone(process: int, *, seconds: float = 5) -> bool:
-    """Whether a process ends within some seconds; a zombie has ended."""
+    """Whether a process ends within a few seconds; a zombie has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -224,10 +238,10 @@ def gone(process: int, *, seconds: float = 5) -> bool:
     return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a kernel dies with its command on Linux only")
-@pytest.mark.parametrize("way", ["namespaces", "guard"])
-def test_a_command_killed_takes_its_kernel_with_it(way: str, tmp_path: Path) -> None:
-    if way == "namespaces" and isolation() != "namespaces":
+@pytest.mark.skipif(sys.platform != "linux", reason="a kernel ends with its command on Linux only")
+@pytest.mark.parametrize("kind", ["namespaces", "guard"])
+def test_a_kernel_ends_when_its_command_is_killed(kind: str, tmp_path: Path) -> None:
+    if kind == "namespaces" and isolation() != "namespaces":
         pytest.skip("no namespaces on this system")
     (tmp_path / "long.py").write_text(
         "import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'id'); time.sleep(60)"
@@ -235,8 +249,16 @@ def test_a_command_killed_takes_its_kernel_with_it(way: str, tmp_path: Path) -> 
     command = f"""
 from pathlib import Path
 from launch import sandbox
-sandbox.isolation = lambda: {way!r}
-sandbox.run_script(Path("long.py"), folder=Path("run").resolve(), mounts=[], place="local", threads=1, network=False, limit=None)
+sandbox.isolation = lambda: {kind!r}
+sandbox.run_script(
+    Path("long.py"),
+    folder=Path("run").resolve(),
+    mounts=[],
+    place="local",
+    threads=1,
+    network=False,
+    limit=None,
+)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", command], cwd=tmp_path, env=environment)
@@ -248,5 +270,5 @@ sandbox.run_script(Path("long.py"), folder=Path("run").resolve(), mounts=[], pla
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert gone(kernel)
-    # And the folder is free again for the next command.
+    # The folder is free for the next command.
     assert run(tmp_path, "print('{}')").code == 0

@@ -36,6 +36,8 @@ _MAY_IMPORT_LAUNCH = {
     "launch.console": (),
     "launch.experiments": ("launch.errors", "launch.console"),
     "launch.plan": ("launch.errors", "launch.console", "launch.experiments"),
+    "launch.network_guard": (),  # runs inside a kernel's process, started by path
+    "launch.notebook_runner": (),  # the same
     "launch.sandbox": ("launch.errors", "launch.console"),
     "launch.summary": _LOW,
     "launch.packaging": _LOW,

@@ -418,7 +418,7 @@ def test_sources_that_are_dropped_are_named_and_the_push_succeeds(wire):
     assert answer["invalidKernelSources"] == ["bob/any"]
     assert answer["invalidCompetitionSources"] == ["titanic"]
     kaggle.wait_for("first-kernel", "COMPLETE")
-    mounts = {mount.place for mount in kaggle.executor.jobs[0].mounts}
+    mounts = {mount.target for mount in kaggle.executor.jobs[0].mounts}
     assert mounts == {f"competitions/{COMPETITION}", "datasets/alice/my-data"}
     answer = kaggle.push("second-kernel", **sources)
     assert answer["invalidDatasetSources"] == sources["datasetDataSources"]
@@ -799,7 +799,7 @@ def test_only_what_completed_is_mounted(wire):
     kaggle.push("two-kernel", kernelDataSources=["alice/one-kernel", "alice/saved-kernel"])
     kaggle.wait_for("two-kernel", "COMPLETE")
     [mount] = kaggle.executor.jobs[-1].mounts
-    assert mount.place == "notebooks/alice/one-kernel" and mount.source.parent.name == "v1"
+    assert mount.target == "notebooks/alice/one-kernel" and mount.source.parent.name == "v1"
     assert (mount.source / "__results__.html").is_file()
 
 
