@@ -28,7 +28,7 @@ def execute_notebook(source: Path, target: Path) -> int:
             )
             return self.km
 
-    notebook = nbformat.read(source, as_version=4)
+    notebook = nbformat.read(source, as_version=4)  # type: ignore[no-untyped-call]
     exit_code = 0
     # In /tmp, because the path of a socket file may have no more than about 100 characters.
     with tempfile.TemporaryDirectory(prefix="hcd-", dir="/tmp") as folder:
@@ -39,7 +39,7 @@ def execute_notebook(source: Path, target: Path) -> int:
         except CellExecutionError as error:
             print(_COLOUR_CODES.sub("", str(error)), file=sys.stderr, flush=True)
             exit_code = 1
-        nbformat.write(notebook, target)
+        nbformat.write(notebook, target)  # type: ignore[no-untyped-call]
     return exit_code
 
 
