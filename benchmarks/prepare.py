@@ -128,7 +128,7 @@ class Work:
         builder = StoreBuilder(self.place, _NAME, ids=self.names)
         for path in (builder.target, builder.part, builder.journal):
             path.unlink(missing_ok=True)
-        builder.build(self.folder, readers=threads, strict=True, say=lambda text: None)
+        builder.build(self.folder, readers=threads, strict=True)
         builder.publish()
         builder.forget()
         return len(self.names)

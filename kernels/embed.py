@@ -46,7 +46,7 @@ def recipe(session: Session) -> None:
             plan = feature_plan(
                 config, data_id=data.data_id, bundle_id=parameters.bundle_id, tiles=len(tiles)
             )
-            write_features(session.working / name, tiles, plan=plan, embed=embed, say=session.say)
+            write_features(session.working / name, tiles, plan=plan, embed=embed)
             del tiles
     session.invalidate_record()
     for _, name in parts:

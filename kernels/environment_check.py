@@ -1,5 +1,6 @@
 """A canary: look at everything the other kernels take for granted here, in a few minutes, and write it down."""
 
+import logging
 import pkgutil
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from typing import Any
 from lib.files import write_atomic
 from lib.runtime import environment_check
 from lib.runtime.session import Session, run_kernel
+
+logger = logging.getLogger(__name__)
 
 
 def recipe(session: Session) -> None:
@@ -42,7 +45,7 @@ def recipe(session: Session) -> None:
     else:
         facts["all_reduce"] = {"skipped": f"it needs two cards, here are {number}"}
     for name, fact in facts.items():
-        session.say(f"{name}: {fact}")
+        logger.info("%s: %s", name, fact)
     session.invalidate_record()
     sample = session.working / environment_check.SAMPLE
     sample.parent.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """Average the members of all folds on the test tiles and write submission.csv."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,8 @@ from lib.runtime.session import (
     run_kernel,
 )
 
+logger = logging.getLogger(__name__)
+
 _AVERAGED = {"mean": "mean probability", "logit": "mean logit", "rank": "mean rank"}
 
 
@@ -57,7 +60,7 @@ def recipe(session: Session) -> None:
             damaged=damaged,
         )
     for warning in warnings:
-        session.say(f"warning: {warning}")
+        logger.warning("%s", warning)
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     members = [member for output in outputs for member in members_of(output)]
     heads = [member for member in members if member.config.train_mode == "linear_probe"]
@@ -88,7 +91,7 @@ def recipe(session: Session) -> None:
     for name, text in texts.items():
         write_atomic(session.working / name, text)
     write_atomic(session.working / "submission.csv", submission)
-    session.say(
+    logger.info(
         f"submission.csv: {len(logits):,} tiles, {_AVERAGED[parameters.average]} of {len(members)} members, "
         f"mean {probabilities.mean():.4f}\n{table.round(4).to_string(index=False)}"
     )

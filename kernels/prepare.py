@@ -1,5 +1,6 @@
 """Prepare the data once, on a free CPU session: every tile read, proved by its SHA-1, and put into one array."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ from lib.report.figures import (
 )
 from lib.runtime.session import Session, find_competition, find_file, preflight, run_kernel
 
+logger = logging.getLogger(__name__)
+
 
 def recipe(session: Session) -> None:
     """Read the competition, build the stores, describe them, leave what section 5 of the design promises."""
@@ -34,18 +37,16 @@ def recipe(session: Session) -> None:
             remedy = "Attach the dataset that holds it (--attach), or leave slide_map empty."
             slide_map = find_file(session.input, config.slide_map, remedy=remedy)
     part = "all of them" if competition.is_full else "a part of the competition"
-    session.say(f"{len(competition.train):,} labelled and {len(competition.test_ids):,} test tiles, {part}")
+    logger.info(f"{len(competition.train):,} labelled and {len(competition.test_ids):,} test tiles, {part}")
     preflight(
         session, disk=prepared.bytes_to_write(competition, working), memory=3 << 29
     )  # 1.07 GiB at full size
 
     with session.stage("read and prove the tiles"):
-        stores = prepared.build_stores(
-            competition, working, strict=config.verify == "strict", say=session.say
-        )
+        stores = prepared.build_stores(competition, working, strict=config.verify == "strict")
     for name, (_, store) in stores.items():
         wrong = f": {', '.join(store.mismatches)}" if store.mismatches else ""
-        session.say(
+        logger.info(
             f"{name}: {store.tiles:,} tiles, {len(store.mismatches):,} not what their SHA-1 says{wrong}"
         )
     builders = {name: builder for name, (builder, _) in stores.items()}
@@ -62,12 +63,12 @@ def recipe(session: Session) -> None:
             "splits": describe_splits(index, number=config.num_folds, seed=config.seed),
         }
     groups = eda["stain_groups"]
-    session.say(
+    logger.info(
         f"{groups['number']} stain groups of {groups['smallest']:,} to {groups['largest']:,} tiles; "
         f"the group number alone reaches AUC {groups['auc_of_group_number']:.4f}"
     )
     copies = eda["near_copies"]
-    session.say(
+    logger.info(
         f"{copies['pairs']:,} pairs of tiles that look the same, {copies['between_labelled_and_test']:,} of them between "
         f"labelled and test tiles, {copies['with_another_label']:,} with different labels"
     )

@@ -1,5 +1,6 @@
 """Pretrain an experiment's backbone on the competition's own tiles, without their labels."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +12,8 @@ from lib.data import prepared
 from lib.data.tiff import TILE_SHAPE
 from lib.runtime.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
 from lib.training.barlow_twins import HISTORY, UNFINISHED, PretrainTask, pretrain
+
+logger = logging.getLogger(__name__)
 
 
 def _first(memory: np.ndarray, size: int) -> np.ndarray:
@@ -32,7 +35,7 @@ def recipe(session: Session) -> None:
         for name in names:
             begin += data.read_tiles(name, allocate=partial(_first, tiles.reshape(-1)[begin:])).size
     seen = "all tiles are" if len(names) > 1 else "all labelled tiles are"
-    session.say(f"no label is seen, but {seen}: what builds on it is transductive")
+    logger.info(f"no label is seen, but {seen}: what builds on it is transductive")
     task = PretrainTask(
         config=config, tiles=tiles, data_id=data.data_id, bundle_id=parameters.bundle_id, until=session.until
     )
@@ -41,7 +44,7 @@ def recipe(session: Session) -> None:
             task,
             folder=session.working,
             devices=devices,
-            say=session.say,
+            say=logger.info,
             replace_outputs=session.invalidate_record,
         )
     session.write_outputs(

@@ -1,5 +1,6 @@
 """Search the knobs of an experiment: a trial a card at a time, ranked by what each predicts out of fold."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +15,8 @@ from lib.runtime.session import Session, choose_devices, describe_devices, find_
 from lib.search_space import TABLE
 from lib.training.fold import FoldTask
 from lib.training.search import SearchTask, run_search, write_search
+
+logger = logging.getLogger(__name__)
 
 
 def recipe(session: Session) -> None:
@@ -53,11 +56,11 @@ def recipe(session: Session) -> None:
     )
     with session.stage("search"):
         found = run_search(
-            task, folder=session.working, devices=devices, say=session.say, started=session.started
+            task, folder=session.working, devices=devices, say=logger.info, started=session.started
         )
     session.invalidate_record()
     names = write_search(found, folder=session.working, experiment=parameters.experiment)
-    session.say(f"the ranking:\n{(session.working / TABLE).read_text()}")
+    logger.info(f"the ranking:\n{(session.working / TABLE).read_text()}")
     session.write_outputs(
         names,
         data_id=data.data_id,

@@ -1,6 +1,7 @@
 """Train the members of one fold and predict the tiles they have not seen."""
 
 import hashlib
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,6 +37,8 @@ from lib.training.fold import FoldTask, MemberFiles, out_of_fold_probabilities
 from lib.training.linear_probe import train_head
 from lib.training.workers import clear_progress, train_fold
 
+logger = logging.getLogger(__name__)
+
 FOLD_TABLE = "fold-table.csv"
 
 
@@ -52,7 +55,7 @@ def recipe(session: Session) -> None:
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     groups = groups_of(data.train, split=config.fold_split)
     report = fold_report(data.train["label"].to_numpy(), folds["fold"].to_numpy(), number=config.num_folds)
-    session.say(
+    logger.info(
         f"folds by {config.fold_split}, table {table_id[:8]}:\n{report.round(4).to_string(index=False)}"
     )
     task = FoldTask(
@@ -78,7 +81,7 @@ def recipe(session: Session) -> None:
                 features.train,
                 groups,
                 folder=session.working,
-                say=session.say,
+                say=logger.info,
                 replace=session.invalidate_record,
             )
     else:
@@ -89,7 +92,7 @@ def recipe(session: Session) -> None:
                 task,
                 folder=session.working,
                 devices=devices,
-                say=session.say,
+                say=logger.info,
                 replace=session.invalidate_record,
                 started=session.started,
             )
@@ -97,7 +100,7 @@ def recipe(session: Session) -> None:
         return
     names, scores = trained
     fold = scores["fold"]
-    session.say(
+    logger.info(
         f"fold {parameters.fold}: AUC {fold['auc']:.4f}, F1 {fold['f1_at_half']:.4f} at 0.5, {fold['f1_at_thresholds']:.4f} "
         f"at thresholds {', '.join(f'{value:.3f}' for value in fold['thresholds'])} (each from the other half of the fold), "
         f"confusion at 0.5 {fold['confusion_at_half']}, n = {fold['tiles']:,}"
@@ -140,14 +143,14 @@ def _explain(task: FoldTask, session: Session, devices: list[torch.device]) -> E
             entropy=(task.config.seed, task.fold),
         )
     kinds = found.table["kind"].value_counts()
-    session.say(
+    logger.info(
         ", ".join(f"{kinds.get(kind, 0)} {words}" for kind, words in KINDS.items()) + ": kept for the report"
     )
     if "missing" in found.summary:
-        session.say(f"warning: no explanation: {found.summary['missing']}")
+        logger.warning("no explanation: %s", found.summary["missing"])
     else:
         share = found.summary["share_in_centre"]["median"]
-        session.say(
+        logger.info(
             f"{found.summary['method']}: the centre holds {share:.1%} of what speaks for tumour (median of "
             f"{found.summary['tiles']:,} tumour tiles; {CENTRE_SHARE:.1%} if it were spread evenly)"
         )
@@ -206,7 +209,7 @@ def _guess(
         probabilities, share=config.pseudo_share, prevalence=float(data.train["label"].mean())
     )
     sure = [probabilities[guessed["row"][guessed["label"] == label]] for label in (0, 1)]
-    session.say(
+    logger.info(
         f"{len(guessed):,} of {len(tiles):,} test tiles labelled by {teacher.name}: {len(sure[0]):,} without tumour (probability "
         f"at most {sure[0].max(initial=0):.3f}), {len(sure[1]):,} with (at least {sure[1].min(initial=1):.3f})"
     )

@@ -1,5 +1,6 @@
 """Fetch the encoders' weights, on a free CPU session with internet on, so that no GPU session needs it."""
 
+import logging
 import shutil
 import sys
 from collections.abc import Mapping
@@ -7,6 +8,8 @@ from typing import Any
 
 from lib.model.weights import encoder_folder, fetch_encoder
 from lib.runtime.session import Session, preflight, run_kernel
+
+logger = logging.getLogger(__name__)
 
 
 def recipe(session: Session) -> None:
@@ -25,7 +28,7 @@ def recipe(session: Session) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
         names |= {f"{folder.name}/{path.name}": False for path in sorted(folder.iterdir())}
-        session.say(
+        logger.info(
             f"{encoder}: {facts[encoder]['parameters_millions']} M parameters, licence {facts[encoder]['license']}"
         )
     session.write_outputs(names, data_id="", devices=["CPU"], scores={"encoders": facts})

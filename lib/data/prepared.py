@@ -104,7 +104,7 @@ def read_index(path: Path) -> pd.DataFrame:
 
 
 def build_stores(
-    competition: Competition, folder: Path, *, strict: bool, say: Callable[[str], None]
+    competition: Competition, folder: Path, *, strict: bool
 ) -> dict[str, tuple[StoreBuilder, BuiltStore]]:
     """Read all tiles, from where an interrupted run stopped. Nothing of an earlier run is replaced yet."""
     built, problems = {}, []
@@ -116,7 +116,7 @@ def build_stores(
         builder = StoreBuilder(folder, name, ids=ids)
         try:
             result = builder.build(
-                competition.folder / part, readers=_READERS, strict=strict, say=say, folder_name=f"{part}/"
+                competition.folder / part, readers=_READERS, strict=strict, folder_name=f"{part}/"
             )
         except StoreError as error:
             problems.append(str(error))

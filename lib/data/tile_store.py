@@ -8,6 +8,7 @@ hashes to up to there; the next run goes on after that.
 
 import hashlib
 import json
+import logging
 import math
 import os
 import queue
@@ -27,6 +28,8 @@ import numpy as np
 from lib.data.tiff import HEADER, TILE_BYTES, TILE_SHAPE, TileError, decode_tile
 from lib.errors import KernelError, listed
 from lib.validation import UNREADABLE
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 2048  # tiles between two entries of the journal: 54 MiB, well under a second of work to lose
 CHUNK = 32  # tiles a reader takes at a time
@@ -85,16 +88,13 @@ class StoreBuilder:
         """What an interrupted run has already taken."""
         return self.part.stat().st_size if self.part.is_file() else 0
 
-    def build(
-        self, tiles: Path, *, readers: int, strict: bool, say: Callable[[str], None], folder_name: str = ""
-    ) -> BuiltStore:
-        """Read every tile and prove it.
+    def build(self, tiles: Path, *, readers: int, strict: bool, folder_name: str = "") -> BuiltStore:
+        """Read every tile and check its SHA-1; the progress is logged about every 10 % of the tiles.
 
         Args:
             tiles: the folder with `<id>.tif`.
             readers: threads that open, read and hash at the same time.
             strict: stop at the first block with a tile whose pixels do not hash to its id.
-            say: takes a line of progress, about one every 10 % of the tiles.
             folder_name: how messages call the folder.
 
         Returns:
@@ -110,7 +110,7 @@ class StoreBuilder:
         undecodable: list[str] = []
         said = result.resumed * 10 // max(len(self.ids), 1)
         if result.resumed:
-            say(
+            logger.info(
                 f"{result.resumed:,} of {len(self.ids):,} tiles of {folder_name} were read before the interruption"
             )
         with (
@@ -139,7 +139,7 @@ class StoreBuilder:
                 journal.add({"sha256": digest.hexdigest(), "mismatches": block.mismatches})
                 if (tenth := block.end * 10 // len(self.ids)) > said:
                     said = tenth
-                    say(f"{block.end:,} of {len(self.ids):,} tiles of {folder_name}")
+                    logger.info(f"{block.end:,} of {len(self.ids):,} tiles of {folder_name}")
         if undecodable:
             raise StoreError(_undecodable_message(undecodable, len(self.ids), folder_name))
         result.sha256 = digest.hexdigest()

@@ -6,6 +6,7 @@ its logit of the mean.
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -26,6 +27,8 @@ from lib.model.network import Classifier, autocast, choose_precision
 from lib.runtime.run_record import read_run_record
 from lib.runtime.session import Session, find_outputs
 from lib.validation import UNREADABLE
+
+logger = logging.getLogger(__name__)
 
 TRAIN_FEATURES, TEST_FEATURES = "features-train.npy", "features-test.npy"
 # Knobs that decide what an encoder says of a tile; a head must have been given the same.
@@ -108,7 +111,6 @@ def write_features(
     *,
     plan: str,
     embed: Callable[[np.ndarray], np.ndarray],
-    say: Callable[[str], None],
 ) -> Path:
     """Embed block by block into a file beside `path`, from where an interrupted run stopped.
 
@@ -117,7 +119,6 @@ def write_features(
         tiles: (N, 96, 96, 3) uint8.
         plan: the hash of all that decides the features.
         embed: (n, 96, 96, 3) uint8 to (n, C) float32.
-        say: takes a line of progress.
 
     Returns:
         The file, whole, still under its other name.
@@ -140,7 +141,7 @@ def write_features(
         del store
         done += len(block)
         write_atomic(note, json.dumps({"plan": plan, "rows": done}))
-        say(f"{path.name}: {done:,} of {len(tiles):,} tiles")
+        logger.info(f"{path.name}: {done:,} of {len(tiles):,} tiles")
     return part
 
 

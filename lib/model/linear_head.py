@@ -1,7 +1,7 @@
 """The head of a frozen encoder: logistic regression on standardised features, its penalty chosen without the fold."""
 
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save
 from lib.evaluation.metrics import auc
 from lib.files import write_atomic
 from lib.model.checkpoint import CheckpointError, Identity, read_identity
+
+logger = logging.getLogger(__name__)
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of LogisticRegression: the larger, the weaker
 _UNASKED = 1e-2  # where there are too few groups to ask
@@ -36,7 +38,7 @@ class Head:
 
 
 def fit_head(
-    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, seed: int, say: Callable[[str], None]
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, seed: int
 ) -> tuple[Head, float]:
     """Fit on these tiles, with the penalty whose mean AUC over three inner folds by group is the highest.
 
@@ -45,7 +47,6 @@ def fit_head(
         labels: (N,) 0 or 1.
         groups: (N,) the stain group or slide of each; no group is on both sides of an inner fold.
         seed: of the inner folds.
-        say: takes a line.
 
     Returns:
         The head, and the C that was chosen.
@@ -56,7 +57,7 @@ def fit_head(
     parts = [] if len(np.unique(groups)) < _INNER_FOLDS else list(splitter.split(features, labels, groups))
     parts = [part for part in parts if all(len(np.unique(labels[side])) == 2 for side in part)]
     if not parts:
-        say(f"too few groups for inner folds with both classes: C {_UNASKED:g}")
+        logger.info("too few groups for inner folds with both classes: C %g", _UNASKED)
         return _fit(features, labels, _UNASKED), _UNASKED
     scores = []
     for penalty in PENALTIES:
@@ -67,7 +68,7 @@ def fit_head(
         scores.append(float(np.mean(each)))
     chosen = PENALTIES[int(np.argmax(scores))]
     shown = ", ".join(f"C {penalty:g}: {score:.4f}" for penalty, score in zip(PENALTIES, scores, strict=True))
-    say(f"mean AUC of {len(parts)} inner folds by group: {shown}; chosen: C {chosen:g}")
+    logger.info("mean AUC of %d inner folds by group: %s; chosen: C %g", len(parts), shown, chosen)
     return _fit(features, labels, chosen), chosen
 
 

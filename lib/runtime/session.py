@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import logging
 import math
 import os
 import platform
@@ -29,6 +30,8 @@ from lib.search_space import SearchSpace, search_from_dict
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 COMPETITION = "histopathologic-cancer-detection"
 MISSING_INPUTS = (
@@ -124,18 +127,14 @@ class Session:
         """On Kaggle itself the full data are demanded, and a GPU where the kernel asked for one."""
         return self.place == "kaggle"
 
-    def say(self, text: str) -> None:
-        """One line for the log, with the seconds since the start; nothing that redraws."""
-        print(f"[{time.monotonic() - self.started:7.1f} s] {text}", flush=True)
-
     @contextmanager
     def stage(self, name: str, *, note: str = "") -> Iterator[None]:
-        """Time a stage for run.json, and say so before and after."""
-        self.say(f"{name} ..." + (f" ({note})" if note else ""))
+        """Measure the time of a stage for run.json and log its start and its end."""
+        logger.info("%s ...%s", name, f" ({note})" if note else "")
         before = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - before, 3)
-        self.say(f"{name} took {self.seconds[name]:.1f} s")
+        logger.info("%s took %.1f s", name, self.seconds[name])
 
     @property
     def until(self) -> float:
@@ -173,8 +172,36 @@ class Session:
             **facts,
         )
         write_run_record(self.working, record)
-        self.say(f"{RECORD_NAME} written: {len(record.files)} files")
+        logger.info("%s written: %d files", RECORD_NAME, len(record.files))
         return record
+
+
+class _StdoutHandler(logging.Handler):
+    """Prints `[   12.3 s] message` on standard output: seconds since the session's start, warnings marked."""
+
+    def __init__(self, started: float) -> None:
+        super().__init__()
+        self.started = started
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        seconds = time.monotonic() - self.started
+        print(f"[{seconds:7.1f} s] {prefix}{record.getMessage()}", flush=True)
+
+
+def log_to_stdout(started: float) -> None:
+    """Print the messages of lib and kernels on standard output; a second call replaces the first.
+
+    Args:
+        started: the session's start on the monotonic clock, from which the seconds of a message are counted.
+    """
+    handler = _StdoutHandler(started)
+    for name in ("lib", "kernels"):
+        top = logging.getLogger(name)
+        for old in [old for old in top.handlers if isinstance(old, _StdoutHandler)]:
+            top.removeHandler(old)
+        top.addHandler(handler)
+        top.setLevel(logging.INFO)
 
 
 def open_session(parameters: Parameters) -> Session:
@@ -189,9 +216,14 @@ def open_session(parameters: Parameters) -> Session:
     for rest in session.working.glob(".*.part"):  # lib.files.write_atomic, killed
         if rest.is_file():
             rest.unlink()
-    session.say(
-        f"{parameters.slug}: bundle {parameters.bundle_id[:12]}, "
-        f"push {parameters.push_id or 'none'}, Python {platform.python_version()}, on {place}"
+    log_to_stdout(session.started)
+    logger.info(
+        "%s: bundle %s, push %s, Python %s, on %s",
+        parameters.slug,
+        parameters.bundle_id[:12],
+        parameters.push_id or "none",
+        platform.python_version(),
+        place,
     )
     return session
 
@@ -503,12 +535,15 @@ def preflight(session: Session, *, disk: int, memory: int) -> None:
         remedy = "Free some, or use another machine, and run the same command again."
         raise PreflightError(listed("this machine is too small for the run:", problems, remedy=remedy))
     room = "unknown" if available is None else f"{available / gib:.1f} GiB"
-    session.say(
-        f"preflight: disk {free_disk / gib:.1f} GiB free ({disk / gib:.2f} needed), "
-        f"memory {room} free ({memory / gib:.2f} needed)"
+    logger.info(
+        "preflight: disk %.1f GiB free (%.2f needed), memory %s free (%.2f needed)",
+        free_disk / gib,
+        disk / gib,
+        room,
+        memory / gib,
     )
     for warning in _older_than_tried():
-        session.say(f"warning: {warning}")
+        logger.warning("%s", warning)
 
 
 def run_kernel(recipe: Any, values: Mapping[str, Any]) -> int:

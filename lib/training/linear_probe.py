@@ -41,7 +41,7 @@ def train_head(
     labels = task.index["label"].to_numpy()
     say(f"fold {task.fold}: a head on {features.shape[1]} features of {len(outside):,} tiles")
     head, penalty = fit_head(
-        np.asarray(features[outside]), labels[outside], groups[outside], seed=config.seed, say=say
+        np.asarray(features[outside]), labels[outside], groups[outside], seed=config.seed
     )
     logits = head.logits(np.asarray(features[inside]))
     score = auc(labels[inside], probability(logits))

@@ -514,10 +514,10 @@ def _journal(folder: Path) -> Target:
 
     def take(content: bytes) -> None:
         builder.journal.write_bytes(content)
-        builder.build(folder / "tiles", readers=1, strict=True, say=lambda line: None)
+        builder.build(folder / "tiles", readers=1, strict=True)
         assert np.array_equal(np.load(builder.part, allow_pickle=False), tiles)
 
-    builder.build(folder / "tiles", readers=1, strict=True, say=lambda line: None)
+    builder.build(folder / "tiles", readers=1, strict=True)
     return Target([builder.journal.read_bytes()], _from_text(mutate_csv), take, (StoreError,))
 
 

@@ -4,6 +4,7 @@ HCD_KILLS is the number of interrupted runs of each kernel.
 """
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -182,12 +183,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BLOCK", 16)
 
 
-def build_store(
-    folder: Path, tiles: Path, ids: list[str], *, strict: bool = False
-) -> tuple[store.BuiltStore, list[str]]:
-    said: list[str] = []
+def build_store(folder: Path, tiles: Path, ids: list[str], *, strict: bool = False) -> store.BuiltStore:
     builder = store.StoreBuilder(folder, "tiles.npy", ids=ids)
-    return builder.build(tiles, readers=2, strict=strict, say=said.append, folder_name="train/"), said
+    return builder.build(tiles, readers=2, strict=strict, folder_name="train/")
 
 
 def interrupt_store(folder: Path, tiles: Path, ids: list[str], *, at: int) -> None:
@@ -209,14 +207,18 @@ def pixels_of(tiles: Path, ids: list[str]) -> bytes:
     return b"".join((tiles / f"{name}.tif").read_bytes()[-TILE_BYTES:] for name in ids)
 
 
-def test_the_store_goes_on_after_the_last_whole_block(tmp_path: Path, small_blocks: None) -> None:
+def test_the_store_goes_on_after_the_last_whole_block(
+    tmp_path: Path, small_blocks: None, caplog: pytest.LogCaptureFixture
+) -> None:
     ids = write_tiles(tmp_path / "tiles", 60)
     interrupt_store(tmp_path, tmp_path / "tiles", ids, at=40)
     shutil.copytree(tmp_path / "tiles", tmp_path / "rest")
     for name in ids[:32]:
         (tmp_path / "rest" / f"{name}.tif").unlink()  # what was taken over is not read again
-    result, said = build_store(tmp_path, tmp_path / "rest", ids)
-    assert said[0] == "32 of 60 tiles of train/ were read before the interruption"
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        result = build_store(tmp_path, tmp_path / "rest", ids)
+    assert caplog.messages[0] == "32 of 60 tiles of train/ were read before the interruption"
     assert (result.tiles, result.resumed, result.mismatches) == (60, 32, [])
     assert (tmp_path / "tiles.npy.part").read_bytes()[128:] == pixels_of(tmp_path / "tiles", ids)
     assert np.load(tmp_path / "tiles.npy.part").shape == (60, 96, 96, 3)
@@ -241,7 +243,7 @@ def test_the_store_takes_over_only_what_is_whole(damage: str, tmp_path: Path, sm
     else:
         ids = ids[1:]
         expected = 0
-    result, _ = build_store(tmp_path, tmp_path / "tiles", ids)
+    result = build_store(tmp_path, tmp_path / "tiles", ids)
     assert result.resumed == expected
     assert part.read_bytes()[128:] == pixels_of(tmp_path / "tiles", ids)
 
@@ -258,7 +260,7 @@ def test_tiles_downloaded_again_replace_the_mismatches_of_an_interrupted_run(
         build_store(tmp_path, tiles, ids)
     for name, content in good.items():
         (tiles / f"{name}.tif").write_bytes(content)
-    result, _ = build_store(tmp_path, tiles, ids)
+    result = build_store(tmp_path, tiles, ids)
     assert result.mismatches == []
     assert (tmp_path / "tiles.npy.part").read_bytes()[128:] == pixels_of(tiles, ids)
 

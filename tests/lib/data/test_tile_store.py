@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -44,16 +45,12 @@ def source(
     return tmp_path / "train", write_tiles(tmp_path / "train", tiles)
 
 
-def _silent(text: str) -> None:
-    return
-
-
 def _build(
     folder: Path, source: tuple[Path, list[str]], *, readers: int = 4, strict: bool = False
 ) -> module.BuiltStore:
     folder.mkdir(exist_ok=True)
     return StoreBuilder(folder, NAME, ids=source[1]).build(
-        source[0], readers=readers, strict=strict, say=_silent, folder_name="train/"
+        source[0], readers=readers, strict=strict, folder_name="train/"
     )
 
 
@@ -85,7 +82,7 @@ def test_every_real_tile_proves_itself(
     ids = pd.read_csv(real_tiles / table)["id"].tolist()
     assert len(ids) == {"train": 480, "test": 120}[part]
     builder = StoreBuilder(tmp_path, NAME, ids=ids)
-    built = builder.build(real_tiles / part, readers=4, strict=True, say=_silent)
+    built = builder.build(real_tiles / part, readers=4, strict=True)
     assert (built.tiles, built.mismatches, built.resumed) == (len(ids), [], 0)
     builder.publish()
     array = read_array(tmp_path / NAME)
@@ -100,7 +97,7 @@ def test_the_array_holds_the_pixels_in_the_order_of_the_ids(
     folder.mkdir()
     order = np.random.default_rng(1).permutation(TILES)
     builder = StoreBuilder(folder, NAME, ids=[source[1][at] for at in order])
-    builder.build(source[0], readers=readers, strict=True, say=_silent)
+    builder.build(source[0], readers=readers, strict=True)
     assert not builder.target.exists()
     builder.publish()
     builder.forget()
@@ -307,15 +304,18 @@ def test_a_published_array_keeps_its_bytes_while_a_block_of_it_is_read_again(
     assert not builder.target.exists() or builder.target.read_bytes() == before
 
 
-def test_progress_is_said_about_ten_times(
-    tmp_path: Path, source: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+def test_progress_is_logged_about_ten_times(
+    tmp_path: Path,
+    source: tuple[Path, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, "BLOCK", 1)
-    said: list[str] = []
-    StoreBuilder(tmp_path, NAME, ids=source[1]).build(
-        source[0], readers=2, strict=True, say=said.append, folder_name="train/"
-    )
-    assert len(said) == 10 and said[-1] == "30 of 30 tiles of train/"
+    with caplog.at_level(logging.INFO):
+        StoreBuilder(tmp_path, NAME, ids=source[1]).build(
+            source[0], readers=2, strict=True, folder_name="train/"
+        )
+    assert len(caplog.messages) == 10 and caplog.messages[-1] == "30 of 30 tiles of train/"
 
 
 # --- how the files are read ------------------------------------------------------------------------------------------

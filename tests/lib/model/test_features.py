@@ -82,21 +82,21 @@ def test_an_embedding_that_was_stopped_ends_in_the_same_bytes(
 
     dying = True
     with pytest.raises(KeyboardInterrupt):
-        write_features(tmp_path / "a.npy", tiles, plan="p", embed=embed, say=print)
+        write_features(tmp_path / "a.npy", tiles, plan="p", embed=embed)
     assert not (tmp_path / "a.npy").exists()
     dying = False
     asked.clear()
-    write_features(tmp_path / "a.npy", tiles, plan="p", embed=embed, say=print)
+    write_features(tmp_path / "a.npy", tiles, plan="p", embed=embed)
     assert asked == [3, 3, 3, 1][block:]
     publish_features(tmp_path / "a.npy")
-    write_features(tmp_path / "b.npy", tiles, plan="p", embed=embed, say=print)
+    write_features(tmp_path / "b.npy", tiles, plan="p", embed=embed)
     publish_features(tmp_path / "b.npy")
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     assert np.array_equal(np.load(tmp_path / "a.npy"), tiles.reshape(10, -1)[:, :7].astype(np.float32))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "b.npy"]
     # Another plan begins anew.
     asked.clear()
-    write_features(tmp_path / "a.npy", tiles, plan="q", embed=embed, say=print)
+    write_features(tmp_path / "a.npy", tiles, plan="q", embed=embed)
     assert asked == [3, 3, 3, 1]
 
 

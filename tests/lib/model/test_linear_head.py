@@ -1,5 +1,6 @@
 """The head of a frozen encoder: scikit-learn's own regression, its penalty chosen among groups, written and read back."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ def drawn(count: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.n
     return features, labels, generator.integers(0, 30, count)
 
 
-def test_the_head_is_the_regression_of_scikit_learn() -> None:
+def test_the_head_is_the_regression_of_scikit_learn(caplog: pytest.LogCaptureFixture) -> None:
     features, labels, groups = drawn()
-    said: list[str] = []
-    head, penalty = fit_head(features, labels, groups, seed=1, say=said.append)
-    assert penalty in PENALTIES and f"chosen: C {penalty:g}" in said[0]
+    with caplog.at_level(logging.INFO):
+        head, penalty = fit_head(features, labels, groups, seed=1)
+    assert penalty in PENALTIES and f"chosen: C {penalty:g}" in caplog.messages[0]
     theirs = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=500)).fit(
         features, labels
     )
@@ -35,7 +36,7 @@ def test_the_head_is_the_regression_of_scikit_learn() -> None:
     )
 
 
-def test_the_penalty_is_chosen_with_groups_kept_apart() -> None:
+def test_the_penalty_is_chosen_with_groups_kept_apart(caplog: pytest.LogCaptureFixture) -> None:
     """Numbers that name the group predict its own tiles, and no other group's: the inner folds must find that out."""
     generator = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 15)
@@ -43,30 +44,34 @@ def test_the_penalty_is_chosen_with_groups_kept_apart() -> None:
     names = np.eye(40, dtype=np.float32)[groups]
 
     def best_inner_score(kept_apart: np.ndarray) -> float:
-        said: list[str] = []
-        fit_head(names, labels, kept_apart, seed=0, say=said.append)
-        return max(
-            float(part.split(": ")[1]) for part in said[0].split("group: ")[1].split("; ")[0].split(", ")
-        )
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            fit_head(names, labels, kept_apart, seed=0)
+        scores = caplog.messages[0].split("group: ")[1].split("; ")[0].split(", ")
+        return max(float(score.split(": ")[1]) for score in scores)
 
     assert best_inner_score(generator.permutation(600)) > 0.99
     assert best_inner_score(groups) < 0.7
 
 
-def test_with_too_few_groups_the_penalty_is_not_asked_for() -> None:
+def test_with_too_few_groups_the_penalty_is_the_default(caplog: pytest.LogCaptureFixture) -> None:
     features, labels, groups = drawn(60)
-    said: list[str] = []
-    head, penalty = fit_head(features, labels, np.zeros(60), seed=0, say=said.append)
-    assert penalty == 1e-2 and "too few groups" in said[0] and np.isfinite(head.logits(features)).all()
+    with caplog.at_level(logging.INFO):
+        head, penalty = fit_head(features, labels, np.zeros(60), seed=0)
+    assert (
+        penalty == 1e-2
+        and "too few groups" in caplog.messages[0]
+        and np.isfinite(head.logits(features)).all()
+    )
     lone = np.where(
         labels == 1, 0, 1 + groups
     )  # all of the tumour in one group: no inner fold has both classes on both sides
-    assert fit_head(features, labels, lone, seed=0, say=said.append)[1] == 1e-2
+    assert fit_head(features, labels, lone, seed=0)[1] == 1e-2
 
 
 def test_a_head_comes_back_from_its_file(tmp_path: Path) -> None:
     features, labels, groups = drawn()
-    head, _ = fit_head(features, labels, groups, seed=0, say=lambda text: None)
+    head, _ = fit_head(features, labels, groups, seed=0)
     config = Config(train_mode="linear_probe", num_members=1)
     identity = Identity(
         experiment="x", fold=1, member=0, data_id="d", fold_table_id="f", config=config.to_dict()

@@ -66,7 +66,7 @@ def write_prepare(competition: Path, folder: Path) -> None:
     """What the prepare kernel leaves, but that one figure stands for all: drawing them takes longer than the rest."""
     folder.mkdir(parents=True)
     config, read = Config(**KNOBS), read_competition(competition, expect_full=False)
-    stores = prepared.build_stores(read, folder, strict=True, say=lambda text: None)
+    stores = prepared.build_stores(read, folder, strict=True)
     builders = {name: builder for name, (builder, _) in stores.items()}
     train = describe_tiles(builders[prepared.TRAIN_TILES].part, with_stain=True)
     test = describe_tiles(builders[prepared.TEST_TILES].part, with_stain=False)

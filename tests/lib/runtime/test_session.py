@@ -1,8 +1,10 @@
 """Inputs are found wherever Kaggle mounts them; what cannot work is said before it costs anything."""
 
 import json
+import logging
 import shutil
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from lib.runtime.session import (
     find_output,
     find_outputs,
     list_mounts,
+    log_to_stdout,
     preflight,
     require_inputs,
     run_kernel,
@@ -35,6 +38,13 @@ LAYOUTS = [
     f"datasets/someone/{SLUG}/the data",
     f"datasets/organizations/lab/{SLUG}/the data",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_handler_is_left() -> Iterator[None]:
+    yield
+    for name in ("lib", "kernels"):
+        logging.getLogger(name).handlers.clear()
 
 
 def _competition(root: Path, place: str) -> Path:
@@ -216,6 +226,28 @@ def test_an_error_of_ours_ends_a_kernel_with_one_message(
     for error in (ValueError("a mistake of ours"), FileNotFoundError(2, "gone")):
         with pytest.raises(type(error)):  # keeps its traceback
             run_kernel(stop(error), values)
+
+
+def test_messages_are_printed_with_seconds_once_and_warnings_are_marked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lib.runtime.session.time.monotonic", lambda: 112.34)
+    log_to_stdout(50.0)
+    log_to_stdout(100.0)  # replaces the first
+    logging.getLogger("lib.data.tile_store").info("%d of 30 tiles, 5 %% of all", 3)
+    logging.getLogger("kernels.train").warning("older than tested")
+    logging.getLogger("kernels.train").debug("not shown")
+    logging.getLogger("timm").info("not shown")
+    assert capsys.readouterr().out == (
+        "[   12.3 s] 3 of 30 tiles, 5 % of all\n[   12.3 s] warning: older than tested\n"
+    )
+
+
+def test_a_stage_logs_its_start_and_its_duration(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    session = _session(tmp_path)
+    with caplog.at_level(logging.INFO), session.stage("read the tiles", note="12 MiB"):
+        assert caplog.messages == ["read the tiles ... (12 MiB)"]
+    assert caplog.messages[1:] == [f"read the tiles took {session.seconds['read the tiles']:.1f} s"]
 
 
 def _pushed(root: Path, place: str, push_id: str) -> None:

@@ -64,9 +64,7 @@ def test_a_fold_leaves_what_the_other_folds_say_of_its_tiles(features: np.ndarra
     )
     outside = np.flatnonzero(GROUPS % 4 != FOLD)
     seed = Config().seed
-    wanted, _ = fit_head(
-        features[outside], _labels()[outside], GROUPS[outside], seed=seed, say=lambda text: None
-    )
+    wanted, _ = fit_head(features[outside], _labels()[outside], GROUPS[outside], seed=seed)
     np.testing.assert_allclose(table["logit"], wanted.logits(features[inside]), rtol=1e-6)
     assert scores["fold"]["auc"] == pytest.approx(roc_auc_score(table["label"], table["logit"]))
 
