@@ -14,14 +14,15 @@ from lib.data.eda import Description, describe_tiles, explore, outliers
 from lib.data.integrity import describe_integrity
 from lib.data.splits import describe_splits
 from lib.data.stain_groups import FEATURES
-from lib.report.eda_figures import copies_sheet, focus_histogram, group_stains, splits_figure
-from lib.report.figures import (
+from lib.report.eda_figures import (
     brightness_histogram,
-    contact_sheet,
+    focus_histogram,
     group_scatter,
-    outlier_sheet,
+    group_stains,
+    splits_figure,
     stain_histograms,
 )
+from lib.report.tile_figures import contact_sheet, copies_sheet, outlier_sheet
 from lib.runtime.session import Session, find_competition, find_file, preflight, run_kernel
 
 logger = logging.getLogger(__name__)

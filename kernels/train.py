@@ -16,8 +16,14 @@ from lib.data.folds import fold_report, fold_table_csv, fold_table_id, groups_of
 from lib.data.shared_memory import SharedMemory
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.evaluation.metrics import probability
-from lib.explain.case_files import CENTRE_SHARE
-from lib.explain.hard_tiles import FROZEN, KINDS, Explained, explain_cases, write_cases
+from lib.explain.attribution import explain_hard_tiles
+from lib.explain.hard_tiles import (
+    CENTRE_SHARE,
+    FROZEN_ENCODER,
+    HARD_TILE_KINDS,
+    ExplainedTiles,
+    write_hard_tiles,
+)
 from lib.files import write_atomic
 from lib.inference.members import members_of, predict_members
 from lib.inference.pseudo_labels import choose_confident, find_teacher
@@ -109,8 +115,8 @@ def recipe(session: Session) -> None:
     session.invalidate_record()
     write_atomic(session.working / FOLD_TABLE, fold_table_csv(folds))
     if explained is not None:
-        names |= write_cases(session.working, task.fold, explained)
-    scores["explained"] = {"missing": FROZEN} if explained is None else explained.summary
+        names |= write_hard_tiles(session.working, task.fold, explained)
+    scores["explained"] = {"missing": FROZEN_ENCODER} if explained is None else explained.summary
     if config.weights == "pretrain" or config.pseudo_labels:
         scores["transductive"] = (
             True  # the encoder saw the fold's tiles without labels, or test tiles were learnt from
@@ -130,11 +136,11 @@ def recipe(session: Session) -> None:
     clear_progress(session.working, task)
 
 
-def _explain(task: FoldTask, session: Session, devices: list[torch.device]) -> Explained:
+def _explain(task: FoldTask, session: Session, devices: list[torch.device]) -> ExplainedTiles:
     """The hardest tiles of the trained fold and what its first member looks at in them."""
     inside = np.flatnonzero(task.folds == task.fold)
     with session.stage("explain the hardest tiles"):
-        found = explain_cases(
+        found = explain_hard_tiles(
             session.working / MemberFiles(task.fold, 0).checkpoint,
             task.tiles,
             index=task.index.iloc[inside][["id", "label"]].assign(row=inside),
@@ -144,7 +150,8 @@ def _explain(task: FoldTask, session: Session, devices: list[torch.device]) -> E
         )
     kinds = found.table["kind"].value_counts()
     logger.info(
-        ", ".join(f"{kinds.get(kind, 0)} {words}" for kind, words in KINDS.items()) + ": kept for the report"
+        ", ".join(f"{kinds.get(kind, 0)} {words}" for kind, words in HARD_TILE_KINDS.items())
+        + ": kept for the report"
     )
     if "missing" in found.summary:
         logger.warning("no explanation: %s", found.summary["missing"])

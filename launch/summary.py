@@ -13,7 +13,7 @@ from lib.data.prepared import TRAIN_INDEX, read_index
 from lib.errors import KernelError
 from lib.evaluation import out_of_fold as results
 from lib.evaluation.calibration import Calibration
-from lib.evaluation.out_of_fold import ResultError, Summary, summarise_together
+from lib.evaluation.out_of_fold import ResultError, Summary, average_experiments
 from lib.inference.submission import check_submission
 from lib.search_space import RECORDS, TABLE, WINNER
 
@@ -33,7 +33,7 @@ def summarise(experiment: str, kernels: Sequence[Kernel], folder_of: Callable[[s
     prepare = next(kernel for kernel in kernels if kernel.kind == "prepare")
     index = read_index(folder_of(prepare.slug) / TRAIN_INDEX)
     try:
-        return results.summarise(experiment, [folder_of(kernel.slug) for kernel in trained], index)
+        return results.score_experiment(experiment, [folder_of(kernel.slug) for kernel in trained], index)
     except ResultError as error:
         raise LaunchError(str(error)) from error
 
@@ -102,7 +102,7 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         if summary.calibration is not None:
             console.print(_calibration_line(summary.calibration), soft_wrap=True)
     if len(summaries) > 1:
-        together = summarise_together(summaries)
+        together = average_experiments(summaries)
         low, high = together.interval
         console.print(
             f"mean of {len(summaries)} experiments: pooled out-of-fold AUC {together.pooled:.4f} on n = {together.tiles:,} tiles "
@@ -169,9 +169,9 @@ def print_ranking(folder: Path, *, seconds: float) -> None:
 
 
 def _calibration_line(found: Calibration) -> str:
-    slopes, intercepts = ([getattr(line, name) for line in found.lines] for name in ("slope", "intercept"))
+    slopes, intercepts = ([getattr(line, name) for line in found.scalings] for name in ("slope", "intercept"))
     return (
-        f"calibration: expected error {found.error[0]:.4f}, {found.error[1]:.4f} once each fold is mended by the others' line "
+        f"expected calibration error {found.error[0]:.4f}, {found.error[1]:.4f} after Platt scaling fitted on the other folds "
         f"(slopes {min(slopes):.3f} to {max(slopes):.3f}, intercepts {min(intercepts):+.3f} to {max(intercepts):+.3f}); "
         f"Brier {found.brier[0]:.4f} and {found.brier[1]:.4f}"
     )

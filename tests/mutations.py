@@ -320,8 +320,8 @@ MUTATIONS = (
     Mutation(
         "calibrated-by-the-others",
         "lib/evaluation/calibration.py",
-        "fit_line(labels[~inside], logits[~inside])",
-        "fit_line(labels[inside], logits[inside])",
+        "fit_platt_scaling(labels[~inside], logits[~inside])",
+        "fit_platt_scaling(labels[inside], logits[inside])",
         ("tests/lib/evaluation/test_calibration.py",),
     ),
     Mutation(

@@ -38,7 +38,7 @@ def report_facts(folder: Path, kernels: Sequence[Kernel]) -> dict[str, Any]:
     try:
         content = json.loads((folder / LEADERBOARD).read_bytes())
         facts["leaderboard"] = {
-            name: content[name] for name in ("judge", "submission", "mean_of_experiments_auc")
+            name: content[name] for name in ("scored_by", "submission", "mean_of_experiments_auc")
         }
     except (OSError, ValueError, KeyError):
         pass  # not submitted, or not yet: the report says so
@@ -66,7 +66,7 @@ def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any
             continue
         for name, config, summary in _finished(place.parent):
             if any(
-                replace(config, split=each.fold_split) == each and config.fold_split != each.fold_split
+                replace(config, fold_split=each.fold_split) == each and config.fold_split != each.fold_split
                 for each in ours.values()
             ):
                 found.append(
@@ -74,7 +74,7 @@ def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any
                         "name": place.parent.name,
                         "experiment": name,
                         "backbone": config.backbone,
-                        "split": config.split,
+                        "split": config.fold_split,
                         "pooled": summary.pooled,
                         "interval": list(summary.interval),
                         "tiles": len(summary.table),

@@ -19,7 +19,8 @@ from launch.kaggle_api.client import (
     Submission,
 )
 from lib.errors import KernelError
-from lib.evaluation.out_of_fold import Summary, calibration_facts, summarise_together
+from lib.evaluation.calibration import calibration_numbers
+from lib.evaluation.out_of_fold import Summary, average_experiments
 from lib.files import sha256_of, write_atomic
 from lib.inference.submission import check_submission
 from lib.runtime.session import COMPETITION
@@ -212,7 +213,7 @@ def write_leaderboard(
         }
     content = {
         "competition": COMPETITION,
-        "judge": judge,
+        "scored_by": judge,
         "submission": {
             "ref": entry.ref,
             "message": entry.message,
@@ -233,13 +234,13 @@ def write_leaderboard(
                 "interval_95": list(summary.interval),
                 "resampled_groups": summary.groups,
                 "resampled": summary.grouping,
-                "calibration": calibration_facts(summary.calibration),
+                "calibration": calibration_numbers(summary.calibration),
                 "tiles": len(summary.table),
                 "folds": {str(row.fold): row.auc for row in summary.folds.itertuples()},
             }
             for summary in summaries
         },
-        "mean_of_experiments_auc": summarise_together(summaries).pooled if len(summaries) > 1 else None,
+        "mean_of_experiments_auc": average_experiments(summaries).pooled if len(summaries) > 1 else None,
         "kernels": members,
         "experiments": ledger.experiments,
     }

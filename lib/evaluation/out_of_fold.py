@@ -171,7 +171,7 @@ def _read_member(path: Path) -> pd.DataFrame:
     return table.set_index("id")
 
 
-def summarise(experiment: str, folders: Sequence[Path], index: pd.DataFrame | None) -> Summary:
+def score_experiment(experiment: str, folders: Sequence[Path], index: pd.DataFrame | None) -> Summary:
     """Read and score what the fold kernels of an experiment left.
 
     Args:
@@ -303,7 +303,7 @@ class ExperimentAverage:
     correlations: pd.DataFrame
 
 
-def summarise_together(summaries: Sequence[Summary]) -> ExperimentAverage:
+def average_experiments(summaries: Sequence[Summary]) -> ExperimentAverage:
     """Average experiments tile by tile, as the inference kernel does; each probability is out of its experiment's fold.
 
     Raises:
@@ -325,14 +325,3 @@ def summarise_together(summaries: Sequence[Summary]) -> ExperimentAverage:
         tiles=len(common),
         correlations=each.corr(method="spearman"),
     )
-
-
-def calibration_facts(found: Calibration | None) -> dict[str, Any] | None:
-    """A calibration as plain values, for leaderboard.json."""
-    if found is None:
-        return None
-    return {
-        "expected_error": list(found.error),
-        "brier": list(found.brier),
-        "lines": [{"slope": line.slope, "intercept": line.intercept} for line in found.lines],
-    }

@@ -1,22 +1,35 @@
-"""Where in a tile a network finds what speaks for tumour: Grad-CAM for convolutions, attention rollout for transformers."""
+"""Attribution maps of networks and of hard tiles: Grad-CAM, or attention rollout for transformers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional
 
+from lib.data.batches import as_images, load_batches
 from lib.errors import KernelError
+from lib.explain.hard_tiles import (
+    ATTRIBUTION_SAMPLE,
+    CENTRE_SHARE,
+    ExplainedTiles,
+    choose_hard_tiles,
+)
+from lib.model.checkpoint import load_checkpoint
 from lib.model.network import Classifier
 from lib.model.pooling import PooledBackbone, feature_map
 
-CENTRE = slice(32, 64)  # of 96: the pixels the label is about
-# Cells a side below which every map has that share, whatever it shows: enlarged, each of 2 x 2 cells has as much of the centre
-# as of the tile.
-FEWEST_CELLS = 3
+CENTRE = slice(32, 64)  # of 96: the pixels that decide the label
+# Cells a side below which the share in the centre says nothing: enlarged, each of 2 x 2 cells has the same
+# share of the centre as of the tile, so every map has a ninth there.
+MIN_CELLS = 3
 GRAD_CAM, ROLLOUT = "grad-cam", "attention rollout"
+_BATCH = 32  # tiles; needs less memory than a training step did
+_MAX_ERROR = 500  # characters of an error message in run.json
 
 
 class ExplainError(KernelError):
@@ -24,30 +37,32 @@ class ExplainError(KernelError):
 
 
 def method_of(network: Classifier) -> str:
-    """How `attribute` explains this network, if it can: `grad-cam` or `attention rollout`."""
+    """The method that `attribute` uses for this network: `grad-cam` or `attention rollout`."""
     inner = _inner(network)
     return ROLLOUT if hasattr(inner, "blocks") and _attentions(inner) else GRAD_CAM
 
 
 def _inner(network: Classifier) -> Any:
-    """The network as timm made it, without a pool of ours."""
+    """The network as timm built it, without our pooling layer."""
     body = network.backbone
     return body.backbone if isinstance(body, PooledBackbone) else body
 
 
 def attribute(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
-    """What each place contributes to the logit of tumour.
+    """The contribution of each pixel to the logit of tumour.
 
-    Convolutional networks: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the last feature map: the map's channels,
-    weighted by their mean gradient, what is left above zero. Transformers: attention rollout (Abnar and Zuidema 2020, arXiv
-    2005.00928) to the class token, or to the mean of all tokens where there is none; it does not know the class.
+    Convolutional networks: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the last feature map: the
+        channels
+    weighted by their mean gradient, negative values set to zero. Transformers: attention rollout (Abnar and
+    Zuidema 2020, arXiv 2005.00928) to the class token, or to the mean of all tokens where there is none; it
+    does not depend on the class.
 
     Args:
         network: in evaluation mode afterwards.
         tiles: (B, 3, H, W) float32 in [0, 1], on the network's device.
 
     Returns:
-        (B, H, W) float32, at least 0, each with a sum of 1; all zeros where nothing speaks for tumour.
+        (B, H, W) float32, at least 0, each with a sum of 1; all zeros where nothing is evidence for tumour.
 
     Raises:
         ExplainError: the network gives neither a feature map nor attention.
@@ -62,13 +77,13 @@ def attribute(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
 
 
 def cells_of(network: Classifier, tiles: torch.Tensor) -> tuple[int, int]:
-    """Height and width of the map that `attribute` enlarges, asked with the first of the tiles (B, 3, H, W)."""
+    """Height and width, in cells, of the map that `attribute` enlarges; uses the first of the tiles."""
     height, width = _coarse(network, tiles[:1]).shape[1:]
     return height, width
 
 
 def _coarse(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
-    """(B, h, w) at least 0, in the network's own cells."""
+    """(B, h, w) at least 0, one value a cell of the last feature map."""
     network.eval()
     with torch.no_grad():
         images = network.normalise(network.resize(network.normalise_stain(tiles)))
@@ -91,7 +106,7 @@ def _grad_cam(body: nn.Module, inner: Any, images: torch.Tensor) -> torch.Tensor
     """(B, h, w) at least 0."""
     with torch.enable_grad():
         try:
-            with torch.no_grad():  # no gradient goes below the last feature map
+            with torch.no_grad():  # the gradient is needed at the last feature map only
                 features = inner.forward_features(images).detach()
             features.requires_grad_(True)
             if isinstance(body, PooledBackbone):
@@ -106,53 +121,150 @@ def _grad_cam(body: nn.Module, inner: Any, images: torch.Tensor) -> torch.Tensor
 
 
 def _attentions(inner: nn.Module) -> list[nn.Module]:
-    """The attention layers that can be watched: those with softmaxed scores that pass through a dropout."""
+    """The attention layers whose softmax output passes through a dropout module, where a hook can read it."""
     return [
-        m
-        for m in inner.modules()
-        if hasattr(m, "attn_drop") and hasattr(m, "fused_attn") and hasattr(m, "qkv")
+        module
+        for module in inner.modules()
+        if all(hasattr(module, name) for name in ("attn_drop", "fused_attn", "qkv"))
     ]
 
 
 @contextmanager
-def _watched(layers: list[Any]) -> Iterator[list[torch.Tensor]]:
-    """The attention (B, N, N) of each layer, the mean of its heads, as a forward pass comes by; not fused meanwhile."""
-    seen: list[torch.Tensor] = []
+def _recorded_attention(layers: list[Any]) -> Iterator[list[torch.Tensor]]:
+    """Record the attention (B, N, N) of each layer, the mean of its heads, during a forward pass.
+
+    Fused attention is off meanwhile, because it never materialises the attention matrix.
+    """
+    attentions: list[torch.Tensor] = []
     fused = [layer.fused_attn for layer in layers]
     hooks = []
     for layer in layers:
         layer.fused_attn = False
         hooks.append(
             layer.attn_drop.register_forward_hook(
-                lambda module, given, found: seen.append(found.detach().float().mean(dim=1))
+                lambda module, inputs, output: attentions.append(output.detach().float().mean(dim=1))
             )
         )
     try:
-        yield seen
+        yield attentions
     finally:
         for hook in hooks:
             hook.remove()
-        for layer, before in zip(layers, fused, strict=True):
-            layer.fused_attn = before
+        for layer, was_fused in zip(layers, fused, strict=True):
+            layer.fused_attn = was_fused
 
 
 def _rollout(inner: Any, images: torch.Tensor) -> torch.Tensor:
     """(B, h, w) at least 0."""
-    with torch.no_grad(), _watched(_attentions(inner)) as seen:
+    with torch.no_grad(), _recorded_attention(_attentions(inner)) as attentions:
         inner.forward_features(images)
-    if not seen or len({each.shape for each in seen}) != 1:
+    if not attentions or len({attention.shape for attention in attentions}) != 1:
         raise ExplainError(
             f"the attention of {type(inner).__name__} is not over the same tokens in every layer"
         )
-    identity = torch.eye(seen[0].shape[-1], device=images.device)
-    together = identity
-    for attention in seen:
-        # Half of what leaves a layer came past its attention.
+    identity = torch.eye(attentions[0].shape[-1], device=images.device)
+    rollout = identity
+    for attention in attentions:
+        # Half of a layer's output comes through the residual connection, past its attention.
         mixed = 0.5 * attention + 0.5 * identity
-        together = (mixed / mixed.sum(dim=2, keepdim=True)) @ together
+        rollout = (mixed / mixed.sum(dim=2, keepdim=True)) @ rollout
     prefix = int(getattr(inner, "num_prefix_tokens", 0))
-    tokens = together[:, 0] if prefix else together.mean(dim=1)  # (B, N)
+    tokens = rollout[:, 0] if prefix else rollout.mean(dim=1)  # (B, N)
     try:
         return feature_map(inner, tokens.unsqueeze(2)).squeeze(1)
     except ValueError as error:
-        raise ExplainError(f"the tokens of {type(inner).__name__} are no map: {error}") from error
+        raise ExplainError(f"the tokens of {type(inner).__name__} form no map: {error}") from error
+
+
+def explain_hard_tiles(
+    checkpoint: Path,
+    tiles: np.ndarray,
+    *,
+    index: pd.DataFrame,
+    probabilities: np.ndarray,
+    device: torch.device,
+    entropy: tuple[int, ...],
+) -> ExplainedTiles:
+    """Compute the attribution of a fold's hard tiles and of a sample of its tumour tiles with one member.
+
+    The network runs in float32 whatever it was trained in, on the tiles without test-time augmentation.
+
+    Args:
+        checkpoint: of the member.
+        tiles: (N, 96, 96, 3) uint8.
+        index: row in `tiles`, id and label of the tiles of the fold.
+        probabilities: (n,) their out-of-fold probabilities, the mean over members.
+        device: to compute on.
+        entropy: the seeds of the sample.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit the network it names. This is not caught:
+            inference could not use such a file either.
+    """
+    labels, rows = index["label"].to_numpy(), index["row"].to_numpy()
+    chosen = choose_hard_tiles(labels, probabilities)
+    hard = np.array([row for row, _ in chosen], dtype=np.int64)
+    tumour = np.flatnonzero(labels == 1)
+    generator = np.random.default_rng(np.random.SeedSequence(list(entropy)))
+    sample = np.sort(generator.choice(tumour, size=min(ATTRIBUTION_SAMPLE, len(tumour)), replace=False))
+    network = load_checkpoint(checkpoint)[0].to(device)
+    maps: np.ndarray | None = None
+    shares, summary = np.full(len(hard), np.nan), {}
+    try:
+        all_maps, cells = _explain(network, tiles, rows[np.concatenate([hard, sample])], device=device)
+    except ExplainError as error:
+        summary = {"missing": str(error)}
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        # Code of timm may raise any of these, out of memory included. Hours of training must not be lost over
+        # it.
+        summary = {"missing": f"{type(error).__name__}: {error}"[:_MAX_ERROR]}
+    else:
+        all_shares = share_in_centre(all_maps).double().numpy()
+        maps = all_maps[: len(hard)].numpy()
+        if min(cells) < MIN_CELLS:
+            grid = f"{cells[0]} x {cells[1]} cells"
+            summary = {"missing": f"{method_of(network)} on {grid}: any such map has a ninth in the centre"}
+        else:
+            shares = all_shares[: len(hard)]
+            summary = _summarise_shares(all_shares[len(hard) :], method_of(network))
+    table = index.iloc[hard][["id", "label"]].assign(
+        probability=probabilities[hard], kind=[kind for _, kind in chosen], share_in_centre=shares
+    )
+    return ExplainedTiles(table.reset_index(drop=True), tiles[rows[hard]], maps, summary)
+
+
+def _explain(
+    network: Classifier, tiles: np.ndarray, rows: np.ndarray, *, device: torch.device
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """(n, 96, 96) float32 maps on the CPU, and height and width in cells of the maps before enlarging."""
+    # TensorFloat-32 keeps 10 bits of the mantissa, and benchmarking may choose another algorithm on each run.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        parts: list[torch.Tensor] = []
+        cells = (0, 0)
+        for batch, _ in load_batches(tiles, rows, batch_size=_BATCH, device=device):
+            images = as_images(batch)
+            cells = cells if parts else cells_of(network, images)
+            parts.append(attribute(network, images).cpu())
+        return torch.cat(parts), cells
+
+
+def _summarise_shares(shares: np.ndarray, method: str) -> dict[str, Any]:
+    """The entry of run.json for the sample's shares (n,), NaN where nothing is evidence for tumour."""
+    if not len(shares):
+        return {"missing": "the fold has no tumour tile"}
+    defined = shares[np.isfinite(shares)]
+    if not len(defined):
+        return {"missing": f"{method} finds no evidence for tumour in any of {len(shares):,} tumour tiles"}
+    low, median, high = np.quantile(defined, (0.25, 0.5, 0.75))
+    return {
+        "method": method,
+        "tiles": len(defined),
+        "tiles_without_a_map": len(shares) - len(defined),
+        "share_in_centre": {
+            "mean": float(defined.mean()),
+            "q25": float(low),
+            "median": float(median),
+            "q75": float(high),
+        },
+        "uniform_share": CENTRE_SHARE,
+    }

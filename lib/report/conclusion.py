@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.explain.case_files import CENTRE_SHARE
+from lib.explain.hard_tiles import CENTRE_SHARE
 from lib.report.formatting import count, decimals, interval, is_number, percent, several
 from lib.report.numbers import GROUPED, split_pairs
 
@@ -133,23 +133,23 @@ def _spread(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def _mean(numbers: Mapping[str, Any], best: float) -> list[str]:
-    together = numbers["together"]
-    if together is None:
+    average = numbers["experiment_average"]
+    if average is None:
         return []
-    more = together["auc"] - best
+    more = average["auc"] - best
     beside = (
         "level with" if abs(more) < _SAME else f"{decimals(abs(more))} {'above' if more > 0 else 'below'}"
     )
     return [
-        f"The plain mean of all experiments reaches {decimals(together['auc'])} on {count(together['tiles'])} tiles, "
+        f"The plain mean of all experiments reaches {decimals(average['auc'])} on {count(average['tiles'])} tiles, "
         f"{beside} the best of them alone."
     ]
 
 
 def calibration_verdict(found: Mapping[str, Any]) -> str:
     """What slopes and errors say of the probabilities, in a sentence without its subject's name."""
-    (before, after), lines = found["expected_error"], found["lines"]
-    slopes = [line["slope"] for line in lines]
+    (before, after), scalings = found["expected_calibration_error"], found["platt_scaling"]
+    slopes = [scaling["slope"] for scaling in scalings]
     if min(slopes) > 1:
         lean = "lie too close to one half (the slope is above 1 in every fold)"
     elif max(slopes) < 1:
@@ -199,7 +199,7 @@ def _attribution(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def _is_kaggle(score: Mapping[str, Any] | None) -> bool:
-    return score is not None and score["judge"] == "Kaggle"
+    return score is not None and score["scored_by"] == "Kaggle"
 
 
 def _is_scored(score: Mapping[str, Any] | None) -> bool:
@@ -214,7 +214,7 @@ def _score(numbers: Mapping[str, Any]) -> list[str]:
     if _is_kaggle(score):
         return [f"On Kaggle's leaderboard the submission scored {' and '.join(said)}."]
     return [
-        f"The submission scored {' and '.join(said)} by {score['judge'] or 'a judge without a name'}: {_REHEARSED}."
+        f"The submission scored {' and '.join(said)} by {score['scored_by'] or 'a judge without a name'}: {_REHEARSED}."
     ]
 
 
@@ -254,7 +254,7 @@ def _unknown_score(numbers: Mapping[str, Any]) -> list[str]:
         found.append("The leaderboard score: no submission of this campaign has one here.")
     elif not _is_scored(score):
         found.append(
-            f"The leaderboard score: {score['judge'] or 'the judge'} took the submission and gave none."
+            f"The leaderboard score: {score['scored_by'] or 'the judge'} took the submission and gave none."
         )
     elif not _is_kaggle(score):
         found.append(f"The score on Kaggle: what is shown is {_REHEARSED}.")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.errors import KernelError
-from lib.evaluation.out_of_fold import Summary, recorded_config, summarise
-from lib.report.inputs import Inputs, Output, read_inputs
+from lib.evaluation.out_of_fold import Summary, recorded_config, score_experiment
+from lib.report.inputs import Inputs, KernelOutput, read_inputs
 from lib.report.numbers import collect_numbers
 from lib.report.page import Block, Heading, Note
 from lib.runtime.session import Session
@@ -15,7 +15,7 @@ NO_FOLDS = "There is no usable output of a fold: run the train kernels and attac
 
 
 @dataclass(frozen=True)
-class Gathered:
+class ReportContext:
     """What the kernels left, and every number of it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Gathered:
     facts: Mapping[str, Any]
     experiments: tuple[str, ...]
 
-    def each_experiment(self) -> Iterator[tuple[str, list[Output], list[Block]]]:
+    def each_experiment(self) -> Iterator[tuple[str, list[KernelOutput], list[Block]]]:
         """Name, folds and the heading of every experiment with folds; no heading where it is the only one."""
         several = len(self.inputs.folds) > 1
         for name, outputs in self.inputs.folds.items():
@@ -59,7 +59,7 @@ class Gathered:
         ]
 
 
-def mark(name: str, outputs: list[Output]) -> str:
+def mark(name: str, outputs: list[KernelOutput]) -> str:
     """The name of an experiment, with a word where its scores are transductive."""
     return (
         f"{name} (transductive)"
@@ -68,7 +68,7 @@ def mark(name: str, outputs: list[Output]) -> str:
     )
 
 
-def gather(session: Session) -> Gathered:
+def read_context(session: Session) -> ReportContext:
     """Read and score what lies under the session's inputs.
 
     Nothing that is missing or damaged stops it: the sections say so in the place where it would have been.
@@ -92,7 +92,7 @@ def gather(session: Session) -> Gathered:
                     f"it was trained on data {seen}, the prepared data are {here}: run the folds again"
                 )
                 continue
-            summaries.append(summarise(name, [output.folder for output in outputs], index))
+            summaries.append(score_experiment(name, [output.folder for output in outputs], index))
         except KernelError as error:
             failed[name] = str(error)
         except (
@@ -105,4 +105,4 @@ def gather(session: Session) -> Gathered:
         if name not in inputs.folds:
             failed[name] = "no fold of it is among the inputs"
     numbers = collect_numbers(inputs, summaries, failed=failed, facts=parameters.facts, place=session.place)
-    return Gathered(inputs, summaries, failed, numbers, parameters.facts, parameters.experiments)
+    return ReportContext(inputs, summaries, failed, numbers, parameters.facts, parameters.experiments)

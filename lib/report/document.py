@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import write_atomic
-from lib.report.context import Gathered, gather
+from lib.report.context import ReportContext, read_context
 from lib.report.page import Block, Section, render_page
 from lib.report.sections import closing as closing_sections
 from lib.report.sections import data as data_sections
@@ -15,9 +15,9 @@ from lib.report.sections import tiles as case_sections
 from lib.report.sections import training as training_sections
 from lib.runtime.session import Session
 
-PAGE, NUMBERS = "report.html", "results.json"
+REPORT_PAGE, REPORT_NUMBERS = "report.html", "results.json"
 
-_SECTIONS: dict[str, tuple[str, Callable[[Gathered], list[Block]]]] = {
+_SECTIONS: dict[str, tuple[str, Callable[[ReportContext], list[Block]]]] = {
     "problem": ("The problem", data_sections.problem),
     "data": ("The data", data_sections.data),
     "exploration": ("Exploration", data_sections.exploration),
@@ -43,20 +43,20 @@ class Report:
     Missing and damaged outputs stop nothing: a section says in their place what is missing and why.
     """
 
-    def __init__(self, gathered: Gathered) -> None:
-        self.gathered = gathered
+    def __init__(self, context: ReportContext) -> None:
+        self.context = context
         self._made: dict[str, Section] = {}
 
     @classmethod
     def of(cls, session: Session) -> "Report":
         """Read, verify and score what lies under the session's inputs."""
-        return cls(gather(session))
+        return cls(read_context(session))
 
     def section(self, name: str) -> Section:
         """A section by its name."""
         if name not in self._made:
             title, make = _SECTIONS[name]
-            self._made[name] = Section(name, title, tuple(make(self.gathered)))
+            self._made[name] = Section(name, title, tuple(make(self.context)))
         return self._made[name]
 
     def sections(self) -> list[Section]:
@@ -129,8 +129,8 @@ class Report:
 
     def ids(self) -> dict[str, Any]:
         """What run.json says of the inputs: data_id and fold_table_id, empty where they are unknown or not all the same."""
-        folds = [output.record for outputs in self.gathered.inputs.folds.values() for output in outputs]
-        prepare = self.gathered.inputs.prepare
+        folds = [output.record for outputs in self.context.inputs.folds.values() for output in outputs]
+        prepare = self.context.inputs.prepare
         data = {record.data_id for record in folds} | (
             {prepare.record.data_id} if prepare is not None else set()
         )
@@ -146,16 +146,18 @@ class Report:
         The page holds all its figures, so that they need not be fetched beside it.
         """
         sections = self.sections()
-        campaign = self.gathered.numbers["campaign"]
+        campaign = self.context.numbers["campaign"]
         title = "Histopathologic cancer detection" + (f": {campaign}" if campaign else "")
-        names = {PAGE: True, NUMBERS: True}
+        names = {REPORT_PAGE: True, REPORT_NUMBERS: True}
         for section in sections:
             for picture in section.pictures:
                 write_atomic(folder / picture.name, picture.png)
                 names[picture.name] = False
-        write_atomic(folder / NUMBERS, json.dumps(self.gathered.numbers, indent=1, allow_nan=False) + "\n")
         write_atomic(
-            folder / PAGE,
+            folder / REPORT_NUMBERS, json.dumps(self.context.numbers, indent=1, allow_nan=False) + "\n"
+        )
+        write_atomic(
+            folder / REPORT_PAGE,
             render_page(title, "Every number below was computed from what the kernels left.", sections),
         )
         return names

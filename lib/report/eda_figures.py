@@ -1,4 +1,4 @@
-"""Figures of what prepare found: focus, stains of the groups, tiles that look the same, the folds each split would make."""
+"""Figures of the data: brightness, focus, stains, stain groups, and the folds that each split would make."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lib.files import write_atomic
 from lib.report.style import NEGATIVE, POSITIVE, save
-from lib.report.tile_figures import Row, sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +17,39 @@ _TITLES = {
     "stain": "stain: whole stain groups",
     "slide": "slide: whole slides",
 }
+
+
+def brightness_histogram(means: np.ndarray, labels: np.ndarray, path: Path) -> None:
+    """How the mean brightness of a tile is distributed in both classes.
+
+    Args:
+        means: (N, 3) mean of each channel, 0 to 255.
+        labels: (N,) 0 or 1.
+        path: the PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axis = figure.subplots()
+    bins = np.linspace(0, 255, 52).tolist()
+    for label, colour, name, style in ((0, NEGATIVE, "no tumour", "-"), (1, POSITIVE, "tumour", "--")):
+        values = means[labels == label].mean(axis=1)
+        text = f"{name}, n = {len(values):,}"
+        axis.hist(
+            values,
+            bins=bins,
+            density=True,
+            histtype="step",
+            color=colour,
+            linestyle=style,
+            linewidth=1.6,
+            label=text,
+        )
+    axis.legend()
+    axis.set_xlabel("mean brightness of a tile (0 to 255)")
+    axis.set_ylabel("density")
+    axis.set_title(f"Brightness by class, n = {len(labels):,} tiles")
+    save(figure, path)
 
 
 def focus_histogram(focus: np.ndarray, labels: np.ndarray, path: Path) -> None:
@@ -56,6 +87,71 @@ def focus_histogram(focus: np.ndarray, labels: np.ndarray, path: Path) -> None:
     axis.legend(frameon=False)
     without = f", {int((~there).sum()):,} of one colour left out" if not there.all() else ""
     axis.set_title(f"Focus by class, n = {len(focus):,} tiles{without}")
+    save(figure, path)
+
+
+def stain_histograms(features: np.ndarray, names: Sequence[str], labels: np.ndarray, path: Path) -> None:
+    """How what a slide gives to its tiles is distributed in both classes: where they differ, colour alone tells something.
+
+    Args:
+        features: (N, F) of lib.data.stain_groups.
+        names: of the F columns.
+        labels: (N,) 0 or 1.
+        path: the PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    axes = figure.subplots(2, -(-len(names) // 2)).ravel()
+    figure.suptitle(f"Stain vectors and background by class, n = {len(labels):,} tiles")
+    for at, axis in enumerate(axes):
+        if at >= len(names):
+            axis.axis("off")
+            continue
+        low, high = np.quantile(features[:, at], (0.005, 0.995))
+        bins = np.linspace(low, max(high, low + 1e-6), 41).tolist()
+        for label, colour, style in ((0, NEGATIVE, "-"), (1, POSITIVE, "--")):
+            values = features[labels == label, at]
+            axis.hist(
+                values, bins=bins, density=True, histtype="step", color=colour, linestyle=style, linewidth=1.4
+            )
+        axis.set_xlabel(
+            names[at].replace("_", ", ") + (" (of 1)" if names[at].startswith("white") else " (unit vector)")
+        )
+        axis.set_ylabel("density")
+    for text, colour, down in (("no tumour: solid", NEGATIVE, 0.7), ("tumour: dashed", POSITIVE, 0.4)):
+        axes[-1].text(0.1, down, text, color=colour, transform=axes[-1].transAxes)
+    save(figure, path)
+
+
+def group_scatter(table: Sequence[Mapping[str, float]], path: Path) -> None:
+    """How large each stain group is and how much of it is tumour: what a split by group has to cope with.
+
+    Args:
+        table: tiles and positive_share of each group.
+        path: the PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    tiles = np.array([row["tiles"] for row in table])
+    share = np.array([row["positive_share"] for row in table])
+    whole = float((tiles * share).sum() / tiles.sum())
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter(tiles, 100 * share, s=22, facecolors="none", edgecolors=NEGATIVE)
+    axis.axhline(100 * whole, color="0.4", linewidth=1, linestyle="--")
+    axis.annotate(
+        f"all tiles: {100 * whole:.1f} %",
+        (1.0, 100 * whole),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+    )
+    axis.set_xscale("log")
+    axis.set_xlabel("tiles of the group (logarithmic)")
+    axis.set_ylabel("tumour, % of its tiles")
+    axis.set_ylim(-4, 104)
+    axis.set_title(f"Stain groups, n = {len(table)} of {tiles.sum():,} tiles")
     save(figure, path)
 
 
@@ -98,25 +194,6 @@ def group_stains(table: Sequence[Mapping[str, Any]], path: Path) -> None:
     right.set_ylabel("median focus (grey levels squared)")
     right.set_title("light and focus")
     save(figure, path)
-
-
-def copies_sheet(
-    pairs: Sequence[tuple[tuple[np.ndarray, str], tuple[np.ndarray, str]]], path: Path, *, number: int
-) -> None:
-    """Pairs of tiles that look the same, one above the other.
-
-    Args:
-        pairs: of each tile its pixels (96, 96, 3) uint8 and what it is.
-        path: the PNG file.
-        number: of pairs there are, of which these are shown.
-    """
-    lines = [
-        Row(name, [pair[at][0] for pair in pairs], [pair[at][1] for pair in pairs])
-        for at, name in enumerate(("one", "other"))
-    ]
-    shown = f"{len(pairs)} of n = {number:,} pairs" if len(pairs) < number else f"n = {number:,} pairs"
-    title = f"Tiles that look the same, one above the other: {shown}"
-    write_atomic(path, sheet(lines, title=title, columns=len(pairs)))
 
 
 def splits_figure(splits: Mapping[str, Any], path: Path) -> None:

@@ -12,12 +12,12 @@ import pandas as pd
 
 from lib.data.prepared import EDA, TEST_INDEX, TRAIN_INDEX, read_index
 from lib.errors import KernelError
-from lib.explain.case_files import CaseFiles
-from lib.report.case_figures import Case
+from lib.explain.hard_tiles import HardTileFiles
+from lib.report.tile_figures import HardTile
 from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, peek_kind, read_run_record
 from lib.runtime.session import find_outputs, list_mounts
 
-KINDS = ("prepare", "train", "inference", "search", "pretrain")
+OUTPUT_KINDS = ("prepare", "train", "inference", "search", "pretrain")
 _TILE = (96, 96)
 _Read = TypeVar("_Read")
 
@@ -27,7 +27,7 @@ class InputError(KernelError):
 
 
 @dataclass(frozen=True)
-class Output:
+class KernelOutput:
     """One verified output of a kernel."""
 
     folder: Path
@@ -114,11 +114,11 @@ class Inputs:
         problems: by kind, what is wrong with outputs that are left out; under "" those whose kind cannot be told.
     """
 
-    prepare: Output | None = None
-    folds: dict[str, list[Output]] = field(default_factory=dict)
-    inference: Output | None = None
-    searches: list[Output] = field(default_factory=list)
-    pretrains: list[Output] = field(default_factory=list)
+    prepare: KernelOutput | None = None
+    folds: dict[str, list[KernelOutput]] = field(default_factory=dict)
+    inference: KernelOutput | None = None
+    searches: list[KernelOutput] = field(default_factory=list)
+    pretrains: list[KernelOutput] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -154,12 +154,12 @@ def read_inputs(root: Path, *, first: Sequence[str] = ()) -> Inputs:
         first: experiments in the order in which they are reported; others follow by name.
     """
     inputs = Inputs()
-    found: dict[str, list[Output]] = {}
-    for kind in KINDS:
+    found: dict[str, list[KernelOutput]] = {}
+    for kind in OUTPUT_KINDS:
         for folder in find_outputs(root, kind):
             try:
                 found.setdefault(kind, []).append(
-                    Output(folder, read_run_record(folder, kind=kind, fetched_only=True))
+                    KernelOutput(folder, read_run_record(folder, kind=kind, fetched_only=True))
                 )
             except RunRecordError as error:
                 inputs.problems.setdefault(kind, []).append(str(error))
@@ -171,7 +171,7 @@ def read_inputs(root: Path, *, first: Sequence[str] = ()) -> Inputs:
     inputs.prepare = _only(found.get("prepare", []), inputs, "prepare")
     inputs.inference = _only(found.get("inference", []), inputs, "inference")
     inputs.searches, inputs.pretrains = found.get("search", []), found.get("pretrain", [])
-    by_experiment: dict[str, dict[int, list[Output]]] = {}
+    by_experiment: dict[str, dict[int, list[KernelOutput]]] = {}
     for output in found.get("train", []):
         by_experiment.setdefault(output.record.experiment, {}).setdefault(output.record.fold, []).append(
             output
@@ -187,35 +187,35 @@ def read_inputs(root: Path, *, first: Sequence[str] = ()) -> Inputs:
     return inputs
 
 
-def _only(outputs: list[Output], inputs: Inputs, kind: str) -> Output | None:
+def _only(outputs: list[KernelOutput], inputs: Inputs, kind: str) -> KernelOutput | None:
     if len(outputs) > 1:
         _say_twice(inputs, kind, f"the output of a {kind} kernel", outputs)
     return outputs[0] if len(outputs) == 1 else None
 
 
-def _say_twice(inputs: Inputs, kind: str, what: str, outputs: Sequence[Output]) -> None:
+def _say_twice(inputs: Inputs, kind: str, what: str, outputs: Sequence[KernelOutput]) -> None:
     places = " and ".join(output.folder.name for output in outputs)
     inputs.problems.setdefault(kind, []).append(
         f"{what} is there {len(outputs)} times, in {places}: keep one of them"
     )
 
 
-def read_cases(outputs: Sequence[Output]) -> tuple[dict[str, list[Case]], list[int]]:
+def read_hard_tiles(outputs: Sequence[KernelOutput]) -> tuple[dict[str, list[HardTile]], list[int]]:
     """The tiles that folds kept for people to look at, by kind, the hardest of all folds first; and the folds without any.
 
     Raises:
         InputError: table, tiles and maps of a fold do not fit each other.
     """
-    cases: dict[str, list[Case]] = {}
+    cases: dict[str, list[HardTile]] = {}
     without = []
     for output in outputs:
         fold = output.record.fold
-        names = CaseFiles(fold)
-        if not (output.holds(names.table) and output.holds(names.tiles)):
+        names = HardTileFiles(fold)
+        if not (output.holds(names.table) and output.holds(names.images)):
             without.append(fold)
             continue
         table = output.read_table(names.table, ("id", "label", "probability", "kind"), dtype={"id": str})
-        tiles = output.read_array(names.tiles)
+        tiles = output.read_array(names.images)
         # A network that cannot be explained leaves no maps; its mistakes are worth looking at all the same.
         maps = (
             output.read_array(names.maps)
@@ -233,7 +233,7 @@ def read_cases(outputs: Sequence[Output]) -> tuple[dict[str, list[Case]], list[i
             )
         for at, row in enumerate(table.itertuples()):
             cases.setdefault(str(row.kind), []).append(
-                Case(tiles[at], maps[at], float(row.probability), fold)
+                HardTile(tiles[at], maps[at], float(row.probability), fold)
             )
     for kind, found in cases.items():
         # The most confident first: of what was called tumour the highest probability, of the rest the lowest.

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from lib.data.competition import TEST_TILES, TRAIN_TILES
+from lib.evaluation.calibration import calibration_numbers
 from lib.evaluation.metrics import MetricError
-from lib.evaluation.out_of_fold import ExperimentAverage, Summary, calibration_facts, summarise_together
+from lib.evaluation.out_of_fold import ExperimentAverage, Summary, average_experiments
 from lib.report.formatting import is_number, plain
-from lib.report.inputs import Inputs, Output
+from lib.report.inputs import Inputs, KernelOutput
 
 _HASH = re.compile(r"-[0-9a-f]{6}$")  # what --set adds to an experiment's name
 GROUPED = ("stain", "slide")
@@ -45,7 +46,7 @@ def collect_numbers(
         "group_auc": eda.get("stain_groups", {}).get("auc_of_group_number"),
         "experiments": {s.experiment: _of_experiment(s, inputs.folds[s.experiment]) for s in summaries},
         "failed": dict(failed),
-        "together": together_numbers(together_of(summaries)),
+        "experiment_average": average_numbers(average_of_experiments(summaries)),
         "leaderboard": leaderboard_numbers(facts.get("leaderboard")),
         "beside": [dict(each) for each in facts.get("beside") or () if isinstance(each, Mapping)],
         "searches": len(inputs.searches),
@@ -55,7 +56,7 @@ def collect_numbers(
     return dict(plain(found))
 
 
-def _of_experiment(summary: Summary, outputs: Sequence[Output]) -> dict[str, Any]:
+def _of_experiment(summary: Summary, outputs: Sequence[KernelOutput]) -> dict[str, Any]:
     from sklearn.metrics import average_precision_score
 
     labels, scores = summary.table["label"].to_numpy(), summary.table["probability"].to_numpy()
@@ -77,29 +78,29 @@ def _of_experiment(summary: Summary, outputs: Sequence[Output]) -> dict[str, Any
         "average_precision": float(average_precision_score(labels, scores)),
         "folds": summary.folds.to_dict("records"),
         **summary.decisions,
-        "calibration": calibration_facts(summary.calibration),
+        "calibration": calibration_numbers(summary.calibration),
         "explained": explained_numbers(outputs),
     }
 
 
-def together_of(summaries: Sequence[Summary]) -> ExperimentAverage | None:
+def average_of_experiments(summaries: Sequence[Summary]) -> ExperimentAverage | None:
     """The mean of several experiments; None where there are not two, or no common tiles of both classes."""
     if len(summaries) < 2:
         return None
     try:
-        return summarise_together(summaries)
+        return average_experiments(summaries)
     except MetricError:
         return None
 
 
-def together_numbers(together: ExperimentAverage | None) -> dict[str, Any] | None:
+def average_numbers(average: ExperimentAverage | None) -> dict[str, Any] | None:
     """A mean of experiments as plain values."""
-    if together is None:
+    if average is None:
         return None
-    return {"auc": together.pooled, "interval_95": list(together.interval), "tiles": together.tiles}
+    return {"auc": average.pooled, "interval_95": list(average.interval), "tiles": average.tiles}
 
 
-def explained_numbers(outputs: Sequence[Output]) -> dict[str, Any] | None:
+def explained_numbers(outputs: Sequence[KernelOutput]) -> dict[str, Any] | None:
     """How much of the attribution lies in the centre, the mean over the tiles of all folds; None where no fold has maps."""
     rows: list[dict[str, Any]] = []
     methods = set()
@@ -124,7 +125,7 @@ def explained_numbers(outputs: Sequence[Output]) -> dict[str, Any] | None:
 _SHARES = ("mean", "q25", "median", "q75")
 
 
-def why_not_explained(outputs: Sequence[Output]) -> list[str]:
+def why_not_explained(outputs: Sequence[KernelOutput]) -> list[str]:
     """Of the folds without maps, why; each reason once."""
     reasons = []
     for output in outputs:
@@ -142,7 +143,7 @@ def leaderboard_numbers(content: Any) -> dict[str, Any] | None:
         return None
     sent = content["submission"]
     return {
-        "judge": str(content.get("judge", "")),
+        "scored_by": str(content.get("scored_by", "")),
         "public": sent.get("public_auc"),
         "private": sent.get("private_auc"),
         "sha256": str(sent.get("sha256", "")),

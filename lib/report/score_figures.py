@@ -51,7 +51,7 @@ def training_curves(histories: Mapping[tuple[int, int], Sequence[Mapping[str, An
     return png_of(figure)
 
 
-def fold_scores(summaries: Sequence[Summary], together: ExperimentAverage | None) -> bytes:
+def draw_fold_scores(summaries: Sequence[Summary], average: ExperimentAverage | None) -> bytes:
     """AUC of each fold and of all folds pooled, with 95 % intervals where there are any; a line each."""
     rows: list[tuple[str, float, float, float, bool]] = []
     for summary in summaries:
@@ -59,8 +59,8 @@ def fold_scores(summaries: Sequence[Summary], together: ExperimentAverage | None
             rows.append((f"{summary.experiment}, fold {row.fold}", row.auc, row.low, row.high, False))
         mark = " (transductive)" if summary.transductive else ""
         rows.append((f"{summary.experiment}, pooled{mark}", summary.pooled, *summary.interval, True))
-    if together is not None:
-        rows.append((f"mean of {len(summaries)} experiments", together.pooled, *together.interval, True))
+    if average is not None:
+        rows.append((f"mean of {len(summaries)} experiments", average.pooled, *average.interval, True))
     rows = [row for row in rows if np.isfinite(row[1])]
     figure = new_figure(1.1 + 0.28 * len(rows))
     axis = figure.subplots()
@@ -165,7 +165,7 @@ def reliability_curves(summary: Summary, calibration: Calibration) -> bytes:
     top.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle=":")
     for name, values, marker, dashes, colour in (
         ("as predicted", scores, "o", "-", LINES[0]),
-        ("mended", calibration.mended, "s", "--", LINES[2]),
+        ("after Platt scaling", calibration.recalibrated, "s", "--", LINES[2]),
     ):
         curve = reliability(labels, values)
         top.plot(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lib.errors import KernelError
-from lib.explain.hard_tiles import MOST_TILES
+from lib.explain.hard_tiles import MAX_EXPLAINED_TILES
 from lib.training.optimizer import OptimizerStep
 
 _FIRST_LOOK = 20  # steps: the first few compile, allocate and choose algorithms
@@ -22,7 +22,7 @@ _CLOSING = 45.0
 # What explaining the fold's hardest tiles takes once its members are done, as so many tiles that are predicted: one card does
 # it, in float32, which on a T4 has an eighth of float16's peak; a forward pass and the head's gradient.
 _FLOAT32 = 8
-EXPLAINING = _FLOAT32 * MOST_TILES
+EXPLAINING = _FLOAT32 * MAX_EXPLAINED_TILES
 
 
 class BudgetError(KernelError):

@@ -71,8 +71,8 @@ def test_from_embed_to_submission(bench: Any, encoder: Path, prepared: Path) -> 
         np.testing.assert_allclose(table["logit"], head.logits(train[rows]), rtol=1e-6, atol=1e-6)
         assert identity.fold == fold
         record = json.loads((output / "run.json").read_text())
-        assert "a frozen encoder" in record["scores"]["explained"]["missing"]
-        assert not [name for name in record["files"] if name.startswith("cases-")]
+        assert "the encoder is frozen" in record["scores"]["explained"]["missing"]
+        assert not [name for name in record["files"] if name.startswith("hard-tiles-")]
     code, said, errors = bench.run("inference", **KNOBS)
     assert (code, errors) == (0, "")
     submission = pd.read_csv(bench.working / "submission.csv")

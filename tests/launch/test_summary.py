@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from launch.plan import load_experiment, plan_kernels
 from launch.summary import summarise
-from lib.evaluation.out_of_fold import ResultError, read_out_of_fold, summarise_together
+from lib.evaluation.out_of_fold import ResultError, average_experiments, read_out_of_fold
 from lib.runtime.run_record import describe_files
 
 KNOBS = ["weights=none", "num_folds=3", "num_members=2"]
@@ -90,7 +90,7 @@ def test_experiments_are_averaged_by_id(outputs):
     one = summarise(kernels[-1].experiments[0], kernels, lambda slug: root / slug)
     turned = one.table.sample(frac=1, random_state=1)
     turned = turned.assign(probability=np.random.default_rng(3).random(len(turned)))
-    together = summarise_together([one, replace(one, experiment="other", table=turned)])
+    together = average_experiments([one, replace(one, experiment="other", table=turned)])
     joined = one.table.merge(turned, on="id")
     mean = (joined["probability_x"] + joined["probability_y"]) / 2
     assert together.tiles == 40 and together.pooled == pytest.approx(roc_auc_score(joined["label_x"], mean))

@@ -5,10 +5,10 @@ import numpy as np
 from lib.errors import KernelError
 from lib.files import sha256_of
 from lib.report.conclusion import conclude, limitations
-from lib.report.context import Gathered, mark
+from lib.report.context import ReportContext, mark
 from lib.report.formatting import count, decimals, interval, is_number, percent
-from lib.report.inputs import Output
-from lib.report.numbers import together_of
+from lib.report.inputs import KernelOutput
+from lib.report.numbers import average_of_experiments
 from lib.report.page import Block, Heading, Items, Note, Picture, Table, Text
 from lib.report.score_figures import correlation_matrix, probability_histogram
 
@@ -22,10 +22,10 @@ _MEMBERS = (
 )
 
 
-def ensemble(gathered: Gathered) -> list[Block]:
+def ensemble(context: ReportContext) -> list[Block]:
     """The members that were averaged, how alike they are, and the mean of several experiments."""
-    blocks = gathered.problems("inference")
-    output = gathered.inputs.inference
+    blocks = context.problems("inference")
+    output = context.inputs.inference
     if output is None:
         blocks.append(
             Note(
@@ -34,48 +34,46 @@ def ensemble(gathered: Gathered) -> list[Block]:
         )
     else:
         try:
-            blocks += _members(output, gathered)
+            blocks += _members(output, context)
         except KernelError as error:
             blocks.append(Note(str(error)))
-    together = together_of(gathered.summaries)
-    if together is None:
-        if len(gathered.summaries) == 1:
+    average = average_of_experiments(context.summaries)
+    if average is None:
+        if len(context.summaries) == 1:
             blocks.append(Text("One experiment only: there is no mean of several to score."))
         return blocks
     rows = [
         [
-            mark(s.experiment, gathered.inputs.folds[s.experiment]),
+            mark(s.experiment, context.inputs.folds[s.experiment]),
             count(len(s.table)),
             decimals(s.pooled),
             interval(*s.interval),
         ]
-        for s in gathered.summaries
+        for s in context.summaries
     ]
-    anywhere = " (transductive in part)" if any(s.transductive for s in gathered.summaries) else ""
+    anywhere = " (transductive in part)" if any(s.transductive for s in context.summaries) else ""
     rows.append(
         [
             f"plain mean of all{anywhere}",
-            count(together.tiles),
-            decimals(together.pooled),
-            interval(*together.interval),
+            count(average.tiles),
+            decimals(average.pooled),
+            interval(*average.interval),
         ]
     )
     head = ("experiment", "tiles", "pooled AUC", "95 % interval")
     blocks.append(Table("Experiments alone and their plain mean, tile by tile, out of fold", head, rows))
-    names = list(together.correlations.columns)
-    cells = [
-        [str(name), *(decimals(value, 3) for value in together.correlations.loc[name])] for name in names
-    ]
+    names = list(average.correlations.columns)
+    cells = [[str(name), *(decimals(value, 3) for value in average.correlations.loc[name])] for name in names]
     blocks.append(
         Table(
-            f"Spearman's correlation of their probabilities, n = {count(together.tiles)}", ("", *names), cells
+            f"Spearman's correlation of their probabilities, n = {count(average.tiles)}", ("", *names), cells
         )
     )
     return blocks
 
 
-def _members(output: Output, gathered: Gathered) -> list[Block]:
-    scores, transductive = output.record.scores, {s.experiment for s in gathered.summaries if s.transductive}
+def _members(output: KernelOutput, context: ReportContext) -> list[Block]:
+    scores, transductive = output.record.scores, {s.experiment for s in context.summaries if s.transductive}
     table = (
         output.read_table("ensemble.csv", ("name", "experiment", "fold", "out_of_fold_auc"))
         if output.holds("ensemble.csv")
@@ -118,29 +116,29 @@ def _members(output: Output, gathered: Gathered) -> list[Block]:
     return blocks
 
 
-def leaderboard(gathered: Gathered) -> list[Block]:
+def leaderboard(context: ReportContext) -> list[Block]:
     """The score of the submission, who gave it, and whether it is that of the submission at hand."""
-    score = gathered.numbers["leaderboard"]
+    score = context.numbers["leaderboard"]
     if score is None:
         return [Note("There is no leaderboard result: no submission of this campaign has been scored.")]
-    judge = score["judge"] or "a judge without a name"
+    judge = score["scored_by"] or "a judge without a name"
     rows = [["public", decimals(score["public"])], ["private", decimals(score["private"])]]
     rows += [
-        [f"out of fold, {mark(s.experiment, gathered.inputs.folds[s.experiment])}", f"{decimals(s.pooled)}"]
-        for s in gathered.summaries
+        [f"out of fold, {mark(s.experiment, context.inputs.folds[s.experiment])}", f"{decimals(s.pooled)}"]
+        for s in context.summaries
     ]
     blocks: list[Block] = [
         Table(f"AUC of submission {score['ref'] or ''}, scored by {judge}", ("on", "AUC"), rows)
     ]
     if not is_number(score["public"]) and not is_number(score["private"]):
         blocks.append(Note(f"{judge} took the submission and gave no score."))
-    if score["judge"] != "Kaggle":
+    if score["scored_by"] != "Kaggle":
         blocks.append(
             Note(
                 f"Scored by {judge} in a rehearsal, on labels it held back: never comparable with Kaggle's leaderboard."
             )
         )
-    output = gathered.inputs.inference
+    output = context.inputs.inference
     if output is not None and output.holds("submission.csv") and score["sha256"]:
         same = sha256_of(output.folder / "submission.csv") == score["sha256"]
         blocks.append(
@@ -153,10 +151,10 @@ def leaderboard(gathered: Gathered) -> list[Block]:
     return blocks
 
 
-def conclusion(gathered: Gathered) -> list[Block]:
+def conclusion(context: ReportContext) -> list[Block]:
     """Sentences that follow from the numbers, and what is not known."""
-    said = conclude(gathered.numbers)
+    said = conclude(context.numbers)
     blocks: list[Block] = (
         [Items(said)] if said else [Note("There is nothing to conclude from: no fold could be scored.")]
     )
-    return [*blocks, Heading("What is not known"), Items(limitations(gathered.numbers))]
+    return [*blocks, Heading("What is not known"), Items(limitations(context.numbers))]

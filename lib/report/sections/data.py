@@ -6,7 +6,7 @@ from typing import Any
 from lib.data.competition import TEST_TILES, TRAIN_TILES
 from lib.data.prepared import BRIGHTNESS, COPIES, FOCUS, GROUP_STAINS, GROUPS, OUTLIERS, SHEET, SPLITS, STAINS
 from lib.errors import KernelError
-from lib.report.context import Gathered
+from lib.report.context import ReportContext
 from lib.report.formatting import count, decimals, percent, several
 from lib.report.page import Block, Note, Picture, Table, Text
 from lib.report.style import with_palette
@@ -26,12 +26,12 @@ _INTEGRITY = {  # of eda.json, in the order in which a reader asks
 }
 
 
-def problem(gathered: Gathered) -> list[Block]:
+def problem(context: ReportContext) -> list[Block]:
     """What is asked, and of what this is the report."""
-    campaign = gathered.numbers["campaign"]
-    names = ", ".join(gathered.inputs.folds) or "none whose folds are at hand"
+    campaign = context.numbers["campaign"]
+    names = ", ".join(context.inputs.folds) or "none whose folds are at hand"
     return [
-        *map(Note, gathered.numbers["rehearsal"]),
+        *map(Note, context.numbers["rehearsal"]),
         Text(
             "Kaggle's Histopathologic Cancer Detection asks for the probability that the 32 x 32 pixels in the middle of a "
             "96 x 96 tile of lymph-node tissue, stained with haematoxylin and eosin, hold at least one pixel of tumour. "
@@ -49,16 +49,16 @@ def problem(gathered: Gathered) -> list[Block]:
     ]
 
 
-def data(gathered: Gathered) -> list[Block]:
+def data(context: ReportContext) -> list[Block]:
     """Counts, classes, damage, copies; and outputs that could not be used."""
-    blocks = gathered.problems("prepare", "train", "inference", "search", "pretrain", "")
-    eda = gathered.inputs.exploration()
+    blocks = context.problems("prepare", "train", "inference", "search", "pretrain", "")
+    eda = context.inputs.exploration()
     if eda is None:
         return [*blocks, Note(_NO_PREPARE)]
     rows = [_set_row("labelled", eda.get("train", {}), eda), _set_row("test", eda.get("test", {}), eda)]
     mismatches = eda.get("mismatches", {})
     wrong = sum(len(ids) for ids in mismatches.values())
-    copies, record = eda.get("near_copies", {}), gathered.inputs.prepare.record  # type: ignore[union-attr]
+    copies, record = eda.get("near_copies", {}), context.inputs.prepare.record  # type: ignore[union-attr]
     blocks += [
         Table(
             "Tiles of both sets; black: no channel above 10 of 255, blank: no variation; focus: variance of the Laplacian",
@@ -84,7 +84,7 @@ def data(gathered: Gathered) -> list[Block]:
                 _integrity_rows(findings),
             )
         )
-    if gathered.numbers["is_full"] is False:
+    if context.numbers["is_full"] is False:
         blocks.append(
             Note("These are not all tiles of the competition: no number here stands for the full data.")
         )
@@ -113,9 +113,9 @@ def _set_row(name: str, part: Mapping[str, Any], eda: Mapping[str, Any]) -> list
     ]
 
 
-def exploration(gathered: Gathered) -> list[Block]:
+def exploration(context: ReportContext) -> list[Block]:
     """Colours, stains, groups, outliers, and prepare's figures."""
-    eda, prepare = gathered.inputs.exploration(), gathered.inputs.prepare
+    eda, prepare = context.inputs.exploration(), context.inputs.prepare
     if eda is None or prepare is None:
         return [Note(_NO_PREPARE)]
     train, groups = eda.get("train", {}), eda.get("stain_groups", {})

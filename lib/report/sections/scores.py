@@ -5,38 +5,39 @@ from typing import Any
 
 from lib.evaluation.out_of_fold import Summary
 from lib.report.conclusion import calibration_verdict
-from lib.report.context import NO_FOLDS, Gathered
+from lib.report.context import NO_FOLDS, ReportContext
 from lib.report.formatting import ABSENT, count, decimals, file_name, interval, is_number, several
-from lib.report.numbers import split_pairs, split_rows, together_of
+from lib.report.numbers import average_of_experiments, split_pairs, split_rows
 from lib.report.page import Block, Note, Picture, Table, Text
-from lib.report.score_figures import decision_tables, fold_scores, reliability_curves, roc_and_precision
+from lib.report.score_figures import decision_tables, draw_fold_scores, reliability_curves, roc_and_precision
 
 _STRATIFIED = "The folds are stratified: neighbours of a tile stand on both sides of the split, so these scores are optimistic."
 
 
-def results(gathered: Gathered) -> list[Block]:
+def results(context: ReportContext) -> list[Block]:
     """A table of folds for each experiment, and one figure of them all."""
-    blocks: list[Block] = gathered.problems("train")
-    for summary, heading in gathered.each_summary():
+    blocks: list[Block] = context.problems("train")
+    for summary, heading in context.each_summary():
         blocks += heading
         if summary is not None:
-            blocks += _result(summary, gathered.numbers["experiments"][summary.experiment])
-    if gathered.summaries:
-        names = ", ".join(
-            f"{summary.experiment} {decimals(summary.pooled)}" for summary in gathered.summaries
-        )
-        tiles = ", ".join(sorted({count(len(summary.table)) for summary in gathered.summaries}))
+            blocks += _result(summary, context.numbers["experiments"][summary.experiment])
+    if context.summaries:
+        names = ", ".join(f"{summary.experiment} {decimals(summary.pooled)}" for summary in context.summaries)
+        tiles = ", ".join(sorted({count(len(summary.table)) for summary in context.summaries}))
         caption = (
             f"AUC of each fold and pooled, with 95 % intervals where groups are known; n = {tiles} tiles."
         )
         alt = f"Dots with intervals: pooled out-of-fold AUC {names}."
         blocks.append(
             Picture(
-                "results.png", fold_scores(gathered.summaries, together_of(gathered.summaries)), alt, caption
+                "results.png",
+                draw_fold_scores(context.summaries, average_of_experiments(context.summaries)),
+                alt,
+                caption,
             )
         )
-    for name, reason in gathered.failed.items():
-        if name not in gathered.inputs.folds:
+    for name, reason in context.failed.items():
+        if name not in context.inputs.folds:
             blocks.append(Note(f"{name}: {reason}."))
     return blocks or [Note(NO_FOLDS)]
 
@@ -92,14 +93,14 @@ def _result(summary: Summary, numbers: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def curves(gathered: Gathered) -> list[Block]:
+def curves(context: ReportContext) -> list[Block]:
     """ROC and precision-recall of each experiment."""
     blocks: list[Block] = []
-    for summary, heading in gathered.each_summary():
+    for summary, heading in context.each_summary():
         blocks += heading
         if summary is None:
             continue
-        numbers = gathered.numbers["experiments"][summary.experiment]
+        numbers = context.numbers["experiments"][summary.experiment]
         precision = decimals(numbers["average_precision"])
         caption = (
             f"{_marked(summary)}: ROC (left) and precision-recall (right), out of fold, n = {count(numbers['tiles'])} tiles, "
@@ -116,10 +117,10 @@ def _marked(summary: Summary) -> str:
     return summary.experiment + (" (transductive)" if summary.transductive else "")
 
 
-def decisions(gathered: Gathered) -> list[Block]:
+def decisions(context: ReportContext) -> list[Block]:
     """Confusion matrices at 0.5 and at the thresholds of the other folds."""
     blocks: list[Block] = []
-    for summary, heading in gathered.each_summary():
+    for summary, heading in context.each_summary():
         blocks += heading
         if summary is not None:
             blocks += _decisions_of(summary)
@@ -178,13 +179,13 @@ def _ratio(part: int, whole: int) -> str:
     return decimals(part / whole) if whole else ABSENT
 
 
-def calibration(gathered: Gathered) -> list[Block]:
+def calibration(context: ReportContext) -> list[Block]:
     """Reliability of each experiment, before and after a line fitted on the other folds."""
     blocks: list[Block] = []
-    for summary, heading in gathered.each_summary():
+    for summary, heading in context.each_summary():
         blocks += heading
         if summary is not None:
-            blocks += _calibration_of(summary, gathered.numbers["experiments"][summary.experiment])
+            blocks += _calibration_of(summary, context.numbers["experiments"][summary.experiment])
     return blocks or [Note(NO_FOLDS)]
 
 
@@ -205,7 +206,7 @@ def _calibration_of(summary: Summary, numbers: Mapping[str, Any]) -> list[Block]
     alt = f"Reliability curves of {summary.experiment}: {verdict}."
     lines = [
         [str(row.fold), decimals(line.slope, 3), decimals(line.intercept, 3)]
-        for row, line in zip(summary.folds.itertuples(), found.lines, strict=True)
+        for row, line in zip(summary.folds.itertuples(), found.scalings, strict=True)
     ]
     scores = [
         ["expected calibration error", decimals(found.error[0]), decimals(found.error[1])],
@@ -225,9 +226,9 @@ def _calibration_of(summary: Summary, numbers: Mapping[str, Any]) -> list[Block]
     ]
 
 
-def splits(gathered: Gathered) -> list[Block]:
+def splits(context: ReportContext) -> list[Block]:
     """Results on stratified and on grouped folds beside each other, where both are at hand."""
-    rows = split_rows(gathered.numbers)
+    rows = split_rows(context.numbers)
     if not rows:
         return [Note(NO_FOLDS)]
     table = Table(
@@ -246,7 +247,7 @@ def splits(gathered: Gathered) -> list[Block]:
             for row in rows
         ],
     )
-    pairs = split_pairs(gathered.numbers)
+    pairs = split_pairs(context.numbers)
     if not pairs:
         kinds = ", ".join(sorted({row["split"] for row in rows}))
         lacking = "stratified" if "stratified" not in {row["split"] for row in rows} else "grouped"

@@ -5,29 +5,29 @@ from typing import Any
 
 from lib.errors import KernelError
 from lib.evaluation.out_of_fold import Summary
-from lib.explain.case_files import CENTRE_SHARE
-from lib.report.case_figures import COLUMNS, map_sheet, mistake_sheet
-from lib.report.context import NO_FOLDS, Gathered
+from lib.explain.hard_tiles import CENTRE_SHARE
+from lib.report.context import NO_FOLDS, ReportContext
 from lib.report.formatting import count, decimals, file_name, percent, several
-from lib.report.inputs import Output, read_cases
+from lib.report.inputs import KernelOutput, read_hard_tiles
 from lib.report.numbers import why_not_explained
 from lib.report.page import Block, Note, Picture, Table, Text
+from lib.report.tile_figures import COLUMNS, draw_maps, draw_mistakes
 
 _MISTAKES = {"false_positive": "false positives", "false_negative": "false negatives"}
 _KINDS = {**_MISTAKES, "sure_tumour": "surely tumour", "sure_normal": "surely not"}
 _LISTED = 10
 
 
-def mistakes(gathered: Gathered) -> list[Block]:
+def mistakes(context: ReportContext) -> list[Block]:
     """The hardest false positives and false negatives of each experiment, as pictures where there are any."""
-    by_name = {summary.experiment: summary for summary in gathered.summaries}
+    by_name = {summary.experiment: summary for summary in context.summaries}
     blocks: list[Block] = []
-    for name, outputs, heading in gathered.each_experiment():
+    for name, outputs, heading in context.each_experiment():
         blocks += heading
         if name in by_name:
             blocks += _mistake_table(by_name[name])
         else:
-            blocks.append(Note(f"{name} could not be scored: {gathered.failed[name]}"))
+            blocks.append(Note(f"{name} could not be scored: {context.failed[name]}"))
         blocks += _mistake_pictures(name, outputs)
     return blocks or [Note(NO_FOLDS)]
 
@@ -50,9 +50,9 @@ def _mistake_table(summary: Summary) -> list[Block]:
     return [Table(caption, ("label", "probability", "fold", "tile"), rows)]
 
 
-def _mistake_pictures(name: str, outputs: Sequence[Output]) -> list[Block]:
+def _mistake_pictures(name: str, outputs: Sequence[KernelOutput]) -> list[Block]:
     try:
-        cases, without = read_cases(outputs)
+        cases, without = read_hard_tiles(outputs)
     except KernelError as error:
         return [Note(str(error))]
     shown = {title: cases[kind] for kind, title in _MISTAKES.items() if cases.get(kind)}
@@ -64,7 +64,7 @@ def _mistake_pictures(name: str, outputs: Sequence[Output]) -> list[Block]:
             f"{name}: the hardest mistakes, {most} of each at most, of n = {kept} that the folds kept; above each tile its "
             "probability of tumour and its fold."
         )
-        sheet = mistake_sheet(shown, title=f"The hardest mistakes, of n = {kept}")
+        sheet = draw_mistakes(shown, title=f"The hardest mistakes, of n = {kept}")
         blocks.append(
             Picture(
                 file_name("mistakes", name), sheet, f"Tiles that {name} judged most wrongly: {kept}.", caption
@@ -83,17 +83,17 @@ def _numbers(folds: Sequence[int]) -> str:
     return ", ".join(str(fold) for fold in folds)
 
 
-def explanations(gathered: Gathered) -> list[Block]:
+def explanations(context: ReportContext) -> list[Block]:
     """Maps of what speaks for tumour, and how much of them lies in the centre."""
     blocks: list[Block] = []
-    for name, outputs, heading in gathered.each_experiment():
+    for name, outputs, heading in context.each_experiment():
         blocks += heading
-        summary = gathered.numbers["experiments"].get(name)
+        summary = context.numbers["experiments"].get(name)
         blocks += _explained(name, outputs, summary["explained"] if summary else None)
     return blocks or [Note(NO_FOLDS)]
 
 
-def _explained(name: str, outputs: Sequence[Output], numbers: Mapping[str, Any] | None) -> list[Block]:
+def _explained(name: str, outputs: Sequence[KernelOutput], numbers: Mapping[str, Any] | None) -> list[Block]:
     blocks: list[Block] = []
     if numbers is not None:
         unlike = " It does not know the class." if "rollout" in numbers["method"] else ""
@@ -121,9 +121,9 @@ def _explained(name: str, outputs: Sequence[Output], numbers: Mapping[str, Any] 
     return blocks
 
 
-def _map_picture(name: str, outputs: Sequence[Output]) -> list[Block]:
+def _map_picture(name: str, outputs: Sequence[KernelOutput]) -> list[Block]:
     try:
-        cases, _ = read_cases(outputs)
+        cases, _ = read_hard_tiles(outputs)
     except KernelError as error:
         return [Note(str(error))]
     shown = {title: cases[kind] for kind, title in _KINDS.items() if cases.get(kind)}
@@ -136,7 +136,7 @@ def _map_picture(name: str, outputs: Sequence[Output]) -> list[Block]:
         "scale; framed: the centre); above each its probability of tumour and its fold. The hardest or surest "
         f"{COLUMNS} of each kind at most, of n = {count(tiles)} that the folds kept."
     )
-    sheet = map_sheet(shown, title=f"What speaks for tumour, of n = {count(tiles)} tiles")
+    sheet = draw_maps(shown, title=f"What speaks for tumour, of n = {count(tiles)} tiles")
     return [
         Picture(
             file_name("maps", name), sheet, f"Tiles of {name} with a map of attribution under each.", caption

@@ -6,9 +6,9 @@ from typing import Any
 from lib.config import Config
 from lib.errors import KernelError
 from lib.evaluation.out_of_fold import recorded_config
-from lib.report.context import NO_FOLDS, Gathered, mark
+from lib.report.context import NO_FOLDS, ReportContext, mark
 from lib.report.formatting import ABSENT, count, decimals, file_name, is_number, several
-from lib.report.inputs import Output
+from lib.report.inputs import KernelOutput
 from lib.report.page import Block, Note, Picture, Table, Text
 from lib.report.score_figures import training_curves
 from lib.search_space import TABLE
@@ -16,10 +16,10 @@ from lib.search_space import TABLE
 _TRIALS_SHOWN = 50
 
 
-def models(gathered: Gathered) -> list[Block]:
+def models(context: ReportContext) -> list[Block]:
     """A column an experiment: that fits a page better than a row."""
     rows, missing = [], []
-    for name, outputs in gathered.inputs.folds.items():
+    for name, outputs in context.inputs.folds.items():
         try:
             rows.append(_model_row(mark(name, outputs), outputs, recorded_config(outputs[0].record)))
         except KernelError as error:
@@ -50,7 +50,7 @@ def models(gathered: Gathered) -> list[Block]:
     return blocks
 
 
-def _model_row(name: str, outputs: Sequence[Output], config: Config) -> list[str]:
+def _model_row(name: str, outputs: Sequence[KernelOutput], config: Config) -> list[str]:
     records = [output.record for output in outputs]
     sizes = [record.scores.get("parameters_millions") for record in records]
     size = next((value for value in sizes if is_number(value)), None)
@@ -105,16 +105,16 @@ def _notes(config: Config) -> list[str]:
     return [text for holds, text in notes if holds]
 
 
-def training(gathered: Gathered) -> list[Block]:
+def training(context: ReportContext) -> list[Block]:
     """Curves of every experiment, and what the clock or the scaler changed."""
     blocks: list[Block] = []
-    for name, outputs, heading in gathered.each_experiment():
+    for name, outputs, heading in context.each_experiment():
         blocks += heading
         try:
             blocks += _training_of(name, outputs)
         except KernelError as error:
             blocks.append(Note(str(error)))
-    for output in gathered.inputs.pretrains:
+    for output in context.inputs.pretrains:
         loss = output.record.scores.get("loss")
         text = f"; its last loss was {decimals(loss)}" if is_number(loss) else ""
         seconds = decimals(output.record.seconds.get("total"), 0)
@@ -124,7 +124,7 @@ def training(gathered: Gathered) -> list[Block]:
     return blocks or [Note(NO_FOLDS)]
 
 
-def _training_of(name: str, outputs: Sequence[Output]) -> list[Block]:
+def _training_of(name: str, outputs: Sequence[KernelOutput]) -> list[Block]:
     if outputs[0].record.config.get("train_mode") == "linear_probe":
         rows = []
         for output in outputs:
@@ -174,7 +174,7 @@ def _training_of(name: str, outputs: Sequence[Output]) -> list[Block]:
     return blocks
 
 
-def _history(output: Output, member: int) -> list[dict[str, Any]]:
+def _history(output: KernelOutput, member: int) -> list[dict[str, Any]]:
     name = f"history-{output.record.fold}-member-{member}.jsonl"
     return output.read_lines(name) if output.holds(name) else []
 
@@ -190,15 +190,15 @@ def _remarks(where: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
     return remarks
 
 
-def search(gathered: Gathered) -> list[Block]:
+def search(context: ReportContext) -> list[Block]:
     """The trials, the best first."""
-    blocks = gathered.problems("search")
-    if not gathered.inputs.searches:
+    blocks = context.problems("search")
+    if not context.inputs.searches:
         return [
             *blocks,
             Note("No search was made in this campaign: its settings are those of the experiment files."),
         ]
-    for output in gathered.inputs.searches:
+    for output in context.inputs.searches:
         where = output.record.experiment or output.folder.name
         if not output.holds(TABLE):
             blocks.append(Note(f"The search of {where} left no {TABLE}."))

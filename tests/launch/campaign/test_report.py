@@ -30,7 +30,7 @@ def test_the_report_comes_last_and_is_told_of_the_score(account, capsys):  # noq
     assert changed[-2:] == ["CreateSubmission", "hcd-report"] or changed[-1] == "hcd-report"
     facts = facts_in(kaggle)
     assert facts["campaign"] == "one"
-    assert facts["leaderboard"]["judge"] == "the emulated Kaggle"
+    assert facts["leaderboard"]["scored_by"] == "the emulated Kaggle"
     assert facts["rehearsal"] == [
         EMULATOR_NOTE
     ]  # `run` by hand against an emulated Kaggle: never passed for Kaggle's

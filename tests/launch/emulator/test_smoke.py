@@ -218,7 +218,7 @@ def test_interrupted_twice_the_same_command_ends_in_a_score_and_thin_kernels_rea
     assert entry.public is not None and 0 <= entry.public <= 1
     assert f"scored by the emulated Kaggle: AUC public {entry.public:.4f}" in printed
     record = json.loads((out / "campaign" / "leaderboard.json").read_text())
-    assert record["judge"] == "the emulated Kaggle"
+    assert record["scored_by"] == "the emulated Kaggle"
     assert record["submission"]["public_auc"] == entry.public
     assert len(record["kernels"]) == 4
     requests = [json.loads(line) for line in (out / "campaign" / "requests.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ from lib.evaluation.calibration import (
     CalibrationError,
     calibrate_out_of_fold,
     expected_calibration_error,
-    fit_line,
+    fit_platt_scaling,
     logit,
     reliability,
 )
@@ -52,9 +52,9 @@ def test_the_expected_error_by_hand() -> None:
 
 def test_the_expected_error_is_that_of_pandas_quantiles() -> None:
     labels, logits = drawn(3000, slope=0.6)
-    table = pd.DataFrame({"label": labels, "chance": probability(logits)})
-    bins = table.groupby(pd.qcut(table["chance"], 15), observed=True).mean()  # of 200 tiles each
-    wanted = (bins["label"] - bins["chance"]).abs().mean()
+    table = pd.DataFrame({"label": labels, "probability": probability(logits)})
+    bins = table.groupby(pd.qcut(table["probability"], 15), observed=True).mean()  # of 200 tiles each
+    wanted = (bins["label"] - bins["probability"]).abs().mean()
     assert expected_calibration_error(labels, probability(logits)) == pytest.approx(wanted, abs=1e-12)
 
 
@@ -62,7 +62,7 @@ def test_the_expected_error_is_that_of_pandas_quantiles() -> None:
 @given(slope=st.floats(0.3, 3), intercept=st.floats(-2, 2), seed=st.integers(0, 99))
 def test_the_line_is_the_one_with_the_highest_likelihood(slope: float, intercept: float, seed: int) -> None:
     labels, logits = drawn(600, slope=slope, intercept=intercept, seed=seed)
-    found = fit_line(labels, logits)
+    found = fit_platt_scaling(labels, logits)
 
     def unlikely(line: np.ndarray) -> float:
         z = line[0] * logits + line[1]
@@ -72,20 +72,20 @@ def test_the_line_is_the_one_with_the_highest_likelihood(slope: float, intercept
     assert unlikely(np.array([found.slope, found.intercept])) <= best.fun + 1e-8
 
 
-def test_what_was_bent_is_found_and_mended() -> None:
+def test_a_known_distortion_is_estimated_and_undone() -> None:
     labels, logits = drawn(40_000, slope=0.5, intercept=-0.7)
     folds = np.arange(len(labels)) % 5
     found = calibrate_out_of_fold(labels, probability(logits), folds)
-    assert len(found.lines) == 5
+    assert len(found.scalings) == 5
     assert all(
         line.slope == pytest.approx(0.5, abs=0.03) and line.intercept == pytest.approx(-0.7, abs=0.06)
-        for line in found.lines
+        for line in found.scalings
     )
     before, after = found.error
     assert before > 0.05 and after < 0.02
     assert found.brier[0] == pytest.approx(brier_score_loss(labels, probability(logits)))
     assert (
-        found.brier[1] == pytest.approx(brier_score_loss(labels, found.mended))
+        found.brier[1] == pytest.approx(brier_score_loss(labels, found.recalibrated))
         and found.brier[1] < found.brier[0]
     )
 
@@ -93,19 +93,19 @@ def test_what_was_bent_is_found_and_mended() -> None:
 def test_a_weighted_loss_shifts_the_intercept_by_the_logarithm_of_the_weight() -> None:
     """What pos_weight does to a calibrated score, and what the line takes back."""
     labels, logits = drawn(60_000)
-    found = fit_line(labels, logits + np.log(3.0))
+    found = fit_platt_scaling(labels, logits + np.log(3.0))
     assert found.intercept == pytest.approx(-np.log(3.0), abs=0.05) and found.slope == pytest.approx(
         1.0, abs=0.03
     )
 
 
-def test_a_fold_is_mended_by_the_others_alone() -> None:
+def test_a_fold_is_scaled_by_the_other_folds_alone() -> None:
     labels, logits = drawn(600)
     folds = np.arange(600) % 3
     turned = np.where(folds == 1, 1 - labels, labels)
     found, other = (calibrate_out_of_fold(truth, probability(logits), folds) for truth in (labels, turned))
-    assert np.array_equal(found.mended[folds == 1], other.mended[folds == 1])
-    assert not np.array_equal(found.mended[folds == 0], other.mended[folds == 0])
+    assert np.array_equal(found.recalibrated[folds == 1], other.recalibrated[folds == 1])
+    assert not np.array_equal(found.recalibrated[folds == 0], other.recalibrated[folds == 0])
 
 
 def test_what_has_no_answer_is_refused() -> None:
@@ -113,7 +113,7 @@ def test_what_has_no_answer_is_refused() -> None:
     with pytest.raises(CalibrationError, match="one fold alone"):
         calibrate_out_of_fold(labels, probability(logits), np.zeros(100))
     with pytest.raises(CalibrationError, match="all 100 labels"):
-        fit_line(np.ones(100), logits)
-    with pytest.raises(CalibrationError, match="without a mistake"):
-        fit_line((logits > 0).astype(int), logits)
+        fit_platt_scaling(np.ones(100), logits)
+    with pytest.raises(CalibrationError, match="perfectly"):
+        fit_platt_scaling((logits > 0).astype(int), logits)
     assert np.isfinite(logit(np.array([0.0, 1.0, 0.5]))).all()

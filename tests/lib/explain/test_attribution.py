@@ -7,7 +7,7 @@ from torch import nn
 
 from lib.config import Config
 from lib.explain.attribution import ExplainError, attribute, share_in_centre
-from lib.explain.case_files import CENTRE_SHARE
+from lib.explain.hard_tiles import CENTRE_SHARE
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, build_network
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from lib.config import Config
 from lib.explain import hard_tiles as module
-from lib.explain.attribution import ExplainError, attribute, share_in_centre
-from lib.explain.hard_tiles import MOST_TILES, Explained, choose_cases, explain_cases, write_cases
+from lib.explain.attribution import ExplainError, attribute, explain_hard_tiles, share_in_centre
+from lib.explain.hard_tiles import MAX_EXPLAINED_TILES, ExplainedTiles, choose_hard_tiles, write_hard_tiles
 from lib.model.checkpoint import CheckpointError, Identity, save_checkpoint
 from lib.model.network import Classifier, build_network
 
@@ -23,8 +23,8 @@ CONFIG = Config(backbone="test_resnet", weights="none", input_size=96)
 def test_the_worst_errors_come_first_and_none_is_invented() -> None:
     labels = np.array([0, 1] * 20)
     probabilities = np.linspace(0.01, 0.99, 40)
-    found = choose_cases(labels, probabilities)
-    by_kind = {kind: [row for row, each in found if each == kind] for kind in module.KINDS}
+    found = choose_hard_tiles(labels, probabilities)
+    by_kind = {kind: [row for row, each in found if each == kind] for kind in module.HARD_TILE_KINDS}
     assert by_kind["false_positive"] == [38, 36, 34, 32, 30, 28, 26, 24, 22, 20]  # ten above a half, no more
     assert by_kind["false_negative"] == [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]
     assert by_kind["sure_tumour"] == [39, 37, 35, 33, 31, 29] and by_kind["sure_normal"] == [
@@ -35,10 +35,10 @@ def test_the_worst_errors_come_first_and_none_is_invented() -> None:
         8,
         10,
     ]
-    assert [kind for _, kind in found] == sorted((kind for _, kind in found), key=list(module.KINDS).index)
-    many = choose_cases(np.zeros(50, dtype=int), np.linspace(0.6, 0.9, 50))
+    assert [kind for _, kind in found] == sorted((kind for _, kind in found), key=list(module.HARD_TILE_KINDS).index)
+    many = choose_hard_tiles(np.zeros(50, dtype=int), np.linspace(0.6, 0.9, 50))
     assert many == [(row, "false_positive") for row in range(49, 37, -1)]  # twelve
-    assert choose_cases(np.array([0, 1]), np.array([0.5, 0.5])) == [
+    assert choose_hard_tiles(np.array([0, 1]), np.array([0.5, 0.5])) == [
         (0, "false_positive"),
         (1, "sure_tumour"),
     ]  # as F1 at 0.5
@@ -65,9 +65,9 @@ def fold() -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
     return tiles, index, generator.random(30)
 
 
-def explain(checkpoint: Path, fold: tuple[np.ndarray, pd.DataFrame, np.ndarray]) -> Explained:
+def explain(checkpoint: Path, fold: tuple[np.ndarray, pd.DataFrame, np.ndarray]) -> ExplainedTiles:
     tiles, index, probabilities = fold
-    return explain_cases(
+    return explain_hard_tiles(
         checkpoint, tiles, index=index, probabilities=probabilities, device=CPU, entropy=(7, 2)
     )
 
@@ -75,11 +75,11 @@ def explain(checkpoint: Path, fold: tuple[np.ndarray, pd.DataFrame, np.ndarray])
 def test_files_hold_the_fold_s_own_tiles_and_their_maps_row_by_row(checkpoint, fold, tmp_path) -> None:
     tiles, index, probabilities = fold
     found = explain(checkpoint, fold)
-    names = write_cases(tmp_path, 2, found)
-    assert names == {"cases-2.csv": True, "cases-2-tiles.npy": True, "cases-2-maps.npy": True}
-    table = pd.read_csv(tmp_path / "cases-2.csv", dtype={"id": str})
+    names = write_hard_tiles(tmp_path, 2, found)
+    assert names == {"hard-tiles-2.csv": True, "hard-tiles-2-images.npy": True, "hard-tiles-2-maps.npy": True}
+    table = pd.read_csv(tmp_path / "hard-tiles-2.csv", dtype={"id": str})
     assert list(table.columns) == ["id", "label", "probability", "kind", "share_in_centre"]
-    kept, maps = np.load(tmp_path / "cases-2-tiles.npy"), np.load(tmp_path / "cases-2-maps.npy")
+    kept, maps = np.load(tmp_path / "hard-tiles-2-images.npy"), np.load(tmp_path / "hard-tiles-2-maps.npy")
     assert (kept.dtype, maps.dtype) == (np.uint8, np.float32) and len(kept) == len(maps) == len(table) > 20
     torch.manual_seed(3)
     network = build_network(CONFIG)
@@ -104,14 +104,14 @@ def test_the_summary_is_of_the_tumour_tiles_and_fit_for_a_record(checkpoint, fol
     assert summary["tiles"] + summary["tiles_without_a_map"] == 15  # all there are
     share = summary["share_in_centre"]
     assert 0 <= share["q25"] <= share["median"] <= share["q75"] <= 1 and 0 < share["mean"] < 1
-    monkeypatch.setattr(module, "SAMPLE", 5)
+    monkeypatch.setattr("lib.explain.attribution.ATTRIBUTION_SAMPLE", 5)
     first, second = (explain(checkpoint, fold).summary for _ in range(2))
     assert first == second and first["tiles"] + first["tiles_without_a_map"] == 5
 
 
 def test_it_may_cost_what_the_clock_was_told() -> None:
     labels = np.arange(4000) % 2
-    assert len(choose_cases(labels, np.random.default_rng(0).random(4000))) + module.SAMPLE == MOST_TILES
+    assert len(choose_hard_tiles(labels, np.random.default_rng(0).random(4000))) + module.ATTRIBUTION_SAMPLE == MAX_EXPLAINED_TILES
 
 
 @pytest.mark.parametrize(
@@ -121,20 +121,20 @@ def test_an_explanation_that_fails_costs_no_fold(
     error: Exception, checkpoint, fold, tmp_path, monkeypatch
 ) -> None:
     whole = explain(checkpoint, fold)
-    write_cases(tmp_path, 2, whole)
+    write_hard_tiles(tmp_path, 2, whole)
 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "attribute", fail)
+    monkeypatch.setattr("lib.explain.attribution.attribute", fail)
     found = explain(checkpoint, fold)
     assert set(found.summary) == {"missing"} and str(error) in found.summary["missing"]
-    assert write_cases(tmp_path, 2, found) == {
-        "cases-2.csv": True,
-        "cases-2-tiles.npy": True,
+    assert write_hard_tiles(tmp_path, 2, found) == {
+        "hard-tiles-2.csv": True,
+        "hard-tiles-2-images.npy": True,
     }  # known all the same
-    assert not (tmp_path / "cases-2-maps.npy").exists()  # an earlier run's would be taken for these
-    assert pd.read_csv(tmp_path / "cases-2.csv")["share_in_centre"].isna().all()
+    assert not (tmp_path / "hard-tiles-2-maps.npy").exists()  # an earlier run's would be taken for these
+    assert pd.read_csv(tmp_path / "hard-tiles-2.csv")["share_in_centre"].isna().all()
     assert np.array_equal(found.tiles, whole.tiles)
 
 
@@ -178,9 +178,9 @@ def test_without_tumour_or_anything_that_speaks_for_it_the_record_says_so(
     normal = explain(checkpoint, (tiles, index.assign(label=0), probabilities))
     assert normal.summary == {"missing": "the fold has no tumour tile"} and normal.maps is not None
     mute = Classifier(Mute(), input_size=96, mean=(0.0,) * 3, std=(1.0,) * 3)
-    monkeypatch.setattr(module, "load_checkpoint", lambda path: (mute, None))
+    monkeypatch.setattr("lib.explain.attribution.load_checkpoint", lambda path: (mute, None))
     found = explain(checkpoint, fold)
     assert found.summary == {
-        "missing": "grad-cam finds nothing that speaks for tumour in any of 15 tumour tiles"
+        "missing": "grad-cam finds no evidence for tumour in any of 15 tumour tiles"
     }
     assert found.table["share_in_centre"].isna().all() and found.maps is not None and not found.maps.any()

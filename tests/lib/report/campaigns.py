@@ -20,7 +20,7 @@ from lib.data.integrity import describe_integrity
 from lib.data.splits import describe_splits
 from lib.evaluation.metrics import auc, probability
 from lib.report.document import Report
-from lib.report.figures import brightness_histogram
+from lib.report.eda_figures import brightness_histogram
 from lib.runtime.run_record import RunRecord, describe_files, read_run_record, write_run_record
 from lib.runtime.session import Parameters, Session
 
@@ -218,8 +218,8 @@ def _cases(
     )
     table["share_in_centre"] = shares
     files = {
-        f"cases-{fold}.csv": table.to_csv(index=False),
-        f"cases-{fold}-tiles.npy": np.asarray(tiles[rows[picked]]),
+        f"hard-tiles-{fold}.csv": table.to_csv(index=False),
+        f"hard-tiles-{fold}-images.npy": np.asarray(tiles[rows[picked]]),
     }
     quartiles = np.quantile(shares[1:], (0.25, 0.5, 0.75))
     share = {"mean": float(shares[1:].mean())} | dict(
@@ -231,7 +231,7 @@ def _cases(
         "share_in_centre": share,
         "uniform_share": 1 / 9,
     }
-    return files | {f"cases-{fold}-maps.npy": maps.astype(np.float32)}, explained
+    return files | {f"hard-tiles-{fold}-maps.npy": maps.astype(np.float32)}, explained
 
 
 def write_inference(folder: Path, data: Path, members: dict[str, float], *, experiment: str) -> str:
@@ -298,4 +298,4 @@ def leaderboard(sha256: str = "", *, judge: str = "the emulated Kaggle", **score
         "private_auc": 0.91,
         "at": "2026-11-24T12:00:00+00:00",
     } | scores
-    return {"judge": judge, "submission": sent, "campaign": {"name": "smoke"}}
+    return {"scored_by": judge, "submission": sent, "campaign": {"name": "smoke"}}

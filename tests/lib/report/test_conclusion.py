@@ -33,7 +33,7 @@ EXPERIMENT: dict[str, Any] = {
     "folds": [FOLD | {"fold": 0, "auc": 0.93}, FOLD | {"fold": 1, "auc": 0.97}],
     "f1_at_half": 0.85,
     "f1_at_thresholds": 0.86,
-    "calibration": {"expected_error": [0.05, 0.02], "lines": [{"slope": 1.2}, {"slope": 1.1}]},
+    "calibration": {"expected_calibration_error": [0.05, 0.02], "platt_scaling": [{"slope": 1.2}, {"slope": 1.1}]},
     "explained": {"method": "grad-cam", "tiles": 48, "mean": 0.25},
 }
 NUMBERS: dict[str, Any] = {
@@ -45,14 +45,14 @@ NUMBERS: dict[str, Any] = {
     "is_full": True,
     "experiments": {"one": EXPERIMENT},
     "failed": {},
-    "together": None,
+    "experiment_average": None,
     "leaderboard": None,
     "beside": [],
     "searches": 1,
     "has_inference": True,
     "problems": [],
 }
-SCORE = {"judge": "Kaggle", "public": 0.9612, "private": 0.9587}
+SCORE = {"scored_by": "Kaggle", "public": 0.9612, "private": 0.9587}
 
 
 def numbers(
@@ -75,7 +75,12 @@ def not_known(**changes: Any) -> str:
 
 
 def lines(*slopes: float, error: tuple[float, float] = (0.05, 0.02)) -> dict[str, Any]:
-    return {"calibration": {"expected_error": list(error), "lines": [{"slope": slope} for slope in slopes]}}
+    return {
+        "calibration": {
+            "expected_calibration_error": list(error),
+            "platt_scaling": [{"slope": slope} for slope in slopes],
+        }
+    }
 
 
 EXPLAINED = {"method": "attention rollout", "tiles": 1, "mean": 0.05}
@@ -96,9 +101,9 @@ EXPLAINED = {"method": "attention rollout", "tiles": 1, "mean": 0.05}
         ({"other": {"auc": 0.9, "tiles": 10}}, "on different numbers of tiles", "overlap"),
         ({}, "range from 0.9300 (fold 0) to 0.9700 (fold 1), 0.0400 apart", "experiments"),
         ({"one": {"folds": [FOLD | {"fold": 3, "auc": 0.9}, FOLD | {"fold": 4, "auc": None}]}}, "one reached", "range from"),
-        ({"together": {"auc": 0.97, "tiles": 900}}, "reaches 0.9700 on 900 tiles, 0.0200 above the best", "below"),
-        ({"together": {"auc": 0.94, "tiles": 900}}, "0.0100 below the best", "above the best"),
-        ({"together": {"auc": 0.95, "tiles": 900}}, "level with the best", "above the best"),
+        ({"experiment_average": {"auc": 0.97, "tiles": 900}}, "reaches 0.9700 on 900 tiles, 0.0200 above the best", "below"),
+        ({"experiment_average": {"auc": 0.94, "tiles": 900}}, "0.0100 below the best", "above the best"),
+        ({"experiment_average": {"auc": 0.95, "tiles": 900}}, "level with the best", "above the best"),
         ({}, "lie too close to one half", "too close to 0 and 1"),
         ({"one": lines(0.9, 0.8)}, "lie too close to 0 and 1", "one half"),
         ({"one": lines(0.9, 1.1)}, "do not lean one way", "too close"),
@@ -114,7 +119,7 @@ EXPLAINED = {"method": "attention rollout", "tiles": 1, "mean": 0.05}
         ({"one": {"explained": EXPLAINED}}, "5.0 % of the attribution (attention rollout, 1 tile) lies", "grad-cam"),
         ({"one": {"explained": None}}, "one reached", "attribution"),
         ({"leaderboard": SCORE}, "On Kaggle's leaderboard the submission scored 0.9612 public and 0.9587 private", "rehears"),
-        ({"leaderboard": SCORE | {"judge": "the emulated Kaggle"}}, "by the emulated Kaggle: a rehearsal", "On Kaggle's"),
+        ({"leaderboard": SCORE | {"scored_by": "the emulated Kaggle"}}, "by the emulated Kaggle: a rehearsal", "On Kaggle's"),
         ({"leaderboard": SCORE | {"public": None}}, "scored 0.9587 private", "public"),
         ({"leaderboard": SCORE | {"public": None, "private": None}}, "one reached", "submission scored"),
         ({"one": {"split": "stratified"}}, "are stratified, so neighbours of a tile stand on both sides", "Transductive"),
@@ -142,7 +147,7 @@ def test_a_share_of_the_attribution_is_held_against_an_even_map() -> None:
     [
         ({"leaderboard": None}, "no submission of this campaign has one here"),
         (
-            {"leaderboard": SCORE | {"judge": "the emulated Kaggle"}},
+            {"leaderboard": SCORE | {"scored_by": "the emulated Kaggle"}},
             "The score on Kaggle: what is shown is a rehearsal",
         ),
         (

@@ -15,7 +15,7 @@ from campaigns import EXPERIMENTS
 from sklearn import metrics
 
 from lib.config import Config
-from lib.report.document import NUMBERS, PAGE, Report
+from lib.report.document import REPORT_NUMBERS, REPORT_PAGE, Report
 from lib.report.page import Note, Section, Table
 
 SECTIONS = [
@@ -68,7 +68,7 @@ def recomputed(root: Path, experiment: str, config: Config) -> pd.DataFrame:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_numbers_are_those_of_scikit_learn(written, campaign: Path, experiment: str) -> None:
     _, folder, _ = written
-    found = json.loads((folder / NUMBERS).read_text())["experiments"][experiment]
+    found = json.loads((folder / REPORT_NUMBERS).read_text())["experiments"][experiment]
     table = recomputed(campaign, experiment, EXPERIMENTS[experiment])
     labels, scores, folds = (table[name].to_numpy() for name in ("label", "score", "fold"))
 
@@ -106,7 +106,7 @@ def test_the_interval_resamples_whole_groups(written, campaign: Path) -> None:
         )
         if len(set(labels[picked])) == 2:
             values.append(metrics.roc_auc_score(labels[picked], scores[picked]))
-    found = report.gathered.numbers["experiments"]["smoke"]["interval_95"]
+    found = report.context.numbers["experiments"]["smoke"]["interval_95"]
     assert np.allclose(found, np.quantile(values, [0.025, 0.975]), rtol=0, atol=1e-9)
 
 
@@ -114,15 +114,15 @@ def test_the_mean_of_experiments_is_recomputed_too(written, campaign: Path) -> N
     report, _, _ = written
     one, other = (recomputed(campaign, name, config) for name, config in EXPERIMENTS.items())
     mean = (one["score"] + other["score"].reindex(one.index)) / 2
-    assert report.gathered.numbers["together"]["auc"] == pytest.approx(
+    assert report.context.numbers["experiment_average"]["auc"] == pytest.approx(
         metrics.roc_auc_score(one["label"], mean), abs=1e-9
     )
 
 
 def test_what_is_shown_is_what_was_computed(written) -> None:
     report, folder, _ = written
-    page = (folder / PAGE).read_text()
-    for experiment, found in report.gathered.numbers["experiments"].items():
+    page = (folder / REPORT_PAGE).read_text()
+    for experiment, found in report.context.numbers["experiments"].items():
         assert f"{found['auc']:.4f}" in texts(report.results())
         [table] = [
             b
@@ -133,7 +133,7 @@ def test_what_is_shown_is_what_was_computed(written) -> None:
         assert shown == [f"{row['auc']:.4f}" for row in found["folds"]] + [f"{found['auc']:.4f}"]
         matrix = found["confusion_at_thresholds"]
         assert f"TN {matrix[0][0]:,}, FP {matrix[0][1]:,}, FN {matrix[1][0]:,}, TP {matrix[1][1]:,}" in page
-    assert f"{max(found['auc'] for found in report.gathered.numbers['experiments'].values()):.4f}" in texts(
+    assert f"{max(found['auc'] for found in report.context.numbers['experiments'].values()):.4f}" in texts(
         report.conclusion()
     )
     assert all(section._repr_html_().count("<h2") == 1 for section in report.sections())
@@ -175,7 +175,7 @@ class _Page(HTMLParser):
 def test_the_page_needs_nothing_but_itself(written) -> None:
     _, folder, names = written
     page = _Page()
-    page.feed((folder / PAGE).read_text())
+    page.feed((folder / REPORT_PAGE).read_text())
     tags = [tag for tag, _ in page.tags]
     assert "script" not in tags and dict(page.tags)["html"] == {"lang": "en"}
     images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -189,7 +189,7 @@ def test_the_page_needs_nothing_but_itself(written) -> None:
     headings = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
     assert headings[0] == 1 and headings.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(headings, headings[1:], strict=False))
-    assert re.search(r"url\(|@import", (folder / PAGE).read_text()) is None
+    assert re.search(r"url\(|@import", (folder / REPORT_PAGE).read_text()) is None
 
 
 def test_every_figure_has_a_caption_with_n_and_a_file(written) -> None:
@@ -199,8 +199,8 @@ def test_every_figure_has_a_caption_with_n_and_a_file(written) -> None:
     for picture in pictures:
         assert "n = " in picture.caption, picture.name
         assert (folder / picture.name).read_bytes() == picture.png and names[picture.name] is False
-    assert names[PAGE] and names[NUMBERS]
-    assert (folder / PAGE).stat().st_size < 6e6
+    assert names[REPORT_PAGE] and names[REPORT_NUMBERS]
+    assert (folder / REPORT_PAGE).stat().st_size < 6e6
 
 
 def test_the_same_outputs_give_the_same_bytes(written, campaign: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_nothing_at_all(tmp_path: Path) -> None:
     assert not [picture for section in report.sections() for picture in section.pictures]
     assert "no usable output of a prepare kernel" in said and "no usable output of a fold" in said
     assert "There is nothing to conclude from" in said and "smoke: no fold of it is among the inputs" in said
-    assert report.write(tmp_path / "working") == {PAGE: True, NUMBERS: True}
+    assert report.write(tmp_path / "working") == {REPORT_PAGE: True, REPORT_NUMBERS: True}
 
 
 def test_one_fold_has_neither_a_tuned_threshold_nor_a_calibration(
@@ -267,8 +267,8 @@ def test_without_prepare_there_are_scores_and_no_intervals(
     report, _ = all_sections(root, tmp_path)
     table = recomputed(campaign, "smoke", EXPERIMENTS["smoke"])
     wanted = metrics.roc_auc_score(table["label"], table["score"])
-    assert report.gathered.numbers["experiments"]["smoke"]["auc"] == pytest.approx(wanted, abs=1e-9)
-    assert "No intervals" in notes(report.results()) and report.gathered.numbers["experiments"]["smoke"][
+    assert report.context.numbers["experiments"]["smoke"]["auc"] == pytest.approx(wanted, abs=1e-9)
+    assert "No intervals" in notes(report.results()) and report.context.numbers["experiments"]["smoke"][
         "interval_95"
     ] == [
         None,
@@ -288,7 +288,7 @@ def test_a_damaged_fold_is_named_and_left_out(one_experiment: Callable[..., Path
     for section in (report.data(), report.results()):
         assert "oof-1-member-0.csv is damaged" in notes(section)
     assert "1 fold of 3 missing" in notes(report.results())
-    assert [row["fold"] for row in report.gathered.numbers["experiments"]["smoke"]["folds"]] == [0, 2]
+    assert [row["fold"] for row in report.context.numbers["experiments"]["smoke"]["folds"]] == [0, 2]
     assert "What 1 output held that could not be used" in said
 
 
@@ -304,7 +304,7 @@ def test_a_record_that_is_no_json_and_a_fold_that_is_there_twice(
     said = notes(report.data())
     assert "hcd-smoke-fold-0/run.json cannot be read" in said
     assert "fold 1 of smoke is there 2 times, in copy-of-fold-1 and hcd-smoke-fold-1" in said
-    assert [row["fold"] for row in report.gathered.numbers["experiments"]["smoke"]["folds"]] == [2]
+    assert [row["fold"] for row in report.context.numbers["experiments"]["smoke"]["folds"]] == [2]
 
 
 def test_folds_of_other_data_are_not_scored(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_a_fold_with_one_class_has_no_auc_and_the_rest_has(
     rewrite_fold(root, 1, lambda table: table[table["label"] == 0])
     report = campaigns.report_of(root, tmp_path / "working")
     assert "No AUC of fold 1: all its labels are the same" in notes(report.results())
-    found = report.gathered.numbers["experiments"]["smoke"]
+    found = report.context.numbers["experiments"]["smoke"]
     assert found["folds"][1]["auc"] is None and 0 < found["auc"] < 1
 
 
@@ -489,7 +489,7 @@ def test_grouped_against_stratified_from_another_campaign(
         "folds": 3,
     }
     report = campaigns.report_of(root, tmp_path / "one", facts={"beside": [beside]})
-    gap = report.gathered.numbers["experiments"]["smoke"]["auc"] - 0.5
+    gap = report.context.numbers["experiments"]["smoke"]["auc"] - 0.5
     assert f"a difference of {gap:+.4f}" in texts(report.splits())
     assert "how much its stratified folds flatter" not in texts(report.conclusion())
     alone = campaigns.report_of(root, tmp_path / "two", facts={"beside": [beside | {"experiment": "strong"}]})

@@ -11,8 +11,8 @@ from PIL import Image
 
 from lib.data.splits import describe_splits
 from lib.data.stain_groups import FEATURES
-from lib.report.eda_figures import copies_sheet, focus_histogram, group_stains, splits_figure
-from lib.report.figures import contact_sheet, outlier_sheet
+from lib.report.eda_figures import focus_histogram, group_stains, splits_figure
+from lib.report.tile_figures import contact_sheet, copies_sheet, outlier_sheet
 
 GENERATOR = np.random.default_rng(0)
 LABELS = np.arange(200) % 2

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.report.document import PAGE
+from lib.report.document import REPORT_PAGE
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _PYTHON = os.environ.get("HCD_BROWSER_PYTHON", sys.executable)
@@ -41,7 +41,7 @@ def test_every_figure_shows_and_nothing_overflows(written) -> None:
     command = [
         _PYTHON,
         str(Path(__file__).with_name("look.py")),
-        str(folder / PAGE),
+        str(folder / REPORT_PAGE),
         _CHROMIUM,
         "1280",
         "390",

@@ -17,7 +17,7 @@ from small import small_task, with_knobs
 from torch import nn
 
 from lib.config import Config
-from lib.explain.hard_tiles import MOST_TILES
+from lib.explain.hard_tiles import MAX_EXPLAINED_TILES
 from lib.training import fold as fold_module
 from lib.training import time_budget as module
 from lib.training.fold import FoldTask
@@ -227,7 +227,7 @@ def test_time_is_kept_for_explaining_the_hardest_tiles(
         timed, folder=tmp_path, devices=[torch.device("cpu")], say=lambda text: None, replace=lambda: None
     )
     predicted = int((task.folds == task.fold).sum()) * task.config.tta_views
-    assert kept and min(kept) * task.config.batch_size >= predicted + 4 * MOST_TILES
+    assert kept and min(kept) * task.config.batch_size >= predicted + 4 * MAX_EXPLAINED_TILES
 
 
 def test_a_clock_that_does_not_bind_changes_no_byte(task: FoldTask, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import workbench
 
 from lib.evaluation.metrics import probability
 
-FILES = ("cases-0.csv", "cases-0-tiles.npy", "cases-0-maps.npy")
+FILES = ("hard-tiles-0.csv", "hard-tiles-0-images.npy", "hard-tiles-0-maps.npy")
 
 
 def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench: Any, prepared: Path) -> None:
@@ -22,10 +22,10 @@ def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench:
     assert (code, errors) == (0, "")
     record, left = workbench.record_of(bench.working), bench.working
     assert all(record["files"][name]["fetch"] for name in FILES)
-    table = pd.read_csv(left / "cases-0.csv", dtype={"id": str})
-    tiles = np.load(left / "cases-0-tiles.npy", allow_pickle=False)
+    table = pd.read_csv(left / "hard-tiles-0.csv", dtype={"id": str})
+    tiles = np.load(left / "hard-tiles-0-images.npy", allow_pickle=False)
     assert [hashlib.sha1(tile.tobytes()).hexdigest() for tile in tiles] == table["id"].tolist()
-    assert np.load(left / "cases-0-maps.npy", allow_pickle=False).shape == (len(table), 96, 96)
+    assert np.load(left / "hard-tiles-0-maps.npy", allow_pickle=False).shape == (len(table), 96, 96)
     members = [
         pd.read_csv(left / f"oof-0-member-{member}.csv", dtype={"id": str}).set_index("id")
         for member in (0, 1)
@@ -49,10 +49,10 @@ def test_a_network_that_cannot_be_explained_leaves_a_whole_fold(
         raise RuntimeError("this layer has no gradient")
 
     bench.mount(prepared, "notebooks/someone/hcd-prepare")
-    monkeypatch.setattr("lib.explain.hard_tiles.attribute", fail)
+    monkeypatch.setattr("lib.explain.attribution.attribute", fail)
     code, said, _ = bench.run("train")
     assert code == 0 and "warning: no explanation: RuntimeError: this layer has no gradient" in said
     record, whole = workbench.record_of(bench.working), workbench.record_of(folds[0])
     assert record["scores"]["explained"] == {"missing": "RuntimeError: this layer has no gradient"}
-    assert set(whole["files"]) - set(record["files"]) == {"cases-0-maps.npy"}
+    assert set(whole["files"]) - set(record["files"]) == {"hard-tiles-0-maps.npy"}
     assert {**record["scores"], "explained": 0} == {**whole["scores"], "explained": 0}
