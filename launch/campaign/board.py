@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.campaign.clock import steady
 from launch.campaign.standings import KernelStatus
-from launch.kaggle_api.client import Quota
+from launch.kaggle_api.types import Quota
 
 _MARKS = {"done": "[green]done[/]", "failed": "[bold red]failed[/]", "running": "[cyan]running[/]"}
 

@@ -16,7 +16,9 @@ from launch.campaign.standings import ledger_standings
 from launch.campaign.state import CampaignStoppedError
 from launch.campaign.submission import LEADERBOARD, PICTURE, submit_file, write_leaderboard
 from launch.errors import LaunchError
-from launch.kaggle_api.client import ACTIVE, ClientError, Kaggle
+from launch.kaggle_api.client import Kaggle
+from launch.kaggle_api.errors import ClientError
+from launch.kaggle_api.types import ACTIVE
 from launch.packaging.builder import build
 from launch.packaging.metadata import PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import (

@@ -14,7 +14,8 @@ from launch.campaign.clock import stamp
 from launch.campaign.ledger import FAILED, INTENDED, DatasetEntry, Ledger
 from launch.campaign.waits import WaitTimers
 from launch.errors import LaunchError
-from launch.kaggle_api.client import ClientError, CredentialsError, Kaggle, NoResponseError
+from launch.kaggle_api.client import Kaggle
+from launch.kaggle_api.errors import ClientError, CredentialsError, NoResponseError
 from launch.packaging.metadata import DATASET_METADATA
 from launch.plan import LIBRARY_SLUG
 

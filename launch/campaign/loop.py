@@ -21,7 +21,9 @@ from launch.campaign.standings import KernelStatus, plan_standings
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.takeover import OutputReuse
 from launch.campaign.waits import Timeouts, words
-from launch.kaggle_api.client import ClientError, Kaggle, NoResponseError, Quota, RefusedError
+from launch.kaggle_api.client import Kaggle
+from launch.kaggle_api.errors import ClientError, NoResponseError, RefusedError
+from launch.kaggle_api.types import Quota
 from launch.packaging.builder import Source
 from launch.plan import Kernel
 from lib.runtime.run_record import RECORD_NAME

@@ -15,18 +15,8 @@ from launch.campaign.push import KernelPusher
 from launch.campaign.schedule import LONGEST
 from launch.campaign.state import CampaignState
 from launch.campaign.waits import words
-from launch.kaggle_api.client import (
-    ABSENT,
-    ACTIVE,
-    CANCELLED,
-    COMPLETE,
-    ERROR,
-    Listing,
-    NoResponseError,
-    RefusedError,
-    RunStatus,
-    UnexpectedResponseError,
-)
+from launch.kaggle_api.errors import NoResponseError, RefusedError, UnexpectedResponseError
+from launch.kaggle_api.types import ABSENT, ACTIVE, CANCELLED, COMPLETE, ERROR, Listing, RunStatus
 from launch.packaging.metadata import MACHINE_SHAPE
 from launch.plan import Kernel
 from lib.runtime.session import MISSING_INPUTS

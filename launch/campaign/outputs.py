@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
-from launch.kaggle_api.client import Kaggle, Listing, NoResponseError, UnexpectedResponseError
+from launch.kaggle_api.client import Kaggle
+from launch.kaggle_api.errors import NoResponseError, UnexpectedResponseError
+from launch.kaggle_api.types import Listing
 from lib.files import sha256_of, write_atomic
 from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, file_records, read_run_record
 from lib.validation import UNREADABLE

@@ -26,20 +26,17 @@ from launch.campaign.schedule import expected_hours, time_limit
 from launch.campaign.state import CampaignState
 from launch.campaign.takeover import OutputReuse
 from launch.campaign.waits import words
-from launch.kaggle_api.client import (
-    ABSENT,
-    ACTIVE,
-    COMPLETE,
+from launch.kaggle_api.errors import (
     CapacityError,
     CredentialsError,
     EmptyKernelError,
     NoResponseError,
     QuotaError,
     RefusedError,
-    RunStatus,
     SourcesDroppedError,
     UnexpectedResponseError,
 )
+from launch.kaggle_api.types import ABSENT, ACTIVE, COMPLETE, RunStatus
 from launch.plan import Kernel
 from lib.search_space import RECORDS, reusable_trials
 

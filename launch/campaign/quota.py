@@ -9,7 +9,8 @@ from launch.campaign.progress import Progress
 from launch.campaign.schedule import expected_hours, next_reset, plan_over_weeks
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import words
-from launch.kaggle_api.client import CapacityError, ClientError, CredentialsError, Quota, QuotaError
+from launch.kaggle_api.errors import CapacityError, ClientError, CredentialsError, QuotaError
+from launch.kaggle_api.types import Quota
 from launch.plan import CPU_SESSIONS, GPU_SESSIONS, Kernel
 
 _WAITS = ("hold", "capacity", "spent", "no quota")  # of a machine, over when a push to it was accepted

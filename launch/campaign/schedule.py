@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from launch.campaign.ledger import Ledger
-from launch.kaggle_api.client import Quota
+from launch.kaggle_api.types import Quota
 from launch.plan import Kernel
 from lib.search_space import GPUS, expected_folds
 

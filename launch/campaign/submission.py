@@ -10,14 +10,9 @@ from typing import Any
 from launch.campaign.clock import stamp
 from launch.campaign.ledger import FAILED, INTENDED, Ledger, SubmissionEntry
 from launch.errors import LaunchError
-from launch.kaggle_api.client import (
-    ClientError,
-    CredentialsError,
-    Kaggle,
-    NoResponseError,
-    RefusedError,
-    Submission,
-)
+from launch.kaggle_api.client import Kaggle
+from launch.kaggle_api.errors import ClientError, CredentialsError, NoResponseError, RefusedError
+from launch.kaggle_api.types import Submission
 from lib.errors import KernelError
 from lib.evaluation.calibration import calibration_numbers
 from lib.evaluation.out_of_fold import Summary, average_experiments

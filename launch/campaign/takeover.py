@@ -8,7 +8,7 @@ from launch.campaign.ledger import KernelEntry
 from launch.campaign.outputs import NoRecordError, fetch_output, peek_record
 from launch.campaign.progress import Progress
 from launch.campaign.state import CampaignState
-from launch.kaggle_api.client import ClientError
+from launch.kaggle_api.errors import ClientError
 from launch.plan import Kernel
 from lib.config import EXPECTATIONS
 

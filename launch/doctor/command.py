@@ -31,17 +31,10 @@ from launch.doctor.environment_check import (
     run_environment_checks,
 )
 from launch.errors import LaunchError
-from launch.kaggle_api.client import (
-    ABSENT,
-    ACTIVE,
-    RULES,
-    ClientError,
-    CredentialsError,
-    Kaggle,
-    NoResponseError,
-    RetryPolicy,
-    connect,
-)
+from launch.kaggle_api.calls import RetryPolicy
+from launch.kaggle_api.client import Kaggle, connect
+from launch.kaggle_api.errors import RULES, ClientError, CredentialsError, NoResponseError
+from launch.kaggle_api.types import ABSENT, ACTIVE
 from launch.packaging.bundle import SOURCE_LIMIT
 from launch.packaging.metadata import METADATA, PLACEHOLDER_OWNER, owner_of, read_base
 from launch.packaging.secret_scan import clean, own_secrets
@@ -58,7 +51,9 @@ _OLDEST_CLIENT = (2, 2)  # before it, no quota, no output of more than one page
 _PYTHONS = ((3, 11), (3, 12), (3, 13))
 _CLOCK_TOLERANCE = 300.0  # seconds
 _ROOM = 1 << 30  # bytes: what a campaign fetches (predictions, histories, figures) and some to spare
-_PATIENCE = RetryPolicy(answer=20.0, tries=2, delay=1.0, longest_delay=5.0)  # somebody waits in front of it
+_PATIENCE = RetryPolicy(
+    call_timeout=20.0, attempts=2, delay=1.0, max_delay=5.0
+)  # somebody waits in front of it
 _SILENCES = 2  # unanswered questions in a row, after which no more are asked
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -799,7 +794,7 @@ def doctor(
             ]
         else:
             # Nobody waits in front of it now, except in a rehearsal.
-            kaggle.patience = patience or (_PATIENCE if pace is EMULATOR_TIMEOUTS else RetryPolicy())
+            kaggle.retry_policy = patience or (_PATIENCE if pace is EMULATOR_TIMEOUTS else RetryPolicy())
             seen = run_environment_checks(kaggle, folder, say, pace=pace)
     elif (kept := kept_results(folder)) is not None:
         date, _, seen = kept

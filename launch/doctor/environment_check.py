@@ -20,7 +20,8 @@ from launch.campaign.outputs import OUTPUTS
 from launch.campaign.schedule import ENVIRONMENT_CHECK_HOURS, ENVIRONMENT_CHECK_LIMIT, PREPARE_HOURS
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import REHEARSAL, Timeouts
-from launch.kaggle_api.client import ClientError, CredentialsError, Kaggle
+from launch.kaggle_api.client import Kaggle
+from launch.kaggle_api.errors import ClientError, CredentialsError
 from launch.packaging.builder import Source, read_source
 from launch.packaging.secret_scan import clean
 from launch.plan import Kernel

@@ -24,7 +24,8 @@ from launch.emulator.faults import Fault
 from launch.emulator.kaggle import EmulatedKaggle
 from launch.emulator.server import Server
 from launch.errors import LaunchError
-from launch.kaggle_api.client import RetryPolicy, connect
+from launch.kaggle_api.calls import RetryPolicy
+from launch.kaggle_api.client import connect
 from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy
 from launch.packaging.builder import read_source
 from launch.plan import Experiment, searched_encoders, with_teachers
@@ -35,7 +36,7 @@ from lib.search_space import SearchSpace
 _FINISHED = "finished"  # the note that a rehearsal came to its end, so that the next one starts anew
 _LOCK = "rehearsal.lock"
 _IDENTITY = "identity.json"  # what the rehearsal is of; another one starts anew
-_PATIENCE = RetryPolicy(answer=60.0, upload=300.0, tries=5, delay=0.2, longest_delay=2.0)
+_PATIENCE = RetryPolicy(call_timeout=60.0, upload_timeout=300.0, attempts=5, delay=0.2, max_delay=2.0)
 # A new version of a dataset is mounted some seconds after its upload returned; a score takes a moment.
 _SETTINGS = Settings(dataset_delay=2.0, score_delay=0.5)
 

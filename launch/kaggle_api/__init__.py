@@ -1,1 +1,1 @@
-"""The Kaggle API through the official client, with typed answers and one error class for each cause."""
+"""Kaggle's API through the official client: typed calls, and one error class per cause."""

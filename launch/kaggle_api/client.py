@@ -1,196 +1,67 @@
-"""The real `kaggle` package behind typed calls that never report a failure as success.
+"""Typed calls of the Kaggle API through the real `kaggle` package (2.2.4 and 2.2.5).
 
-Every call has a deadline, says what was asked when it fails, and reads what the service answered, not an exit code. Calls
-that change nothing are repeated when the service is busy or the connection breaks; a push, an upload and a submission
-never are: whether they happened is for the caller to prove (`pull`, `dataset`, `submissions`) before it asks again.
-Works with kaggle 2.2.4 and 2.2.5.
+A call returns only what the response proves; otherwise it raises an error of `launch.kaggle_api.errors`. Calls
+that only read are repeated while the service is busy. A push, an upload and a submission are sent once: after a
+NoResponseError the caller finds out with `pull`, `dataset` or `submissions` whether it happened.
 """
 
 import contextlib
 import copy
 import io
 import operator
-import random
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import Any, TypeVar
 
 from launch.errors import LaunchError
+from launch.kaggle_api.calls import (
+    DECODING_ERRORS,
+    RetryPolicy,
+    call_once,
+    call_repeatedly,
+    call_with_deadline,
+    reading,
+    translate,
+    upload_notes_in,
+)
+from launch.kaggle_api.errors import (
+    CREDENTIALS,
+    CapacityError,
+    CredentialsError,
+    EmptyKernelError,
+    NoResponseError,
+    QuotaError,
+    RefusedError,
+    SourcesDroppedError,
+    UnexpectedResponseError,
+)
+from launch.kaggle_api.types import (
+    ABSENT,
+    DatasetState,
+    Listing,
+    PulledKernel,
+    Pushed,
+    Quota,
+    RunStatus,
+    Submission,
+)
 from launch.packaging.secret_scan import clean, own_secrets, refuse_secrets, texts_in
 from lib.runtime.session import COMPETITION
 
 T = TypeVar("T")
 
-CREDENTIALS = (
-    "Make an API token at kaggle.com/settings/api and put it into ~/.kaggle/access_token (or the environment variable "
-    "KAGGLE_API_TOKEN), or a legacy kaggle.json into ~/.kaggle."
-)
-RULES = f"Accept the rules once in the browser: kaggle.com/competitions/{COMPETITION}/rules"
-# What the service calls the states of a run (kagglesdk KernelWorkerStatus); ABSENT is ours: there is no run to speak of.
-QUEUED, RUNNING, COMPLETE, ERROR = "QUEUED", "RUNNING", "COMPLETE", "ERROR"
-CANCEL_REQUESTED, CANCELLED, NEW, ABSENT = "CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED", "NEW_SCRIPT", "ABSENT"
-ACTIVE = (QUEUED, RUNNING, CANCEL_REQUESTED, NEW)  # holds a slot
-_PAGES = 500  # of a listing; more means that its page tokens go in a circle
+_MAX_PAGES = 500  # of a listing; more means that its page tokens repeat
 _PAGE_SIZE = 200
-_RECORD_LIMIT = 16 << 20  # bytes of a run.json; more is not one
-# What decoding an unexpected answer raises, the client's and ours.
-_STRANGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-
-
-class ClientError(LaunchError):
-    """The Kaggle client or service refused; the message says what was asked, what came back, and what to do."""
-
-
-class CredentialsError(ClientError):
-    """No credentials, or credentials that the service does not accept."""
-
-
-class RefusedError(ClientError):
-    """The service said no, in so many words: what was asked did not happen."""
-
-    def __init__(self, message: str, *, status: int = 200) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class CapacityError(RefusedError):
-    """As many sessions are running as the account may have."""
-
-
-class QuotaError(RefusedError):
-    """The week's GPU hours are spent."""
-
-
-class EmptyKernelError(RefusedError):
-    """`Notebook not found` on a push: what a refused first push of a slug leaves behind."""
-
-
-class NoResponseError(ClientError):
-    """Nothing that can be understood came back: whether it happened is unknown."""
-
-    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after  # seconds the service asked us to wait
-
-
-class UnexpectedResponseError(ClientError):
-    """The service answered with something this code does not know; doubt is not success."""
-
-
-class SourcesDroppedError(ClientError):
-    """The push happened, but without some of its inputs: the version that runs now cannot succeed."""
-
-    def __init__(self, message: str, *, version: int | None) -> None:
-        super().__init__(message)
-        self.version = version
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """How the latest run of a kernel stands; `name` is the service's own word, or ABSENT."""
-
-    name: str
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class PulledKernel:
-    """What the service holds of a kernel: the source of its latest version, and on what it runs."""
-
-    source: str
-    version: int | None
-    machine_shape: str
-    internet: bool
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """An accepted push."""
-
-    version: int | None
-    url: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The output of a kernel's run: where each file can be fetched, and the log as text."""
-
-    files: dict[str, str]
-    log: str
-
-
-@dataclass(frozen=True)
-class Quota:
-    """GPU hours of the week."""
-
-    used: float
-    allowed: float
-    refresh: datetime | None
-
-    @property
-    def left(self) -> float:
-        """Hours that may still be spent."""
-        return max(0.0, self.allowed - self.used)
-
-
-@dataclass(frozen=True)
-class DatasetState:
-    """A dataset: `status` in lower case (ready, failed, ...), and the number of its current version."""
-
-    status: str
-    version: int
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A submission as the service lists it; scores are None while there are none."""
-
-    ref: int
-    message: str
-    status: str
-    public: float | None
-    private: float | None
-    error: str
-    date: str
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How long to wait for an answer, and how often to ask again where that is safe; seconds."""
-
-    answer: float = 120.0
-    upload: float = 3600.0
-    tries: int = 6
-    delay: float = 2.0
-    longest_delay: float = 60.0
-
-
-def message_of(error: Any) -> str:
-    """What the service said in an HTTP error."""
-    try:
-        return str(error.response.json()["message"])
-    except _STRANGE:
-        return str(error).split(" for url:")[0]
-
-
-@contextlib.contextmanager
-def _reading(what: str, error: type[ClientError] = UnexpectedResponseError) -> Iterator[None]:
-    """Name what is met while an answer's values are read: a word where a number belongs, a list where a date does.
-
-    Raises:
-        StrangeAnswerError: or the error given.
-    """
-    try:
-        yield
-    except _STRANGE as problem:
-        raise error(
-            f"Kaggle's answer about {what} holds a value that cannot be read ({type(problem).__name__})"
-        ) from None
+_MAX_RECORD_BYTES = 16 << 20  # of a run.json, the only file whose size is not known before it is fetched
+# The refusals of a push that have a class of their own, by a part of their text in lower case.
+_PUSH_REFUSALS = {
+    "session count": CapacityError,
+    "quota": QuotaError,
+    "notebook not found": EmptyKernelError,
+}
 
 
 @dataclass
@@ -198,79 +69,79 @@ class Kaggle:
     """An authenticated account.
 
     Attributes:
-        api: the package's own `KaggleApi`.
-        user: who the service says we are.
-        patience: deadlines and retries.
+        api: the `KaggleApi` of the package.
+        user: the user name, as the service returned it.
+        retry_policy: time limits and retries.
     """
 
     api: Any
     user: str
-    patience: RetryPolicy = RetryPolicy()
+    retry_policy: RetryPolicy = RetryPolicy()
     _secrets: tuple[str, ...] = field(default=(), repr=False)
 
-    # --- kernels -----------------------------------------------------------------------------------------------------
+    # --- kernels --------------------------------------------------------------------------------------
 
-    @_reading("a push", NoResponseError)
+    @reading("a push", NoResponseError)
     def push(self, folder: Path, *, limit: float) -> Pushed:
-        """Push the kernel in `folder`, to be ended by the service after `limit` seconds. Asked once, never repeated.
+        """Push the kernel in `folder`; Kaggle ends its run after `limit` seconds. Sent once, never repeated.
 
         Raises:
-            CapacityError, QuotaError, GhostError, RefusedError: it did not happen, and why.
-            SourcesDroppedError: it happened, without some of its inputs.
-            NoAnswerError: unknown whether it happened; `pull` proves it.
-            StrangeAnswerError: it was filed elsewhere, or nobody knows what was meant.
+            RefusedError: the push did not happen; CapacityError, QuotaError and EmptyKernelError say why.
+            SourcesDroppedError: the push happened, but without some of its inputs.
+            NoResponseError: it is unknown whether the push happened; `pull` shows it.
+            UnexpectedResponseError: Kaggle stored the kernel under another slug.
         """
         import json
 
-        wanted = str(json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))["id"])
-        what = f"push {wanted}"
-        self._refuse_secrets(what, folder)
-        answer = self._once(what, lambda: self.api.kernels_push(str(folder), timeout=str(int(limit))))
-        if said := _text(answer.error):
-            low = said.lower()
-            kinds = {
-                "session count": CapacityError,
-                "quota": QuotaError,
-                "notebook not found": EmptyKernelError,
-            }
-            kind = next((kind for text, kind in kinds.items() if text in low), RefusedError)
-            raise kind(self.clean(f"Kaggle refused to {what}: {said}"))
-        version = int(answer.version_number or 0) or None
-        filed = _text(answer.ref).removeprefix("/code/").strip("/")
-        if filed and filed.split("/")[-1].lower() != wanted.split("/")[-1].lower():
+        ref = str(json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))["id"])
+        action = f"push {ref}"
+        self._refuse_secrets(action, folder)
+        response = self._once(action, lambda: self.api.kernels_push(str(folder), timeout=str(int(limit))))
+        if refusal := _text(response.error):
+            text = refusal.lower()
+            error = next((error for part, error in _PUSH_REFUSALS.items() if part in text), RefusedError)
+            raise error(self.clean(f"Kaggle refused to {action}: {refusal}"))
+        version = int(response.version_number or 0) or None
+        stored = _text(response.ref).removeprefix("/code/").strip("/")
+        if stored and stored.split("/")[-1].lower() != ref.split("/")[-1].lower():
             raise UnexpectedResponseError(
-                f"{wanted} was filed as {filed}: Kaggle derives the address from the title. Delete {filed} in the browser, "
-                "build again and push again"
+                f"Kaggle stored {ref} as {stored}, because it derives the address from the title. "
+                f"Delete {stored} in the browser, build again and push again"
             )
         dropped = []
-        for kind_of, values in (
-            ("dataset", answer.invalid_dataset_sources),
-            ("kernel", answer.invalid_kernel_sources),
-            ("competition", answer.invalid_competition_sources),
-            ("model", answer.invalid_model_sources),
+        for kind, values in (
+            ("dataset", response.invalid_dataset_sources),
+            ("kernel", response.invalid_kernel_sources),
+            ("competition", response.invalid_competition_sources),
+            ("model", response.invalid_model_sources),
         ):
-            dropped += [f"{kind_of} {value}" for value in values or []]
+            dropped += [f"{kind} {value}" for value in values or []]
         if dropped:
-            text = f"Kaggle pushed {wanted} without some of its inputs ({', '.join(dropped)}): they do not exist or are not yours"
+            text = (
+                f"Kaggle pushed {ref} without some of its inputs ({', '.join(dropped)}): "
+                "they do not exist or are not yours"
+            )
             raise SourcesDroppedError(self.clean(text), version=version)
         if version is None:
-            raise NoResponseError(f"Kaggle answered the push of {wanted} with neither a version nor an error")
-        return Pushed(version, _text(answer.url))
+            raise NoResponseError(
+                f"Kaggle's response to the push of {ref} has neither a version nor an error"
+            )
+        return Pushed(version, _text(response.url))
 
-    @_reading("a kernel's status")
+    @reading("a kernel's status")
     def status(self, slug: str) -> RunStatus:
-        """How the latest run of a kernel stands; ABSENT when the service knows of none (404), or will not say (403).
+        """State of the latest run of a kernel; ABSENT when Kaggle shows none (404) or refuses access (403).
 
         Raises:
-            StrangeAnswerError: a status nobody knows.
+            UnexpectedResponseError: a state this code does not know.
         """
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelSessionStatusRequest as Request
 
         request = Request()
         request.user_name, request.kernel_slug = self.user, slug
         try:
-            answer = self._read(
-                f"ask for the status of {slug}",
+            response = self._read(
+                f"get the status of {slug}",
                 "kernels.kernels_api_client.get_kernel_session_status",
                 request,
             )
@@ -278,45 +149,47 @@ class Kaggle:
             if error.status in (403, 404):
                 return RunStatus(ABSENT, str(error))
             raise
-        return RunStatus(_word(answer.status, f"the status of {slug}"), _text(answer.failure_message))
+        return RunStatus(
+            _enum_name(response.status, f"the status of {slug}"), _text(response.failure_message)
+        )
 
-    @_reading("a kernel")
+    @reading("a kernel")
     def pull(self, slug: str) -> PulledKernel | None:
-        """What the service holds of a kernel; None when it holds none (404), or will not say (403).
+        """The latest version of a kernel; None when Kaggle has no such kernel (404) or refuses access (403).
 
         Raises:
-            NoAnswerError: the service failed, as it does for the ghost of a refused first push.
+            NoResponseError: the service failed, as it does for the empty kernel of a refused first push.
         """
         from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest as Request
 
         request = Request()
         request.user_name, request.kernel_slug = self.user, slug
         try:
-            answer = self._read(f"pull {slug}", "kernels.kernels_api_client.get_kernel", request)
+            response = self._read(f"pull {slug}", "kernels.kernels_api_client.get_kernel", request)
         except RefusedError as error:
             if error.status in (403, 404):
                 return None
             raise
-        if answer.blob is None or answer.metadata is None:
+        if response.blob is None or response.metadata is None:
             return None
-        number = answer.metadata.current_version_number
+        number = response.metadata.current_version_number
         return PulledKernel(
-            source=_text(answer.blob.source),
+            source=_text(response.blob.source),
             version=int(number) if number else None,
-            machine_shape=_text(answer.metadata.machine_shape),
-            internet=bool(answer.metadata.enable_internet),
+            machine_shape=_text(response.metadata.machine_shape),
+            internet=bool(response.metadata.enable_internet),
         )
 
     def delete(self, slug: str) -> None:
         """Delete a kernel and its run."""
         self._once(f"delete {slug}", lambda: self.api.kernels_delete(f"{self.user}/{slug}", no_confirm=True))
 
-    @_reading("an output")
+    @reading("an output")
     def output(self, slug: str) -> Listing:
-        """The output of the latest run, all pages.
+        """The output of the latest run, from all pages of the listing.
 
         Raises:
-            StrangeAnswerError: pages that go in a circle, or a name twice.
+            UnexpectedResponseError: the page tokens repeat.
         """
         from kagglesdk.kernels.types.kernels_api_service import ApiListKernelSessionOutputRequest as Request
 
@@ -324,68 +197,53 @@ class Kaggle:
         request.user_name, request.kernel_slug = self.user, slug
         files: dict[str, str] = {}
         log = ""
-        for answer in self._pages(
-            f"the output of {slug}", "kernels.kernels_api_client.list_kernel_session_output", request
+        for response in self._pages(
+            f"list the output of {slug}", "kernels.kernels_api_client.list_kernel_session_output", request
         ):
-            for item in answer.files or []:
+            for item in response.files or []:
                 files[_text(item.file_name)] = _text(item.url)
-            log = log or _text(answer.log)
+            log = log or _text(response.log)
         return Listing(files, _log_text(log))
 
-    def _pages(self, what: str, method: str, request: Any, *, numbered: bool = False) -> Iterator[Any]:
-        """The answers to a listing, page after page; some want the first page numbered, as the client does."""
-        token = ""
-        for _ in range(_PAGES):
-            page = copy.copy(request)
-            page.page_size, page.page_token = _PAGE_SIZE, token
-            if numbered and not token:
-                page.page = 1
-            answer = self._read(f"list {what}", method, page)
-            yield answer
-            token = _text(answer.next_page_token)
-            if not token:
-                return
-        raise UnexpectedResponseError(f"{what} has more than {_PAGES} pages: its page tokens go in a circle")
-
     def follow(self, slug: str) -> Iterator[str]:
-        """The lines of a kernel's log, as they come while it runs."""
+        """Yield the lines of a kernel's log while it runs."""
         import requests
 
         try:
             for event in self.api.kernels_logs_stream(f"{self.user}/{slug}"):
                 yield from str(event.get("data", "")).splitlines()
-        except (requests.RequestException, *_STRANGE) as error:
-            raise self._named(f"follow the log of {slug}", error) from None
+        except (requests.RequestException, *DECODING_ERRORS) as error:
+            raise translate(f"follow the log of {slug}", error, secrets=self._secrets) from None
 
-    @_reading("the quota")
+    @reading("the quota")
     def quota(self) -> Quota | None:
-        """The week's GPU hours; None when the service does not say."""
+        """GPU hours of the week; None when Kaggle does not return them."""
         from kagglesdk.kernels.types.kernels_api_service import (
             ApiGetAcceleratorQuotaStatisticsRequest as Request,
         )
 
-        answer = self._read(
-            "ask for the quota",
+        response = self._read(
+            "get the GPU quota",
             "kernels.kernels_api_client.get_accelerator_quota_statistics",
             Request(),
         )
-        if answer.gpu_quota is None or answer.gpu_quota.total_time_allowed is None:
+        if response.gpu_quota is None or response.gpu_quota.total_time_allowed is None:
             return None
-        used = answer.gpu_quota.time_used
-        refresh = answer.quota_refresh_time
+        used = response.gpu_quota.time_used
+        refresh = response.quota_refresh_time
         if refresh is not None and refresh.tzinfo is None:
             refresh = refresh.replace(tzinfo=UTC)
         return Quota(
             used=used.total_seconds() / 3600 if used is not None else 0.0,
-            allowed=answer.gpu_quota.total_time_allowed.total_seconds() / 3600,
+            allowed=response.gpu_quota.total_time_allowed.total_seconds() / 3600,
             refresh=refresh,
         )
 
-    # --- datasets ----------------------------------------------------------------------------------------------------
+    # --- datasets -------------------------------------------------------------------------------------
 
-    @_reading("a dataset")
+    @reading("a dataset")
     def dataset(self, slug: str) -> DatasetState | None:
-        """The state of one of the account's datasets; None when there is none."""
+        """State of a dataset of the account; None when there is none (404) or Kaggle refuses access (403)."""
         from kagglesdk.datasets.types import dataset_api_service as types
 
         status, current = types.ApiGetDatasetStatusRequest(), types.ApiGetDatasetRequest()
@@ -393,12 +251,12 @@ class Kaggle:
             request.owner_slug, request.dataset_slug = self.user, slug
         try:
             state = self._read(
-                f"ask for the status of the dataset {slug}",
+                f"get the status of the dataset {slug}",
                 "datasets.dataset_api_client.get_dataset_status",
                 status,
             )
-            facts = self._read(
-                f"ask for the version of the dataset {slug}",
+            dataset = self._read(
+                f"get the version of the dataset {slug}",
                 "datasets.dataset_api_client.get_dataset",
                 current,
             )
@@ -407,42 +265,43 @@ class Kaggle:
                 return None
             raise
         return DatasetState(
-            _word(state.status, f"the status of the dataset {slug}").lower(),
-            int(facts.current_version_number or 0),
+            _enum_name(state.status, f"the status of the dataset {slug}").lower(),
+            int(dataset.current_version_number or 0),
         )
 
-    @_reading("a dataset's files")
+    @reading("a dataset's files")
     def dataset_files(self, slug: str) -> dict[str, int]:
-        """Names and bytes of the files in the current version of a dataset."""
+        """Name and size in bytes of each file in the current version of a dataset."""
         from kagglesdk.datasets.types.dataset_api_service import ApiListDatasetFilesRequest as Request
 
         request = Request()
         request.owner_slug, request.dataset_slug = self.user, slug
         files: dict[str, int] = {}
-        for answer in self._pages(
-            f"the dataset {slug}", "datasets.dataset_api_client.list_dataset_files", request
-        ):
-            if said := _text(answer.error_message):
-                raise UnexpectedResponseError(self.clean(f"Kaggle could not list the dataset {slug}: {said}"))
-            for item in answer.dataset_files or []:
+        action = f"list the dataset {slug}"
+        for response in self._pages(action, "datasets.dataset_api_client.list_dataset_files", request):
+            if message := _text(response.error_message):
+                raise UnexpectedResponseError(self.clean(f"Kaggle could not {action}: {message}"))
+            for item in response.dataset_files or []:
                 files[_text(item.name)] = int(item.total_bytes or 0)
         return files
 
     def upload_dataset(self, folder: Path, *, notes: str, new: bool, temporary: Path) -> None:
-        """Upload the dataset in `folder`: a new one, or a new version of it. Asked once, never repeated.
+        """Upload the dataset in `folder`: a new one, or a new version of it. Sent once, never repeated.
 
-        The client's own upload resumes within a file; the request that makes a version of the files is sent here, because
-        the client repeats it on a lost connection, and would make two. Folders travel as archives, which Kaggle unpacks.
+        The client uploads the files, and resumes within a file. The request that makes a version of them is sent
+        here, because the client would repeat it after a lost connection and make two versions. Folders are sent as
+        archives, which Kaggle unpacks.
 
         Args:
             folder: files, folders and dataset-metadata.json.
-            notes: what the version says of itself.
-            new: create the dataset; otherwise a version is added.
-            temporary: where the client notes how far an upload came; its own, because the client trusts the notes.
+            notes: description of the version.
+            new: create the dataset; otherwise add a version to it.
+            temporary: folder for the client's notes on the progress of uploads. No other upload may use it, because
+                the client trusts the notes.
 
         Raises:
-            RefusedError: it did not happen, and why.
-            NoAnswerError: unknown whether it happened; `dataset` proves it.
+            RefusedError: the upload did not happen.
+            NoResponseError: it is unknown whether the upload happened; `dataset` shows it.
         """
         import json
 
@@ -465,8 +324,8 @@ class Kaggle:
         body.subtitle, body.description = metadata.get("subtitle"), metadata.get("description")
         body.files, body.category_ids = [], []
         temporary.mkdir(parents=True, exist_ok=True)
-        what = f"upload the dataset {slug}"
-        self._refuse_secrets(what, folder)
+        action = f"upload the dataset {slug}"
+        self._refuse_secrets(action, folder)
 
         def send_files() -> None:
             from kaggle.api.kaggle_api_extended import ResumableUploadContext
@@ -476,190 +335,166 @@ class Kaggle:
                     body, None, str(folder), ApiBlobType.DATASET, context, True, "zip", None
                 )
 
-        with _temporary_folder(temporary):
-            self._once(what, send_files, seconds=self.patience.upload, changes=False)
+        with upload_notes_in(temporary):
+            self._once(action, send_files, timeout=self.retry_policy.upload_timeout, changes=False)
         if len(body.files) != len(expected) or any(not _text(file.token) for file in body.files):
             raise NoResponseError(
-                f"{what}: only {len(body.files)} of {len(expected)} files and folders arrived"
+                f"could not {action}: only {len(body.files)} of {len(expected)} files and folders arrived"
             )
-        with self.api.build_kaggle_client() as kaggle:
-            service = kaggle.datasets.dataset_api_client
-            answer = self._once(
-                what, lambda: (service.create_dataset if new else service.create_dataset_version)(request)
-            )
-        if said := _text(answer.error):
-            raise RefusedError(self.clean(f"Kaggle refused to {what}: {said}"))
+        with self.api.build_kaggle_client() as sdk:
+            service = sdk.datasets.dataset_api_client
+            send_request = service.create_dataset if new else service.create_dataset_version
+            response = self._once(action, lambda: send_request(request))
+        if refusal := _text(response.error):
+            raise RefusedError(self.clean(f"Kaggle refused to {action}: {refusal}"))
 
-    # --- the competition ---------------------------------------------------------------------------------------------
+    # --- the competition ------------------------------------------------------------------------------
 
-    @_reading("the competition")
+    @reading("the competition")
     def has_entered(self) -> bool:
-        """Whether the account has accepted the competition's rules."""
+        """Whether the account has accepted the rules of the competition."""
         from kagglesdk.competitions.types.competition_api_service import ApiGetCompetitionRequest as Request
 
         request = Request()
         request.competition_name = COMPETITION
-        answer = self._read(
-            "ask for the competition", "competitions.competition_api_client.get_competition", request
+        response = self._read(
+            "get the competition", "competitions.competition_api_client.get_competition", request
         )
-        return bool(answer.user_has_entered)
+        return bool(response.user_has_entered)
 
     def submit(self, path: Path, *, message: str) -> str:
-        """Send a submission; the answer is what the service says. Asked once, never repeated.
+        """Send a submission and return Kaggle's message about it. Sent once, never repeated.
 
         Raises:
-            RefusedError: it did not happen: the day's allowance, the rules, a closed competition.
-            NoAnswerError: unknown whether it happened; `submissions` proves it.
+            RefusedError: the submission did not happen: the daily limit, the rules, or a closed competition.
+            NoResponseError: it is unknown whether the submission happened; `submissions` shows it.
         """
-        answer = self._once(
+        response = self._once(
             "submit",
             lambda: self.api.competition_submit(str(path), message, COMPETITION, quiet=True),
-            seconds=self.patience.upload,
+            timeout=self.retry_policy.upload_timeout,
         )
-        said = _text(answer.message)
-        if said == self.api.COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE:
-            raise NoResponseError("the upload of the submission broke off")
-        return said
+        text = _text(response.message)
+        if text == self.api.COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE:
+            raise NoResponseError("the upload of the submission was interrupted")
+        return text
 
-    @_reading("the submissions")
+    @reading("the submissions")
     def submissions(self) -> list[Submission]:
-        """The account's submissions, the newest first."""
+        """The submissions of the account, the newest first."""
         from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest as Request
 
         request = Request()
         request.competition_name = COMPETITION
-        found: list[Submission] = []
+        submissions: list[Submission] = []
         method = "competitions.competition_api_client.list_submissions"
-        for answer in self._pages("the submissions", method, request, numbered=True):
-            for item in answer.submissions or []:
-                found.append(
+        for response in self._pages("list the submissions", method, request, numbered=True):
+            for item in response.submissions or []:
+                submissions.append(
                     Submission(
                         ref=int(item.ref or 0),
                         message=_text(item.description),
-                        status=_word(item.status, "the status of a submission"),
+                        status=_enum_name(item.status, "the status of a submission"),
                         public=_number(item.public_score),
                         private=_number(item.private_score),
                         error=_text(item.error_description),
                         date=item.date.isoformat() if item.date else "",
                     )
                 )
-        return found
+        return submissions
 
-    # --- files -------------------------------------------------------------------------------------------------------
+    # --- files ----------------------------------------------------------------------------------------
 
     def fetch(self, url: str, path: Path, *, size: int | None = None, sha256: str = "") -> None:
-        """Fetch one output file, streamed; it appears at `path` whole, of the size and hash asked for, or not at all.
+        """Fetch one output file as a stream; it appears at `path` with the given size and hash, or not at all.
 
-        The address is signed: it carries no credentials of ours, and is shown in no message.
+        The address is signed, so no credentials of ours are sent. No message shows it.
 
         Raises:
-            NoAnswerError: it could not be had, or what came is not what was recorded.
-            OSError: it cannot be written.
+            NoResponseError: the file could not be fetched, or its size or hash differs from the given one.
+            OSError: the file cannot be written.
         """
         import hashlib
 
         import requests
 
-        beside = path.with_name(f".{path.name}.part")
+        part = path.with_name(f".{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         digest, received = hashlib.sha256(), 0
-        until = time.monotonic() + self.patience.upload
-        most = size if size is not None else _RECORD_LIMIT
+        timeout = self.retry_policy.call_timeout
+        deadline = time.monotonic() + self.retry_policy.upload_timeout
+        limit = size if size is not None else _MAX_RECORD_BYTES
         try:
-            with requests.get(
-                url, stream=True, timeout=(self.patience.answer, self.patience.answer)
-            ) as answer:
-                if answer.status_code != 200:
-                    raise NoResponseError(
-                        f"{path.name} could not be fetched: HTTP {answer.status_code}, a link may expire"
-                    )
-                with beside.open("wb") as stream:
-                    for block in answer.iter_content(1 << 20):
+            with requests.get(url, stream=True, timeout=(timeout, timeout)) as response:
+                if response.status_code != 200:
+                    text = f"HTTP {response.status_code} (the link may have expired)"
+                    raise NoResponseError(f"{path.name} could not be fetched: {text}")
+                with part.open("wb") as stream:
+                    for block in response.iter_content(1 << 20):
                         received += len(block)
-                        if received > most or time.monotonic() > until:
+                        if received > limit:
+                            raise NoResponseError(f"{path.name} is larger than {limit:,} bytes")
+                        if time.monotonic() > deadline:
                             raise NoResponseError(
-                                f"{path.name} is larger or slower than it can be: {received:,} bytes so far"
+                                f"{path.name} took more than {self.retry_policy.upload_timeout:.0f} s: "
+                                f"{received:,} bytes so far"
                             )
                         digest.update(block)
                         stream.write(block)
             if size is not None and received != size:
-                raise NoResponseError(f"{path.name} came with {received:,} of {size:,} bytes")
+                raise NoResponseError(f"{path.name} has {received:,} of {size:,} bytes")
             if sha256 and digest.hexdigest() != sha256:
                 raise NoResponseError(f"{path.name} is damaged: its SHA-256 is not the recorded one")
-            beside.replace(path)
+            part.replace(path)
         except requests.RequestException as error:
             raise NoResponseError(f"{path.name} could not be fetched: {type(error).__name__}") from None
         finally:
-            beside.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
 
-    # --- how calls are made ------------------------------------------------------------------------------------------
+    # --- how calls are made ---------------------------------------------------------------------------
 
-    def _read(self, what: str, method: str, request: Any) -> Any:
-        """A call that changes nothing: repeated, with growing pauses, while the service is busy or out of reach."""
+    def _read(self, action: str, method: str, request: Any) -> Any:
+        """Send a request that only reads, through the method of the SDK's client with this dotted name."""
 
-        def ask() -> Any:
-            with self.api.build_kaggle_client() as kaggle:
-                return operator.attrgetter(method)(kaggle)(request)
+        def send() -> Any:
+            with self.api.build_kaggle_client() as sdk:
+                return operator.attrgetter(method)(sdk)(request)
 
-        for attempt in range(1, self.patience.tries + 1):
-            try:
-                return self._once(what, ask, changes=False)
-            except NoResponseError as error:
-                if attempt == self.patience.tries:
-                    raise NoResponseError(f"{error} (asked {attempt} times)") from None
-                pause = min(self.patience.delay * 2 ** (attempt - 1), self.patience.longest_delay)
-                time.sleep(max(pause * random.uniform(0.5, 1.0), error.retry_after))
-        raise AssertionError("unreachable")
+        return call_repeatedly(action, send, policy=self.retry_policy, secrets=self._secrets)
 
     def _once(
-        self, what: str, call: Callable[[], T], *, seconds: float | None = None, changes: bool = True
+        self, action: str, call: Callable[[], T], *, timeout: float | None = None, changes: bool = True
     ) -> T:
-        """One call with a deadline and its errors named."""
-        import requests
-        import urllib3
+        """Make one call that changes something, or that is part of one that does."""
+        timeout = timeout or self.retry_policy.call_timeout
+        return call_once(action, call, timeout=timeout, secrets=self._secrets, changes=changes)
 
-        try:
-            return _within(seconds or self.patience.answer, call)
-        except (
-            requests.RequestException,
-            urllib3.exceptions.HTTPError,
-            TimeoutError,
-            SystemExit,
-            OSError,
-            *_STRANGE,
-        ) as error:
-            raise self._named(what, error, changes=changes) from None
+    def _pages(self, action: str, method: str, request: Any, *, numbered: bool = False) -> Iterator[Any]:
+        """Yield the responses of a listing, page by page.
 
-    def _named(self, what: str, error: BaseException, *, changes: bool = False) -> ClientError:
-        """The error of ours that says what happened."""
-        import requests
-
-        response = getattr(error, "response", None)
-        status = response.status_code if response is not None else 0
-        if isinstance(error, requests.HTTPError) and response is not None and status >= 400:
-            said = self.clean(message_of(error))[:300]
-            text = f"Kaggle refused to {what} (HTTP {status}: {said})"
-            if status == 401:
-                return CredentialsError(f"{text}.\n{CREDENTIALS}")
-            if status == 429 or status >= 500:
-                pause = _seconds(response.headers.get("Retry-After"))
-                return NoResponseError(f"Kaggle could not {what} (HTTP {status}: {said})", retry_after=pause)
-            return RefusedError(text, status=status)
-        if isinstance(error, KeyError) and not isinstance(error, requests.RequestException):
-            unknown = UnexpectedResponseError if not changes else NoResponseError
-            return unknown(f"Kaggle's answer to {what} holds {error}, which nobody knows")
-        if isinstance(error, ValueError) and "Upload unsuccessful" in str(error):  # kaggle 2.2.5
-            return NoResponseError(f"could not {what}: {self.clean(str(error))}")
-        if isinstance(error, _STRANGE) and not isinstance(error, OSError):
-            return NoResponseError(f"Kaggle's answer to {what} cannot be read ({type(error).__name__})")
-        return NoResponseError(f"no answer from Kaggle to {what} ({type(error).__name__})")
+        With `numbered` the first page is requested by its number, as the client does for submissions.
+        """
+        token = ""
+        for _ in range(_MAX_PAGES):
+            page = copy.copy(request)
+            page.page_size, page.page_token = _PAGE_SIZE, token
+            if numbered and not token:
+                page.page = 1
+            response = self._read(action, method, page)
+            yield response
+            token = _text(response.next_page_token)
+            if not token:
+                return
+        raise UnexpectedResponseError(
+            f"Kaggle's response to the request to {action} has more than {_MAX_PAGES} pages: its tokens repeat"
+        )
 
     def clean(self, text: str) -> str:
-        """A message without our credentials, and without what looks like anybody's."""
+        """A message without our credentials, and without anything that looks like a credential."""
         return clean(text, self._secrets)
 
-    def _refuse_secrets(self, what: str, folder: Path) -> None:
-        """The last look at what is about to be sent; what is built here was looked through before.
+    def _refuse_secrets(self, action: str, folder: Path) -> None:
+        """Search the files for secrets once more before they are sent; the build did it before.
 
         Raises:
             RefusedError: a file holds what looks like a secret. Nothing was sent.
@@ -667,26 +502,26 @@ class Kaggle:
         try:
             refuse_secrets(texts_in(folder), own={*self._secrets, *own_secrets()})
         except LaunchError as error:
-            raise RefusedError(f"did not {what}: {error}") from None
+            raise RefusedError(f"did not {action}: {error}") from None
 
 
-def connect(patience: RetryPolicy | None = None) -> Kaggle:
-    """The account whose credentials the client finds.
+def connect(retry_policy: RetryPolicy | None = None) -> Kaggle:
+    """Authenticate with the credentials that the client finds on this machine.
 
     Raises:
-        CredentialsError: there are none, or they are not accepted.
-        NoAnswerError: the service could not be asked.
+        CredentialsError: there are none, or Kaggle does not accept them.
+        NoResponseError: Kaggle did not answer.
     """
     import requests
 
-    patience = patience or RetryPolicy()
+    policy = retry_policy or RetryPolicy()
     printed = io.StringIO()
     secrets = own_secrets()
-    for attempt in range(1, patience.tries + 1):
+    for attempt in range(1, policy.attempts + 1):
         try:
-            # The package authenticates when it is imported, prints what it misses, and may leave by sys.exit.
+            # The package authenticates when it is imported, prints what it misses, and may end by sys.exit.
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                api = _within(patience.answer, _authenticate, quiet=False)
+                api = call_with_deadline(_authenticate, timeout=policy.call_timeout, quiet=False)
             break
         except (requests.ConnectionError, requests.Timeout, TimeoutError, requests.HTTPError) as error:
             response = getattr(error, "response", None)
@@ -695,25 +530,24 @@ def connect(patience: RetryPolicy | None = None) -> Kaggle:
                 raise CredentialsError(
                     f"Kaggle does not accept the credentials (HTTP {status}).\n{CREDENTIALS}"
                 ) from None
-            if attempt == patience.tries:
-                what = f"HTTP {status}" if status else type(error).__name__
+            if attempt == policy.attempts:
+                cause = f"HTTP {status}" if status else type(error).__name__
                 raise NoResponseError(
-                    f"Kaggle could not be asked who you are ({what}, asked {attempt} times)"
+                    f"no response from Kaggle to the request to authenticate ({cause}, {attempt} attempts)"
                 ) from None
-            time.sleep(min(patience.delay * 2 ** (attempt - 1), patience.longest_delay))
-        except (SystemExit, OSError, *_STRANGE) as error:
-            said = clean(
-                printed.getvalue().strip() or str(error) or type(error).__name__, secrets
-            ).splitlines()[0]
+            time.sleep(policy.pause(attempt))
+        except (SystemExit, OSError, *DECODING_ERRORS) as error:
+            text = printed.getvalue().strip() or str(error) or type(error).__name__
+            first_line = clean(text, secrets).splitlines()[0]
             raise CredentialsError(
-                f"the Kaggle client found no credentials it can use: {said}\n{CREDENTIALS}"
+                f"the Kaggle client found no usable credentials: {first_line}\n{CREDENTIALS}"
             ) from None
     values = api.config_values
-    held = tuple(str(values[name]) for name in ("token", "key") if values.get(name))
+    used = tuple(str(values[name]) for name in ("token", "key") if values.get(name))
     user = str(values.get("username") or "")
     if not user:
         raise CredentialsError(f"the Kaggle client found credentials without a user name.\n{CREDENTIALS}")
-    return Kaggle(api, user, patience, secrets + held)
+    return Kaggle(api, user, policy, secrets + used)
 
 
 def _authenticate() -> Any:
@@ -724,50 +558,8 @@ def _authenticate() -> Any:
     return api
 
 
-def _within(seconds: float, call: Callable[[], T], *, quiet: bool = True) -> T:
-    """Run a call that has no deadline of its own; what the client prints meanwhile is not for our terminal.
-
-    Raises:
-        TimeoutError: it has not come back; its thread is left to end by itself.
-    """
-    outcome: list[Any] = []
-
-    def work() -> None:
-        try:
-            outcome.append((True, call()))
-        except BaseException as error:  # noqa: B036  SystemExit too: it is handed to the caller
-            outcome.append((False, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    hidden = io.StringIO()
-    with contextlib.ExitStack() as stack:
-        if quiet:
-            stack.enter_context(contextlib.redirect_stdout(hidden))
-            stack.enter_context(contextlib.redirect_stderr(hidden))
-        thread.start()
-        thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
-    done, value = outcome[0]
-    if not done:
-        raise value
-    result: T = value
-    return result
-
-
-@contextlib.contextmanager
-def _temporary_folder(folder: Path) -> Iterator[None]:
-    """Let the client keep its notes of uploads here: it trusts what it finds by path, size and time alone."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(folder)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
-
-
 def _log_text(log: str) -> str:
-    """The text of a log that comes as a JSON array of {stream_name, time, data}, or as it is."""
+    """The text of a log, which comes as a JSON array of {stream_name, time, data} or as plain text."""
     import json
 
     try:
@@ -779,12 +571,12 @@ def _log_text(log: str) -> str:
     return "".join(str(event.get("data", "")) for event in events if isinstance(event, dict))
 
 
-def _word(value: Any, what: str) -> str:
-    """The name of one of the client's enum values; its decoder lets some words through that are none."""
+def _enum_name(value: Any, subject: str) -> str:
+    """Name of an enum value of the client, whose decoder passes some unknown values on as they are."""
     from enum import Enum
 
     if not isinstance(value, Enum):
-        raise UnexpectedResponseError(f"Kaggle's answer holds {what} in a word that nobody knows")
+        raise UnexpectedResponseError(f"Kaggle's response holds {subject} as a value this code does not know")
     return value.name
 
 
@@ -797,12 +589,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _seconds(value: Any) -> float:
-    return min(max(_number(value) or 0.0, 0.0), 600.0)
-
-
-def now() -> datetime:
-    """The time, with its zone."""
-    return datetime.now(UTC)

@@ -9,7 +9,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.kaggle_api.client import CREDENTIALS, RULES, ClientError, connect, message_of
+from launch.kaggle_api.calls import service_message
+from launch.kaggle_api.client import connect
+from launch.kaggle_api.errors import CREDENTIALS, RULES, ClientError
 from lib.runtime.session import COMPETITION
 from lib.validation import is_safe_name
 
@@ -53,7 +55,7 @@ def download_competition(folder: Path, *, say: Callable[[str], None]) -> None:
             status, "Try again later: the same command goes on where it stopped."
         )
         raise ClientError(
-            f"Kaggle refused the download (HTTP {status}: {kaggle.clean(message_of(error))}).\n{remedy}"
+            f"Kaggle refused the download (HTTP {status}: {kaggle.clean(service_message(error))}).\n{remedy}"
         ) from error
     except (requests.RequestException, OSError, ValueError) as error:
         text = (

@@ -207,7 +207,7 @@ def _fetched(folder: Path) -> Target:
 
     from launch.campaign.outputs import fetch_output, output_key, peek_record
     from launch.errors import LaunchError
-    from launch.kaggle_api.client import Listing
+    from launch.kaggle_api.types import Listing
 
     path = _record_in(folder / "there")
     sample = path.read_bytes()
@@ -674,7 +674,8 @@ def _answers(folder: Path) -> Target:
     from emulated_wire import Wire
 
     from launch.errors import LaunchError
-    from launch.kaggle_api.client import Kaggle, RetryPolicy
+    from launch.kaggle_api.calls import RetryPolicy
+    from launch.kaggle_api.client import Kaggle
 
     os.environ |= {"KAGGLE_USERNAME": "alice", "KAGGLE_KEY": "0" * 32, "KAGGLE_API_ENVIRONMENT": "LOCALHOST"}
     wire = Wire(folder / "wire")
@@ -739,7 +740,7 @@ def _answers(folder: Path) -> Target:
 
         api = KaggleApi()
         api.authenticate()
-    kaggle = Kaggle(api, "alice", RetryPolicy(answer=4.0, tries=1), ("0" * 32,))
+    kaggle = Kaggle(api, "alice", RetryPolicy(call_timeout=4.0, attempts=1), ("0" * 32,))
     samples = [
         json.dumps({"call": call, "body": bodies[method]}).encode() for call, (method, _) in calls.items()
     ]

@@ -22,7 +22,8 @@ from launch.campaign.spec import CampaignSpec
 from launch.campaign.submission import ScoreTimeouts
 from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
-from launch.kaggle_api.client import RetryPolicy, connect
+from launch.kaggle_api.calls import RetryPolicy
+from launch.kaggle_api.client import connect
 from launch.plan import load_experiment
 
 PACE = Timeouts(
@@ -38,7 +39,7 @@ PACE = Timeouts(
     quota_every=0.3,
 )
 SCORE_PACE = ScoreTimeouts(poll=0.05, settle=0.5, patience=3.0)
-PATIENCE = RetryPolicy(answer=3.0, upload=10.0, tries=3, delay=0.05, longest_delay=0.2)
+PATIENCE = RetryPolicy(call_timeout=3.0, upload_timeout=10.0, attempts=3, delay=0.05, max_delay=0.2)
 
 
 def order_from(values: dict) -> CampaignSpec:

@@ -7,7 +7,8 @@ from emulated_world import TOKEN
 
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
-from launch.kaggle_api.client import RetryPolicy, connect
+from launch.kaggle_api.calls import RetryPolicy
+from launch.kaggle_api.client import connect
 from launch.plan import load_experiment, plan_kernels
 from launch.weights_dataset import upload_weights
 from lib.runtime.run_record import RunRecord, describe_files, write_run_record
@@ -34,7 +35,7 @@ def upload(kaggle, weights, monkeypatch, said):
     for name, value in kaggle.server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", str(kaggle.folder))
-    account = connect(RetryPolicy(answer=5, tries=3, delay=0.05))
+    account = connect(RetryPolicy(call_timeout=5, attempts=3, delay=0.05))
     work = kaggle.folder / "work"
     return upload_weights(account, say=said.append, weights=weights, work=work, poll=0.05, settle=0.3)
 

@@ -7,7 +7,7 @@ import pytest
 from launch.campaign.ledger import DROPPED, FAILED, LIMIT_NOTE, PUSHED, UNFINISHED, Push
 from launch.campaign.monitor import judge
 from launch.campaign.schedule import LONGEST
-from launch.kaggle_api.client import CANCELLED, ERROR, RunStatus
+from launch.kaggle_api.types import CANCELLED, ERROR, RunStatus
 from lib.runtime.session import MISSING_INPUTS
 
 HOUR = 3600.0

@@ -11,7 +11,8 @@ from launch.campaign.quota import Capacity
 from launch.campaign.standings import plan_standings
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import Timeouts
-from launch.kaggle_api.client import CapacityError, NoResponseError, Quota, QuotaError
+from launch.kaggle_api.errors import CapacityError, NoResponseError, QuotaError
+from launch.kaggle_api.types import Quota
 from launch.plan import load_experiment, plan_kernels
 
 KERNELS = plan_kernels([load_experiment("resnet34", ["expected_hours=2"])])

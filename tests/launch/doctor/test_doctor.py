@@ -26,19 +26,16 @@ from launch.doctor.command import (
 )
 from launch.doctor.environment_check import CPU, GPU, RESULTS, Finding
 from launch.errors import LaunchError
-from launch.kaggle_api.client import (
+from launch.kaggle_api.errors import CredentialsError, NoResponseError, RefusedError, UnexpectedResponseError
+from launch.kaggle_api.types import (
     ABSENT,
     COMPLETE,
     RUNNING,
-    CredentialsError,
     DatasetState,
-    NoResponseError,
     PulledKernel,
     Quota,
-    RefusedError,
     RunStatus,
     Submission,
-    UnexpectedResponseError,
 )
 from launch.plan import ROOT, load_experiment
 
@@ -51,7 +48,7 @@ class FakeKaggle:
 
     def __init__(self, **changes: Any) -> None:
         self.user = "alice"
-        self.patience = None
+        self.retry_policy = None
         self.api = SimpleNamespace(config_values={"auth_method": "ACCESS_TOKEN"})
         self.asked: list[str] = []
         self.answers = {
@@ -585,7 +582,9 @@ def test_canaries_are_pushed_only_with_credentials_that_work(account, tmp_path, 
 
     def run_environment_checks(kaggle: Any, folder: Path, say: Any, *, pace: Any) -> list[Finding]:
         pushed.append(kaggle.user)
-        return [Finding("environment check gpu: cards", False, "torch sees no GPU", "Verify your phone number")]
+        return [
+            Finding("environment check gpu: cards", False, "torch sees no GPU", "Verify your phone number")
+        ]
 
     monkeypatch.setattr(module, "run_environment_checks", run_environment_checks)
     with pytest.raises(LaunchError, match="torch sees no GPU"):

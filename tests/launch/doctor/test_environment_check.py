@@ -26,22 +26,15 @@ from launch.doctor.environment_check import (
 )
 from launch.emulator.synthetic_tiles import write_competition
 from launch.errors import LaunchError
-from launch.kaggle_api.client import (
-    ABSENT,
-    COMPLETE,
-    RUNNING,
+from launch.kaggle_api.errors import (
     CapacityError,
     EmptyKernelError,
-    Listing,
     NoResponseError,
-    PulledKernel,
-    Pushed,
-    Quota,
     QuotaError,
     RefusedError,
-    RunStatus,
     SourcesDroppedError,
 )
+from launch.kaggle_api.types import ABSENT, COMPLETE, RUNNING, Listing, PulledKernel, Pushed, Quota, RunStatus
 from launch.packaging.builder import read_source
 from launch.packaging.metadata import check_kernel_metadata
 from launch.sandbox import Mount, isolation, run_script
@@ -236,7 +229,9 @@ def run(kaggle, source, tmp_path):
     def probes(*, pace: Timeouts = PACE, say: Any = None):
         said: list[str] = []
         probes.said = said
-        return run_environment_checks(kaggle, tmp_path / "check", say or said.append, pace=pace, source=source)
+        return run_environment_checks(
+            kaggle, tmp_path / "check", say or said.append, pace=pace, source=source
+        )
 
     return probes
 
@@ -662,7 +657,10 @@ def test_processes_sum_their_numbers_and_one_that_hangs_is_ended(monkeypatch, tm
     assert facts["gigabytes_per_second"] > 0
     # A time in which nobody can start: both are ended, and it says so.
     assert "no end within" in environment_check.all_reduce(processes=2, backend="gloo", seconds=0.2)["error"]
-    assert "ended with" in environment_check.all_reduce(processes=2, backend="no-such-backend", seconds=60)["error"]
+    assert (
+        "ended with"
+        in environment_check.all_reduce(processes=2, backend="no-such-backend", seconds=60)["error"]
+    )
 
 
 def test_reading_is_bounded_in_time_and_number(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 from test_bundle import copied_tree
 
 from launch.errors import LaunchError
-from launch.kaggle_api.client import Kaggle, RefusedError
+from launch.kaggle_api.client import Kaggle
+from launch.kaggle_api.errors import RefusedError
 from launch.packaging.builder import build, read_source
 from launch.packaging.check import check
 from launch.packaging.secret_scan import clean, own_secrets, refuse_secrets, secrets_in
