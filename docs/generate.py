@@ -1,0 +1,117 @@
+"""Write the generated parts of the documentation: docs/configuration.md, and the module list of docs/architecture.md.
+
+python docs/generate.py          writes them
+python docs/generate.py --check  exits with 1 where they are not what the code says
+"""
+
+import ast
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from lib.config import Config  # noqa: E402
+
+_BEGIN, _END = "<!-- modules: written by `make docs` -->\n", "<!-- end of modules -->\n"
+_TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+
+
+def configuration() -> str:
+    """The reference of all options of an experiment, from the fields of Config."""
+    lines = [
+        "# Configuration",
+        "",
+        "Every option of an experiment, written by `make docs` from `lib/config.py`. An experiment is a TOML file in `experiments/` that",
+        "holds only what differs from these defaults. `--set KEY=VALUE` changes one option on the command line. An unknown key, a wrong",
+        "type or a value out of range is refused, and all problems are listed at once.",
+        "",
+        "To make an experiment of your own, write `experiments/mine.toml`, and run `build_kernel.py smoke mine`:",
+        "",
+        "    # The first line says what the experiment is for.",
+        '    backbone = "resnet34.tv_in1k"',
+        "    epochs = 8",
+        '    fold_split = "stain"',
+        "",
+        'A file that holds only `experiments = ["strong", "densenet"]` names several experiments, whose average is submitted.',
+    ]
+    group = None
+    for field in fields(Config):
+        if group is None or field.metadata.get("group", "") not in ("", group):
+            group = field.metadata.get("group", "")
+            lines += ["", f"## {group or 'Options'}", "", "| option | default | values | meaning |", "|---|---|---|---|"]
+        lines.append(f"| `{field.name}` | `{_shown(field.default)}` | {_values(field)} | {_cell(field.metadata['help'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else (f'"{value}"' if isinstance(value, str) else f"{value}")
+
+
+def _values(field) -> str:
+    meta = field.metadata
+    if meta["choices"]:
+        return ", ".join(f"`{choice}`" for choice in meta["choices"])
+    if meta["low"] is not None and field.type in (int, float):
+        return f"{_TYPES[field.type]}, {meta['low']:g} to {meta['high']:g}"
+    return _TYPES[field.type]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def modules() -> str:
+    """The first line of every module's docstring, by folder."""
+    lines = []
+    for top in ("launch", "lib", "kernels"):
+        folders: dict[Path, list[Path]] = {}
+        for path in sorted((ROOT / top).rglob("*.py")):
+            if path.name != "__init__.py":
+                folders.setdefault(path.parent, []).append(path)
+        for folder in sorted(folders, key=lambda folder: (folder != ROOT / top, folder)):
+            lines += ["", f"### {folder.relative_to(ROOT).as_posix()}/", "", "| module | subject |", "|---|---|"]
+            lines += [f"| `{path.name}` | {_cell(subject(path))} |" for path in folders[folder]]
+    return "\n".join(lines) + "\n\n"
+
+
+def subject(path: Path) -> str:
+    """The first line of a module's docstring; of a notebook's source, its first comment or heading."""
+    text = path.read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text))
+    if docstring:
+        return docstring.splitlines()[0]
+    headings = [line[4:] for line in text.splitlines() if line.startswith("# # ")]
+    return f"The notebook: {headings[0]}" if headings else ""
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file with the text it should have."""
+    path = ROOT / "docs" / "architecture.md"
+    head, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
+    tail = rest.partition(_END)[2]
+    return {
+        ROOT / "docs" / "configuration.md": configuration(),
+        path: head + _BEGIN + modules() + _END + tail,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check; returns the exit code."""
+    stale = [
+        path
+        for path, text in generated().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    if "--check" in arguments:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not what the code says: run `make docs`")
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(generated()[path], encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
