@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 
-.PHONY: env env-light smoke test test-newest mutations lint format lock clean bench bench-gpu
+.PHONY: env env-light docs smoke test test-newest mutations lint format lock clean bench bench-gpu
 
 env: $(READY)
 
@@ -61,6 +61,10 @@ lint: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# docs/configuration.md and the module list of docs/architecture.md.
+docs: env
+	$(RUN) docs/generate.py
 
 format: env
 	$(VENV)/bin/ruff check --fix .

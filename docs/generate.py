@@ -1,4 +1,5 @@
-"""Write the generated parts of the documentation: docs/configuration.md, and the module list of docs/architecture.md.
+"""Write the generated parts of the documentation: docs/configuration.md, and the module list of
+docs/architecture.md.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits with 1 where they are not what the code says
@@ -6,49 +7,60 @@ python docs/generate.py --check  exits with 1 where they are not what the code s
 
 import ast
 import sys
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from lib.config import Config  # noqa: E402
 
 _BEGIN, _END = "<!-- modules: written by `make docs` -->\n", "<!-- end of modules -->\n"
+_INTRODUCTION = """# Configuration
+
+Every option of an experiment, written by `make docs` from `lib/config.py`. An experiment is a TOML file in
+`experiments/` that holds only what differs from these defaults. `--set KEY=VALUE` changes one option on the
+command line. An unknown key, a wrong type or a value out of range is refused; all problems are listed at once.
+
+To make an experiment of your own, write `experiments/mine.toml`, and run `build_kernel.py smoke mine`:
+
+    # The first line says what the experiment is for.
+    backbone = "resnet34.tv_in1k"
+    epochs = 8
+    fold_split = "stain"
+
+A file that holds only a list, such as `experiments = ["strong", "densenet"]`, names several experiments.
+Their average is submitted."""
 _TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
 def configuration() -> str:
     """The reference of all options of an experiment, from the fields of Config."""
-    lines = [
-        "# Configuration",
-        "",
-        "Every option of an experiment, written by `make docs` from `lib/config.py`. An experiment is a TOML file in `experiments/` that",
-        "holds only what differs from these defaults. `--set KEY=VALUE` changes one option on the command line. An unknown key, a wrong",
-        "type or a value out of range is refused, and all problems are listed at once.",
-        "",
-        "To make an experiment of your own, write `experiments/mine.toml`, and run `build_kernel.py smoke mine`:",
-        "",
-        "    # The first line says what the experiment is for.",
-        '    backbone = "resnet34.tv_in1k"',
-        "    epochs = 8",
-        '    fold_split = "stain"',
-        "",
-        'A file that holds only `experiments = ["strong", "densenet"]` names several experiments, whose average is submitted.',
-    ]
+    lines = [_INTRODUCTION]
     group = None
     for field in fields(Config):
         if group is None or field.metadata.get("group", "") not in ("", group):
             group = field.metadata.get("group", "")
-            lines += ["", f"## {group or 'Options'}", "", "| option | default | values | meaning |", "|---|---|---|---|"]
-        lines.append(f"| `{field.name}` | `{_shown(field.default)}` | {_values(field)} | {_cell(field.metadata['help'])} |")
+            lines += [
+                "",
+                f"## {group or 'Options'}",
+                "",
+                "| option | default | values | meaning |",
+                "|---|---|---|---|",
+            ]
+        lines.append(
+            f"| `{field.name}` | `{_shown(field.default)}` | {_values(field)} | {_cell(field.metadata['help'])} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else (f'"{value}"' if isinstance(value, str) else f"{value}")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def _values(field) -> str:
+def _values(field: Field[Any]) -> str:
     meta = field.metadata
     if meta["choices"]:
         return ", ".join(f"`{choice}`" for choice in meta["choices"])
@@ -70,7 +82,13 @@ def modules() -> str:
             if path.name != "__init__.py":
                 folders.setdefault(path.parent, []).append(path)
         for folder in sorted(folders, key=lambda folder: (folder != ROOT / top, folder)):
-            lines += ["", f"### {folder.relative_to(ROOT).as_posix()}/", "", "| module | subject |", "|---|---|"]
+            lines += [
+                "",
+                f"### {folder.relative_to(ROOT).as_posix()}/",
+                "",
+                "| module | subject |",
+                "|---|---|",
+            ]
             lines += [f"| `{path.name}` | {_cell(subject(path))} |" for path in folders[folder]]
     return "\n".join(lines) + "\n\n"
 
