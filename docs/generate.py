@@ -20,7 +20,7 @@ _INTRODUCTION = """# Configuration
 
 Every option of an experiment, written by `make docs` from `lib/config.py`. An experiment is a TOML file in
 `experiments/` that holds only what differs from these defaults. `--set KEY=VALUE` changes one option on the
-command line. An unknown key, a wrong type or a value out of range is refused; all problems are listed at once.
+command line. An unknown key, a wrong type or a value out of range is refused, with all problems at once.
 
 To make an experiment of your own, write `experiments/mine.toml`, and run `build_kernel.py smoke mine`:
 
@@ -48,9 +48,8 @@ def configuration() -> str:
                 "| option | default | values | meaning |",
                 "|---|---|---|---|",
             ]
-        lines.append(
-            f"| `{field.name}` | `{_shown(field.default)}` | {_values(field)} | {_cell(field.metadata['help'])} |"
-        )
+        meaning = _cell(field.metadata["help"])
+        lines.append(f"| `{field.name}` | `{_shown(field.default)}` | {_values(field)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
