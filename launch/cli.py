@@ -295,24 +295,20 @@ def options() -> None:
 # --- on Kaggle ----------------------------------------------------------------------------------------------
 
 
-def _order(
-    experiments: tuple[str, ...],
-    overrides: tuple[str, ...],
-    *,
-    campaign: str | None,
-    owner: str | None,
-    folds: Sequence[int] | None = None,
-    datasets: tuple[str, ...] = (),
-    **rest: Any,
+def _spec(
+    experiments: tuple[str, ...], overrides: tuple[str, ...], *, owner: str | None, **values: Any
 ) -> Any:
-    """What a campaign is to do; it is found by the names of its experiments, or by --campaign."""
-    from launch.campaign.spec import CampaignSpec, campaign_folder, campaign_name
+    """What a campaign computes, from the arguments of a command."""
+    from launch.campaign.spec import CampaignSpec
 
-    loaded = _load(experiments, overrides)
-    folder = campaign_folder(campaign or campaign_name(loaded))
-    return CampaignSpec(
-        experiments=loaded, folder=folder, owner=owner or "", folds=folds, datasets=datasets, **rest
-    )
+    return CampaignSpec(experiments=tuple(_load(experiments, overrides)), owner=owner or "", **values)
+
+
+def _folder(spec: Any, campaign: str | None) -> Path:
+    """The folder of a campaign, by --campaign or by the names of its experiments."""
+    from launch.campaign.spec import campaign_folder, campaign_name
+
+    return campaign_folder(campaign or campaign_name(spec.experiments))
 
 
 @main.command(
@@ -369,45 +365,45 @@ def run(
     continue without this command.
     """
     from launch.campaign.commands import run as campaign_run
+    from launch.campaign.spec import RunOptions
     from launch.kaggle_api.client import connect
 
-    order = _order(
+    spec = _spec(
         experiments,
         overrides,
-        campaign=campaign,
         owner=owner,
         folds=folds,
         datasets=datasets,
-        submit=not no_submit,
-        message=message,
-        reuse=reuse,
         strict_bundle=strict_bundle,
         average=average,
         search=_load_search(search_name),
     )
+    options = RunOptions(
+        folder=_folder(spec, campaign),
+        search_only=search_name is not None,
+        submit=not no_submit,
+        message=message,
+        reuse=reuse,
+    )
     if not no_check:
-        _offer_environment_check(order)
-    campaign_run(order, connect=connect)
+        _offer_environment_check(spec, options.folder)
+    campaign_run(spec, options, connect=connect)
 
 
-def _offer_environment_check(order: Any) -> None:
+def _offer_environment_check(spec: Any, folder: Path) -> None:
     """Offer the environment check before the first campaign: a few minutes may save hours of quota."""
     from launch.doctor.command import CHECK_FOLDER
     from launch.doctor.command import doctor as examine
     from launch.doctor.environment_check import RESULTS
 
-    if (
-        (CHECK_FOLDER / RESULTS).is_file()
-        or (order.folder / "ledger.json").is_file()
-        or not sys.stdin.isatty()
-    ):
+    if (CHECK_FOLDER / RESULTS).is_file() or (folder / "ledger.json").is_file() or not sys.stdin.isatty():
         return
     text = (
         "Your Kaggle account was not checked yet. The check pushes three small kernels: a few minutes, about "
         "0.1 h of GPU quota. Run it first?"
     )
     if click.confirm(text, default=True):
-        examine(order.experiments, check_kaggle=True, folder=CHECK_FOLDER, say=click.echo)
+        examine(spec.experiments, check_kaggle=True, folder=CHECK_FOLDER, say=click.echo)
 
 
 @main.command()
@@ -415,7 +411,7 @@ def _offer_environment_check(order: Any) -> None:
 def status(campaign: str | None) -> None:
     """Show the state of a campaign: kernels, versions, AUC, quota."""
     from launch.campaign.commands import show_status
-    from launch.campaign.spec import find_campaign
+    from launch.campaign.ledger import find_campaign
     from launch.kaggle_api.client import connect
 
     show_status(find_campaign(campaign), connect=connect)
@@ -436,7 +432,7 @@ def watch(campaign: str | None, every: float) -> None:
     It changes nothing.
     """
     from launch.campaign.commands import watch as watch_campaign
-    from launch.campaign.spec import find_campaign
+    from launch.campaign.ledger import find_campaign
     from launch.kaggle_api.client import connect
 
     watch_campaign(find_campaign(campaign), connect=connect, every=every)
@@ -452,7 +448,7 @@ def logs(name: str, follow: bool, campaign: str | None) -> None:
     NAME is weights, prepare, fold-0, fold-1, ..., inference or report.
     """
     from launch.campaign.commands import show_log
-    from launch.campaign.spec import find_campaign
+    from launch.campaign.ledger import find_campaign
     from launch.kaggle_api.client import connect
 
     show_log(find_campaign(campaign), name, follow=follow, connect=connect)
@@ -468,7 +464,7 @@ def output(names: tuple[str, ...], out: Path | None, campaign: str | None) -> No
     Each output is checked against its run.json. Arrays and weights stay on Kaggle.
     """
     from launch.campaign.commands import pull_outputs
-    from launch.campaign.spec import find_campaign
+    from launch.campaign.ledger import find_campaign
     from launch.kaggle_api.client import connect
 
     pull_outputs(find_campaign(campaign), names, to=out, connect=connect)
@@ -513,11 +509,15 @@ def push(
     search that was pushed before continues: its finished trials are not run again.
     """
     from launch.campaign.commands import push as push_names
+    from launch.campaign.spec import CampaignSpec, RunOptions
     from launch.kaggle_api.client import connect
 
     search = _load_search(search_name)
-    order = _order(experiments, overrides, campaign=campaign, owner=owner, datasets=datasets, search=search)
-    push_names(order, names, connect=connect)
+    if campaign and not experiments and not overrides:
+        spec = CampaignSpec(owner=owner or "", datasets=datasets, search=search)
+    else:
+        spec = _spec(experiments, overrides, owner=owner, datasets=datasets, search=search)
+    push_names(spec, names, RunOptions(folder=_folder(spec, campaign)), connect=connect)
 
 
 @main.command()
@@ -526,10 +526,11 @@ def push(
 def submit(message: str, campaign: str | None) -> None:
     """Submit the result of a campaign once, and wait for its score."""
     from launch.campaign.commands import submit_only
-    from launch.campaign.spec import find_campaign
+    from launch.campaign.ledger import find_campaign
+    from launch.campaign.spec import RunOptions
     from launch.kaggle_api.client import connect
 
-    submit_only(find_campaign(campaign), message=message, connect=connect)
+    submit_only(RunOptions(folder=find_campaign(campaign), message=message), connect=connect)
 
 
 @main.command()
@@ -540,8 +541,8 @@ def report(campaign: str | None) -> None:
     It uses the outputs that were fetched so far, and needs no account. `run` makes the same report on Kaggle
     as its last step. The notebook beside the report opens in Jupyter.
     """
+    from launch.campaign.ledger import find_campaign
     from launch.campaign.report import make_report
-    from launch.campaign.spec import find_campaign
 
     click.echo(f"report: {make_report(find_campaign(campaign), say=click.echo)}")
 

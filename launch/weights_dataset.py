@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launch.campaign.ledger import campaign_lock, new_ledger, read_ledger
 from launch.campaign.library_dataset import Publisher
+from launch.campaign.spec import CampaignSpec
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
 from launch.local import WEIGHTS_FOLDER, link_or_copy
@@ -70,7 +71,7 @@ def upload_weights(
             raise LaunchError("; ".join(problems))
         write_atomic(staged / DATASET_METADATA, render(metadata))
         ledger = read_ledger(work) or new_ledger(
-            work, campaign="weights", owner=kaggle.user, experiments={}, datasets=[ENCODERS_SLUG]
+            work, campaign="weights", spec=CampaignSpec(owner=kaggle.user, datasets=(ENCODERS_SLUG,))
         )
         publisher = Publisher(kaggle, ledger, staged, bundle, settle=settle, say=say, slug=ENCODERS_SLUG)
         publisher.finish(poll)

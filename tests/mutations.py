@@ -502,7 +502,7 @@ MUTATIONS = (
     Mutation(
         "looked-for-before-it-is-sent-again",
         "launch/campaign/submission.py",
-        "if entry.state != INTENDED or _is_listed(kaggle, ledger, entry, mark, pace):",
+        "if entry.state != INTENDED or _is_listed(kaggle, ledger, entry, mark, timeouts):",
         "if entry.state != INTENDED:",
         ("tests/launch/campaign/test_faults.py::test_it_finishes[submission reset after it happened]",),
     ),

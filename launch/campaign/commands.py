@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.campaign.board import LiveTable, quota_line, standings_table
 from launch.campaign.clock import seconds_since
-from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger
+from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, spec_of
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import LOGS, OUTPUTS, fetch_output, peek_record
 from launch.campaign.report import NOTEBOOK, PAGE, leave_notebook, report_facts
-from launch.campaign.spec import CampaignSpec, order_of, plan_of, search_of
+from launch.campaign.spec import CampaignSpec, RunOptions, different_campaign, same_campaign
 from launch.campaign.standings import ledger_standings
 from launch.campaign.state import CampaignStoppedError
 from launch.campaign.submission import LEADERBOARD, PICTURE, submit_file, write_leaderboard
@@ -30,7 +30,6 @@ from launch.plan import (
     needed_for,
 )
 from launch.summary import print_ranking, print_summary, summarise
-from lib.config import EXPECTATIONS, Config
 from lib.evaluation.out_of_fold import Summary
 from lib.files import write_atomic
 from lib.runtime.run_record import RECORD_NAME, read_run_record
@@ -45,48 +44,58 @@ class Result:
     ledger: Ledger
 
 
-def run(order: CampaignSpec, *, connect: Callable[[], Kaggle], started: float | None = None) -> Result:
-    """A campaign from where it stands to its end; safe to repeat.
+def run(
+    spec: CampaignSpec,
+    options: RunOptions,
+    *,
+    connect: Callable[[], Kaggle],
+    started: float | None = None,
+) -> Result:
+    """Run a campaign from its present state to its end; safe to repeat.
+
+    Args:
+        spec: what is computed; it must continue the campaign in the folder, where there is one.
+        options: of this run.
+        connect: makes the client.
+        started: when the command began, by time.monotonic; now by default.
 
     Raises:
-        LaunchError: it stopped; the message says why and what to do. Nothing that was done is lost.
+        LaunchError: it stopped; the message names the cause and the remedy. Nothing that was done is lost.
     """
     started = time.monotonic() if started is None else started
-    with (
-        campaign_lock(order.folder.parent),
-        LiveTable(f"campaign {order.name or order.folder.name}") as board,
-    ):
-        kaggle = connect()
-        campaign = open_campaign(order, kaggle, board)
+    with campaign_lock(options.folder.parent), _table(options) as board:
+        campaign = open_campaign(spec, options, connect(), board)
         campaign.run()
-        if order.search is not None:
+        if options.search_only:
             kernel = next(kernel for kernel in campaign.progress.kernels if kernel.kind == "search")
-            print_ranking(order.folder / OUTPUTS / kernel.slug, seconds=time.monotonic() - started)
+            print_ranking(options.folder / OUTPUTS / kernel.slug, seconds=time.monotonic() - started)
             return Result([], None, campaign.desk.ledger)
-        done = _read_outputs(order, campaign.progress.kernels)
-        entry = _submit(order, campaign, done, say=board.say) if order.submit else None
-        problem = _report(order, campaign)
+        done = _read_outputs(options, campaign)
+        entry = _submit(options, campaign, done, say=board.say) if options.submit else None
+        problem = _report(options, campaign)
     print_summary(done.summaries, done.submission, done.sample, seconds=time.monotonic() - started)
     if entry is not None:
-        print_score(entry, order)
+        print_score(entry, options)
     if problem:
         raise LaunchError(
             f"everything but the report is done and kept. {problem}\nOn this machine: build_kernel.py report"
         )
-    print(
-        f"report: {order.folder / OUTPUTS / REPORT_SLUG / PAGE}, to be run in Jupyter: {order.folder / NOTEBOOK}",
-        flush=True,
-    )
+    page, notebook = options.folder / OUTPUTS / REPORT_SLUG / PAGE, options.folder / NOTEBOOK
+    print(f"report: {page}, to be run in Jupyter: {notebook}", flush=True)
     return Result(done.summaries, entry, campaign.desk.ledger)
 
 
-def _report(order: CampaignSpec, campaign: Campaign) -> str:
+def _table(options: RunOptions) -> LiveTable:
+    return LiveTable(f"campaign {options.name or options.folder.name}")
+
+
+def _report(options: RunOptions, campaign: Campaign) -> str:
     """Run the report kernel over everything else, the score included; what went wrong, or an empty text."""
     progress = campaign.progress
-    progress.tell(REPORT_SLUG, report_facts(order.folder, progress.kernels))
-    progress.goal = {each.slug for each in needed_for(progress.kernels, "report")}
-    kernel = next(each for each in progress.kernels if each.slug == REPORT_SLUG)
-    leave_notebook(campaign.desk.source, kernel, order.folder)
+    progress.tell(REPORT_SLUG, report_facts(options.folder, progress.kernels))
+    progress.goal = {kernel.slug for kernel in needed_for(progress.kernels, "report")}
+    kernel = next(kernel for kernel in progress.kernels if kernel.slug == REPORT_SLUG)
+    leave_notebook(campaign.desk.source, kernel, options.folder)
     try:
         campaign.run()
     except CampaignStoppedError as error:
@@ -103,19 +112,22 @@ class _Done:
     sample: Path
 
 
-def _read_outputs(order: CampaignSpec, kernels: Sequence[Kernel]) -> _Done:
-    def folder_of(slug: str) -> Path:
-        return order.folder / OUTPUTS / slug
+def _read_outputs(options: RunOptions, campaign: Campaign) -> _Done:
+    kernels = campaign.progress.kernels
 
-    def one(kind: str) -> Path:
+    def folder_of(slug: str) -> Path:
+        return options.folder / OUTPUTS / slug
+
+    def only(kind: str) -> Path:
         return folder_of(next(kernel.slug for kernel in kernels if kernel.kind == kind))
 
-    summaries = [summarise(experiment.name, kernels, folder_of) for experiment in order.experiments]
-    return _Done(summaries, one("inference") / "submission.csv", one("prepare") / "sample_submission.csv")
+    experiments = campaign.desk.ledger.spec.experiments
+    summaries = [summarise(experiment.name, kernels, folder_of) for experiment in experiments]
+    return _Done(summaries, only("inference") / "submission.csv", only("prepare") / "sample_submission.csv")
 
 
 def _submit(
-    order: CampaignSpec, campaign: Campaign, done: _Done, *, say: Callable[[str], None]
+    options: RunOptions, campaign: Campaign, done: _Done, *, say: Callable[[str], None]
 ) -> SubmissionEntry:
     pooled = ", ".join(f"{summary.experiment} OOF {summary.pooled:.4f}" for summary in done.summaries)
     entry = submit_file(
@@ -123,52 +135,54 @@ def _submit(
         campaign.desk.ledger,
         done.submission,
         sample=done.sample,
-        text=order.message or pooled,
-        pace=order.score_pace,
+        text=options.message or pooled,
+        timeouts=options.timeouts,
         say=say,
     )
+    outputs = options.folder / OUTPUTS
     records = {
-        kernel.slug: read_run_record(
-            order.folder / OUTPUTS / kernel.slug, kind=kernel.kind, fetched_only=True
-        )
+        kernel.slug: read_run_record(outputs / kernel.slug, kind=kernel.kind, fetched_only=True)
         for kernel in campaign.progress.wanted
     }
     write_leaderboard(
-        order.folder,
+        options.folder,
         ledger=campaign.desk.ledger,
         entry=entry,
         summaries=done.summaries,
         records=records,
-        judge=order.judge,
+        scored_by=options.scored_by,
     )
     return entry
 
 
-def print_score(entry: SubmissionEntry, order: CampaignSpec) -> None:
-    """What the submission scored, and where that is written down."""
+def print_score(entry: SubmissionEntry, options: RunOptions) -> None:
+    """Print the score of a submission, and the files that record it."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     if entry.public is None and entry.private is None:
-        console.print(f"accepted by {order.judge}, submission {entry.ref}; it gave no score")
+        console.print(f"accepted by {options.scored_by}, submission {entry.ref}; it gave no score")
     else:
-        shown = [
-            f"{n} {s:.4f}" for n, s in (("public", entry.public), ("private", entry.private)) if s is not None
-        ]
-        console.print(f"scored by {order.judge}: AUC {', '.join(shown)} (submission {entry.ref})")
-    console.print(f"record: {order.folder / LEADERBOARD}, picture: {order.folder / PICTURE}")
+        console.print(f"scored by {options.scored_by}: AUC {_scores(entry)} (submission {entry.ref})")
+    console.print(f"record: {options.folder / LEADERBOARD}, picture: {options.folder / PICTURE}")
 
 
-def open_campaign(order: CampaignSpec, kaggle: Kaggle, board: LiveTable) -> Campaign:
-    """The campaign's ledger, checked against the order, and its kernels, built.
+def _scores(entry: SubmissionEntry) -> str:
+    """The scores that a submission has: `public 0.9552, private 0.9541`."""
+    scores = {"public": entry.public, "private": entry.private}
+    return ", ".join(f"{name} {score:.4f}" for name, score in scores.items() if score is not None)
+
+
+def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board: LiveTable) -> Campaign:
+    """Open the ledger of a campaign, check the specification against it, save it there, and build the kernels.
 
     Raises:
-        LaunchError: the account is not the owner, or the ledger belongs to another plan.
+        LaunchError: the account is not the owner, or the ledger belongs to another campaign.
     """
-    owner = order.owner or owner_of(read_base())
+    owner = spec.owner or owner_of(read_base())
     if owner == PLACEHOLDER_OWNER and kaggle.user != owner:
         board.say(
-            f"kernel-metadata.json names no owner yet: using {kaggle.user}, whose credentials these are"
+            f"kernel-metadata.json names no owner yet: using {kaggle.user}, the user of the credentials"
         )
         owner = kaggle.user
     if owner.lower() != kaggle.user.lower():
@@ -176,26 +190,26 @@ def open_campaign(order: CampaignSpec, kaggle: Kaggle, board: LiveTable) -> Camp
             f"the owner is {owner} (kernel-metadata.json, or --owner), the credentials are those of {kaggle.user}: "
             "use the credentials of that account, or write your own name"
         )
-    search = order.search or search_of(order.folder)
+    ledger = read_ledger(options.folder)
+    spec = _continued(replace(spec, owner=owner), ledger, options.folder)
     built = build(
-        order.experiments,
-        out=order.folder / "build",
+        spec.experiments,
+        out=options.folder / "build",
         owner=owner,
-        datasets=order.datasets,
-        folds=order.folds,
-        average=order.average,
-        thin=order.thin,
-        strict_bundle=order.strict_bundle,
-        search=search,
+        datasets=spec.datasets,
+        folds=spec.folds,
+        average=spec.average,
+        thin=spec.thin,
+        strict_bundle=spec.strict_bundle,
+        search=spec.search,
     )
-    ledger = _ledger_for(order, owner)
-    searching = {kernel.slug for kernel in needed_for(built.kernels, "search")}
-    # The report comes later: it tells of the score.
-    goal = (
-        searching
-        if order.search is not None
-        else {kernel.slug for kernel in needed_for(built.kernels, "inference")}
-    )
+    if ledger is None:
+        ledger = new_ledger(options.folder, campaign=options.name or options.folder.name, spec=spec)
+    ledger.spec = spec
+    ledger.save()
+    # The report comes later, because it shows the score.
+    last = "search" if options.search_only else "inference"
+    goal = {kernel.slug for kernel in needed_for(built.kernels, last)}
     board.say(
         f"campaign {ledger.campaign} ({ledger.id}): {len(goal)} kernels, bundle {built.bundle[:12]}, as {owner}"
     )
@@ -204,64 +218,29 @@ def open_campaign(order: CampaignSpec, kaggle: Kaggle, board: LiveTable) -> Camp
         source=built.source,
         kernels=built.kernels,
         ledger=ledger,
-        folder=order.folder,
+        folder=options.folder,
         dataset=built.out / "dataset",
-        pace=order.pace,
+        pace=options.timeouts,
         say=board.say,
         show=board.show,
-        reuse=order.reuse,
+        reuse=options.reuse,
         goal=goal,
     )
 
 
-def _ledger_for(order: CampaignSpec, owner: str) -> Ledger:
-    wanted = {experiment.name: dict(experiment.config.to_dict()) for experiment in order.experiments}
-    folds = None if order.folds is None else sorted(set(order.folds))
-    ledger = read_ledger(order.folder)
+def _continued(spec: CampaignSpec, ledger: Ledger | None, folder: Path) -> CampaignSpec:
+    """A specification as the next one of a campaign: a search that it does not name is kept, so its output is not lost.
+
+    Raises:
+        LaunchError: it is the specification of another campaign.
+    """
+    folds = None if spec.folds is None else tuple(sorted(set(spec.folds)))
+    spec = replace(spec, folds=folds)
     if ledger is None:
-        ledger = new_ledger(
-            order.folder,
-            campaign=order.name or order.folder.name,
-            owner=owner,
-            experiments=wanted,
-            datasets=list(order.datasets),
-            folds=folds,
-        )
-    problems = []
-    if ledger.owner != owner:
-        problems.append(f"it belongs to {ledger.owner}, not to {owner}")
-    if set(ledger.experiments) != set(wanted):
-        problems.append(f"it is about {', '.join(ledger.experiments)}, not about {', '.join(wanted)}")
-    if ledger.datasets != list(order.datasets):
-        problems.append(
-            f"its attached datasets are {ledger.datasets or 'none'}, not {list(order.datasets) or 'none'}"
-        )
-    for name, config in wanted.items():
-        before = {
-            **Config().to_dict(),
-            **ledger.experiments.get(name, config),
-        }  # a knob it does not know is a new one
-        changed = [
-            knob
-            for knob in sorted({*config, *before})
-            if config.get(knob) != before.get(knob) and knob not in EXPECTATIONS
-        ]
-        problems += [f"{name}: {knob} was {before.get(knob)!r}, is {config.get(knob)!r}" for knob in changed]
-    if problems:
-        raise LaunchError(
-            f"the campaign in {order.folder} was started differently:\n  - "
-            + "\n  - ".join(problems)
-            + "\nName another with --campaign, or give it what it was started with."
-        )
-    for name, config in wanted.items():
-        ledger.experiments[name] = config  # `expected_hours` may have been corrected
-    ledger.folds = folds
-    if (
-        order.search is not None
-    ):  # another space is no other campaign: the trials that both hold are not run again
-        ledger.search = {"name": order.search.name, "values": order.search.to_dict()}
-    ledger.save()
-    return ledger
+        return spec
+    if problems := same_campaign(ledger.spec, spec):
+        raise different_campaign(folder, problems)
+    return replace(spec, search=spec.search or ledger.spec.search)
 
 
 # --- single steps ----------------------------------------------------------------------------------------------------
@@ -290,29 +269,53 @@ def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
     return found[0]
 
 
-def push(order: CampaignSpec, names: Sequence[str], *, connect: Callable[[], Kaggle]) -> None:
-    """Push single kernels, or the dataset, under the rules of a campaign; what they read must be done.
+def push(
+    spec: CampaignSpec, names: Sequence[str], options: RunOptions, *, connect: Callable[[], Kaggle]
+) -> None:
+    """Push single kernels, or the dataset, under the rules of a campaign. The kernels that they read must be done.
+
+    A campaign that exists keeps its specification; a fold that is pushed becomes one of its folds.
 
     Raises:
-        LaunchError: a name nobody knows, inputs that are missing, or a push that was refused.
+        LaunchError: an unknown name, a missing input, or a push that was refused.
     """
-    if order.search is None and any(name.endswith("search") for name in names):
-        order.search = search_of(order.folder) or load_search(DEFAULT_SEARCH)
-    with (
-        campaign_lock(order.folder.parent),
-        LiveTable(f"campaign {order.name or order.folder.name}") as board,
-    ):
-        campaign = open_campaign(order, connect(), board)
+    with campaign_lock(options.folder.parent), _table(options) as board:
+        spec = _pushed(spec, names, read_ledger(options.folder))
+        campaign = open_campaign(spec, options, connect(), board)
+        kernels = campaign.progress.kernels
         if "report" in names or REPORT_SLUG in names:
-            campaign.progress.tell(REPORT_SLUG, report_facts(order.folder, campaign.progress.kernels))
-        chosen = [
-            resolve(name, campaign.progress.kernels)
-            for name in names
-            if name not in ("dataset", LIBRARY_SLUG)
-        ]
+            campaign.progress.tell(REPORT_SLUG, report_facts(options.folder, kernels))
+            kernels = campaign.progress.kernels
+        chosen = [resolve(name, kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
         if len(chosen) < len(names):
             campaign.publisher.finish(campaign.desk.pace.poll)
         campaign.push_only(chosen)
+
+
+def _pushed(spec: CampaignSpec, names: Sequence[str], ledger: Ledger | None) -> CampaignSpec:
+    """The specification of a campaign whose kernels are pushed by name."""
+    if ledger is None and not spec.experiments:
+        raise LaunchError("there is no such campaign yet: name its experiments with --experiment")
+    if ledger is not None:
+        saved = ledger.spec
+        spec = replace(
+            spec,
+            experiments=spec.experiments or saved.experiments,
+            owner=spec.owner or saved.owner,
+            datasets=spec.datasets or saved.datasets,
+            average=saved.average,
+            search=spec.search or saved.search,
+            thin=saved.thin,
+            strict_bundle=saved.strict_bundle,
+        )
+    if spec.search is None and any(name.endswith("search") for name in names):
+        spec = replace(spec, search=load_search(DEFAULT_SEARCH))
+    if ledger is None or ledger.spec.folds is None:
+        return spec
+    kernels = spec.plan()  # with all folds
+    chosen = [resolve(name, kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
+    pushed = {kernel.fold for kernel in chosen if kernel.kind == "train"}
+    return replace(spec, folds=tuple(sorted({*ledger.spec.folds, *pushed})))
 
 
 def show_status(folder: Path, *, connect: Callable[[], Kaggle]) -> bool:
@@ -343,9 +346,7 @@ def show_status(folder: Path, *, connect: Callable[[], Kaggle]) -> bool:
             console.print(f"{standing.slug}: {standing.state}{version}{auc}", soft_wrap=True)
         console.print(quota_line(quota))
     for entry in ledger.submissions:
-        scores = ", ".join(
-            f"{n} {s:.4f}" for n, s in (("public", entry.public), ("private", entry.private)) if s is not None
-        )
+        scores = _scores(entry)
         console.print(
             f"submission {entry.ref or '?'}: {entry.state}{', ' + scores if scores else ''} {entry.note}".rstrip()
         )
@@ -371,8 +372,7 @@ def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> None:
 
 def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kaggle]) -> None:
     """Print the log of a kernel: as Kaggle holds it, line by line while it runs with `follow`."""
-    order = order_of(folder)
-    kernel = resolve(name, plan_of(order))
+    kernel = resolve(name, spec_of(folder).plan())
     kaggle = connect()
     if follow:
         for line in kaggle.follow(kernel.slug):
@@ -392,10 +392,10 @@ def pull_outputs(
     folder: Path, names: Sequence[str], *, to: Path | None, connect: Callable[[], Kaggle]
 ) -> None:
     """Fetch the outputs of kernels, whoever pushed them, held against their run.json."""
-    order = order_of(folder)
+    kernels = spec_of(folder).plan()
     kaggle = connect()
     target = to or folder / "pulled"
-    for kernel in [resolve(name, plan_of(order)) for name in names]:
+    for kernel in [resolve(name, kernels) for name in names]:
         listing = kaggle.output(kernel.slug)
         content = peek_record(kaggle, kernel.slug, listing, folder=target)
         record = fetch_output(kaggle, kernel.slug, listing, content, kind=kernel.kind, folder=target)
@@ -407,21 +407,22 @@ def pull_outputs(
         )
 
 
-def submit_only(folder: Path, *, message: str, connect: Callable[[], Kaggle]) -> SubmissionEntry:
-    """Submit what the campaign's inference left, and wait for the score.
+def submit_only(options: RunOptions, *, connect: Callable[[], Kaggle]) -> SubmissionEntry:
+    """Submit the result of the campaign in `options.folder`, and wait for the score.
 
     Raises:
         LaunchError: there is nothing to submit yet, or the submission failed.
     """
-    order = order_of(folder)
-    order.message = message
-    with campaign_lock(folder.parent), LiveTable(f"campaign {folder.name}") as board:
-        campaign = open_campaign(order, connect(), board)
-        open_ = [kernel.slug for kernel in campaign.progress.wanted if not campaign.progress.is_done(kernel)]
-        if open_:
+    spec = spec_of(options.folder)
+    with campaign_lock(options.folder.parent), _table(options) as board:
+        campaign = open_campaign(spec, options, connect(), board)
+        unfinished = [
+            kernel.slug for kernel in campaign.progress.wanted if not campaign.progress.is_done(kernel)
+        ]
+        if unfinished:
             raise LaunchError(
-                f"nothing to submit yet: {', '.join(open_)} are not done. build_kernel.py run does it all"
+                f"nothing to submit yet: {', '.join(unfinished)} are not done. Run build_kernel.py run first"
             )
-        entry = _submit(order, campaign, _read_outputs(order, campaign.progress.kernels), say=board.say)
-    print_score(entry, order)
+        entry = _submit(options, campaign, _read_outputs(options, campaign), say=board.say)
+    print_score(entry, options)
     return entry

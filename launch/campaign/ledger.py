@@ -7,20 +7,21 @@ the answer. Whoever takes up a killed campaign finds every request either proved
 import fcntl
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from launch.campaign.clock import is_moment, stamp
+from launch.campaign.spec import CampaignSpec, campaign_folder, campaigns, spec_from_dict
 from launch.errors import LaunchError
 from lib.errors import listed
 from lib.files import write_atomic
 from lib.validation import UNREADABLE, type_errors
 
 LEDGER_NAME = "ledger.json"
-LEDGER_FORMAT = 1
+LEDGER_FORMAT = 2
 _MOMENTS = ("intended_at", "pushed_at", "ended_at", "at", "fetched_at", "created")
 
 # States of a push. Open ones may still run on Kaggle.
@@ -151,11 +152,7 @@ class Ledger:
     Attributes:
         campaign: its name.
         id: random, so that no two campaigns share a push id.
-        owner: the account.
-        experiments: name to config, as plain values.
-        datasets: owner/slug of attached datasets.
-        folds: those the campaign is about at present; None for all.
-        search: the one it was about last, its name and its values; None where there was none.
+        spec: what the campaign computes, as of its latest run.
         created: when.
         kernels: by slug.
         dataset: the library's.
@@ -164,11 +161,7 @@ class Ledger:
 
     campaign: str
     id: str
-    owner: str
-    experiments: dict[str, dict[str, Any]]
-    datasets: list[str] = field(default_factory=list)
-    folds: list[int] | None = None
-    search: dict[str, Any] | None = None
+    spec: CampaignSpec
     created: str = ""
     kernels: dict[str, KernelEntry] = field(default_factory=dict)
     dataset: DatasetEntry | None = None
@@ -182,12 +175,19 @@ class Ledger:
         plain = {name: _plain(value) for name, value in content.items()}
         write_atomic(self.folder / LEDGER_NAME, json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
+    @property
+    def owner(self) -> str:
+        """The account."""
+        return self.spec.owner
+
     def entry(self, slug: str, kind: str) -> KernelEntry:
         """The entry of a kernel, made where it is missing (and then not saved yet)."""
         return self.kernels.setdefault(slug, KernelEntry(kind=kind))
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, CampaignSpec):
+        return value.to_dict()
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -195,27 +195,10 @@ def _plain(value: Any) -> Any:
     return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
-def new_ledger(
-    folder: Path,
-    *,
-    campaign: str,
-    owner: str,
-    experiments: Mapping[str, dict[str, Any]],
-    datasets: list[str],
-    folds: list[int] | None = None,
-) -> Ledger:
+def new_ledger(folder: Path, *, campaign: str, spec: CampaignSpec) -> Ledger:
     """Start a ledger in `folder`, and save it."""
     folder.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(
-        campaign=campaign,
-        id=secrets.token_hex(4),
-        owner=owner,
-        experiments=dict(experiments),
-        datasets=datasets,
-        folds=folds,
-        created=stamp(),
-        folder=folder,
-    )
+    ledger = Ledger(campaign=campaign, id=secrets.token_hex(4), spec=spec, created=stamp(), folder=folder)
     ledger.save()
     return ledger
 
@@ -227,7 +210,7 @@ def read_ledger(folder: Path) -> Ledger | None:
         LaunchError: it cannot be read, or another version of this code wrote it.
     """
     path = folder / LEDGER_NAME
-    remedy = f"Move {folder} away to start the campaign anew; what runs on Kaggle is not touched by that."
+    remedy = f"Move {folder} away to start the campaign again; kernels that run on Kaggle are not affected."
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -247,20 +230,55 @@ def read_ledger(folder: Path) -> Ledger | None:
             )
             for slug, entry in content.pop("kernels").items()
         }
+        spec = spec_from_dict(content.pop("spec"))
         dataset = content.pop("dataset")
         submissions = [SubmissionEntry(**entry) for entry in content.pop("submissions")]
         ledger = Ledger(
             **content,
+            spec=spec,
             kernels=kernels,
             dataset=DatasetEntry(**dataset) if dataset else None,
             submissions=submissions,
             folder=folder,
         )
-    except (TypeError, KeyError, AttributeError) as error:
-        raise LaunchError(f"{path} is not a ledger this code knows ({error}). {remedy}") from error
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise LaunchError(f"{path} is not a ledger that this code can read ({error}). {remedy}") from error
     if wrong := _wrong_values(ledger):
-        raise LaunchError(listed(f"{path} is not a ledger this code knows:", wrong, remedy=remedy))
+        raise LaunchError(listed(f"{path} is not a ledger that this code can read:", wrong, remedy=remedy))
     return ledger
+
+
+def find_campaign(name: str | None) -> Path:
+    """The folder of the named campaign, or of the one that ran last.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    if name is not None:
+        folder = campaign_folder(name)
+        if not (folder / LEDGER_NAME).is_file():
+            known = sorted(path.parent.name for path in campaigns().glob(f"*/{LEDGER_NAME}"))
+            raise LaunchError(f"there is no campaign {name}; there are: {', '.join(known) or 'none'}")
+        return folder
+    ledgers = sorted(campaigns().glob(f"*/{LEDGER_NAME}"), key=lambda path: path.stat().st_mtime)
+    if not ledgers:
+        raise LaunchError(
+            f"there is no campaign yet in {campaigns()}: start one with build_kernel.py run. "
+            "(`smoke` and `local` have made their reports already, in the folders that they printed.)"
+        )
+    return ledgers[-1].parent
+
+
+def spec_of(folder: Path) -> CampaignSpec:
+    """The specification of the campaign in `folder`.
+
+    Raises:
+        LaunchError: the folder holds no campaign, or its ledger cannot be read.
+    """
+    ledger = read_ledger(folder)
+    if ledger is None:
+        raise LaunchError(f"{folder} holds no campaign: start one with build_kernel.py run")
+    return ledger.spec
 
 
 def _wrong_values(ledger: Ledger) -> list[str]:
@@ -275,14 +293,9 @@ def _wrong_values(ledger: Ledger) -> list[str]:
         if part is None:
             continue
         values = {item.name: getattr(part, item.name) for item in fields(part)}
-        problems += [f"{name}: {problem}" for problem in type_errors(type(part), values)]
+        problems += [f"{name}: {problem}" for problem in type_errors(type(part), values, but=("spec",))]
         odd = [moment for moment in _MOMENTS if moment in values and not is_moment(values[moment])]
         problems += [f"{name}: {moment} = {values[moment]!r} is no moment" for moment in odd]
-    if not problems:
-        try:
-            json.dumps(ledger.experiments, allow_nan=False)
-        except ValueError as error:
-            problems.append(f"experiments: {error}")
     return problems
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch.campaign.ledger import LEDGER_NAME, campaign_lock, read_ledger
+from launch.campaign.ledger import LEDGER_NAME, campaign_lock, read_ledger, spec_of
 from launch.campaign.outputs import OUTPUTS
-from launch.campaign.spec import order_of, plan_of, uses_emulator
+from launch.campaign.spec import uses_emulator
 from launch.campaign.submission import LEADERBOARD
 from launch.errors import LaunchError
 from launch.packaging.builder import Source, read_source
@@ -88,11 +88,11 @@ def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any
 def _finished(folder: Path) -> list[tuple[str, Any, Summary]]:
     """The experiments of a campaign whose folds are all here; none where its plan or its outputs cannot be read."""
     try:
-        order = order_of(folder)
-        kernels = plan_of(order)
+        spec = spec_of(folder)
+        kernels = spec.plan()
         return [
             (each.name, each.config, summarise(each.name, kernels, lambda slug: folder / OUTPUTS / slug))
-            for each in order.experiments
+            for each in spec.experiments
         ]
     except (LaunchError, RunRecordError, OSError, ValueError, KeyError):
         return []  # of other code, or not at its end: nothing to compare with
@@ -117,8 +117,8 @@ def make_report(folder: Path, *, say: Callable[[str], None]) -> Path:
         LaunchError: nothing was fetched yet, or the notebook failed.
     """
     with campaign_lock(folder.parent):
-        order = order_of(folder)
-        kernels = plan_of(order)
+        spec = spec_of(folder)
+        kernels = spec.plan()
         kernel = next(each for each in kernels if each.kind == "report")
         searched = tuple(
             each.slug for each in kernels if each.kind == "search" and (folder / OUTPUTS / each.slug).is_dir()
@@ -129,7 +129,7 @@ def make_report(folder: Path, *, say: Callable[[str], None]) -> Path:
             raise LaunchError(
                 f"{folder / OUTPUTS} holds no output yet: build_kernel.py run makes and fetches them"
             )
-        notebook = leave_notebook(read_source(owner=order.owner or None), kernel, folder)
+        notebook = leave_notebook(read_source(owner=spec.owner or None), kernel, folder)
         say(
             f"{notebook}: opens in Jupyter; running it here, on {len(there)} of {len(kernel.sources)} outputs"
         )
@@ -138,7 +138,7 @@ def make_report(folder: Path, *, say: Callable[[str], None]) -> Path:
             notebook,
             folder=place,
             mounts=[
-                Mount(folder / OUTPUTS / slug, f"notebooks/{order.owner or 'owner'}/{slug}") for slug in there
+                Mount(folder / OUTPUTS / slug, f"notebooks/{spec.owner or 'owner'}/{slug}") for slug in there
             ],
             place="local",
             threads=1,

@@ -1,156 +1,218 @@
-"""What a campaign is to do, where it lives, and how it is found again."""
+"""The specification of a campaign, the options of one run of it, and the folders that hold campaigns."""
 
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from launch.campaign.ledger import LEDGER_NAME, read_ledger
-from launch.campaign.submission import ScoreTimeouts
 from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
-from launch.plan import ROOT, Experiment, Kernel, plan_kernels
-from lib.config import ConfigError, config_from_dict
+from launch.plan import ROOT, Experiment, Kernel, plan_kernels, with_teachers
+from lib.config import EXPECTATIONS, config_from_dict
+from lib.errors import listed
 from lib.search_space import SearchSpace, search_from_dict
+from lib.validation import type_errors
 
 CAMPAIGNS = ROOT / "runs" / "campaigns"
-EMULATOR_CAMPAIGNS = (
-    ROOT / "runs" / "emulator" / "campaigns"
-)  # what was rehearsed must never pass for what Kaggle ran
+# Kept apart: a rehearsal must never pass for a campaign that ran on Kaggle.
+EMULATOR_CAMPAIGNS = ROOT / "runs" / "emulator" / "campaigns"
+AVERAGES = ("mean", "logit", "rank")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CampaignSpec:
-    """What a campaign is to do, however it is started.
+    """All that decides what a campaign computes. The ledger holds it whole, and every command plans from it.
 
     Attributes:
-        experiments: one or more; more are averaged by one inference kernel.
-        folder: of the campaign; its parent holds the lock.
-        name: of the campaign; empty: the folder's.
-        owner: the account; empty: the one kernel-metadata.json names, or the one whose credentials are used.
-        folds: which; None for all.
-        datasets: owner/slug to attach.
-        submit: send the submission and wait for the score.
-        message: what the submission says besides campaign and hash.
-        thin: kernels that import the library from the dataset.
+        experiments: one or more, each with its teacher; one inference kernel averages them.
+        owner: the account; empty: the owner in kernel-metadata.json, or the user of the credentials.
+        folds: fold numbers, sorted; None: all folds.
+        datasets: owner/slug of the datasets to attach.
+        average: what inference averages over the members: mean (probabilities), logit or rank.
+        search: the search of the campaign; it stays in the specification when a later run names none.
+        thin: kernels import the library from the dataset.
         strict_bundle: refuse to average folds that different code trained.
-        average: how inference averages members: mean, logit or rank.
-        search: bring this search to its end, and nothing else but what it reads.
-        reuse: take over outputs of other campaigns even if other code made them.
-        judge: who scores; by default whom the client talks to.
-        pace, score_pace: waits.
     """
 
-    experiments: Sequence[Experiment]
-    folder: Path
-    name: str = ""
+    experiments: tuple[Experiment, ...] = ()
     owner: str = ""
-    folds: Sequence[int] | None = None
-    datasets: Sequence[str] = ()
-    submit: bool = True
-    message: str = ""
-    thin: bool = False
-    strict_bundle: bool = False
+    folds: tuple[int, ...] | None = None
+    datasets: tuple[str, ...] = ()
     average: str = "mean"
     search: SearchSpace | None = None
+    thin: bool = False
+    strict_bundle: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: what `spec_from_dict` reads."""
+        search = self.search
+        return {
+            "experiments": [_experiment_to_dict(experiment) for experiment in self.experiments],
+            "owner": self.owner,
+            "folds": None if self.folds is None else list(self.folds),
+            "datasets": list(self.datasets),
+            "average": self.average,
+            "search": None if search is None else {"name": search.name, "values": search.to_dict()},
+            "thin": self.thin,
+            "strict_bundle": self.strict_bundle,
+        }
+
+    def plan(self) -> list[Kernel]:
+        """The kernels of the campaign, in an order in which they can run."""
+        return plan_kernels(
+            self.experiments,
+            datasets=self.datasets,
+            folds=self.folds,
+            average=self.average,
+            search=self.search,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of one run of a campaign. They decide nothing about its results, and are not kept.
+
+    Attributes:
+        folder: of the campaign; its parent holds the lock.
+        name: of a new campaign; empty: the name of the folder.
+        search_only: run the search of the specification and what it reads, and nothing else.
+        submit: send the submission and wait for its score.
+        message: description of the submission, behind the campaign's id and the file's hash.
+        reuse: reuse outputs of other campaigns even if other code made them.
+        scored_by: who scores the submission; by default the service that the client is pointed at.
+        timeouts: waits between requests and limits of all waits.
+    """
+
+    folder: Path
+    name: str = ""
+    search_only: bool = False
+    submit: bool = True
+    message: str = ""
     reuse: bool = False
-    judge: str = field(default_factory=lambda: "the emulated Kaggle" if uses_emulator() else "Kaggle")
-    pace: Timeouts = field(default_factory=Timeouts)
-    score_pace: ScoreTimeouts = field(default_factory=ScoreTimeouts)
+    scored_by: str = field(default_factory=lambda: "the emulated Kaggle" if uses_emulator() else "Kaggle")
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SavedSpec:
+    """The types of what `CampaignSpec.to_dict` returns."""
+
+    experiments: list[dict[str, Any]]
+    owner: str
+    folds: list[int] | None
+    datasets: list[str]
+    average: str
+    search: dict[str, Any] | None
+    thin: bool
+    strict_bundle: bool
+
+
+def spec_from_dict(values: Mapping[str, Any]) -> CampaignSpec:
+    """Read a specification that was saved by `CampaignSpec.to_dict`.
+
+    Raises:
+        ValueError: a key is unknown or missing, a value has the wrong type, or a saved configuration holds an option
+            that this code does not know. Nothing unknown is replaced by a default.
+    """
+    problems = type_errors(_SavedSpec, values)
+    problems += [f"{item.name!r} is missing" for item in fields(_SavedSpec) if item.name not in values]
+    if not problems and values["average"] not in AVERAGES:
+        problems = [f"average is {values['average']!r}, not one of {', '.join(AVERAGES)}"]
+    if problems:
+        raise ValueError("; ".join(problems))
+    folds, search = values["folds"], values["search"]
+    try:
+        return CampaignSpec(
+            experiments=tuple(_experiment_from_dict(experiment) for experiment in values["experiments"]),
+            owner=values["owner"],
+            folds=None if folds is None else tuple(folds),
+            datasets=tuple(values["datasets"]),
+            average=values["average"],
+            search=None if search is None else search_from_dict(search["values"], name=search["name"]),
+            thin=values["thin"],
+            strict_bundle=values["strict_bundle"],
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"its specification is incomplete ({error!r})") from error
+
+
+def _experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
+    teacher = experiment.teacher
+    return {
+        "name": experiment.name,
+        "config": dict(experiment.config.to_dict()),
+        "teacher": None if teacher is None else _experiment_to_dict(teacher),
+    }
+
+
+def _experiment_from_dict(values: Mapping[str, Any], *, is_teacher: bool = False) -> Experiment:
+    name, teacher = values["name"], values["teacher"]
+    if not isinstance(name, str) or len(values) != 3 or (is_teacher and teacher is not None):
+        raise ValueError(f"{name!r} is not an experiment: a name, its config and its teacher expected")
+    try:
+        config = config_from_dict(values["config"])
+    except ValueError as error:
+        raise ValueError(f"experiment {name}: {error}") from error
+    if teacher is None:
+        return Experiment(name, config)
+    return Experiment(name, config, teacher=_experiment_from_dict(teacher, is_teacher=True))
+
+
+def same_campaign(saved: CampaignSpec, given: CampaignSpec) -> list[str]:
+    """The differences that make two specifications two campaigns; empty where one may continue the other.
+
+    Folds, average, search, thin and strict_bundle may change: the kernels that depend on them run again. Expected
+    hours decide no result.
+    """
+    before, now = (
+        {experiment.name: experiment.config.to_dict() for experiment in with_teachers(spec.experiments)}
+        for spec in (saved, given)
+    )
+    problems = []
+    if saved.owner != given.owner:
+        problems.append(f"it belongs to {saved.owner}, not to {given.owner}")
+    if set(before) != set(now):
+        problems.append(f"its experiments are {', '.join(before)}, not {', '.join(now)}")
+    if saved.datasets != given.datasets:
+        datasets = [", ".join(spec.datasets) or "none" for spec in (saved, given)]
+        problems.append(f"its attached datasets are {datasets[0]}, not {datasets[1]}")
+    for name, config in now.items():
+        old = before.get(name, config)
+        changed = [key for key in config if config[key] != old[key] and key not in EXPECTATIONS]
+        problems += [f"{name}: {key} was {old[key]!r}, is {config[key]!r}" for key in changed]
+    return problems
+
+
+def different_campaign(folder: Path, problems: Sequence[str]) -> LaunchError:
+    """The error of a command that would continue another campaign than the one in `folder`."""
+    remedy = "Choose another name with --campaign, or use the experiments and options of the first run."
+    return LaunchError(listed(f"the campaign in {folder} was started differently:", problems, remedy=remedy))
 
 
 def uses_emulator(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a client in this environment talks to this machine and not to Kaggle."""
+    """Whether a client in this environment is pointed at this machine instead of Kaggle."""
     return environment.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST"
 
 
 def campaigns() -> Path:
-    """The folder of all campaigns of whom the client talks to."""
+    """The folder of all campaigns on the service that the client is pointed at."""
     return EMULATOR_CAMPAIGNS if uses_emulator() else CAMPAIGNS
 
 
 def campaign_name(experiments: Sequence[Experiment]) -> str:
-    """The name of a campaign that was given none."""
+    """The default name of a campaign: its experiments."""
     return "+".join(experiment.name for experiment in experiments)
 
 
 def campaign_folder(name: str) -> Path:
-    """Where a campaign of this name lives.
+    """The folder of a campaign.
 
     Raises:
-        LaunchError: it cannot be the name of a folder.
+        LaunchError: the name cannot name a folder.
     """
     if not _NAME.fullmatch(name):
-        raise LaunchError(f"{name!r} cannot name a campaign: letters, digits and . _ + - please, 80 at most")
+        raise LaunchError(f"{name!r} cannot name a campaign: use at most 80 letters, digits and . _ + -")
     return campaigns() / name
-
-
-def search_of(folder: Path) -> SearchSpace | None:
-    """The search that the campaign in a folder was about last, as its ledger tells; None where there was none."""
-    ledger = read_ledger(folder)
-    if ledger is None or ledger.search is None:
-        return None
-    try:
-        return search_from_dict(ledger.search["values"], name=ledger.search["name"])
-    except ConfigError as error:
-        raise LaunchError(
-            f"the search of the campaign in {folder} was made by other code: {error}"
-        ) from error
-
-
-def find_campaign(name: str | None) -> Path:
-    """The folder of a campaign: of the one named, else of the one that was at work last.
-
-    Raises:
-        LaunchError: there is none.
-    """
-    if name is not None:
-        folder = campaign_folder(name)
-        if not (folder / LEDGER_NAME).is_file():
-            there = sorted(path.parent.name for path in campaigns().glob(f"*/{LEDGER_NAME}"))
-            raise LaunchError(f"there is no campaign {name}; there are: {', '.join(there) or 'none'}")
-        return folder
-    ledgers = sorted(campaigns().glob(f"*/{LEDGER_NAME}"), key=lambda path: path.stat().st_mtime)
-    if not ledgers:
-        raise LaunchError(
-            f"there is no campaign yet in {campaigns()}: start one with build_kernel.py run. "
-            "(What `smoke` and `local` left has its report already, in the folder they printed.)"
-        )
-    return ledgers[-1].parent
-
-
-def order_of(folder: Path) -> CampaignSpec:
-    """The order a campaign was started with, as its ledger tells.
-
-    Raises:
-        LaunchError: there is no ledger, or its configs are not of this code.
-    """
-    ledger = read_ledger(folder)
-    if ledger is None:
-        raise LaunchError(f"{folder} holds no campaign")
-    try:
-        experiments = [
-            Experiment(name, config_from_dict(config)) for name, config in ledger.experiments.items()
-        ]
-    except ValueError as error:
-        raise LaunchError(f"the campaign in {folder} was made by other code: {error}") from error
-    return CampaignSpec(
-        experiments=experiments,
-        folder=folder,
-        owner=ledger.owner,
-        datasets=ledger.datasets,
-        folds=ledger.folds,
-    )
-
-
-def plan_of(order: CampaignSpec) -> Sequence[Kernel]:
-    """The kernels of an order."""
-    return plan_kernels(
-        order.experiments,
-        datasets=order.datasets,
-        folds=order.folds,
-        average=order.average,
-        search=order.search or search_of(order.folder),
-    )

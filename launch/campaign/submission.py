@@ -3,12 +3,12 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.campaign.clock import stamp
 from launch.campaign.ledger import FAILED, INTENDED, Ledger, SubmissionEntry
+from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import ClientError, CredentialsError, NoResponseError, RefusedError
@@ -25,15 +25,6 @@ _SENT, _SCORED = "sent", "scored"
 _TRIES = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreTimeouts:
-    """Seconds: between looks at the list, until what was sent must be listed, until it must be scored."""
-
-    poll: float = 10.0
-    settle: float = 60.0
-    patience: float = 1800.0
-
-
 def submit_file(
     kaggle: Kaggle,
     ledger: Ledger,
@@ -41,7 +32,7 @@ def submit_file(
     *,
     sample: Path,
     text: str,
-    pace: ScoreTimeouts,
+    timeouts: Timeouts,
     say: Callable[[str], None],
 ) -> SubmissionEntry:
     """Send a submission unless it was sent already, and wait for its score.
@@ -52,7 +43,7 @@ def submit_file(
         path: submission.csv.
         sample: sample_submission.csv, which it must match.
         text: what the message says besides campaign and hash.
-        pace: waits.
+        timeouts: limits of the waits.
         say: takes a line that stays.
 
     Raises:
@@ -73,16 +64,16 @@ def submit_file(
         ledger.save()
         _send(kaggle, ledger, entry, path, say)
     for _ in range(_TRIES):
-        if entry.state != INTENDED or _is_listed(kaggle, ledger, entry, mark, pace):
+        if entry.state != INTENDED or _is_listed(kaggle, ledger, entry, mark, timeouts):
             break
         say("the submission did not arrive, sending it")
         _send(kaggle, ledger, entry, path, say)
-    if entry.state == INTENDED and not _is_listed(kaggle, ledger, entry, mark, pace):
+    if entry.state == INTENDED and not _is_listed(kaggle, ledger, entry, mark, timeouts):
         raise LaunchError(
             f"the submission was sent {_TRIES + 1} times and never arrived. The same command tries again."
         )
     if entry.state == _SENT:
-        _wait_for_score(kaggle, ledger, entry, mark, pace, say)
+        _wait_for_score(kaggle, ledger, entry, mark, timeouts, say)
     return entry
 
 
@@ -111,11 +102,9 @@ def _send(
     say(f"submitted: {said or 'Kaggle said nothing more'}")
 
 
-def _is_listed(
-    kaggle: Kaggle, ledger: Ledger, entry: SubmissionEntry, mark: str, pace: ScoreTimeouts
-) -> bool:
+def _is_listed(kaggle: Kaggle, ledger: Ledger, entry: SubmissionEntry, mark: str, timeouts: Timeouts) -> bool:
     """Whether the list shows the submission; a list lags, so its absence is believed after a while only."""
-    until = time.monotonic() + pace.settle
+    until = time.monotonic() + timeouts.score_settle
     while True:
         found = _find(kaggle, mark)
         if found is not None:
@@ -124,7 +113,7 @@ def _is_listed(
             return True
         if time.monotonic() > until:
             return False
-        time.sleep(pace.poll)
+        time.sleep(timeouts.score_poll)
 
 
 def _find(kaggle: Kaggle, mark: str) -> Submission | None:
@@ -136,7 +125,7 @@ def _wait_for_score(
     ledger: Ledger,
     entry: SubmissionEntry,
     mark: str,
-    pace: ScoreTimeouts,
+    timeouts: Timeouts,
     say: Callable[[str], None],
 ) -> None:
     started = time.monotonic()
@@ -165,13 +154,13 @@ def _wait_for_score(
                 f"Kaggle could not score the submission ({entry.note}); submission {found.ref}, {entry.message!r}. "
                 "The file matches the sample: look at it on the competition's page, then run the same command again."
             )
-        if time.monotonic() - started > pace.patience:
+        if time.monotonic() - started > timeouts.score_timeout:
             seen = trouble or f"its status is {found.status if found is not None else 'unknown'}"
             raise LaunchError(
-                f"no score after {pace.patience:.0f} s ({seen}). The submission was sent; the same command looks again "
+                f"no score after {timeouts.score_timeout:.0f} s ({seen}). The submission was sent; the same command looks again "
                 "and does not send it twice."
             )
-        time.sleep(pace.poll)
+        time.sleep(timeouts.score_poll)
 
 
 def write_leaderboard(
@@ -181,7 +170,7 @@ def write_leaderboard(
     entry: SubmissionEntry,
     summaries: Sequence[Summary],
     records: Mapping[str, Any],
-    judge: str,
+    scored_by: str,
 ) -> Path:
     """Write leaderboard.json and a picture of the result; returns the path of the record.
 
@@ -191,7 +180,7 @@ def write_leaderboard(
         entry: the scored submission.
         summaries: of its experiments.
         records: the run records of the inference kernel and of every fold, by slug.
-        judge: who scored it: Kaggle, or the rehearsal's emulated Kaggle.
+        scored_by: who scored it: Kaggle, or the rehearsal's emulated Kaggle.
     """
     members = {}
     for slug, record in records.items():
@@ -208,7 +197,7 @@ def write_leaderboard(
         }
     content = {
         "competition": COMPETITION,
-        "scored_by": judge,
+        "scored_by": scored_by,
         "submission": {
             "ref": entry.ref,
             "message": entry.message,
@@ -237,15 +226,15 @@ def write_leaderboard(
         },
         "mean_of_experiments_auc": average_experiments(summaries).pooled if len(summaries) > 1 else None,
         "kernels": members,
-        "experiments": ledger.experiments,
+        "experiments": {each.name: each.config.to_dict() for each in ledger.spec.experiments},
     }
     path = folder / LEADERBOARD
     write_atomic(path, json.dumps(content, indent=1) + "\n")
-    _draw(folder / PICTURE, entry=entry, summaries=summaries, judge=judge)
+    _draw(folder / PICTURE, entry=entry, summaries=summaries, scored_by=scored_by)
     return path
 
 
-def _draw(path: Path, *, entry: SubmissionEntry, summaries: Sequence[Summary], judge: str) -> None:
+def _draw(path: Path, *, entry: SubmissionEntry, summaries: Sequence[Summary], scored_by: str) -> None:
     """Folds, pooled out-of-fold AUC with its interval, and the two leaderboards, side by side."""
     import io
 
@@ -291,7 +280,7 @@ def _draw(path: Path, *, entry: SubmissionEntry, summaries: Sequence[Summary], j
     axes.set_ylabel("ROC AUC")
     axes.grid(axis="y", color="0.9")
     tiles = sum(len(summary.table) for summary in summaries[:1])
-    axes.set_title(f"Out of fold (n = {tiles:,} tiles) and as scored by {judge}", fontsize=10)
+    axes.set_title(f"Out of fold (n = {tiles:,} tiles) and as scored by {scored_by}", fontsize=10)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
     write_atomic(path, stream.getvalue())

@@ -23,6 +23,9 @@ class Timeouts:
         outage: how long the service may not answer at all.
         quota_every: how long a quota that was read is good for.
         pushes: how often an unfinished kernel is pushed before a person must look.
+        score_poll: between two requests for the list of submissions.
+        score_settle: until a submission that was sent must be listed.
+        score_timeout: until it must have a score.
     """
 
     poll: float = 30.0
@@ -38,6 +41,9 @@ class Timeouts:
     outage: float = 3600.0
     quota_every: float = 300.0
     pushes: int = 3
+    score_poll: float = 10.0
+    score_settle: float = 60.0
+    score_timeout: float = 1800.0
 
 
 REHEARSAL = Timeouts(
@@ -51,6 +57,9 @@ REHEARSAL = Timeouts(
     unknown_patience=20.0,
     outage=60.0,
     quota_every=5.0,
+    score_poll=0.2,
+    score_settle=3.0,
+    score_timeout=60.0,
 )
 
 

@@ -18,6 +18,7 @@ from launch.campaign.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import OUTPUTS
 from launch.campaign.schedule import ENVIRONMENT_CHECK_HOURS, ENVIRONMENT_CHECK_LIMIT, PREPARE_HOURS
+from launch.campaign.spec import CampaignSpec
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import REHEARSAL, Timeouts
 from launch.kaggle_api.client import Kaggle
@@ -180,7 +181,7 @@ def _ledger(folder: Path, kaggle: Kaggle, say: Callable[[str], None]) -> Ledger:
         f"three canaries of a few minutes each, private kernels of {kaggle.user}: {CPU}, {GPU}, {MOUNT}. The second costs about "
         f"0.05 to {ENVIRONMENT_CHECK_HOURS} h of GPU quota (never over {ENVIRONMENT_CHECK_LIMIT / 3600:.2f} h), the others none"
     )
-    return new_ledger(folder, campaign=KIND, owner=kaggle.user, experiments={}, datasets=[])
+    return new_ledger(folder, campaign=KIND, spec=CampaignSpec(owner=kaggle.user))
 
 
 def _short_of_quota(kaggle: Kaggle) -> str:

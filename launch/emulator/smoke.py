@@ -16,8 +16,7 @@ import pandas as pd
 from launch.campaign.commands import Result, run
 from launch.campaign.ledger import campaign_lock
 from launch.campaign.report import EMULATOR_NOTE, REHEARSAL_NOTES
-from launch.campaign.spec import CampaignSpec, campaign_name
-from launch.campaign.submission import ScoreTimeouts
+from launch.campaign.spec import CampaignSpec, RunOptions, campaign_name
 from launch.campaign.waits import REHEARSAL
 from launch.emulator.account import Settings
 from launch.emulator.faults import Fault
@@ -155,24 +154,26 @@ def _rehearse(
         stack.enter_context(_environment(server.environment()))
         (out / "campaign").mkdir(exist_ok=True)
         write_atomic(out / "campaign" / REHEARSAL_NOTES, json.dumps(notes))
-        order = CampaignSpec(
-            experiments=experiments,
-            folder=out / "campaign",
-            name=campaign_name(experiments),
+        spec = CampaignSpec(
+            experiments=tuple(experiments),
             owner=owner,
             datasets=tuple(attached),
             thin=thin,
             average=average,
             search=search,
-            pace=REHEARSAL,
-            score_pace=ScoreTimeouts(poll=0.2, settle=3.0, patience=60.0),
+        )
+        options = RunOptions(
+            folder=out / "campaign",
+            name=campaign_name(experiments),
+            search_only=search is not None,
+            timeouts=REHEARSAL,
         )
         try:
-            result = run(order, connect=lambda: connect(_PATIENCE), started=started)
+            result = run(spec, options, connect=lambda: connect(_PATIENCE), started=started)
         finally:
             requests = out / "kaggle" / "requests.jsonl"
-            if requests.is_file() and order.folder.is_dir():
-                shutil.copyfile(requests, order.folder / requests.name)
+            if requests.is_file() and options.folder.is_dir():
+                shutil.copyfile(requests, options.folder / requests.name)
     write_atomic(out / _FINISHED, "the next rehearsal starts anew\n")
     return result
 

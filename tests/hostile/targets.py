@@ -257,7 +257,11 @@ def _ledger(folder: Path) -> Target:
         new_ledger,
         read_ledger,
     )
+    from launch.campaign.spec import CampaignSpec
     from launch.errors import LaunchError
+    from launch.plan import Experiment
+    from lib.config import Config
+    from lib.search_space import search_from_dict
 
     def push(state: str) -> Push:
         return Push(
@@ -272,14 +276,14 @@ def _ledger(folder: Path) -> Target:
             url="u",
         )
 
-    ledger = new_ledger(
-        folder,
-        campaign="one",
+    spec = CampaignSpec(
+        experiments=(Experiment("x", Config(epochs=3), teacher=Experiment("y", Config())),),
         owner="alice",
-        experiments={"x": {"epochs": 3}},
-        datasets=["a/b"],
-        folds=[0, 1],
+        folds=(0, 1),
+        datasets=("a/b",),
+        search=search_from_dict({"method": "grid", "space": {"epochs": [1, 2]}}, name="s"),
     )
+    ledger = new_ledger(folder, campaign="one", spec=spec)
     output = Output(
         push_id="p", bundle_id="b", identity="i", key="k", seconds=2.0, auc=0.9, version=3, fetched_at=now()
     )

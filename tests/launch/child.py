@@ -1,7 +1,7 @@
 """A campaign in a process of its own, which a test may kill: `python -m tests.launch.child ORDER.json`.
 
-The order: folder, knobs, folds, submit, and `die_after_saves`: after which write of the ledger the process kills
-itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may take,
+The order file holds folder, knobs, folds, submit, and `die_after_saves`: the write of the ledger after which the process
+kills itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may take,
 `serve`: a folder for a Kaggle in the same process, which dies with it at call `die_at_call` of `hook`; at call
 `set_clock_at_call` the machine's clock is set by `set_clock_by` seconds (`set_clock.c`).
 """
@@ -18,15 +18,14 @@ from typing import Any
 import launch.campaign.push
 from launch.campaign.commands import run
 from launch.campaign.ledger import Ledger
-from launch.campaign.spec import CampaignSpec
-from launch.campaign.submission import ScoreTimeouts
+from launch.campaign.spec import CampaignSpec, RunOptions
 from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
 from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import connect
 from launch.plan import load_experiment
 
-PACE = Timeouts(
+TIMEOUTS = Timeouts(
     poll=0.03,
     settle=0.4,
     capacity=0.2,
@@ -37,25 +36,30 @@ PACE = Timeouts(
     unknown_patience=2.0,
     outage=4.0,
     quota_every=0.3,
+    score_poll=0.05,
+    score_settle=0.5,
+    score_timeout=3.0,
 )
-SCORE_PACE = ScoreTimeouts(poll=0.05, settle=0.5, patience=3.0)
 PATIENCE = RetryPolicy(call_timeout=3.0, upload_timeout=10.0, attempts=3, delay=0.05, max_delay=0.2)
 
 
-def order_from(values: dict) -> CampaignSpec:
-    """An order for `run`, fast."""
-    return CampaignSpec(
-        experiments=[load_experiment("smoke", values.get("knobs", []))],
-        folder=Path(values["folder"]),
+def order_from(values: dict) -> tuple[CampaignSpec, RunOptions]:
+    """The arguments of a fast `run`."""
+    folds = values.get("folds")
+    spec = CampaignSpec(
+        experiments=(load_experiment("smoke", values.get("knobs", [])),),
         owner=values.get("owner", "alice"),
-        folds=values.get("folds"),
-        submit=values.get("submit", True),
+        folds=None if folds is None else tuple(folds),
         thin=values.get("thin", False),
-        reuse=values.get("reuse", False),
-        judge="the test",
-        pace=PACE,
-        score_pace=SCORE_PACE,
     )
+    options = RunOptions(
+        folder=Path(values["folder"]),
+        submit=values.get("submit", True),
+        reuse=values.get("reuse", False),
+        scored_by="the test",
+        timeouts=TIMEOUTS,
+    )
+    return spec, options
 
 
 def _fill_the_disk(name: str) -> None:
@@ -101,7 +105,7 @@ def _with_a_kaggle_of_its_own(values: dict) -> None:
     setattr(kaggle.account, values["hook"], hook)
     with Server(kaggle) as server:
         os.environ.update(server.environment())
-        run(order_from(values), connect=lambda: connect(PATIENCE))
+        run(*order_from(values), connect=lambda: connect(PATIENCE))
     print(f"calls: {calls[0]}")
 
 
@@ -125,7 +129,7 @@ def main() -> int:
         if values.get("serve"):
             _with_a_kaggle_of_its_own(values)
         else:
-            run(order_from(values), connect=lambda: connect(PATIENCE))
+            run(*order_from(values), connect=lambda: connect(PATIENCE))
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,13 +6,11 @@ import time
 from dataclasses import replace
 
 import pytest
-from child import PACE, PATIENCE, SCORE_PACE
+from child import PATIENCE, TIMEOUTS
 from emulated_world import KNOBS
 
-import launch.campaign.commands as module
 from launch.campaign.commands import (
     pull_outputs,
-    push,
     resolve,
     run,
     show_log,
@@ -20,12 +18,13 @@ from launch.campaign.commands import (
     submit_only,
     watch,
 )
-from launch.campaign.ledger import LEDGER_NAME
-from launch.campaign.spec import CampaignSpec, find_campaign
+from launch.campaign.commands import push as push_names
+from launch.campaign.ledger import LEDGER_NAME, find_campaign
+from launch.campaign.spec import CampaignSpec, RunOptions
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.kaggle_api.client import connect
-from launch.plan import load_experiment
+from launch.plan import Experiment, load_experiment
 from lib.search_space import search_from_dict
 
 
@@ -49,26 +48,68 @@ def reach():
     return connect(PATIENCE)
 
 
-def order(kaggle, **options) -> CampaignSpec:
-    experiments = [load_experiment("smoke", KNOBS)]
+def order(kaggle, **values) -> tuple[CampaignSpec, RunOptions]:
+    """The arguments of `run`: what is computed, and how it is run this time."""
+    chosen = {name: values.pop(name) for name in ("submit", "reuse") if name in values}
+    values.setdefault("experiments", (load_experiment("smoke", KNOBS),))
     folder = kaggle.folder / "campaigns" / "one"
-    return CampaignSpec(
-        experiments=experiments, folder=folder, owner="alice", pace=PACE, score_pace=SCORE_PACE, **options
-    )
+    spec = CampaignSpec(**{"owner": "alice", **values})
+    return spec, RunOptions(folder=folder, search_only="search" in values, timeouts=TIMEOUTS, **chosen)
+
+
+def submitting(kaggle, **values) -> RunOptions:
+    """The options of `submit`."""
+    return replace(order(kaggle)[1], **values)
+
+
+def push(arguments, names, **connection) -> None:
+    spec, options = arguments
+    push_names(spec, names, options, **connection)
 
 
 def test_another_average_runs_inference_again_and_nothing_else(account):
     kaggle = account()
-    run(order(kaggle), connect=reach)
-    result = run(order(kaggle, average="rank"), connect=reach)
+    run(*order(kaggle), connect=reach)
+    result = run(*order(kaggle, average="rank"), connect=reach)
     pushes = {slug: len(entry.pushes) for slug, entry in result.ledger.kernels.items()}
     again = [slug for slug, number in pushes.items() if number > 1]
     assert again == [slug for slug in pushes if slug.endswith(("inference", "report"))]
 
 
+@pytest.mark.parametrize("values", [{"average": "rank"}, {"thin": True}, {"strict_bundle": True}])
+def test_submit_plans_what_run_computed(account, values):
+    """A saved specification that lacks a part of it gives another plan, in which nothing is done yet."""
+    kaggle = account()
+    run(*order(kaggle, submit=False, folds=(0,), **values), connect=reach)
+    before = kaggle.changes()
+    entry = submit_only(submitting(kaggle), connect=reach)
+    assert entry.state == "scored"
+    assert [method for method, _ in kaggle.changes()[len(before) :]] == ["CreateSubmission"]
+    assert {name: getattr(kaggle.ledger.spec, name) for name in values} == values
+
+
+def test_submit_plans_an_experiment_with_its_teacher(account):
+    kaggle = account()
+    teacher = load_experiment("smoke", KNOBS)
+    student = Experiment("student", replace(teacher.config, pseudo_labels=teacher.name), teacher=teacher)
+    run(*order(kaggle, experiments=(student,), submit=False), connect=reach)
+    assert sum("fold" in slug for slug in kaggle.ledger.kernels) == 6
+    assert submit_only(submitting(kaggle), connect=reach).state == "scored"
+    assert kaggle.ledger.spec.experiments == (student,)
+
+
+def test_push_by_name_keeps_the_specification_of_the_campaign(account):
+    kaggle = account()
+    run(*order(kaggle, submit=False, folds=(0,), average="rank"), connect=reach)
+    push(order(kaggle), ["fold-1"], connect=reach)
+    assert (kaggle.ledger.spec.average, kaggle.ledger.spec.folds) == ("rank", (0, 1))
+    with pytest.raises(LaunchError, match="nothing to submit yet: .*-fold-1, .*-inference are not done"):
+        submit_only(submitting(kaggle), connect=reach)
+
+
 def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys, monkeypatch):
     kaggle = account()
-    run(order(kaggle, submit=False), connect=reach)
+    run(*order(kaggle, submit=False), connect=reach)
     capsys.readouterr()
     folder = find_campaign(None)
     assert show_status(folder, connect=reach) is False
@@ -85,11 +126,7 @@ def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys,
     pull_outputs(folder, ["prepare", "fold-0"], to=None, connect=reach)
     assert "4 of 5 files and run.json" in capsys.readouterr().out.splitlines()[0]
     assert (folder / "pulled" / "hcd-prepare" / "index-train.csv").is_file()
-    started = module.order_of
-    monkeypatch.setattr(
-        module, "order_of", lambda folder: replace(started(folder), pace=PACE, score_pace=SCORE_PACE)
-    )
-    entry = submit_only(folder, message="by hand", connect=reach)
+    entry = submit_only(submitting(kaggle, message="by hand"), connect=reach)
     assert entry.state == "scored" and "by hand" in entry.message
     assert json.loads((folder / "leaderboard.json").read_text())["submission"]["ref"] == entry.ref
 
@@ -104,29 +141,29 @@ def test_push_returns_when_kaggle_has_it_and_run_goes_on_from_there(account, cap
         push(order(kaggle), ["prepare"], connect=reach)
     assert show_status(kaggle.folder / "campaigns" / "one", connect=reach) is True
     with pytest.raises(LaunchError, match="nothing to submit yet"):
-        submit_only(kaggle.folder / "campaigns" / "one", message="", connect=reach)
-    run(order(kaggle), connect=reach)
+        submit_only(submitting(kaggle), connect=reach)
+    run(*order(kaggle), connect=reach)
     kaggle.assert_finished_once()
     # Asked for by name a finished kernel is pushed again, and only then.
     push(order(kaggle), ["fold-1"], connect=reach)
     pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     assert sum("fold-1" in slug for slug in pushes) == 2
-    run(order(kaggle), connect=reach)
+    run(*order(kaggle), connect=reach)
     pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     assert sum("fold" in slug for slug in pushes) == 4 and sum("inference" in slug for slug in pushes) == 2
 
 
 def test_a_campaign_of_some_folds_is_submitted_shown_and_pulled_as_such(account, capsys):
     kaggle = account()
-    run(order(kaggle, submit=False, folds=[1]), connect=reach)
+    run(*order(kaggle, submit=False, folds=[1]), connect=reach)
     folder = kaggle.folder / "campaigns" / "one"
-    assert submit_only(folder, message="one fold", connect=reach).ref == 5000
+    assert submit_only(submitting(kaggle, message="one fold"), connect=reach).ref == 5000
     show_status(folder, connect=reach)
     assert "fold-0" not in capsys.readouterr().out
     run(
-        order(kaggle, submit=False), connect=reach
+        *order(kaggle, submit=False), connect=reach
     )  # all of them now: the rest is trained, the inference is another
-    submit_only(folder, message="all", connect=reach)
+    submit_only(submitting(kaggle, message="all"), connect=reach)
     assert [
         each.message.endswith(text)
         for each, text in zip(reach().submissions(), ["all", "one fold"], strict=True)
@@ -135,33 +172,33 @@ def test_a_campaign_of_some_folds_is_submitted_shown_and_pulled_as_such(account,
 
 def test_an_experiment_is_the_same_when_a_newer_version_knows_more_knobs(account):
     kaggle = account()
-    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    run(*order(kaggle, submit=False, folds=[0]), connect=reach)
     path = kaggle.folder / "campaigns" / "one" / LEDGER_NAME
     ledger = json.loads(path.read_text())
-    for config in ledger["experiments"].values():
-        assert config.pop("fixed_schedule") is False
+    for experiment in ledger["spec"]["experiments"]:
+        assert experiment["config"].pop("fixed_schedule") is False
     path.write_text(json.dumps(ledger))
-    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    run(*order(kaggle, submit=False, folds=[0]), connect=reach)
     assert len([slug for method, slug in kaggle.changes() if method == "SaveKernel" and "fold" in slug]) == 1
 
 
 def test_pushes_by_hand_take_their_turns(account):
     kaggle = account()
-    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    run(*order(kaggle, submit=False, folds=[0]), connect=reach)
     for name in ("fold-1", "fold-2", "fold-0"):  # two slots: the third looks whether the others have ended
         push(order(kaggle), [name], connect=reach)
     assert kaggle.kernels.most[True] <= 2
-    assert run(order(kaggle, submit=False), connect=reach).summaries[0].folds["fold"].tolist() == [0, 1, 2]
+    assert run(*order(kaggle, submit=False), connect=reach).summaries[0].folds["fold"].tolist() == [0, 1, 2]
 
 
 def test_an_output_that_was_removed_here_is_fetched_again_and_not_made_again(account):
     kaggle = account()
-    run(order(kaggle, submit=False), connect=reach)
+    run(*order(kaggle, submit=False), connect=reach)
     before = kaggle.changes()
     outputs = kaggle.folder / "campaigns" / "one" / "outputs"
     for slug in ("hcd-prepare", next(path.name for path in outputs.glob("*-fold-1"))):
         shutil.rmtree(outputs / slug)
-    run(order(kaggle, submit=False), connect=reach)
+    run(*order(kaggle, submit=False), connect=reach)
     assert kaggle.changes() == before
     assert (outputs / "hcd-prepare" / "index-train.csv").is_file()
 
@@ -200,7 +237,7 @@ def test_a_push_by_hand_does_not_wait_for_sessions_that_nobody_ends(account, mon
     monkeypatch.setattr("launch.campaign.push.time_limit", lambda kernel, ended_before=0: 0.5)
     push(order(kaggle), ["prepare"], connect=reach)
     with pytest.raises(LaunchError):
-        run(order(kaggle, submit=False), connect=reach)
+        run(*order(kaggle, submit=False), connect=reach)
     capsys.readouterr()
     with pytest.raises(LaunchError, match="no session is free for it"):
         push(order(kaggle), ["fold-2"], connect=reach)
@@ -224,7 +261,7 @@ def trials(kaggle) -> dict[str, str]:
 
 def test_a_search_runs_alone_and_goes_on_where_its_time_was_up(account, capsys):
     kaggle = account()
-    result = run(order(kaggle, search=searching()), connect=reach)
+    result = run(*order(kaggle, search=searching()), connect=reach)
     assert result.summaries == [] and result.submission is None
     assert [slug.split("-")[-1] for method, slug in kaggle.changes() if method == "SaveKernel"] == [
         "prepare",
@@ -237,13 +274,13 @@ def test_a_search_runs_alone_and_goes_on_where_its_time_was_up(account, capsys):
     )
     assert trials(kaggle) == {"learning_rate=0.004": "1", "learning_rate=0.002": "1"}
     run(
-        order(kaggle, search=searching()), connect=reach
+        *order(kaggle, search=searching()), connect=reach
     )  # it came to its end: the same command does not push it again
     assert len(kaggle.kernels.ran) == 2
     push(order(kaggle), ["search"], connect=reach)  # the space is the one the ledger knows
     folder = kaggle.folder / "campaigns" / "one"
     show_log(folder, "search", follow=True, connect=reach)
-    result = run(order(kaggle, search=searching()), connect=reach)
+    result = run(*order(kaggle, search=searching()), connect=reach)
     assert trials(kaggle) == {
         "learning_rate=0.004": "1",
         "learning_rate=0.002": "1",
@@ -256,21 +293,21 @@ def test_a_search_runs_alone_and_goes_on_where_its_time_was_up(account, capsys):
     assert "2 of 2 files and run.json" in capsys.readouterr().out
     # Another space is a search of the same campaign: what both hold is not run again.
     other = searching({"method": "grid", "space": {"learning_rate": [1e-3, 3e-3]}})
-    run(order(kaggle, search=other), connect=reach)
+    run(*order(kaggle, search=other), connect=reach)
     assert trials(kaggle) == {"learning_rate=0.001": "2", "learning_rate=0.003": "3"}
 
 
 def test_folds_and_inference_do_not_know_of_a_search(account):
     kaggle = account()
-    run(order(kaggle, search=searching()), connect=reach)
-    result = run(order(kaggle), connect=reach)
+    run(*order(kaggle, search=searching()), connect=reach)
+    result = run(*order(kaggle), connect=reach)
     assert result.submission is not None and len(result.summaries) == 1
     pushed = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     assert (
         len(pushed) == len(set(pushed)) == 1 + 1 + 3 + 1 + 1
     )  # prepare once, the search once, folds, inference, report
-    run(order(kaggle, search=searching({**GRID, "folds": [1]})), connect=reach)
-    run(order(kaggle), connect=reach)  # another search: no fold is trained again
+    run(*order(kaggle, search=searching({**GRID, "folds": [1]})), connect=reach)
+    run(*order(kaggle), connect=reach)  # another search: no fold is trained again
     pushed = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     again = sorted(slug for slug in set(pushed) if pushed.count(slug) > 1)
     assert again == [
@@ -281,7 +318,7 @@ def test_folds_and_inference_do_not_know_of_a_search(account):
 
 def test_a_search_that_is_at_work_is_not_pushed_again_and_run_fetches_it(account):
     kaggle = account()
-    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    run(*order(kaggle, submit=False, folds=[0]), connect=reach)
     kaggle.kernels.seconds = 60.0
     push(order(kaggle, search=searching()), ["search"], connect=reach)
     with pytest.raises(LaunchError, match="-search was pushed and has not ended"):
@@ -295,7 +332,7 @@ def test_a_search_that_is_at_work_is_not_pushed_again_and_run_fetches_it(account
         except LaunchError:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    run(order(kaggle, search=searching()), connect=reach)
+    run(*order(kaggle, search=searching()), connect=reach)
     assert trials(kaggle) == {
         "learning_rate=0.004": "1",
         "learning_rate=0.002": "1",
@@ -305,13 +342,13 @@ def test_a_search_that_is_at_work_is_not_pushed_again_and_run_fetches_it(account
 
 def test_another_campaign_takes_a_finished_search_over(account):
     kaggle = account()
-    run(order(kaggle, search=searching()), connect=reach)
+    run(*order(kaggle, search=searching()), connect=reach)
     (kaggle.folder / "campaigns" / "one").rename(kaggle.folder / "campaigns" / "before")
-    run(order(kaggle, search=searching()), connect=reach)
+    run(*order(kaggle, search=searching()), connect=reach)
     assert len(kaggle.kernels.ran) == 2
     shutil.rmtree(kaggle.folder / "campaigns" / "one")
     run(
-        order(kaggle, search=searching({**GRID, "folds": [2]})), connect=reach
+        *order(kaggle, search=searching({**GRID, "folds": [2]})), connect=reach
     )  # of another space it is none of ours
     assert len(kaggle.kernels.ran) == 3
 
@@ -320,7 +357,7 @@ def test_names_nobody_knows_are_answered_with_those_there_are(account):
     kaggle = account()
     with pytest.raises(LaunchError, match="there is no campaign yet"):
         find_campaign(None)
-    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    run(*order(kaggle, submit=False, folds=[0]), connect=reach)
     with pytest.raises(LaunchError, match="there is no campaign two; there are: one"):
         find_campaign("two")
     with pytest.raises(LaunchError, match="no kernel is called 'fold-9'; there are: prepare,"):
@@ -332,12 +369,12 @@ def test_names_nobody_knows_are_answered_with_those_there_are(account):
 def test_what_the_emulator_ran_is_no_campaign_of_kaggles(account, monkeypatch, tmp_path):
     kaggle = account()
     monkeypatch.setattr("launch.campaign.spec.CAMPAIGNS", tmp_path / "kaggle's")
-    run(order(kaggle, submit=False, folds=[0]), connect=reach)
+    run(*order(kaggle, submit=False, folds=[0]), connect=reach)
     assert find_campaign("one") == kaggle.folder / "campaigns" / "one"
     monkeypatch.delenv("KAGGLE_API_ENVIRONMENT")
     with pytest.raises(LaunchError, match="there is no campaign one; there are: none"):
         find_campaign("one")
-    assert order(kaggle).judge == "Kaggle"
+    assert order(kaggle)[1].scored_by == "Kaggle"
 
 
 def test_a_name_is_a_slug_a_kind_or_a_fold(account):
@@ -356,15 +393,13 @@ def test_a_name_is_a_slug_a_kind_or_a_fold(account):
 
 def test_the_account_must_be_the_owner(account):
     kaggle = account()
-    wrong = order(kaggle)
-    wrong.owner = "bob"
     with pytest.raises(LaunchError, match="the credentials are those of alice"):
-        run(wrong, connect=reach)
+        run(*order(kaggle, owner="bob"), connect=reach)
     assert kaggle.changes() == []
 
 
 def test_a_kernel_that_can_never_fit_the_quota_stops_before_anything_is_pushed(account):
     kaggle = account(settings={"weekly_gpu_hours": 1.0})
     with pytest.raises(LaunchError, match="it can never run"):
-        run(order(kaggle), connect=reach)
+        run(*order(kaggle), connect=reach)
     assert kaggle.changes() == []

@@ -6,6 +6,7 @@ import pytest
 
 from launch.campaign.ledger import PUSHED, Ledger, Output, Push
 from launch.campaign.progress import Progress
+from launch.campaign.spec import CampaignSpec
 from launch.plan import REPORT_SLUG, load_experiment, plan_kernels
 
 
@@ -13,7 +14,7 @@ from launch.plan import REPORT_SLUG, load_experiment, plan_kernels
 def progress() -> Progress:
     return Progress(
         plan_kernels([load_experiment("resnet34")]),
-        Ledger(campaign="x", id="1", owner="alice", experiments={}),
+        Ledger(campaign="x", id="1", spec=CampaignSpec(owner="alice")),
     )
 
 

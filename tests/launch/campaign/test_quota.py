@@ -8,6 +8,7 @@ from launch.campaign.clock import stamp
 from launch.campaign.ledger import PUSHED, KernelEntry, Ledger, Push
 from launch.campaign.progress import Progress
 from launch.campaign.quota import Capacity
+from launch.campaign.spec import CampaignSpec
 from launch.campaign.standings import plan_standings
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import Timeouts
@@ -41,7 +42,7 @@ def capacity(tmp_path, said):
                 raise NoResponseError("no answer")
             return Quota(used, allowed, None)
 
-        ledger = Ledger(campaign="x", id="1", owner="alice", experiments={}, folder=tmp_path)
+        ledger = Ledger(campaign="x", id="1", spec=CampaignSpec(owner="alice"), folder=tmp_path)
         ledger.kernels = {kernel.slug: at_work() for kernel in running}
         desk = CampaignState(
             kaggle=SimpleNamespace(quota=quota),

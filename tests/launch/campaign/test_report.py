@@ -9,6 +9,7 @@ from test_commands import account, order, reach  # noqa: F401
 
 from launch.campaign.commands import run
 from launch.campaign.report import EMULATOR_NOTE, NOTEBOOK, PAGE, make_report, report_facts
+from launch.campaign.spec import CampaignSpec
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.plan import load_experiment, plan_kernels
@@ -25,7 +26,7 @@ def pushes(kaggle) -> list[str]:
 
 def test_the_report_comes_last_and_is_told_of_the_score(account, capsys):  # noqa: F811
     kaggle = account()
-    run(order(kaggle), connect=reach)
+    run(*order(kaggle), connect=reach)
     changed = [slug or method for method, slug in kaggle.changes()]
     assert changed[-2:] == ["CreateSubmission", "hcd-report"] or changed[-1] == "hcd-report"
     facts = facts_in(kaggle)
@@ -42,12 +43,12 @@ def test_the_report_comes_last_and_is_told_of_the_score(account, capsys):  # noq
 
 def test_without_a_submission_the_report_is_made_and_a_later_score_makes_it_anew(account):  # noqa: F811
     kaggle = account()
-    run(order(kaggle, submit=False), connect=reach)
+    run(*order(kaggle, submit=False), connect=reach)
     assert "leaderboard" not in facts_in(kaggle)
-    run(order(kaggle), connect=reach)
+    run(*order(kaggle), connect=reach)
     assert "leaderboard" in facts_in(kaggle)
     assert pushes(kaggle).count("hcd-report") == 2
-    run(order(kaggle), connect=reach)
+    run(*order(kaggle), connect=reach)
     assert pushes(kaggle).count("hcd-report") == 2
 
 
@@ -57,16 +58,16 @@ def test_a_report_that_fails_loses_nothing(account, capsys):  # noqa: F811
         LaunchError,
         match=r"(?s)everything but the report is done and kept.*hcd-report.*build_kernel.py report",
     ):
-        run(order(kaggle), connect=reach)
+        run(*order(kaggle), connect=reach)
     assert "scored by the emulated Kaggle" in capsys.readouterr().out
-    run(order(kaggle), connect=reach)
+    run(*order(kaggle), connect=reach)
     assert pushes(kaggle).count("hcd-report") == 2 and len(pushes(kaggle)) == 7
     assert len(kaggle.ledger.submissions) == 1
 
 
 def test_campaigns_that_differ_in_the_split_alone_are_put_beside_each_other(account):  # noqa: F811
     kaggle = account()
-    run(order(kaggle, submit=False), connect=reach)
+    run(*order(kaggle, submit=False), connect=reach)
     one = kaggle.folder / "campaigns" / "one"
     two, three = one.with_name("two"), one.with_name("three")
     for other, knobs in (
@@ -76,7 +77,7 @@ def test_campaigns_that_differ_in_the_split_alone_are_put_beside_each_other(acco
         shutil.copytree(one, other)
         experiment = load_experiment("smoke", knobs)
         ledger = json.loads((other / "ledger.json").read_text())
-        ledger["experiments"] = {experiment.name: experiment.config.to_dict()}
+        ledger["spec"] = CampaignSpec(experiments=(experiment,), owner="alice").to_dict()
         (other / "ledger.json").write_text(json.dumps(ledger))
         before = load_experiment("smoke", KNOBS).name
         for folder in list((other / "outputs").glob(f"hcd-{before}-*")):
@@ -90,7 +91,7 @@ def test_campaigns_that_differ_in_the_split_alone_are_put_beside_each_other(acco
 
 def test_a_report_of_nothing_says_so(account):  # noqa: F811
     kaggle = account()
-    run(order(kaggle, submit=False), connect=reach)
+    run(*order(kaggle, submit=False), connect=reach)
     folder = kaggle.folder / "campaigns" / "one"
     shutil.rmtree(folder / "outputs")
     with pytest.raises(LaunchError, match="holds no output yet"):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from launch.campaign.ledger import KernelEntry, Ledger, Output
 from launch.campaign.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
 from launch.kaggle_api.types import Quota
+from launch.campaign.spec import CampaignSpec
 from launch.plan import load_experiment, plan_kernels
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)  # a Tuesday
@@ -20,8 +21,8 @@ def kernels():
 
 def test_a_fold_is_expected_to_take_what_its_like_took():
     folds = [kernel for kernel in kernels() if kernel.kind == "train"]
-    ledger = Ledger(campaign="x", id="1", owner="a", experiments={})
-    assert expected_hours(folds[0], ledger) == folds[0].configs[0].hours
+    ledger = Ledger(campaign="x", id="1", spec=CampaignSpec(owner="alice"))
+    assert expected_hours(folds[0], ledger) == folds[0].configs[0].expected_hours
     output = Output(push_id="p", bundle_id="b", identity="i", key="k", seconds=5400.0)
     ledger.kernels[folds[1].slug] = KernelEntry(kind="train", output=output)
     assert expected_hours(folds[0], ledger) == 1.5

@@ -4,6 +4,7 @@ import time
 
 from launch.campaign.clock import stamp
 from launch.campaign.ledger import DONE, PUSHED, UNFINISHED, KernelEntry, Ledger, Output, Push
+from launch.campaign.spec import CampaignSpec
 from launch.campaign.standings import KernelStatus, ledger_standings, plan_standings
 from launch.plan import load_experiment, plan_kernels
 
@@ -26,7 +27,7 @@ def test_where_a_campaign_begins_what_ended_without_output_waits_again_and_a_led
     kernels = plan_kernels([load_experiment("resnet34")])
     weights, prepare, *folds = (kernel.slug for kernel in kernels)
     output = Output(push_id="p", bundle_id="b", identity="i", key="k", version=2, auc=0.9)
-    ledger = Ledger(campaign="x", id="1", owner="alice", experiments={})
+    ledger = Ledger(campaign="x", id="1", spec=CampaignSpec(owner="alice"))
     ledger.kernels = {
         weights: KernelEntry(kind="weights", pushes=[push(DONE)], output=output),
         prepare: KernelEntry(kind="prepare", pushes=[push(PUSHED, version=4, url="https://x")]),
