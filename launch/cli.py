@@ -559,7 +559,7 @@ def download(out: Path) -> None:
     """
     from launch.kaggle_api.download import download_competition
 
-    download_competition(out, say=click.echo)
+    download_competition(out)
 
 
 @main.command()
@@ -585,7 +585,7 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
         from launch.kaggle_api.client import connect
         from launch.weights_dataset import upload_weights
 
-        click.echo(f"dataset {upload_weights(connect(), say=click.echo)}: attach it with --dataset")
+        click.echo(f"dataset {upload_weights(connect())}: attach it with --dataset")
 
 
 @main.command(epilog=_examples("build_kernel.py local resnet34 --set epochs=3 --set num_members=1"))

@@ -1,13 +1,14 @@
-"""Encoder weights that were fetched here, as a private dataset of the user's: for weights behind a licence gate.
+"""Upload encoder weights that were downloaded here as a private Kaggle dataset.
 
-The weights kernel fetches what is open. What a person had to accept a licence for is fetched on their machine and uploaded;
-kernels read it as they read the weights kernel's output, because it is one.
+The weights kernel downloads weights that are public. Weights that need a licence agreement are downloaded
+on the user's machine instead, and uploaded. The dataset has the files of a weights kernel's output, so
+kernels read it in the same way.
 """
 
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from launch.campaign.ledger import campaign_lock, new_ledger, read_ledger
@@ -19,60 +20,61 @@ from launch.local import WEIGHTS_FOLDER, link_or_copy
 from launch.packaging.metadata import DATASET_METADATA, check_dataset_metadata, render
 from launch.plan import ENCODERS_SLUG, ROOT
 from lib.files import write_atomic
-from lib.runtime.run_record import RunRecordError, read_run_record
+from lib.runtime.run_record import RECORD_NAME, RunRecordError, read_run_record
 
-_POLL, _SETTLE = 5.0, 120.0  # seconds
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS, _SETTLE_SECONDS = 5.0, 120.0
 
 
 def upload_weights(
     kaggle: Kaggle,
     *,
-    say: Callable[[str], None],
     weights: Path = WEIGHTS_FOLDER,
     work: Path = ROOT / "runs" / "weights",
-    poll: float = _POLL,
-    settle: float = _SETTLE,
+    poll: float = _POLL_SECONDS,
+    settle: float = _SETTLE_SECONDS,
 ) -> str:
-    """Make the fetched weights a private dataset, or a new version of it, and wait until kernels can mount it.
+    """Upload the weights as a private dataset or a new version of it, and wait until kernels can mount it.
 
     Args:
         kaggle: the account.
-        say: takes a line.
-        weights: the output of a weights kernel.
-        work: where the upload is staged and noted; an interrupted one is taken up.
-        poll: seconds between looks.
-        settle: seconds for which Kaggle may show what was before.
+        weights: folder with the output of a weights kernel.
+        work: folder for the staged files and the ledger, from which an interrupted upload is resumed.
+        poll: seconds between two checks of the dataset's state.
+        settle: seconds for which Kaggle may still show the state before the upload.
 
     Returns:
         owner/slug of the dataset.
 
     Raises:
-        LaunchError: there is nothing to upload, or the dataset was not published.
+        LaunchError: there are no weights to upload, or the dataset was not published.
     """
     try:
         record = read_run_record(weights, kind="weights")
     except RunRecordError as error:
         raise LaunchError(f"there are no weights to upload: {error}") from error
-    bundle = hashlib.sha256(
-        json.dumps({n: e.sha256 for n, e in sorted(record.files.items())}).encode()
-    ).hexdigest()
+    hashes = {name: entry.sha256 for name, entry in sorted(record.files.items())}
+    content_id = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    metadata = {
+        "id": f"{kaggle.user}/{ENCODERS_SLUG}",
+        "title": "HCD encoders",
+        "licenses": [{"name": "other"}],
+    }
+    if problems := check_dataset_metadata(metadata):
+        raise LaunchError("; ".join(problems))
     with campaign_lock(work):
         staged = work / "dataset"
         shutil.rmtree(staged, ignore_errors=True)
-        for name in (*record.files, "run.json"):
+        for name in (*record.files, RECORD_NAME):
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(str(weights / name), str(staged / name))
-        metadata = {
-            "id": f"{kaggle.user}/{ENCODERS_SLUG}",
-            "title": "HCD encoders",
-            "licenses": [{"name": "other"}],
-        }
-        if problems := check_dataset_metadata(metadata):
-            raise LaunchError("; ".join(problems))
         write_atomic(staged / DATASET_METADATA, render(metadata))
         ledger = read_ledger(work) or new_ledger(
             work, campaign="weights", spec=CampaignSpec(owner=kaggle.user, datasets=(ENCODERS_SLUG,))
         )
-        publisher = Publisher(kaggle, ledger, staged, bundle, settle=settle, say=say, slug=ENCODERS_SLUG)
+        publisher = Publisher(
+            kaggle, ledger, staged, content_id, settle=settle, say=logger.info, slug=ENCODERS_SLUG
+        )
         publisher.finish(poll)
     return f"{kaggle.user}/{ENCODERS_SLUG}"

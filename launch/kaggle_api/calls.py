@@ -152,7 +152,7 @@ def translate(
             return NoResponseError(f"Kaggle could not {action} (HTTP {status}: {text})", retry_after=pause)
         return RefusedError(f"Kaggle refused to {action} (HTTP {status}: {text})", status=status)
     if isinstance(error, KeyError) and not isinstance(error, requests.RequestException):
-        # The client's decoder met an unknown enum value; a request that changes something may have had its effect.
+        # An enum value that the client does not know. A request that changes something may still have worked.
         unknown = NoResponseError if changes else UnexpectedResponseError
         return unknown(f"Kaggle's response to the request to {action} holds the unknown value {error}")
     if isinstance(error, ValueError) and "Upload unsuccessful" in str(error):  # kaggle 2.2.5

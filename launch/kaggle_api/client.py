@@ -1,8 +1,8 @@
 """Typed calls of the Kaggle API through the real `kaggle` package (2.2.4 and 2.2.5).
 
-A call returns only what the response proves; otherwise it raises an error of `launch.kaggle_api.errors`. Calls
-that only read are repeated while the service is busy. A push, an upload and a submission are sent once: after a
-NoResponseError the caller finds out with `pull`, `dataset` or `submissions` whether it happened.
+A call returns only what the response proves; otherwise it raises an error of `launch.kaggle_api.errors`.
+Calls that only read are repeated while the service is busy. A push, an upload and a submission are sent once.
+After a NoResponseError the caller finds out with `pull`, `dataset` or `submissions` whether it happened.
 """
 
 import contextlib
@@ -288,16 +288,16 @@ class Kaggle:
     def upload_dataset(self, folder: Path, *, notes: str, new: bool, temporary: Path) -> None:
         """Upload the dataset in `folder`: a new one, or a new version of it. Sent once, never repeated.
 
-        The client uploads the files, and resumes within a file. The request that makes a version of them is sent
-        here, because the client would repeat it after a lost connection and make two versions. Folders are sent as
-        archives, which Kaggle unpacks.
+        The client uploads the files, and resumes within a file. The request that makes a version of them is
+        sent here, because the client would repeat it after a lost connection and make two versions. Folders
+        are sent as archives, which Kaggle unpacks.
 
         Args:
             folder: files, folders and dataset-metadata.json.
             notes: description of the version.
             new: create the dataset; otherwise add a version to it.
-            temporary: folder for the client's notes on the progress of uploads. No other upload may use it, because
-                the client trusts the notes.
+            temporary: folder for the client's notes on the progress of uploads. No other upload may use it,
+                because the client trusts the notes.
 
         Raises:
             RefusedError: the upload did not happen.
@@ -406,7 +406,7 @@ class Kaggle:
     # --- files ----------------------------------------------------------------------------------------
 
     def fetch(self, url: str, path: Path, *, size: int | None = None, sha256: str = "") -> None:
-        """Fetch one output file as a stream; it appears at `path` with the given size and hash, or not at all.
+        """Fetch one output file; it appears at `path` whole, with the given size and hash, or not at all.
 
         The address is signed, so no credentials of ours are sent. No message shows it.
 
@@ -486,7 +486,7 @@ class Kaggle:
             if not token:
                 return
         raise UnexpectedResponseError(
-            f"Kaggle's response to the request to {action} has more than {_MAX_PAGES} pages: its tokens repeat"
+            f"Kaggle's response to the request to {action} has over {_MAX_PAGES} pages: its tokens repeat"
         )
 
     def clean(self, text: str) -> str:
@@ -576,7 +576,7 @@ def _enum_name(value: Any, subject: str) -> str:
     from enum import Enum
 
     if not isinstance(value, Enum):
-        raise UnexpectedResponseError(f"Kaggle's response holds {subject} as a value this code does not know")
+        raise UnexpectedResponseError(f"Kaggle's response holds an unknown value for {subject}")
     return value.name
 
 

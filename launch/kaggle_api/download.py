@@ -1,12 +1,12 @@
-"""The competition's data through the Kaggle client, into a folder that appears whole or not at all."""
+"""Download the competition's data through the Kaggle client."""
 
 import errno
+import logging
 import lzma
 import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 from launch.kaggle_api.calls import service_message
@@ -15,9 +15,12 @@ from launch.kaggle_api.errors import CREDENTIALS, RULES, ClientError
 from lib.runtime.session import COMPETITION
 from lib.validation import is_safe_name
 
+logger = logging.getLogger(__name__)
+
 _ARCHIVE = f"{COMPETITION}.zip"
-_BESIDE = ".one"  # the folder of the file that is being unpacked
-# What zipfile raises on damaged archives: encrypted members are RuntimeErrors, unknown compressions NotImplementedErrors.
+_UNPACKING = ".one"  # folder of the file that is being unpacked
+# What zipfile raises for damaged archives. Encrypted members give RuntimeError, unknown compressions its
+# subclass NotImplementedError.
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -30,88 +33,92 @@ _DAMAGED = (
 )
 
 
-def download_competition(folder: Path, *, say: Callable[[str], None]) -> None:
-    """Fetch the competition's archive and unpack it into `folder`, which appears whole or not at all.
+def download_competition(folder: Path) -> None:
+    """Fetch the competition's archive and unpack it into `folder`, which appears complete or not at all.
 
-    An interrupted download or unpacking goes on where it stopped.
+    After an interruption the same call resumes the download or the unpacking.
 
     Raises:
-        ClientError: no credentials, rules not accepted, the service refused or went away, a damaged archive, no room.
+        ClientError: no credentials, rules not accepted, interrupted, a damaged archive, or a full disk.
     """
     import requests
 
     if (folder / "train_labels.csv").is_file():
-        say(f"{folder} is there already; remove it to fetch the data again")
+        logger.info("%s is there already; remove it to fetch the data again", folder)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    archive, beside = folder.parent / _ARCHIVE, folder.with_name(f".{folder.name}.part")
+    archive, part = folder.parent / _ARCHIVE, folder.with_name(f".{folder.name}.part")
     kaggle = connect()
-    say(f"downloading {COMPETITION} (about 6.3 GB) into {folder.parent}")
+    logger.info("downloading %s (about 6.3 GB) into %s", COMPETITION, folder.parent)
     try:
         kaggle.api.competition_download_files(COMPETITION, path=str(folder.parent), force=False, quiet=True)
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        remedy = {401: CREDENTIALS, 403: RULES}.get(
-            status, "Try again later: the same command goes on where it stopped."
-        )
-        raise ClientError(
-            f"Kaggle refused the download (HTTP {status}: {kaggle.clean(service_message(error))}).\n{remedy}"
-        ) from error
+        resume = "Run the same command again later: it resumes the download."
+        remedy = {401: CREDENTIALS, 403: RULES}.get(status, resume)
+        message = kaggle.clean(service_message(error))
+        raise ClientError(f"Kaggle refused the download (HTTP {status}: {message}).\n{remedy}") from error
     except (requests.RequestException, OSError, ValueError) as error:
-        text = (
-            f"the download broke off: {kaggle.clean(str(error))}\nThe same command goes on where it stopped."
-        )
-        raise ClientError(text) from error
-    if not archive.is_file():
-        raise ClientError(f"the client reported no error, but {archive} is not there: try again")
-    _unpack(archive, beside, say=say)
-    if not (beside / "train_labels.csv").is_file():
         raise ClientError(
-            f"{archive} holds no train_labels.csv: it is not the competition's data. Remove it and try again."
+            f"the download was interrupted: {kaggle.clean(str(error))}\n"
+            "Run the same command again: it resumes the download."
+        ) from error
+    if not archive.is_file():
+        raise ClientError(
+            f"the client reported no error, but {archive} does not exist: run the command again"
+        )
+    _unpack(archive, part)
+    if not (part / "train_labels.csv").is_file():
+        raise ClientError(
+            f"{archive} contains no train_labels.csv, so it is not the competition's data. "
+            "Remove it and run the same command again."
         )
     shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    part.rename(folder)
     archive.unlink()
-    say(f"{folder} is complete")
+    logger.info("%s is complete", folder)
 
 
-def _unpack(archive: Path, folder: Path, *, say: Callable[[str], None]) -> None:
-    """Unpack what is not there yet; every file is checked against the archive's CRC as it is written."""
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack the members that are not unpacked yet; zipfile checks the CRC of each."""
     try:
         with zipfile.ZipFile(archive) as content:
             members = [member for member in content.infolist() if not member.is_dir()]
-            outside = sorted(
-                m.filename for m in members if not is_safe_name(m.filename) or m.filename.startswith(_BESIDE)
-            )
-            if outside:
+            names = [member.filename for member in members]
+            unsafe = sorted(name for name in names if not is_safe_name(name) or name.startswith(_UNPACKING))
+            if unsafe:
                 raise ClientError(
-                    f"{archive} names files outside its folder, such as {outside[0]!r}: it is not unpacked. Remove it"
+                    f"{archive} names files outside its folder, such as {unsafe[0]!r}, and is not unpacked. "
+                    "Remove it and run the same command again."
                 )
             folder.mkdir(parents=True, exist_ok=True)
-            left = [m for m in members if not _is_there(folder / m.filename, m.file_size)]
-            size, free = sum(member.file_size for member in left), shutil.disk_usage(folder).free
+            missing = [
+                member for member in members if not _is_unpacked(folder / member.filename, member.file_size)
+            ]
+            size, free = sum(member.file_size for member in missing), shutil.disk_usage(folder).free
             if size > free:
                 raise ClientError(
-                    f"unpacking takes {size / 2**30:.1f} GiB, {folder.parent} has {free / 2**30:.1f} GiB free"
+                    f"unpacking takes {size / 2**30:.1f} GiB, {folder.parent} has {free / 2**30:.1f} GiB. "
+                    "Free some space and run the same command again."
                 )
-            say(f"unpacking {len(left):,} of {len(members):,} files ({size / 2**30:.1f} GiB)")
-            for member in left:
-                content.extract(
-                    member, folder / _BESIDE
-                )  # beside, then rename: a kill leaves no half of a tile
+            logger.info(
+                "unpacking %s of %s files (%.1f GiB)", f"{len(missing):,}", f"{len(members):,}", size / 2**30
+            )
+            for member in missing:
+                # Into a folder of its own, then renamed: an interruption leaves no half of a tile.
+                content.extract(member, folder / _UNPACKING)
                 target = folder / member.filename
                 target.parent.mkdir(parents=True, exist_ok=True)
-                (folder / _BESIDE / member.filename).replace(target)
-            shutil.rmtree(folder / _BESIDE, ignore_errors=True)
+                (folder / _UNPACKING / member.filename).replace(target)
+            shutil.rmtree(folder / _UNPACKING, ignore_errors=True)
     except (*_DAMAGED, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # a place before the file's beginning; else the disk
+        # EINVAL is a seek to before the beginning of the archive; other OSErrors are about the disk.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise ClientError(
             f"{archive} is damaged ({error}): remove it and run the same command again"
         ) from error
 
 
-def _is_there(path: Path, size: int) -> bool:
+def _is_unpacked(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size

@@ -662,7 +662,7 @@ def _archive(folder: Path) -> Target:
     def take(content: bytes) -> None:
         shutil.rmtree(folder / "data", ignore_errors=True)
         (folder / "a.zip").write_bytes(content)
-        _unpack(folder / "a.zip", folder / "data", say=lambda line: None)
+        _unpack(folder / "a.zip", folder / "data")
 
     return Target(samples, mutate, take, (LaunchError,))
 

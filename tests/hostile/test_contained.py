@@ -61,7 +61,7 @@ def test_an_archive_that_leads_out_is_not_unpacked(names, tmp_path):
     """`ok` and `../ok` together once moved a file out of the folder: zipfile cleans the name, the renaming after it did not."""
     (tmp_path / "a.zip").write_bytes(archive("train_labels.csv", *names))
     with pytest.raises(LaunchError, match="names files outside its folder"):
-        _unpack(tmp_path / "a.zip", tmp_path / "data", say=lambda line: None)
+        _unpack(tmp_path / "a.zip", tmp_path / "data")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
 
 
@@ -72,7 +72,7 @@ def test_a_link_in_an_archive_is_no_link(tmp_path):
         link.external_attr = 0o120777 << 16
         content.writestr(link, "/etc")
     (tmp_path / "a.zip").write_bytes(stream.getvalue())
-    _unpack(tmp_path / "a.zip", tmp_path / "data", say=lambda line: None)
+    _unpack(tmp_path / "a.zip", tmp_path / "data")
     assert not (tmp_path / "data" / "train").is_symlink()
     assert (tmp_path / "data" / "train").read_text() == "/etc"
 

@@ -1,4 +1,4 @@
-"""`weights --upload`: fetched weights become a private dataset, once, and the plan reads them from there."""
+"""Command `weights --upload`: a private dataset with the downloaded weights, uploaded once."""
 
 import json
 
@@ -24,46 +24,55 @@ def weights(tmp_path):
     (folder / ENCODER / "config.json").write_text("{}")
     files = describe_files(folder, {f"{ENCODER}/model.safetensors": False, f"{ENCODER}/config.json": False})
     record = RunRecord(
-        kind="weights", experiment="", config={}, push_id="", bundle_id="b", git_commit="", data_id="", files=files,
-        scores={"encoders": {ENCODER: {}}}, complete=True,
-    )  # fmt: skip
+        kind="weights",
+        experiment="",
+        config={},
+        push_id="",
+        bundle_id="b",
+        git_commit="",
+        data_id="",
+        files=files,
+        scores={"encoders": {ENCODER: {}}},
+        complete=True,
+    )
     write_run_record(folder, record)
     return folder
 
 
-def upload(kaggle, weights, monkeypatch, said):
+def upload(kaggle, weights, monkeypatch):
     for name, value in kaggle.server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", str(kaggle.folder))
     account = connect(RetryPolicy(call_timeout=5, attempts=3, delay=0.05))
     work = kaggle.folder / "work"
-    return upload_weights(account, say=said.append, weights=weights, work=work, poll=0.05, settle=0.3)
+    return upload_weights(account, weights=weights, work=work, poll=0.05, settle=0.3)
 
 
 @pytest.mark.parametrize("fault", [None, Fault("CreateDataset", "reset-after"), Fault("upload", "503")])
-def test_the_weights_arrive_whole_and_once(world, weights, monkeypatch, fault):
+def test_the_weights_are_uploaded_completely_and_once(world, weights, monkeypatch, caplog, fault):
+    caplog.set_level("INFO", logger="launch")
     kaggle = world(*([fault] if fault else []))
-    said: list[str] = []
-    assert upload(kaggle, weights, monkeypatch, said) == "alice/hcd-encoders"
-    there = kaggle.folder / "kaggle" / "datasets" / "hcd-encoders" / "v1"
+    assert upload(kaggle, weights, monkeypatch) == "alice/hcd-encoders"
+    stored = kaggle.folder / "kaggle" / "datasets" / "hcd-encoders" / "v1"
     names = [f"{ENCODER}/model.safetensors", f"{ENCODER}/config.json", "run.json"]
-    assert [(there / name).read_bytes() for name in names] == [
+    assert [(stored / name).read_bytes() for name in names] == [
         (weights / name).read_bytes() for name in names
     ]
     assert kaggle.changes() == [("CreateDataset", "hcd-encoders")]
     state = json.loads((kaggle.folder / "kaggle" / "state.json").read_text())
     assert state["datasets"]["hcd-encoders"]["private"] is True
-    upload(kaggle, weights, monkeypatch, said)
+    upload(kaggle, weights, monkeypatch)
     assert kaggle.changes() == [("CreateDataset", "hcd-encoders")]  # the same weights are not uploaded twice
-    assert TOKEN not in "\n".join(said)
+    assert "hcd-encoders: version 1 is ready" in caplog.text
+    assert TOKEN not in caplog.text
 
 
-def test_there_must_be_weights(world, tmp_path, monkeypatch):
+def test_without_weights_the_upload_is_refused(world, tmp_path, monkeypatch):
     with pytest.raises(LaunchError, match="there are no weights to upload"):
-        upload(world(), tmp_path, monkeypatch, [])
+        upload(world(), tmp_path, monkeypatch)
 
 
-def test_with_the_dataset_attached_no_kernel_fetches_weights():
+def test_with_the_dataset_attached_no_kernel_downloads_weights():
     experiment = load_experiment("resnet34")
     assert "weights" in {kernel.kind for kernel in plan_kernels([experiment])}
     kernels = plan_kernels([experiment], datasets=["alice/hcd-encoders"])

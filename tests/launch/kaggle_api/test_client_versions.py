@@ -1,4 +1,4 @@
-"""The other client: kaggle 2.2.5 with its SDK, in a folder of its own before the installed 2.2.4."""
+"""Campaigns with kaggle 2.2.5 and its SDK, in a folder of its own before the installed 2.2.4."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ from test_faults import FINISHES, STOPS
 
 OTHER = ("kaggle==2.2.5", "kagglesdk==0.1.38")
 pytestmark = pytest.mark.slow
-# Those in which the client has a part: how it reads an answer, uploads, resumes.
-CHOSEN = (
+# Faults in which the client takes part: it reads a response, uploads, or resumes.
+FAULTS_OF_THE_CLIENT = (
     "push reset after it happened",
     "push answered by HTML after it happened",
     "push answered by nothing",
@@ -30,7 +30,7 @@ CHOSEN = (
 
 @pytest.fixture(scope="session")
 def other_client(tmp_path_factory) -> Path:
-    """Where the other client is installed; without its dependencies, one of which asks for a certifi that is not out."""
+    """Folder with the other client, without its dependencies: one needs a certifi that was not out then."""
     folder = tmp_path_factory.mktemp("client") / "site"
     command = [
         sys.executable,
@@ -83,11 +83,11 @@ def cli(kaggle, *arguments):
     )
 
 
-def test_the_installed_client_is_the_one_kaggle_installs_get():
+def test_the_installed_client_is_2_2_4():
     assert metadata.version("kaggle") == "2.2.4"
 
 
-def test_it_is_the_other_client_and_a_campaign_finishes(newer):
+def test_a_campaign_finishes_with_the_other_client(newer):
     kaggle = newer()
     assert "2.2.5" in cli(kaggle, "--version").stdout
     ended = kaggle.run()
@@ -95,8 +95,8 @@ def test_it_is_the_other_client_and_a_campaign_finishes(newer):
     kaggle.assert_finished_once()
 
 
-@pytest.mark.parametrize("name", CHOSEN)
-def test_faults_with_the_other_client(newer, name):
+@pytest.mark.parametrize("name", FAULTS_OF_THE_CLIENT)
+def test_a_campaign_survives_faults_with_the_other_client(newer, name):
     kaggle = newer(*FINISHES[name])
     ended = kaggle.run()
     assert ended.code == 0, ended
@@ -105,14 +105,14 @@ def test_faults_with_the_other_client(newer, name):
 
 
 @pytest.mark.parametrize("name", ["401", "filed elsewhere", "daily allowance", "unknown status for ever"])
-def test_stops_with_the_other_client(newer, name):
+def test_a_campaign_stops_with_a_message_with_the_other_client(newer, name):
     faults, words = STOPS[name]
     kaggle = newer(*faults)
     ended = kaggle.run(limit=1.0)
     assert ended.code == 1 and words in ended.err, ended
 
 
-def test_its_command_line_works_by_hand(newer, tmp_path):
+def test_the_command_line_of_the_other_client_works_by_hand(newer, tmp_path):
     kaggle = newer()
     folder = kernel(tmp_path / "one", "hcd-prepare", _script())
     saved = cli(kaggle, "kernels", "push", "-p", str(folder), "--no-run")

@@ -1,4 +1,4 @@
-"""`download` through the real Kaggle client, against an emulated Kaggle that answers as KAGGLE's service does."""
+"""Command `download` through the real Kaggle client, from a server that responds as Kaggle does."""
 
 import io
 import os
@@ -27,18 +27,18 @@ def archive(*, labels: bool = True) -> bytes:
 
 
 class Kaggle:
-    """One RPC: it answers with a redirect to a signed address, or refuses."""
+    """A server with one RPC, which redirects to a signed address or refuses."""
 
     def __init__(self, content: bytes, *, status: int = 302, message: str = "", cut_after: int | None = None):
         kaggle = self
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.cuts = 1 if cut_after else 0
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):  # noqa: N802
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 path = self.path.removeprefix("http://localhost")
-                kaggle.asked.append(path)
+                kaggle.requested.append(path)
                 if not path.endswith(METHOD):
                     return self._json(404, f"unknown method {path}")
                 if status != 302:
@@ -52,7 +52,7 @@ class Kaggle:
                 return None
 
             def do_GET(self):  # noqa: N802
-                kaggle.asked.append(self.path)
+                kaggle.requested.append(self.path)
                 start = 0
                 if spec := self.headers.get("Range"):
                     start = int(spec.removeprefix("bytes=").split("-")[0])
@@ -116,7 +116,7 @@ def serve():
         kaggle.server.server_close()
 
 
-def test_the_data_arrive_whole_and_the_archive_goes(serve, tmp_path):
+def test_the_data_are_complete_and_the_archive_is_removed(serve, tmp_path):
     content = archive()
     kaggle = serve(content)
     done = kaggle.download(tmp_path)
@@ -131,18 +131,18 @@ def test_the_data_arrive_whole_and_the_archive_goes(serve, tmp_path):
     assert "is there already" in again.stdout
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(serve, tmp_path):
+def test_a_broken_download_is_resumed(serve, tmp_path):
     kaggle = serve(archive(), cut_after=1500)
     done = kaggle.download(tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
     assert (tmp_path / "input" / "data" / "train_labels.csv").read_text().startswith("id,label")
-    assert sum("signed" in path for path in kaggle.asked) >= 2
+    assert sum("signed" in path for path in kaggle.requested) >= 2
 
 
 @pytest.mark.parametrize(
-    ("status", "remedy"), [(403, "Accept the rules"), (401, "API token"), (500, "goes on where it stopped")]
+    ("status", "remedy"), [(403, "Accept the rules"), (401, "API token"), (500, "resumes the download")]
 )
-def test_a_refusal_says_what_kaggle_said_and_what_to_do(serve, tmp_path, status, remedy):
+def test_a_refusal_shows_the_message_and_the_remedy(serve, tmp_path, status, remedy):
     done = serve(b"", status=status, message="the service says no").download(tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error:")
@@ -151,12 +151,12 @@ def test_a_refusal_says_what_kaggle_said_and_what_to_do(serve, tmp_path, status,
     assert not (tmp_path / "input" / "data").exists()
 
 
-def test_without_credentials_it_says_how_to_get_them(serve, tmp_path):
+def test_without_credentials_the_message_says_how_to_get_them(serve, tmp_path):
     kaggle = serve(archive())
     done = kaggle.download(tmp_path, credentials=False)
     assert done.returncode == 1
     assert "kaggle.com/settings/api" in done.stderr
-    assert not kaggle.asked
+    assert not kaggle.requested
 
 
 @pytest.mark.parametrize("content", [b"not a zip file at all", archive(labels=False)])
