@@ -1,7 +1,7 @@
-"""Library and recipe as one readable script that unpacks and runs itself. The same tree gives the same bytes.
+"""A kernel's source: parameters, recipe and the part of the library it imports, as readable text that unpacks and runs itself.
 
-The code travels as plain text, so that it can be read on Kaggle, and tracebacks name `lib/<file>.py` with the
-repository's line numbers. A thin script carries only the hashes of the files and imports them from the mounted dataset.
+The same checkout gives the same bytes. The code is carried as plain text, so that it can be read on Kaggle and tracebacks name
+`lib/<file>.py` with the repository's line numbers. A thin script carries only hashes and imports the files from the mounted dataset.
 """
 
 import ast
@@ -15,12 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import LaunchError
+from launch.packaging.closure import embedded_files
 from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Kernel
+from lib.config import Config, to_toml
 
 SOURCE_LIMIT = 1_000_000  # bytes; the service refuses more ("must be less than 1 megabytes")
+LIBRARY_TAG = "library"  # of the notebook cell that parameters and library are put into
+_WIDTH = 110
 _BUNDLED = ("lib", "kernels")
-LIBRARY_TAG = "library"  # of the cell of a notebook that parameters and library take the place of
-# Folded in JupyterLab, and on Kaggle.
+_BOOTSTRAP = Path(__file__).with_name("bootstrap")
+_PLACEHOLDER = "# placeholder"
+_START = 'if __name__ == "__main__":'
+# The library cell of a notebook is folded in JupyterLab, and on Kaggle.
 _FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
 _NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -29,16 +35,19 @@ _NOTEBOOK_METADATA = {
 
 
 def library_files(root: Path = ROOT) -> dict[str, str]:
-    """Everything that travels: relative path to text, in the order of the paths.
+    """The library: relative path to text of every file below lib/ and kernels/, in the order of the paths.
+
+    Hidden files, compiled code and recipes that are notebooks are left out.
 
     Raises:
-        LaunchError: a file that cannot be embedded as text without changing it; all of them listed.
+        LaunchError: files that cannot be embedded as text without changing them; all of them listed.
     """
     files, problems = {}, []
     notebooks = {f"kernels/{kind}.py" for kind in NOTEBOOK_KINDS}  # cells, no module
-    for path in sorted(path for top in _BUNDLED for path in (root / top).rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        if name in notebooks:
+    for path in sorted(path for top in _BUNDLED for path in (root / top).rglob("*") if path.is_file()):
+        parts = path.relative_to(root).parts
+        name = "/".join(parts)
+        if name in notebooks or "__pycache__" in parts or any(part.startswith(".") for part in parts):
             continue
         try:
             text = path.read_bytes().decode("utf-8")
@@ -55,13 +64,12 @@ def library_files(root: Path = ROOT) -> dict[str, str]:
     return files
 
 
-def bundle_id(files: dict[str, str]) -> str:
-    """SHA-256 over the names and contents of the files."""
+def bundle_id(files: Mapping[str, str]) -> str:
+    """SHA-256 over the names and contents of files: of the whole library, or (FILES_ID) of those that a script carries."""
     digest = hashlib.sha256()
     for name, text in sorted(files.items()):
         content = text.encode()
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
@@ -77,7 +85,7 @@ def kernel_parameters(
     inputs: Mapping[str, str] | None = None,
     finished: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What the script tells `lib.runtime.session.read_parameters`."""
+    """The parameters of a script, as `lib.runtime.session.read_parameters` reads them."""
     search = kernel.search
     searched = {} if search is None else {"search": {"name": search.name, "values": search.to_dict()}}
     return {
@@ -111,152 +119,58 @@ def _literal(text: str) -> str:
     return "(\n" + "".join(f"    {line!r}\n" for line in text.splitlines(keepends=True)) + "    ''\n)"
 
 
-_HEAD = '''\
-"""{title}
-
-One {what} that carries the whole library as plain text and runs by itself: this is what `kaggle kernels push` uploads.
-Made by `python build_kernel.py build`. Change lib/ or kernels/ and build again, not this file.
-"""
-
-import hashlib
-import os
-import sys
-import tempfile
-from pathlib import Path
-
-PARAMETERS = {parameters}
-
-'''
-
-_FULL = '''\
-FILES = {{
-{files}}}
-
-
-def unpack():
-    """Write the files into a folder named by their hash and return it; several processes may do so at once."""
-    digest = hashlib.sha256()
-    for name, text in sorted(FILES.items()):
-        digest.update(f"{{name}}\\0{{len(text.encode())}}\\0".encode() + text.encode())
-    if digest.hexdigest() != PARAMETERS["bundle_id"]:
-        sys.exit("error: this script was changed after it was built (its files do not match bundle_id): build it again")
-
-    def intact(folder):
-        try:
-            status = folder.lstat()
-            if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o22):
-                return False  # somebody else's: beside the right sources may lie compiled code that is not theirs
-            found = {{path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}}
-            return found == set(FILES) and all((folder / n).read_bytes() == t.encode() for n, t in FILES.items())
-        except OSError:
-            return False
-
-    folder = Path(tempfile.gettempdir()) / f"hcd-{{PARAMETERS['bundle_id'][:16]}}"
-    if intact(folder):
-        return folder
-    beside = Path(tempfile.mkdtemp(prefix="hcd-"))  # readable by this user alone
-    for name, text in FILES.items():
-        (beside / name).parent.mkdir(parents=True, exist_ok=True)
-        (beside / name).write_bytes(text.encode())
-    try:
-        os.rename(beside, folder)
-    except OSError:  # another process was first, or something else lies there: trust it only if it is the same
-        return folder if intact(folder) else beside
-    return folder
-'''
-
-_THIN = '''\
-DIGESTS = {digests}
-
-
-def find_library():
-    """The mounted dataset with exactly the files this script was built with."""
-    root = Path(os.environ.get("HCD_INPUT", "/kaggle/input"))
-    owner, slug = PARAMETERS["owner"], "{slug}"
-    places = ["datasets/" + owner + "/" + slug, "datasets/organizations/" + owner + "/" + slug, slug]
-    found = [root / place for place in places if (root / place / "lib").is_dir()]
-    if not found:
-        where = owner + "/" + slug + " is not mounted under " + str(root)
-        sys.exit("error: the dataset " + where + ": attach it, or build without --thin")
-    wrong = []
-    for name, digest in DIGESTS.items():
-        path = found[0] / name
-        if not path.is_file():
-            wrong.append(name + " is missing")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            wrong.append(name + " differs")
-    if wrong:
-        sys.exit(
-            "error: " + str(found[0]) + " is not the library this script was built with:\\n  - " + "\\n  - ".join(wrong)
-            + "\\nUpload dist/dataset, wait until the new version is ready, and push again; or build without --thin."
-        )
-    return found[0]
-'''
-
-_RUN = """\
-
-
-if __name__ == "__main__":
-{imports}
-    from kernels.{recipe} import main
-
-    sys.exit(main(PARAMETERS))
-"""
-# How the library gets onto the path; a thin kernel's dataset is mounted read-only.
-_IMPORTS = {
-    False: "sys.path.insert(0, str(unpack()))",
-    True: "sys.dont_write_bytecode = True\nsys.path.insert(0, str(find_library()))",
-}
-
-
 def render_script(
-    kernel: Kernel, files: dict[str, str], parameters: dict[str, Any], *, thin: bool = False
+    kernel: Kernel, files: Mapping[str, str], parameters: Mapping[str, Any], *, thin: bool = False
 ) -> str:
-    """The source of a kernel.
+    """The source of a kernel that is a script.
+
+    Args:
+        kernel: the kernel.
+        files: the whole library; the script carries what its recipe imports.
+        parameters: see `kernel_parameters`.
+        thin: carry hashes, and import the files from the dataset.
 
     Raises:
-        LaunchError: it is over the limit, or does not read back as what went in.
+        LaunchError: the recipe cannot be embedded, or the script is over the limit.
     """
-    # The recipe last: whoever scrolls to the end of the script finds what it does.
     recipe = f"kernels/{kernel.kind}.py"
-    order = [name for name in files if name != recipe] + [recipe]
-    run = _RUN.format(imports=textwrap.indent(_IMPORTS[thin], "    "), recipe=kernel.kind)
-    source = _library(kernel, {name: files[name] for name in order}, parameters, thin=thin, what="file") + run
-    _hold_to_limit(kernel, source)
-    _verify(source, files if not thin else None, parameters)
+    embedded = embedded_files(files, recipe=recipe)
+    purpose = ast.get_docstring(ast.parse(embedded[recipe])) or ""
+    source = _bootstrap(kernel, embedded, parameters, thin=thin, purpose=purpose)
+    _require_limit(kernel, source)
     return source
 
 
 def render_notebook(
     kernel: Kernel,
-    files: dict[str, str],
-    parameters: dict[str, Any],
+    files: Mapping[str, str],
+    parameters: Mapping[str, Any],
     *,
     thin: bool = False,
     root: Path = ROOT,
 ) -> str:
-    """The source of a kernel that is a notebook: its cells, and the library in a folded one.
+    """The source of a kernel that is a notebook: its cells, with the library in a folded one.
 
-    `kernels/<kind>.py` holds the cells in jupytext's percent format; the one tagged `library` stands for parameters and library.
+    `kernels/<kind>.py` holds the cells in jupytext's percent format; the one tagged `library` is replaced by parameters and library.
 
     Raises:
-        LaunchError: it is over the limit, has no place for the library, or does not read back as what went in.
+        LaunchError: it has no cell for the library, its imports cannot be embedded, or it is over the limit.
     """
     import jupytext
     import nbformat
 
-    name = f"kernels/{kernel.kind}.py"
-    notebook = jupytext.reads((root / name).read_text(encoding="utf-8"), fmt="py:percent")
+    recipe = f"kernels/{kernel.kind}.py"
+    text = (root / recipe).read_text(encoding="utf-8")
+    notebook = jupytext.reads(text, fmt="py:percent")
     places = [cell for cell in notebook.cells if LIBRARY_TAG in cell.metadata.get("tags", [])]
     if len(places) != 1:
-        raise LaunchError(f"{name} needs one cell with the tag {LIBRARY_TAG}, it has {len(places)}")
-    library = _library(kernel, files, parameters, thin=thin, what="notebook") + f"\n\n{_IMPORTS[thin]}\n"
-    places[0].source = library
+        raise LaunchError(f"{recipe} needs one cell with the tag {LIBRARY_TAG}, it has {len(places)}")
+    purpose = notebook.cells[0].source.splitlines()[0].lstrip("# ")
+    embedded = embedded_files(files, recipe=recipe, source=text)
+    places[0].source = _bootstrap(kernel, embedded, parameters, thin=thin, purpose=purpose).rstrip("\n")
     places[0].metadata |= _FOLDED
     for number, cell in enumerate(notebook.cells):
-        cell.id = (
-            f"cell-{number}"  # jupytext draws them at random, and the same tree shall give the same bytes
-        )
+        cell.id = f"cell-{number}"  # jupytext draws ids at random; the same checkout must give the same bytes
     notebook.metadata.clear()
     notebook.metadata.update(_NOTEBOOK_METADATA)
     nbformat.validate(notebook)
@@ -264,41 +178,154 @@ def render_notebook(
         "cells": [{**cell, "source": cell.source.splitlines(keepends=True)} for cell in notebook.cells]
     }
     source = json.dumps(plain, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    _hold_to_limit(kernel, source)
-    _verify(library, files if not thin else None, parameters)
+    _require_limit(kernel, source)
     return source
 
 
-def _library(
-    kernel: Kernel, files: dict[str, str], parameters: dict[str, Any], *, thin: bool, what: str
+def _bootstrap(
+    kernel: Kernel, embedded: Mapping[str, str], parameters: Mapping[str, Any], *, thin: bool, purpose: str
 ) -> str:
-    """Parameters, and the library or where to find it."""
-    of = f" of {' + '.join(kernel.experiments)}" if kernel.experiments else ""
-    title = f"{kernel.slug}: the {kernel.kind} kernel{of}."
-    head = _HEAD.format(
-        title=title, what=what, parameters=pprint.pformat(parameters, sort_dicts=False, width=118)
-    )
+    """Summary, parameters, the files or their hashes, and the code that makes them importable and runs the recipe."""
+    notebook = kernel.kind in NOTEBOOK_KINDS
+    values = {
+        "PARAMETERS": _formatted(parameters),
+        "RECIPE": repr("" if notebook else f"kernels.{kernel.kind}"),
+    }
     if thin:
-        digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(files.items())}
-        return head + _THIN.format(digests=pprint.pformat(digests, width=118), slug=LIBRARY_SLUG)
-    embedded = "".join(f"    {name!r}: {_literal(text)},\n" for name, text in files.items())
-    return head + _FULL.format(files=embedded)
+        digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(embedded.items())}
+        values |= {"DIGESTS": _formatted(digests), "DATASET": repr(f"{parameters['owner']}/{LIBRARY_SLUG}")}
+    else:
+        entries = "".join(f"    {name!r}: {_literal(text)},\n" for name, text in embedded.items())
+        values |= {"FILES": f"{{\n{entries}}}", "FILES_ID": repr(bundle_id(embedded))}
+    template = (_BOOTSTRAP / ("find_library.py" if thin else "unpack.py")).read_text(encoding="utf-8")
+    body = fill_placeholders(template, values)
+    # The summary names lines of the source, which it moves down by its own length: that is the same for any numbers.
+    draft = _summary(kernel, embedded, parameters, thin=thin, purpose=purpose, body=body, above=0)
+    above = draft.count("\n")
+    source = _summary(kernel, embedded, parameters, thin=thin, purpose=purpose, body=body, above=above) + body
+    _verify(source, None if thin else embedded, parameters)
+    return source
 
 
-def _hold_to_limit(kernel: Kernel, source: str) -> None:
+def fill_placeholders(template: str, values: Mapping[str, str]) -> str:
+    """A bootstrap file without its docstring, each placeholder with its value.
+
+    A placeholder is one line at the top level of the file, `NAME: type = value  # placeholder`. It becomes `NAME = ` and the literal.
+
+    Raises:
+        AssertionError: the placeholders of the file and the values differ in their names.
+    """
+    docstring, *statements = ast.parse(template).body
+    assert isinstance(docstring, ast.Expr) and docstring.end_lineno is not None
+    lines = template.splitlines()
+    places = {
+        node.target.id: node.lineno - 1
+        for node in statements
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and lines[node.lineno - 1].endswith(_PLACEHOLDER)
+    }
+    assert places.keys() == values.keys(), (sorted(places), sorted(values))
+    for name, place in places.items():
+        lines[place] = f"{name} = {values[name]}"
+    return "\n".join(lines[docstring.end_lineno :]) + "\n"
+
+
+def _summary(
+    kernel: Kernel,
+    embedded: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    *,
+    thin: bool,
+    purpose: str,
+    body: str,
+    above: int,
+) -> str:
+    """The docstring of a kernel's source: what it does and differs in, and in which lines its parts begin.
+
+    Args:
+        kernel: the kernel.
+        embedded: what it imports of the library.
+        parameters: see `kernel_parameters`.
+        thin: whether the files come from the dataset.
+        purpose: the docstring of the recipe.
+        body: the source below the summary.
+        above: lines of the summary itself.
+    """
+    title, *details = purpose.splitlines()
+    notebook = kernel.kind in NOTEBOOK_KINDS
+    recipe = f"kernels/{kernel.kind}.py"
+    lines = body.split("\n")
+
+    def line_of(start: str) -> str:
+        return (
+            f"line {above + 1 + next(number for number, line in enumerate(lines) if line.startswith(start))}"
+        )
+
+    modules = [name for name in embedded if name != recipe]
+    if thin:
+        library = f"{line_of('DIGESTS = ')}: hashes of {len(modules)} files in the dataset {LIBRARY_SLUG}"
+    else:
+        library = f"{line_of(f'    {modules[0]!r}: ')}: the {len(modules)} files that the recipe imports"
+    place = f"{recipe} in the dataset {LIBRARY_SLUG}"
+    if notebook:
+        place = "the cells below this one"
+    elif not thin:
+        place = f"{line_of(f'    {recipe!r}: ')}: {recipe}"
+    start = len(lines) - lines[::-1].index(_START) + above  # the last such line: a recipe has one of its own
+    experiments = [
+        f"{name}, {_differences(config)}"
+        for name, config in zip(kernel.experiments or ("shared by all",), kernel.configs, strict=False)
+    ]
+    inputs = [*["the competition"] * kernel.competition, *kernel.sources, *kernel.datasets]
+    rows = {
+        "Experiment": "; ".join(experiments),
+        "Inputs": ", ".join(inputs) or "none",
+        "Machine": f"{'2 x T4' if kernel.needs_gpu else 'CPU'}, internet {'on' if kernel.internet else 'off'}",
+        "Push": parameters["push_id"] or "by hand, without an id",
+    }
+    lines_of_parts = {
+        "Recipe": place,
+        "Library": f"{library}; bundle {parameters['bundle_id'][:12]}",
+        "Start": f"line {start}: make the files importable" + ("" if notebook else " and run the recipe"),
+    }
+    table = [_row(name, text) for name, text in rows.items()]
+    table += [f"{name:12}{text}" for name, text in lines_of_parts.items()]  # one line each for any numbers
+    made = "Made by `python build_kernel.py build`. Change lib/ or kernels/ and build again, not this file."
+    text = "\n".join([textwrap.fill(f"{kernel.slug}: {title}", _WIDTH), *details, "", *table, "", made])
+    return '"""' + text.replace("\\", "\\\\").replace('"""', r"\"\"\"") + '\n"""\n'
+
+
+def _row(name: str, text: str) -> str:
+    return textwrap.fill(
+        text, _WIDTH, initial_indent=f"{name:12}", subsequent_indent=" " * 12, break_on_hyphens=False
+    )
+
+
+def _differences(config: Config) -> str:
+    """The options of an experiment that are not at their defaults, as its file would have them."""
+    options = to_toml(config).splitlines()
+    return f"not at the defaults: {', '.join(options)}" if options else "all options at their defaults"
+
+
+def _formatted(values: Mapping[str, Any]) -> str:
+    return pprint.pformat(dict(values), sort_dicts=False, width=_WIDTH)
+
+
+def _require_limit(kernel: Kernel, source: str) -> None:
     if (size := len(source.encode())) >= SOURCE_LIMIT:
         raise LaunchError(
             f"{kernel.slug} has {size:,} bytes, Kaggle takes less than {SOURCE_LIMIT:,}: build with --thin"
         )
 
 
-def _verify(source: str, files: dict[str, str] | None, parameters: dict[str, Any]) -> None:
-    """Read the script back as Python would: what does not come out as it went in must not be pushed."""
+def _verify(source: str, files: Mapping[str, str] | None, parameters: Mapping[str, Any]) -> None:
+    """Read the source back as Python would: a value that is not the one that was written must not be pushed."""
     values: dict[str, Any] = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             values[node.targets[0].id] = ast.literal_eval(node.value)
     assert json.loads(json.dumps(values["PARAMETERS"])) == json.loads(json.dumps(parameters)), (
-        "parameters changed on the way"
+        "other parameters"
     )
-    assert files is None or values["FILES"] == files, "the library changed on the way"
+    assert files is None or values["FILES"] == files, "another library"

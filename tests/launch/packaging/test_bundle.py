@@ -1,4 +1,4 @@
-"""A script carries the library as readable text, the same bytes for the same tree, and runs nothing but that."""
+"""A script carries its part of the library as readable text, gives the same bytes for the same tree, and runs only that."""
 
 import ast
 import json
@@ -15,9 +15,9 @@ import pytest
 
 from launch.emulator.synthetic_tiles import write_competition
 from launch.errors import LaunchError
-from launch.packaging.builder import Built, build
+from launch.packaging.builder import Built, build, read_source
 from launch.packaging.bundle import SOURCE_LIMIT, bundle_id, library_files
-from launch.plan import ROOT, Kernel, load_experiment
+from launch.plan import ROOT, Kernel, load_experiment, plan_kernels
 
 _LEAKS = re.compile(r"/home/|/root/|/Users/|KGAT_|BEGIN [A-Z ]*PRIVATE KEY")
 
@@ -105,9 +105,9 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def unpacked(built: Built, folder: Path) -> Path:
-    """Where a script of this build unpacks itself."""
-    return folder / "tmp" / f"hcd-{built.bundle[:16]}"
+def unpacked(script: Path, folder: Path) -> Path:
+    """Where a script unpacks itself."""
+    return folder / "tmp" / f"hcd-{constant(script.read_text(), 'FILES_ID')[:16]}"
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -159,19 +159,83 @@ def test_every_script_compiles_is_small_and_tells_nothing_of_this_machine(
 def test_the_library_reads_as_it_is_in_the_repository(built: Built) -> None:
     files = library_files()
     there = {
-        path.relative_to(ROOT).as_posix() for top in ("lib", "kernels") for path in (ROOT / top).rglob("*.py")
+        path.relative_to(ROOT).as_posix()
+        for top in ("lib", "kernels")
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
     }
     assert set(files) == there - {"kernels/report.py"}  # the cells of a notebook
     assert bundle_id(files) == built.bundle
     for kernel in built.kernels:
         source = source_of(built, kernel)
-        assert constant(source, "FILES") == files
+        embedded = constant(source, "FILES")
+        assert embedded.items() <= files.items()
+        assert constant(source, "FILES_ID") == bundle_id(embedded)
         assert constant(source, "PARAMETERS")["bundle_id"] == built.bundle
-        for name, text in files.items():
+        for name, text in embedded.items():
             assert (ROOT / name).read_bytes() == text.encode()
             # The code itself, line by line, can be read in the script: not encoded, not escaped.
             if "'''" not in text:
                 assert text in source, name
+
+
+def test_a_script_carries_nothing_that_its_recipe_does_not_import(built: Built) -> None:
+    embedded = {kernel.kind: set(constant(source_of(built, kernel), "FILES")) for kernel in built.kernels}
+    for kind, names in embedded.items():
+        recipes = {name for name in names if name.startswith("kernels/")} - {"kernels/__init__.py"}
+        assert recipes == (set() if kind == "report" else {f"kernels/{kind}.py"})
+        assert "lib/runtime/session.py" in names
+    assert not [name for name in embedded["train"] if name.startswith("lib/report/")]
+    assert not [name for name in embedded["prepare"] if name.startswith(("lib/training/", "lib/model/"))]
+    assert not [name for name in embedded["report"] if name.startswith("lib/training/")]
+    assert "lib/training/workers.py" in embedded["train"]
+
+
+def test_the_summary_names_the_lines_where_recipe_library_and_start_are(built: Built, thin: Built) -> None:
+    for made in (built, thin):
+        for kernel in made.kernels:
+            source = source_of(made, kernel)
+            lines = source.split("\n")
+            summary = ast.get_docstring(ast.parse(source)) or ""
+            assert summary.startswith(f"{kernel.slug}: ")
+            assert max(len(line) for line in summary.splitlines()) <= 110
+            rows = {row[:12].strip(): row[12:] for row in summary.splitlines() if row[:1].isalpha()}
+            assert rows["Push"] == "by hand, without an id"
+            assert built.bundle[:12] in rows["Library"]
+
+            def line(name: str, rows: dict[str, str] = rows, lines: list[str] = lines) -> str:
+                number = re.match(r"line (\d+)", rows[name])
+                assert number, rows
+                return lines[int(number[1]) - 1]
+
+            assert line("Start") == 'if __name__ == "__main__":'
+            assert not [
+                text for text in lines[int(rows["Start"].split()[1].rstrip(":")) :] if text == line("Start")
+            ]
+            if made.thin:
+                assert line("Library").startswith("DIGESTS = ")
+            else:
+                assert line("Library").startswith(
+                    "    'kernels/__init__.py'" if kernel.kind != "report" else "    'lib/__init__.py'"
+                )
+            if kernel.kind != "report" and not made.thin:
+                assert line("Recipe").startswith(f"    'kernels/{kernel.kind}.py': ")
+                assert (
+                    int(rows["Recipe"].split()[1].rstrip(":")) < 110
+                )  # found at once: right after the parameters
+
+
+def test_the_summary_tells_experiment_inputs_and_push(tmp_path: Path) -> None:
+    source = read_source(owner="me")
+    kernels = plan_kernels([load_experiment("smoke", ["epochs=7"])])
+    kernel = next(kernel for kernel in kernels if kernel.kind == "train")
+    source.write_kernel(kernel, tmp_path, push_id="camp.hcd-x.3")
+    summary = (tmp_path / kernel.file_name).read_text().partition("\n\nimport ")[0]
+    assert "epochs = 7" in summary and "backbone = " in summary
+    assert "weight_decay" in summary and "schedule" not in summary  # only what differs from the defaults
+    assert "Inputs      hcd-prepare" in summary
+    assert "Push        camp.hcd-x.3" in summary
+    assert "Machine     2 x T4, internet off" in summary
 
 
 def test_the_dataset_holds_the_same_files(built: Built) -> None:
@@ -195,14 +259,15 @@ def test_the_dataset_holds_the_same_files(built: Built) -> None:
 )
 def test_any_text_comes_back_as_it_was(text: str, tmp_path: Path) -> None:
     root = copied_tree(tmp_path / "root")
-    (root / "lib" / "odd.py").write_bytes(text.encode())
+    (root / "lib" / "odd.txt").write_bytes(text.encode())
     made = build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
     source = made.script(kernel_of(made, "prepare")).read_bytes().decode()
-    assert constant(source, "FILES")["lib/odd.py"] == text
+    assert constant(source, "FILES")["lib/odd.txt"] == text
     # As the script itself writes it when it runs.
     namespace: dict[str, Any] = {"__name__": "not main"}
     exec(compile(source, "script.py", "exec"), namespace)
-    assert namespace["FILES"]["lib/odd.py"] == text
+    assert namespace["FILES"]["lib/odd.txt"] == text
+    assert namespace["hash_of_files"]() == namespace["FILES_ID"]
 
 
 def test_text_that_cannot_travel_is_refused_all_at_once(tmp_path: Path) -> None:
@@ -223,7 +288,7 @@ def test_text_that_cannot_travel_is_refused_all_at_once(tmp_path: Path) -> None:
 
 def test_a_library_over_the_limit_is_refused(tmp_path: Path) -> None:
     root = copied_tree(tmp_path / "root")
-    (root / "lib" / "big.py").write_text("# " + "x" * SOURCE_LIMIT + "\n")
+    (root / "lib" / "big.txt").write_text("x" * SOURCE_LIMIT)
     with pytest.raises(LaunchError, match="Kaggle takes less than 1,000,000: build with --thin"):
         build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
 
@@ -256,20 +321,21 @@ def test_several_processes_unpack_at_once(built: Built, tmp_path: Path) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert errors.startswith("error: the competition's data"), errors
-    found = {
+    files = {
         name: content.decode()
-        for name, content in tree(unpacked(built, tmp_path)).items()
-        if name.endswith(".py")
+        for name, content in tree(unpacked(script, tmp_path)).items()
+        if not name.endswith(".pyc")
     }
-    assert found == library_files()
+    assert files == constant(script.read_text(), "FILES")
 
 
 @pytest.mark.parametrize(
-    "planted", ["a changed file", "a file more", "a file less", "a file instead of a folder"]
+    "planted",
+    ["a changed file", "a file more", "compiled code more", "a file less", "a file instead of a folder"],
 )
 def test_another_folder_in_its_place_is_not_used(planted: str, built: Built, tmp_path: Path) -> None:
     script = built.script(kernel_of(built, "prepare"))
-    place = unpacked(built, tmp_path)
+    place = unpacked(script, tmp_path)
     evil = "import sys\nsys.exit('planted code ran')\n"
     prepare_refuses(run(script, tmp_path))
     assert place.is_dir()
@@ -278,6 +344,10 @@ def test_another_folder_in_its_place_is_not_used(planted: str, built: Built, tmp
     elif planted == "a file more":
         (place / "argparse.py").write_text(evil)
         (place / "numpy.py").write_text(evil)
+    elif planted == "compiled code more":  # Python imports it though there is no source of this name
+        (tmp_path / "evil.py").write_text(evil)
+        for name in ("argparse", "numpy"):
+            py_compile.compile(str(tmp_path / "evil.py"), cfile=str(place / f"{name}.pyc"))
     elif planted == "a file less":
         (place / "lib" / "__init__.py").unlink()
         (place / "lib" / "errors.py").unlink()
@@ -294,7 +364,7 @@ def test_a_folder_of_another_user_is_not_used(built: Built, tmp_path: Path) -> N
     """The right sources, and compiled code beside them that Python would take instead."""
     script = built.script(kernel_of(built, "prepare"))
     prepare_refuses(run(script, tmp_path))
-    place = unpacked(built, tmp_path)
+    place = unpacked(script, tmp_path)
     source = place / "lib" / "runtime" / "session.py"
     evil = tmp_path / "evil.py"
     evil.write_text("import sys\nsys.exit('planted code ran')\n")
@@ -317,7 +387,7 @@ def test_a_script_changed_after_the_build_refuses(built: Built, tmp_path: Path) 
     assert done.returncode == 1
     assert (
         done.stderr
-        == "error: this script was changed after it was built (its files do not match bundle_id): build it again\n"
+        == "error: this script was changed after it was built (its files do not match FILES_ID): build it again\n"
     )
     assert not list((tmp_path / "tmp").iterdir())
 
@@ -403,15 +473,17 @@ def test_a_thin_kernel_without_its_dataset(thin: Built, tmp_path: Path) -> None:
 def test_a_thin_kernel_refuses_another_library(thin: Built, tmp_path: Path) -> None:
     library = mount_library(thin, tmp_path)
     (library / "lib" / "errors.py").write_text("# of yesterday\n")
-    (library / "lib" / "evaluation" / "metrics.py").unlink()
+    (library / "lib" / "data" / "tiff.py").unlink()
+    (library / "lib" / "training" / "epoch.py").unlink()  # which prepare does not import
     done = run(thin.script(kernel_of(thin, "prepare")), tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     for text in (
         "lib/errors.py differs",
-        "lib/evaluation/metrics.py is missing",
+        "lib/data/tiff.py is missing",
         "Upload dist/dataset",
         "build without --thin",
     ):
         assert text in done.stderr
+    assert "epoch.py" not in done.stderr
