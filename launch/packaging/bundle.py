@@ -1,7 +1,8 @@
-"""A kernel's source: parameters, recipe and the part of the library it imports, as readable text that unpacks and runs itself.
+"""Render a kernel's source: parameters, recipe, and the part of the library that the recipe imports.
 
-The same checkout gives the same bytes. The code is carried as plain text, so that it can be read on Kaggle and tracebacks name
-`lib/<file>.py` with the repository's line numbers. A thin script carries only hashes and imports the files from the mounted dataset.
+The same checkout gives the same bytes. The code is plain text, so that it can be read on Kaggle and tracebacks
+name `lib/<file>.py` with the repository's line numbers. A thin script holds only hashes, and imports the files
+from the mounted dataset.
 """
 
 import ast
@@ -65,7 +66,7 @@ def library_files(root: Path = ROOT) -> dict[str, str]:
 
 
 def bundle_id(files: Mapping[str, str]) -> str:
-    """SHA-256 over the names and contents of files: of the whole library, or (FILES_ID) of those that a script carries."""
+    """SHA-256 over names and contents of files: of the whole library, or of what a script carries (FILES_ID)."""
     digest = hashlib.sha256()
     for name, text in sorted(files.items()):
         content = text.encode()
@@ -151,7 +152,8 @@ def render_notebook(
 ) -> str:
     """The source of a kernel that is a notebook: its cells, with the library in a folded one.
 
-    `kernels/<kind>.py` holds the cells in jupytext's percent format; the one tagged `library` is replaced by parameters and library.
+    `kernels/<kind>.py` holds the cells in jupytext's percent format. The one tagged `library` is replaced by
+    parameters and library.
 
     Raises:
         LaunchError: it has no cell for the library, its imports cannot be embedded, or it is over the limit.
@@ -185,7 +187,7 @@ def render_notebook(
 def _bootstrap(
     kernel: Kernel, embedded: Mapping[str, str], parameters: Mapping[str, Any], *, thin: bool, purpose: str
 ) -> str:
-    """Summary, parameters, the files or their hashes, and the code that makes them importable and runs the recipe."""
+    """Summary, parameters, the files or their hashes, and the code that imports them and runs the recipe."""
     notebook = kernel.kind in NOTEBOOK_KINDS
     values = {
         "PARAMETERS": _formatted(parameters),
@@ -199,7 +201,7 @@ def _bootstrap(
         values |= {"FILES": f"{{\n{entries}}}", "FILES_ID": repr(bundle_id(embedded))}
     template = (_BOOTSTRAP / ("find_library.py" if thin else "unpack.py")).read_text(encoding="utf-8")
     body = fill_placeholders(template, values)
-    # The summary names lines of the source, which it moves down by its own length: that is the same for any numbers.
+    # The summary names lines of the source, and moves them down by its own length: the same for any numbers.
     draft = _summary(kernel, embedded, parameters, thin=thin, purpose=purpose, body=body, above=0)
     above = draft.count("\n")
     source = _summary(kernel, embedded, parameters, thin=thin, purpose=purpose, body=body, above=above) + body
@@ -210,7 +212,8 @@ def _bootstrap(
 def fill_placeholders(template: str, values: Mapping[str, str]) -> str:
     """A bootstrap file without its docstring, each placeholder with its value.
 
-    A placeholder is one line at the top level of the file, `NAME: type = value  # placeholder`. It becomes `NAME = ` and the literal.
+    A placeholder is one line at the top level of the file, `NAME: type = value  # placeholder`. It becomes
+    `NAME = ` and the value.
 
     Raises:
         AssertionError: the placeholders of the file and the values differ in their names.
@@ -272,7 +275,7 @@ def _summary(
         place = "the cells below this one"
     elif not thin:
         place = f"{line_of(f'    {recipe!r}: ')}: {recipe}"
-    start = len(lines) - lines[::-1].index(_START) + above  # the last such line: a recipe has one of its own
+    start = len(lines) - lines[::-1].index(_START) + above  # the last one: a recipe has such a line, too
     experiments = [
         f"{name}, {_differences(config)}"
         for name, config in zip(kernel.experiments or ("shared by all",), kernel.configs, strict=False)
@@ -320,7 +323,7 @@ def _require_limit(kernel: Kernel, source: str) -> None:
 
 
 def _verify(source: str, files: Mapping[str, str] | None, parameters: Mapping[str, Any]) -> None:
-    """Read the source back as Python would: a value that is not the one that was written must not be pushed."""
+    """Read the source back as Python would: a value that changed on the way must not be pushed."""
     values: dict[str, Any] = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

@@ -1,7 +1,7 @@
 """The part of the library that a kernel imports: transitive imports, read from the syntax tree.
 
-Imports inside functions count; those under `if TYPE_CHECKING:` do not, as they never run. A text that is exactly the name of a module
-counts as well: `[sys.executable, "-m", "lib.training.workers"]` starts one that nothing imports.
+Imports inside functions count; those under `if TYPE_CHECKING:` do not, as they never run. A text that is the
+name of a module counts as well: `[sys.executable, "-m", "lib.training.workers"]` starts one by its name.
 """
 
 import ast
@@ -18,7 +18,7 @@ def embedded_files(files: Mapping[str, str], *, recipe: str, source: str | None 
     Args:
         files: the whole library, relative path to text.
         recipe: relative path of the kernel's recipe.
-        source: code that imports from the library and is not one of its files: a notebook's cells. The recipe is then not embedded.
+        source: the cells of a notebook, which are not embedded themselves; for a script None.
 
     Raises:
         LaunchError: a file is no Python, imports relatively, or imports a module that is not in the library.
