@@ -62,10 +62,10 @@ def run_one(folder: Path, slug: str) -> None:
     """Run one kernel and print what it took; in a process of its own, whose children are that kernel alone."""
     experiment = load_experiment("smoke", KNOBS)
     built = build([experiment], out=folder / "build", owner="someone", folds=[0])
-    run = LocalRun(folder, built, folder / "data", {}, None, lambda text: None)
+    run = LocalRun(folder, built, folder / "data", {}, None)
     kernel = next(kernel for kernel in built.kernels if kernel.slug == slug)
-    outcome = run._run_one(kernel, None, 1)
-    run._judge(kernel, outcome)
+    outcome = run.run_kernel(kernel, None, 1)
+    run.check_outcome(kernel, outcome)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     stages = json.loads((run.working(slug) / "run.json").read_text())["seconds"]
     print(

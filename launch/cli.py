@@ -251,7 +251,6 @@ def smoke(
         search=_load_search(search_name),
         faults=load_faults(faults) if faults is not None else (),
         owner=_owner(),
-        say=click.echo,
     )
 
 
@@ -580,7 +579,7 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
     """
     from launch.local import fetch_weights
 
-    click.echo(f"weights in {fetch_weights(_load(experiments, overrides), owner=_owner(), say=click.echo)}")
+    click.echo(f"weights in {fetch_weights(_load(experiments, overrides), owner=_owner())}")
     if upload:
         from launch.kaggle_api.client import connect
         from launch.weights_dataset import upload_weights
@@ -620,7 +619,6 @@ def local(
         average=average,
         search=_load_search(search_name),
         owner=_owner(),
-        say=click.echo,
     )
 
 
@@ -729,7 +727,7 @@ def emulator(port: int, data: Path | None, faults: Path | None, out: Path) -> No
     from launch.emulator.smoke import serve
 
     loaded = load_faults(faults) if faults is not None else ()
-    serve(port=port, data=data, faults=loaded, out=out, owner=_owner(), say=click.echo)
+    serve(port=port, data=data, faults=loaded, out=out, owner=_owner())
 
 
 # --- the process --------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
-"""The whole training on this machine, without Kaggle: each kernel when its inputs are there, resumed where it stopped."""
+"""Training on this machine without Kaggle: run each kernel once its inputs exist, resume after a stop."""
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,25 +35,28 @@ from lib.runtime.session import COMPETITION
 from lib.search_space import SearchSpace
 from lib.validation import UNREADABLE
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS_FOLDER = ROOT / "input" / "weights"
-_LOG_LINES = 25  # of a failed kernel, shown on the terminal
+_SHOWN_LOG_LINES = 25  # of a kernel that failed
 
 
 class KernelFailedError(LaunchError):
-    """A kernel ended with an error; the message holds the end of its log."""
+    """A kernel failed; the message holds the end of its log."""
 
 
 @dataclass
 class LocalRun:
-    """A folder with one sub-folder per kernel.
+    """A run of a build's kernels on this machine, with one sub-folder per kernel.
 
     Attributes:
-        folder: runs/smoke or the like.
+        folder: of the run, such as runs/local.
         built: the build to run.
         data: a folder in competition layout.
-        attached: folders to mount as datasets, by name.
-        weights: the output of a weights kernel run earlier, or None.
-        say: takes a line of progress.
+        attached: folders to mount as datasets, by owner/slug.
+        weights: the output of an earlier run of the weights kernel, or None.
+        seconds: duration of each finished kernel, by slug.
+        stop: when set, all running kernels are killed.
     """
 
     folder: Path
@@ -60,112 +64,114 @@ class LocalRun:
     data: Path
     attached: dict[str, Path]
     weights: Path | None
-    say: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def working(self, slug: str) -> Path:
-        """Where a kernel leaves its output."""
-        if self.weights is not None and slug in {k.slug for k in self.built.kernels if k.kind == "weights"}:
+        """The output folder of a kernel."""
+        weights_slugs = {kernel.slug for kernel in self.built.kernels if kernel.kind == "weights"}
+        if self.weights is not None and slug in weights_slugs:
             return self.weights
         return self.folder / slug / "working"
 
     def run(self) -> None:
-        """Run every kernel that is not finished yet, fold kernels side by side.
+        """Run every kernel that is not finished yet; fold kernels run in parallel.
 
         Raises:
-            KernelFailedError: a kernel failed; those already running are waited for, no other is started.
+            KernelFailedError: a kernel failed. Running kernels are finished first, but no other is started.
         """
         waiting = [
             kernel for kernel in self.built.kernels if kernel.kind != "weights" or self.weights is None
         ]
         done = {kernel.slug for kernel in self.built.kernels} - {kernel.slug for kernel in waiting}
-        cards = gpus()
-        slots: list[str | None] = list(cards) if cards else [None] * min(GPU_SESSIONS, os.cpu_count() or 1)
-        free = list(slots)
+        # A slot runs one kernel: a GPU, or None where there is no GPU.
+        slots: list[str | None] = list(gpus()) or [None] * min(GPU_SESSIONS, os.cpu_count() or 1)
+        free_slots = list(slots)
         running: dict[Future[Outcome], tuple[Kernel, str | None]] = {}
         failure: LaunchError | None = None
         with ThreadPoolExecutor(max_workers=len(slots)) as pool:
             while waiting or running:
-                ready = (
-                    [kernel for kernel in waiting if set(kernel.sources) <= done] if failure is None else []
-                )
+                ready = [kernel for kernel in waiting if set(kernel.sources) <= done and failure is None]
                 for kernel in ready:
                     if self._is_finished(kernel):
-                        self.say(f"{kernel.slug}: finished before, not run again")
+                        logger.info("%s: finished before, not run again", kernel.slug)
                         waiting.remove(kernel)
                         done.add(kernel.slug)
-                    elif free and (kernel.kind == "train" or not running):
-                        slot = free.pop(0)
+                    elif free_slots and (kernel.kind == "train" or not running):
+                        slot = free_slots.pop(0)
                         waiting.remove(kernel)
-                        shared = (
-                            len(slots) if kernel.needs_gpu else 1
-                        )  # as in the rehearsal, so that both compute the same
-                        running[pool.submit(self._run_one, kernel, slot, shared)] = (kernel, slot)
+                        # The same share of the CPU as in the rehearsal, so that both compute the same
+                        # numbers.
+                        share = len(slots) if kernel.needs_gpu else 1
+                        running[pool.submit(self.run_kernel, kernel, slot, share)] = (kernel, slot)
                         if kernel.kind != "train":
                             break
                 if not running:
                     if failure is not None:
                         raise failure
-                    if not any(set(kernel.sources) <= done for kernel in waiting) and waiting:
+                    if waiting and not any(set(kernel.sources) <= done for kernel in waiting):
                         missing = sorted({source for kernel in waiting for source in kernel.sources} - done)
-                        raise LaunchError(f"nothing can run: {', '.join(missing)} will never be there")
+                        raise LaunchError(f"no kernel can run: no kernel makes {', '.join(missing)}")
                     continue
                 try:
                     finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 except KeyboardInterrupt:
-                    self.stop.set()  # the kernels live in sessions of their own and did not hear Ctrl-C
+                    self.stop.set()  # Ctrl-C does not reach the kernels: they run in sessions of their own
                     raise
                 for future in finished:
                     kernel, slot = running.pop(future)
-                    free.append(slot)
+                    free_slots.append(slot)
                     try:
-                        self._judge(kernel, future.result())
+                        self.check_outcome(kernel, future.result())
                     except LaunchError as error:
                         failure = failure or error
-                        self.say(f"{kernel.slug}: failed")
+                        logger.info("%s: failed", kernel.slug)
                     else:
                         done.add(kernel.slug)
         if failure is not None:
             raise failure
 
-    def _run_one(self, kernel: Kernel, slot: str | None, shared: int) -> Outcome:
-        self.say(f"{kernel.slug}: started")
+    def run_kernel(self, kernel: Kernel, slot: str | None, share: int) -> Outcome:
+        """Run one kernel on a slot, with 1/share of the CPU's threads."""
+        logger.info("%s: started", kernel.slug)
         folder = self.folder / kernel.slug
         folder.mkdir(parents=True, exist_ok=True)
-        # Which script and inputs a working folder belongs to: another plan starts from an empty folder, the same plan
-        # goes on with what an interrupted run left.
-        note, identity = folder / "identity.json", self._identity(kernel)
-        if not note.is_file() or note.read_text() != identity:
-            self._set_aside(kernel, folder)
-        write_atomic(note, identity)
+        # The script and inputs that working/ belongs to. The same ones resume an interrupted run, others
+        # start again.
+        identity_file, identity = folder / "identity.json", self._identity(kernel)
+        if not identity_file.is_file() or identity_file.read_text() != identity:
+            self._clear_working(kernel, folder)
+        write_atomic(identity_file, identity)
+        all_gpus = ",".join(gpus()) or None
         return run_script(
             self.built.script(kernel),
             folder=folder,
             mounts=self._mounts(kernel),
             place="local",
-            threads=max(1, (os.cpu_count() or 1) // shared),
+            threads=max(1, (os.cpu_count() or 1) // share),
             network=kernel.internet,
             limit=None,
-            gpu=",".join(gpus()) or None
-            if kernel.kind == "search"
-            else slot,  # it runs alone, a trial a card
+            gpu=all_gpus if kernel.kind == "search" else slot,  # a search runs alone, with one trial per GPU
             workers=cpu_workers(kernel.slug),
             stop=self.stop,
         )
 
-    def _set_aside(self, kernel: Kernel, folder: Path) -> None:
-        """Make room for another plan. A finished training is kept, once: it may have taken hours."""
+    def _clear_working(self, kernel: Kernel, folder: Path) -> None:
+        """Remove the output of other code, config or data.
+
+        A finished training is moved to earlier/, because it may have taken hours. A search keeps its trials:
+        their ids show which of them the new search can reuse.
+        """
         working, earlier = folder / "working", folder / "earlier"
         if kernel.kind in ("pretrain", "embed", "train") and (working / RECORD_NAME).is_file():
             shutil.rmtree(earlier, ignore_errors=True)
             working.rename(earlier)
-            self.say(
-                f"{kernel.slug}: code, config or data changed since it was trained; that output is kept in {earlier}"
+            logger.info(
+                "%s: code, config or data changed since it was trained; that output is kept in %s",
+                kernel.slug,
+                earlier,
             )
-        if (
-            kernel.kind == "search" and working.is_dir()
-        ):  # trials tell by their ids what they are of: those that fit are kept
+        if kernel.kind == "search" and working.is_dir():
             for path in working.iterdir():
                 if path.is_file():
                     path.unlink()
@@ -181,56 +187,58 @@ class LocalRun:
             mounts += [Mount(source, f"datasets/{name}") for name, source in self.attached.items()]
         return mounts
 
-    def _judge(self, kernel: Kernel, outcome: Outcome) -> None:
-        lines = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    def check_outcome(self, kernel: Kernel, outcome: Outcome) -> None:
+        """Accept the output of a kernel that ended.
+
+        Raises:
+            KernelFailedError: its exit code is not 0, or its output is not complete.
+        """
         if outcome.code != 0:
-            shown = "\n".join(f"    {line}" for line in lines[-_LOG_LINES:])
-            how = (
-                f"was killed by signal {-outcome.code}"
-                if outcome.code < 0
-                else f"ended with exit code {outcome.code}"
-            )
-            raise KernelFailedError(f"{kernel.slug} {how}; the end of its log ({outcome.log}):\n{shown}")
+            lines = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            log_end = "\n".join(f"    {line}" for line in lines[-_SHOWN_LOG_LINES:])
+            if outcome.code < 0:
+                reason = f"was killed by signal {-outcome.code}"
+            else:
+                reason = f"ended with exit code {outcome.code}"
+            raise KernelFailedError(f"{kernel.slug} {reason}; the end of its log ({outcome.log}):\n{log_end}")
         try:
             read_run_record(self.working(kernel.slug), kind=kernel.kind)
         except RunRecordError as error:
             raise KernelFailedError(f"{kernel.slug} ended with exit code 0 but: {error}") from error
         add_kaggle_files(self.working(kernel.slug))
         self.seconds[kernel.slug] = outcome.seconds
-        self.say(f"{kernel.slug}: done in {outcome.seconds:.1f} s")
+        logger.info("%s: done in %.1f s", kernel.slug, outcome.seconds)
 
     def _identity(self, kernel: Kernel) -> str:
-        """What decides a kernel's output: its script, less the commit it was built from, and its inputs' records."""
+        """The script (without its commit) and the inputs that decide a kernel's output, as JSON."""
         script = self.built.script(kernel).read_text(encoding="utf-8")
-        kept = "\n".join(
-            line for line in script.splitlines() if not line.strip(' "').startswith("'git_commit':")
-        )
-        facts: dict[str, object] = {"script": hashlib.sha256(kept.encode()).hexdigest()}
+        lines = [line for line in script.splitlines() if not line.strip(' "').startswith("'git_commit':")]
+        identity: dict[str, object] = {"script": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
         if kernel.competition:
-            facts["data"] = _fingerprint(self.data)
+            identity["data"] = _data_hash(self.data)
         for slug in kernel.sources:
-            facts[slug] = _record_of(self.working(slug))
-        for name, source in self.attached.items() if kernel.datasets else ():
-            facts[name] = sorted(
-                (path.name, path.stat().st_size) for path in source.iterdir() if path.is_file()
-            )
-        return json.dumps(facts, sort_keys=True)
+            identity[slug] = _output_hash(self.working(slug))
+        if kernel.datasets:
+            for name, source in self.attached.items():
+                files = (path for path in source.iterdir() if path.is_file())
+                identity[name] = sorted((path.name, path.stat().st_size) for path in files)
+        return json.dumps(identity, sort_keys=True)
 
     def _is_finished(self, kernel: Kernel) -> bool:
-        note = self.folder / kernel.slug / "identity.json"
-        if not note.is_file() or note.read_text() != self._identity(kernel):
+        identity_file = self.folder / kernel.slug / "identity.json"
+        if not identity_file.is_file() or identity_file.read_text() != self._identity(kernel):
             return False
         try:
             record = read_run_record(self.working(kernel.slug), kind=kernel.kind)
         except RunRecordError:
             return False
-        add_kaggle_files(self.working(kernel.slug))  # the command may have been killed right before it did
+        add_kaggle_files(self.working(kernel.slug))  # an earlier command may have been killed before this
         self.seconds[kernel.slug] = float(record.seconds.get("total", 0.0))
         return True
 
 
-def _fingerprint(data: Path) -> str:
-    """The competition's tables and where the tiles lie; the tiles themselves are proved by prepare."""
+def _data_hash(data: Path) -> str:
+    """A hash of the competition's folder name and tables; prepare checks the tiles themselves."""
     digest = hashlib.sha256(str(data.resolve()).encode())
     for name in ("train_labels.csv", "sample_submission.csv"):
         path = data / name
@@ -238,8 +246,8 @@ def _fingerprint(data: Path) -> str:
     return digest.hexdigest()
 
 
-def _record_of(working: Path) -> str:
-    """The files an input's run.json lists: the same files mean the same input, whenever they were made."""
+def _output_hash(working: Path) -> str:
+    """A hash of the files that an output's run.json lists; the time they were made does not count."""
     try:
         files = json.loads((working / RECORD_NAME).read_bytes())["files"]
     except (KeyError, TypeError, *UNREADABLE):
@@ -248,15 +256,15 @@ def _record_of(working: Path) -> str:
 
 
 def attached_datasets(attach: Sequence[Path], owner: str) -> dict[str, Path]:
-    """The folders a user attached, by the owner/slug the kernels see them under.
+    """The folders that a user attached, by the owner/slug under which kernels see them.
 
     Raises:
-        LaunchError: a folder is missing, or two have the same name.
+        LaunchError: a folder is missing, or two folders have the same name.
     """
     attached: dict[str, Path] = {}
     for folder in attach:
         if not folder.is_dir():
-            raise LaunchError(f"--attach {folder}: there is no such folder")
+            raise LaunchError(f"--attach {folder}: this folder does not exist")
         name = f"{owner}/{folder.resolve().name}"
         if name in attached:
             raise LaunchError(f"--attach {folder}: another attached folder has the same name")
@@ -273,32 +281,42 @@ def local(
     average: str = "mean",
     search: SearchSpace | None = None,
     owner: str,
-    say: Callable[[str], None],
 ) -> list[Summary]:
-    """The whole training on this machine, or a search alone (and then no summaries); what is finished is never done again.
+    """Train experiments on this machine, or run a search alone; finished kernels are not run again.
+
+    Args:
+        experiments: to train; several are averaged.
+        data: a folder in competition layout.
+        out: the folder of the run.
+        attach: folders that kernels see as datasets.
+        average: how inference averages members: mean, logit or rank.
+        search: run only this search and the kernels it reads from.
+        owner: the account's name.
+
+    Returns:
+        A summary per experiment; none for a search.
 
     Raises:
-        LaunchError: something failed; the message says what and what to do.
+        LaunchError: the data are missing or a kernel failed.
     """
     started = time.monotonic()
     if not (data / "train_labels.csv").is_file():
         raise LaunchError(
-            f"{data} does not hold the competition's data (no train_labels.csv): "
-            "fetch it with build_kernel.py download, or name another folder with --data"
+            f"{data} does not hold the competition's data (train_labels.csv is missing): "
+            "download them with build_kernel.py download, or name another folder with --data"
         )
     attached = attached_datasets(attach, owner)
-    encoders = [e.config.backbone for e in with_teachers(experiments) if e.config.weights == "timm"]
-    encoders += searched_encoders(search, experiments[0].config) if search is not None else ()
+    encoders = pretrained_encoders(experiments, search=search)
     if encoders and not has_weights(WEIGHTS_FOLDER, encoders):
-        fetch_weights(experiments, search=search, owner=owner, say=say)
+        fetch_weights(experiments, search=search, owner=owner)
     built = build(
         experiments, out=out / "build", owner=owner, datasets=tuple(attached), average=average, search=search
     )
     if search is not None:
         built = replace(built, kernels=tuple(needed_for(built.kernels, "search")))
     weights = WEIGHTS_FOLDER if encoders else None
-    run = LocalRun(out, built, data, attached, weights, say)
-    say(f"{len(built.kernels)} kernels, bundle {built.bundle[:12]}, isolation by {isolation()}")
+    run = LocalRun(out, built, data, attached, weights)
+    logger.info("%d kernels, bundle %s, isolation by %s", len(built.kernels), built.bundle[:12], isolation())
     run.run()
     if search is not None:
         print_ranking(run.working(built.kernels[-1].slug), seconds=time.monotonic() - started)
@@ -307,8 +325,17 @@ def local(
     inference = next(kernel for kernel in built.kernels if kernel.kind == "inference")
     submission = run.working(inference.slug) / "submission.csv"
     print_summary(summaries, submission, data / "sample_submission.csv", seconds=time.monotonic() - started)
-    say(f"report: {run.working(REPORT_SLUG) / PAGE}")
+    logger.info("report: %s", run.working(REPORT_SLUG) / PAGE)
     return summaries
+
+
+def pretrained_encoders(experiments: Sequence[Experiment], *, search: SearchSpace | None) -> list[str]:
+    """The encoders that start from timm's weights, of the experiments, their teachers and a search."""
+    configs = [experiment.config for experiment in with_teachers(experiments)]
+    encoders = [config.backbone for config in configs if config.weights == "timm"]
+    if search is not None:
+        encoders += searched_encoders(search, experiments[0].config)
+    return encoders
 
 
 def fetch_weights(
@@ -316,36 +343,34 @@ def fetch_weights(
     *,
     search: SearchSpace | None = None,
     owner: str,
-    say: Callable[[str], None],
 ) -> Path:
-    """Run the weights kernel on this machine, with network, into input/weights.
+    """Run the weights kernel on this machine, with a network, and move its output to input/weights.
 
     Raises:
-        LaunchError: no experiment starts from timm's weights, or they cannot be fetched.
+        LaunchError: no experiment starts from timm's weights, or they cannot be downloaded.
     """
     kernels = [kernel for kernel in plan_kernels(experiments, search=search) if kernel.kind == "weights"]
     if not kernels:
-        raise LaunchError("none of these experiments starts from timm's weights: there is nothing to fetch")
+        raise LaunchError("none of these experiments starts from timm's weights: no weights to download")
     out = ROOT / "runs" / "weights"
     built = build(experiments, out=out / "build", owner=owner, search=search)
-    one = replace(
-        kernels[0], encoders=tuple(dict.fromkeys(each for kernel in kernels for each in kernel.encoders))
-    )
-    built.source.write_kernel(one, built.script(one).parent)  # into one folder, whichever kernels read it
-    run = LocalRun(out, replace(built, kernels=(one,)), ROOT, {}, None, say)
+    # A plan may have several weights kernels; here one kernel downloads the encoders of all of them.
+    encoders = tuple(dict.fromkeys(encoder for kernel in kernels for encoder in kernel.encoders))
+    kernel = replace(kernels[0], encoders=encoders)
+    built.source.write_kernel(kernel, built.script(kernel).parent)
+    run = LocalRun(out, replace(built, kernels=(kernel,)), ROOT, {}, None)
     run.run()
-    source = run.working(one.slug)
     WEIGHTS_FOLDER.parent.mkdir(parents=True, exist_ok=True)
-    beside = WEIGHTS_FOLDER.with_name(".weights.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(source, beside, copy_function=link_or_copy)
+    part = WEIGHTS_FOLDER.with_name(".weights.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(run.working(kernel.slug), part, copy_function=link_or_copy)
     shutil.rmtree(WEIGHTS_FOLDER, ignore_errors=True)
-    beside.rename(WEIGHTS_FOLDER)
+    part.rename(WEIGHTS_FOLDER)
     return WEIGHTS_FOLDER
 
 
 def has_weights(folder: Path, encoders: Sequence[str]) -> bool:
-    """Whether a weights kernel left these encoders here."""
+    """Whether the folder is the output of a weights kernel with these encoders."""
     from lib.runtime.session import peek_kind
 
     if peek_kind(folder) != "weights":
@@ -358,9 +383,9 @@ def has_weights(folder: Path, encoders: Sequence[str]) -> bool:
 
 
 def link_or_copy(source: str, target: str) -> str:
-    """Link a file where that can be done, else copy it; takes the place of `shutil.copy2`."""
+    """Hard-link a file, or copy it where links are not possible; has the signature of `shutil.copy2`."""
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # the target is on another file system, or on one without hard links
         shutil.copyfile(source, target)
     return target

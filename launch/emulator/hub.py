@@ -1,22 +1,24 @@
-"""A model hub on loopback, so that a rehearsal can run the weights kernel without a network.
+"""An emulated model hub (Hugging Face), so that a rehearsal can run the weights kernel without a network.
 
-It serves the weights that were fetched to this machine where there are any, and random ones of the same shapes elsewhere:
-the kernels do what they will do on Kaggle, and the rehearsal says that its scores are none of pretrained weights.
+It serves the encoder weights that were downloaded to this machine. For other encoders it serves random
+weights of the same shapes, and the rehearsal's report states that its scores are not those of pretrained
+weights.
 """
 
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
@@ -26,33 +28,20 @@ from launch.errors import LaunchError
 from lib.files import sha256_of, write_atomic
 from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, read_run_record
 
+logger = logging.getLogger(__name__)
+
 Source = Literal["fetched", "random"]
 
 _WEIGHTS, _CONFIG, _ABOUT = "model.safetensors", "config.json", "about.json"
-_MAKE_LIMIT = 300.0  # seconds
+_CHILD = Path(__file__).with_name("random_weights.py")
+_CHILD_TIMEOUT = 300.0  # seconds
 _BLOCK = 1 << 20  # bytes of a file in memory at a time
 _HUB_PREFIX = "hf-hub:"
-# Runs in a process of its own: nothing on the user's side of the project imports torch. Made weights are loaded once as timm
-# loads fetched ones, strictly and through whatever it converts, so that what cannot be rehearsed is known before it starts.
-_ASK_TIMM = """
-import json, sys
-import timm, torch
-from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg
-name, seed, path = sys.argv[1:]
-settings = get_pretrained_cfg(name, allow_unregistered=False)
-if path and settings.hf_hub_id:
-    torch.manual_seed(int(seed))
-    network = timm.create_model(name, pretrained=False)
-    save_file({key: tensor.contiguous().clone() for key, tensor in network.state_dict().items()}, path)
-    timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path, "custom_load": False})
-print(json.dumps({"repository": settings.hf_hub_id or ""}))
-"""
 
 
 @dataclass(frozen=True)
 class _ServedEncoder:
-    """An encoder that is served: the folder of its files, and the SHA-256 of each by name."""
+    """An encoder that the hub serves: the folder of its files, and the SHA-256 of each file by name."""
 
     folder: Path
     hashes: Mapping[str, str]
@@ -60,58 +49,58 @@ class _ServedEncoder:
 
     @property
     def commit(self) -> str:
-        """What stands for the commit of its repository: other files, another commit."""
+        """The commit of its repository in the hub's answers: a hash of the files."""
         return hashlib.sha256(json.dumps(dict(sorted(self.hashes.items()))).encode()).hexdigest()[:40]
 
 
 class _QuietHandler(WSGIRequestHandler):
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002  the name is werkzeug's
-        """Requests for weights are no news."""
+        """Log nothing."""
 
 
 class Hub:
-    """A context in which a hub answers on a port of this machine.
+    """A context in which the hub answers on a port of this machine.
 
     Args:
-        folder: where made weights are kept.
+        folder: where random weights are kept.
         encoders: timm names with the tags of their weights.
-        fetched: where a weights kernel of this machine leaves its output; None, an absent folder or one without run.json
-            hold nothing.
-        say: takes a line, one for each encoder that is served random numbers.
+        fetched: the output of a weights kernel on this machine. None, a missing folder, or a folder without
+            run.json hold no weights.
 
     Raises:
-        LaunchError: timm does not know an encoder or takes it from no hub, or fetched weights are damaged.
+        LaunchError: timm does not know an encoder or names no hub for it, or downloaded weights are damaged.
     """
 
-    def __init__(
-        self, folder: Path, *, encoders: Sequence[str], fetched: Path | None, say: Callable[[str], None]
-    ) -> None:
-        self._held: dict[str, _ServedEncoder] = {}  # by encoder
+    def __init__(self, folder: Path, *, encoders: Sequence[str], fetched: Path | None) -> None:
+        self._encoders: dict[str, _ServedEncoder] = {}
         self._repositories: dict[str, _ServedEncoder] = {}  # by OWNER/NAME
         record = _read_fetched(fetched)
         for encoder in dict.fromkeys(encoders):
-            held = (
-                _find_fetched(encoder, fetched, record)
-                if fetched is not None and record is not None
-                else None
-            )
+            served = None
+            if fetched is not None and record is not None:
+                served = _find_fetched(encoder, fetched, record)
             if encoder.startswith(_HUB_PREFIX):
-                if held is None:
+                if served is None:
                     raise LaunchError(
-                        f"the weights of {encoder} are not on this machine: fetch them with build_kernel.py weights, or rehearse "
-                        "with --set weights=none and a backbone that timm knows by name"
+                        f"the weights of {encoder} are not on this machine: download them with "
+                        "build_kernel.py weights, "
+                        "or rehearse with --set weights=none and a backbone that timm knows by name"
                     )
-                repository = encoder.removeprefix(_HUB_PREFIX).split("@")[0]  # a revision may follow
+                repository = encoder.removeprefix(_HUB_PREFIX).split("@")[0]  # a revision may follow the @
             else:
-                about = _ask_timm(encoder, folder, make=held is None)
+                about = _describe_encoder(encoder, folder, make_weights=served is None)
                 repository = about["repository"].split("@")[0]
-            if held is None:
-                held = _ServedEncoder(_place(folder, encoder), {_WEIGHTS: about["sha256"]}, "random")
-                say(
-                    f"the weights of {encoder} are not on this machine (build_kernel.py weights fetches them): the rehearsal's "
-                    "own hub serves random numbers in their place, so the scores say nothing about pretrained weights"
+            if served is None:
+                served = _ServedEncoder(
+                    _encoder_folder(folder, encoder), {_WEIGHTS: about["sha256"]}, "random"
                 )
-            self._held[encoder] = self._repositories[repository] = held
+                logger.info(
+                    "the weights of %s are not on this machine: the rehearsal uses random numbers instead, "
+                    "so its scores say "
+                    "nothing about pretrained weights (build_kernel.py weights downloads the real ones)",
+                    encoder,
+                )
+            self._encoders[encoder] = self._repositories[repository] = served
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_QuietHandler)
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
@@ -127,25 +116,21 @@ class Hub:
 
     @property
     def random(self) -> list[str]:
-        """The encoders for which it serves random numbers."""
-        return [encoder for encoder, held in self._held.items() if held.source == "random"]
+        """The encoders that are served with random weights."""
+        return [encoder for encoder, served in self._encoders.items() if served.source == "random"]
 
     def source(self, encoder: str) -> Source:
-        """Whether an encoder's weights are real ones (`fetched`) or `random`."""
-        return self._held[encoder].source
+        """The source of an encoder's weights: `fetched` (real ones) or `random`."""
+        return self._encoders[encoder].source
 
     def environment(self) -> dict[str, str]:
-        """What makes a kernel with a network ask this hub, past any proxy of the user's and without the user's token.
+        """The variables with which a kernel calls this hub directly, without the user's proxy and token.
 
-        Nothing else is needed: huggingface_hub uses Xet only where an answer names a Xet hash, and whatever it tells or asks
-        its endpoint beside the files (telemetry, a registry of agents) may fail.
+        No other variable is needed: huggingface_hub uses Xet only where an answer names a Xet hash, and its
+        other requests (telemetry, a registry of agents) may fail.
         """
-        around = [
-            name
-            for name in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
-            if name.strip()
-        ]
-        direct = ",".join([*around, "127.0.0.1", "localhost"])
+        user_hosts = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+        direct = ",".join([*(host for host in user_hosts if host.strip()), "127.0.0.1", "localhost"])
         return {
             "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}",
             "HF_TOKEN": "",
@@ -154,42 +139,41 @@ class Hub:
         }
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE, as huggingface_hub 2.4 asks and reads the answer."""
+        """Answer HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE, as huggingface_hub 2.4 expects."""
         request = Request(environ)
         parts = request.path.strip("/").split("/")
-        held = (
-            self._repositories.get("/".join(parts[:2])) if len(parts) > 3 and parts[2] == "resolve" else None
-        )
-        if held is None:
+        served = None
+        if len(parts) > 3 and parts[2] == "resolve":
+            served = self._repositories.get("/".join(parts[:2]))
+        if served is None:
             return Response(status=404, headers={"X-Error-Code": "RepoNotFound"})(environ, start_response)
-        headers = {"X-Repo-Commit": held.commit, "Connection": "close"}
+        headers = {"X-Repo-Commit": served.commit, "Connection": "close"}
         name = "/".join(parts[4:])
-        if name not in held.hashes:
-            return Response(status=404, headers={**headers, "X-Error-Code": "EntryNotFound"})(
-                environ, start_response
-            )
-        path = held.folder / name
+        if name not in served.hashes:
+            headers["X-Error-Code"] = "EntryNotFound"
+            return Response(status=404, headers=headers)(environ, start_response)
+        path = served.folder / name
         size = path.stat().st_size
         content = wrap_file(environ, path.open("rb"), buffer_size=_BLOCK) if request.method == "GET" else None
         response = Response(
             content, headers={**headers, "Content-Length": str(size)}, direct_passthrough=True
         )
-        response.set_etag(held.hashes[name])
+        response.set_etag(served.hashes[name])
         try:
             response.make_conditional(request, accept_ranges=True, complete_length=size)
-        except HTTPException as error:  # a range beyond the end
+        except HTTPException as error:  # the range is beyond the end of the file
             response.close()
             response = Response(status=error.code, headers={"Content-Range": f"bytes */{size}"})
         return response(environ, start_response)
 
 
-def _place(folder: Path, encoder: str) -> Path:
-    """The folder of an encoder, named as lib.model.weights.encoder_folder, which needs torch, names it."""
+def _encoder_folder(folder: Path, encoder: str) -> Path:
+    """The folder of an encoder, by the rule of lib.model.weights.encoder_folder, which needs torch."""
     return folder / encoder.replace("/", "--").replace(":", "--")
 
 
 def _read_fetched(fetched: Path | None) -> RunRecord | None:
-    """The record of the weights kernel's output on this machine, held against its files; None where there is none.
+    """The checked record of the weights kernel's output on this machine; None without an output.
 
     Raises:
         LaunchError: the output is damaged.
@@ -200,86 +184,93 @@ def _read_fetched(fetched: Path | None) -> RunRecord | None:
         return read_run_record(fetched, kind="weights")
     except RunRecordError as error:
         raise LaunchError(
-            f"the weights that were fetched to this machine cannot be used: {error}\n"
-            f"Fetch them again (build_kernel.py weights), or delete {fetched} to rehearse with random numbers."
+            f"the weights that were downloaded to this machine cannot be used: {error}\n"
+            f"Download them again (build_kernel.py weights), or delete {fetched} to rehearse with random "
+            "weights."
         ) from error
 
 
 def _find_fetched(encoder: str, fetched: Path, record: RunRecord) -> _ServedEncoder | None:
-    """The files of an encoder in the weights kernel's output, or None when it holds no such encoder."""
-    place = _place(fetched, encoder)
-    hashes = {name: record.files.get(f"{place.name}/{name}") for name in (_WEIGHTS, _CONFIG)}
-    listed = {name: entry.sha256 for name, entry in hashes.items() if entry is not None}
-    return _ServedEncoder(place, listed, "fetched") if len(listed) == len(hashes) else None
+    """The files of an encoder in the weights kernel's output, or None where it does not hold the encoder."""
+    folder = _encoder_folder(fetched, encoder)
+    entries = {name: record.files.get(f"{folder.name}/{name}") for name in (_WEIGHTS, _CONFIG)}
+    hashes = {name: entry.sha256 for name, entry in entries.items() if entry is not None}
+    return _ServedEncoder(folder, hashes, "fetched") if len(hashes) == len(entries) else None
 
 
-def _ask_timm(encoder: str, folder: Path, *, make: bool) -> dict[str, str]:
-    """What timm says of an encoder, and, to `make`, its random weights: the same bytes for the same name.
+def _describe_encoder(encoder: str, folder: Path, *, make_weights: bool) -> dict[str, str]:
+    """The repository of an encoder according to timm, and random weights: the same bytes for the same name.
 
-    Both are kept for the next rehearsal, for as long as timm and torch keep their versions; weights that are damaged are
-    made anew.
+    Both are kept for the next rehearsal with the same versions of timm and torch. Damaged weights are made
+    again.
 
     Returns:
-        `repository`: OWNER/NAME that timm fetches it from; `sha256` of the made weights, empty when there are none.
+        `repository`: OWNER/NAME from which timm downloads the encoder; `sha256` of the random weights, empty
+        without `make_weights`.
 
     Raises:
-        LaunchError: timm does not know the encoder, takes its weights from no hub, or was not done in time.
+        LaunchError: timm does not know the encoder, names no hub for it, or took too long.
     """
-    place = _place(folder, encoder)
-    note, weights = place / _ABOUT, place / _WEIGHTS
+    encoder_folder = _encoder_folder(folder, encoder)
+    about_file, weights = encoder_folder / _ABOUT, encoder_folder / _WEIGHTS
     identity = {"encoder": encoder, "timm": version("timm"), "torch": version("torch")}
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another rehearsal may be making it: _MAKE_LIMIT at most
-        about = _read_about(note)
-        whole = not make or (
-            about is not None and weights.is_file() and sha256_of(weights) == about["sha256"]
-        )
-        if about is not None and identity.items() <= about.items() and whole:
-            return about
-        beside = folder / f".{place.name}.part.safetensors"  # timm goes by the suffix
-        beside.unlink(missing_ok=True)
+    with FileLock(
+        folder / "lock"
+    ):  # another rehearsal may be making the same weights: _CHILD_TIMEOUT at most
+        about = _read_about(about_file)
+        if about is not None and identity.items() <= about.items():
+            complete = not make_weights or (weights.is_file() and sha256_of(weights) == about["sha256"])
+            if complete:
+                return about
+        part = folder / f".{encoder_folder.name}.part.safetensors"  # timm reads the format from the suffix
+        part.unlink(missing_ok=True)
         try:
-            repository = _run_timm(encoder, beside if make else None)
-            place.mkdir(exist_ok=True)
-            if make:
-                beside.replace(weights)
+            repository = _run_timm(encoder, part if make_weights else None)
+            encoder_folder.mkdir(exist_ok=True)
+            if make_weights:
+                part.replace(weights)
         finally:
-            beside.unlink(missing_ok=True)
-        about = {**identity, "repository": repository, "sha256": sha256_of(weights) if make else ""}
-        write_atomic(note, json.dumps(about, indent=1) + "\n")
+            part.unlink(missing_ok=True)
+        sha256 = sha256_of(weights) if make_weights else ""
+        about = {**identity, "repository": repository, "sha256": sha256}
+        write_atomic(about_file, json.dumps(about, indent=1) + "\n")
     return about
 
 
-def _read_about(note: Path) -> dict[str, str] | None:
+def _read_about(path: Path) -> dict[str, str] | None:
     try:
-        content = json.loads(note.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return (
-        content
-        if isinstance(content, dict) and isinstance(content.get("repository"), str) and "sha256" in content
-        else None
-    )
+    if isinstance(content, dict) and isinstance(content.get("repository"), str) and "sha256" in content:
+        return content
+    return None
 
 
 def _run_timm(encoder: str, weights: Path | None) -> str:
-    """The repository of an encoder; random weights in the file where one is named."""
+    """The repository of an encoder; its random weights are written to `weights` where that is given."""
     seed = int(hashlib.sha256(encoder.encode()).hexdigest()[:8], 16)
-    command = [sys.executable, "-c", _ASK_TIMM, encoder, str(seed), str(weights or "")]
+    # -P: this package's folder is not put on the module path of the child.
+    command = [sys.executable, "-P", str(_CHILD), encoder, str(seed), str(weights or "")]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_MAKE_LIMIT, check=False)
+        child = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"random weights of {encoder} were not made within {_MAKE_LIMIT:.0f} s") from error
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise LaunchError(
-            f"timm cannot make {encoder}: {said}\nCheck the backbone's name, with the tag of its weights."
+            f"random weights of {encoder} were not made within {_CHILD_TIMEOUT:.0f} s: "
+            "run the command again on a machine that is less busy"
+        ) from error
+    if child.returncode != 0:
+        last_line = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise LaunchError(
+            f"timm cannot make {encoder}: {last_line}\nCheck the name of the backbone and the tag of its "
+            "weights."
         )
-    repository = str(json.loads(done.stdout.strip().splitlines()[-1])["repository"])
+    repository = str(json.loads(child.stdout.strip().splitlines()[-1])["repository"])
     if not repository:
         raise LaunchError(
-            f"timm takes the weights of {encoder} from no model hub, so the weights kernel cannot be rehearsed with them: "
-            "rehearse with --set weights=none, or choose another tag"
+            f"timm downloads the weights of {encoder} from no model hub, so the weights kernel cannot be "
+            "rehearsed with "
+            "them: rehearse with --set weights=none, or choose another tag"
         )
     return repository

@@ -1,12 +1,16 @@
-"""`smoke`: the campaign of `run`, by the same code and the real client, against an emulated Kaggle."""
+"""Rehearse a campaign against the emulated Kaggle (`smoke`), or serve the emulated Kaggle alone (`emulator`).
+
+A rehearsal runs the campaign code of `run` and the real Kaggle client; only the service is emulated.
+"""
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,19 +29,25 @@ from launch.emulator.server import Server
 from launch.errors import LaunchError
 from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import connect
-from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy
+from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy, pretrained_encoders
 from launch.packaging.builder import read_source
-from launch.plan import Experiment, searched_encoders, with_teachers
+from launch.plan import Experiment
 from launch.sandbox import isolation
 from lib.files import write_atomic
 from lib.search_space import SearchSpace
 
-_FINISHED = "finished"  # the note that a rehearsal came to its end, so that the next one starts anew
+logger = logging.getLogger(__name__)
+
+_FINISHED = "finished"  # this file marks a finished rehearsal: the next one starts from an empty campaign
 _LOCK = "rehearsal.lock"
-_IDENTITY = "identity.json"  # what the rehearsal is of; another one starts anew
-_PATIENCE = RetryPolicy(call_timeout=60.0, upload_timeout=300.0, attempts=5, delay=0.2, max_delay=2.0)
-# A new version of a dataset is mounted some seconds after its upload returned; a score takes a moment.
+_IDENTITY = (
+    "identity.json"  # code, experiments and data of the rehearsal: others start from an empty campaign
+)
+_RETRY_POLICY = RetryPolicy(call_timeout=60.0, upload_timeout=300.0, attempts=5, delay=0.2, max_delay=2.0)
 _SETTINGS = Settings(dataset_delay=2.0, score_delay=0.5)
+_SYNTHETIC_NOTE = (
+    "Its tiles are synthetic: no tissue and no patients. Its scores say nothing about real tiles."
+)
 
 
 def smoke(
@@ -52,29 +62,27 @@ def smoke(
     search: SearchSpace | None = None,
     faults: Sequence[Fault] = (),
     owner: str,
-    say: Callable[[str], None],
 ) -> Result:
-    """Rehearse a campaign: drawn tiles, or a part of a folder in competition layout.
+    """Rehearse a campaign on synthetic tiles, or on a sample of a folder in competition layout.
 
-    A run that was interrupted goes on; one that came to its end is followed by a fresh one.
+    An interrupted rehearsal is resumed. After a finished one the next call starts a new rehearsal.
 
     Args:
         experiments: to rehearse; several are averaged.
-        data: a folder in competition layout; None draws tiles.
-        tiles: labelled tiles to take or to draw.
-        out: where everything is left.
-        attach: folders the kernels see as datasets.
-        thin: kernels that import the library from the dataset.
+        data: a folder in competition layout; None makes synthetic tiles.
+        tiles: number of labelled tiles to take or to make.
+        out: folder of the data, the campaign and the emulator's state.
+        attach: folders that kernels see as datasets.
+        thin: kernels import the library from the dataset.
         average: how inference averages members: mean, logit or rank.
-        search: rehearse this search, and nothing else but what it reads.
-        faults: what the emulated Kaggle shall do wrong, and when.
+        search: rehearse only this search and the kernels it reads from.
+        faults: of the emulated Kaggle.
         owner: the account's name.
-        say: takes a line.
 
     Raises:
-        LaunchError: something failed; the message says what and what to do.
+        LaunchError: a step failed; the message names the cause and the remedy.
     """
-    with campaign_lock(out, name=_LOCK):  # before anything of an earlier rehearsal is cleared away
+    with campaign_lock(out, name=_LOCK):  # before the files of an earlier rehearsal are removed
         return _rehearse(
             experiments,
             data=data,
@@ -86,7 +94,6 @@ def smoke(
             search=search,
             faults=faults,
             owner=owner,
-            say=say,
         )
 
 
@@ -102,12 +109,9 @@ def _rehearse(
     search: SearchSpace | None,
     faults: Sequence[Fault],
     owner: str,
-    say: Callable[[str], None],
 ) -> Result:
     started = time.monotonic()
-    folder, labels = _competition_folder(
-        out, data=data, tiles=tiles, seed=experiments[0].config.seed, say=say
-    )
+    folder, labels = _competition_folder(out, data=data, tiles=tiles, seed=experiments[0].config.seed)
     attached = attached_datasets(attach, owner)
     identity = {
         "bundle": read_source(owner=owner).bundle,
@@ -117,27 +121,22 @@ def _rehearse(
         "thin": thin,
         "search": None if search is None else search.to_dict(),
     }
-    _start_anew_if_needed(out, json.dumps(identity, sort_keys=True), say=say)
-    say(f"rehearsal in {out}: the kernels are isolated by {isolation()}")
+    _remove_other_rehearsal(out, json.dumps(identity, sort_keys=True))
+    logger.info("rehearsal in %s; isolation of the kernels by %s", out, isolation())
     with ExitStack() as stack:
-        environment, notes = dict(os.environ), [EMULATOR_NOTE]
+        kernel_environment, notes = dict(os.environ), [EMULATOR_NOTE]
         if data is None:
-            notes.append(
-                "Its tiles were drawn by the project: no tissue, no patients; its scores say nothing about real tiles."
-            )
-        encoders = [
-            each.config.backbone for each in with_teachers(experiments) if each.config.weights == "timm"
-        ]
-        if search is not None:
-            encoders += searched_encoders(search, experiments[0].config)
-        if encoders:
+            notes.append(_SYNTHETIC_NOTE)
+        if encoders := pretrained_encoders(experiments, search=search):
             from launch.emulator.hub import Hub
 
-            hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=WEIGHTS_FOLDER, say=say))
-            environment |= hub.environment()
+            hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=WEIGHTS_FOLDER))
+            kernel_environment |= hub.environment()
             if hub.random:
-                lead = f"The weights of {', '.join(hub.random)} were random numbers in the place of pretrained ones"
-                notes.append(f"{lead}: nothing here tells what pretraining is worth.")
+                notes.append(
+                    f"The weights of {', '.join(hub.random)} were random numbers instead of pretrained ones: "
+                    "the scores say nothing about pretraining."
+                )
         kaggle = EmulatedKaggle(
             out / "kaggle",
             data=folder,
@@ -146,7 +145,7 @@ def _rehearse(
             token=f"KGAT_{secrets.token_hex(16)}",
             settings=_SETTINGS,
             faults=faults,
-            environ=environment,
+            environ=kernel_environment,
         )
         for name, path in attached.items():
             kaggle.datasets.attach(name.split("/")[1], path)
@@ -169,52 +168,46 @@ def _rehearse(
             timeouts=REHEARSAL,
         )
         try:
-            result = run(spec, options, connect=lambda: connect(_PATIENCE), started=started)
+            result = run(spec, options, connect=lambda: connect(_RETRY_POLICY), started=started)
         finally:
             requests = out / "kaggle" / "requests.jsonl"
             if requests.is_file() and options.folder.is_dir():
                 shutil.copyfile(requests, options.folder / requests.name)
-    write_atomic(out / _FINISHED, "the next rehearsal starts anew\n")
+    write_atomic(out / _FINISHED, "the next rehearsal starts from an empty campaign\n")
     return result
 
 
-def serve(
-    *,
-    port: int,
-    data: Path | None,
-    faults: Sequence[Fault],
-    out: Path,
-    owner: str,
-    say: Callable[[str], None],
-) -> None:
-    """Serve the emulated Kaggle until it is interrupted; what it holds is kept in `out` and served again next time."""
+def serve(*, port: int, data: Path | None, faults: Sequence[Fault], out: Path, owner: str) -> None:
+    """Serve the emulated Kaggle until Ctrl-C; its state is kept in `out` for the next call."""
     with campaign_lock(out, name=_LOCK):
-        folder, labels = _competition_folder(out, data=data, tiles=None, seed=2018, say=say)
-        note = out / "token"
-        if not note.is_file():
-            write_atomic(note, f"KGAT_{secrets.token_hex(16)}")
+        folder, labels = _competition_folder(out, data=data, tiles=None, seed=2018)
+        token_file = out / "token"
+        if not token_file.is_file():
+            write_atomic(token_file, f"KGAT_{secrets.token_hex(16)}")
         kaggle = EmulatedKaggle(
             out / "kaggle",
             data=folder,
             labels=labels,
             owner=owner,
-            token=note.read_text(encoding="utf-8").strip(),
+            token=token_file.read_text(encoding="utf-8").strip(),
             settings=_SETTINGS,
             faults=faults,
         )
         with Server(kaggle, port=port) as server:
-            say(f"an emulated Kaggle on port {server.port}, account {owner}. In another terminal:")
+            logger.info(
+                "an emulated Kaggle on port %d, account %s. In another terminal run:", server.port, owner
+            )
             for name, value in server.environment().items():
-                say(f"export {name}='{value}'")
+                logger.info("export %s='%s'", name, value)
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     time.sleep(3600)
-    say("stopped; the same command goes on with what it holds")
+    logger.info("stopped; the same command serves the same state again")
 
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Point the client, which reads the environment, at the loopback; everything as before afterwards."""
+    """Set the environment variables that point the Kaggle client at the emulator; restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -227,37 +220,40 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_anew_if_needed(out: Path, identity: str, *, say: Callable[[str], None]) -> None:
-    note = out / _IDENTITY
-    same = note.is_file() and note.read_text(encoding="utf-8") == identity
+def _remove_other_rehearsal(out: Path, identity: str) -> None:
+    """Remove a rehearsal that finished, or that had another identity; keep one to resume."""
+    identity_file = out / _IDENTITY
+    same = identity_file.is_file() and identity_file.read_text(encoding="utf-8") == identity
     if not same or (out / _FINISHED).is_file():
         if (out / "campaign").is_dir():
-            say(f"starting anew: what an earlier rehearsal left in {out} is removed (another --out keeps it)")
+            logger.info("removing the earlier rehearsal in %s (use another --out to keep it)", out)
         for part in ("kaggle", "campaign"):
             shutil.rmtree(out / part, ignore_errors=True)
         (out / _FINISHED).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(note, identity)
+    write_atomic(identity_file, identity)
 
 
 def _competition_folder(
-    out: Path, *, data: Path | None, tiles: int | None, seed: int, say: Callable[[str], None]
+    out: Path, *, data: Path | None, tiles: int | None, seed: int
 ) -> tuple[Path, Path | None]:
-    """The folder the kernels see as the competition: drawn, given, or a stratified part of what was given.
+    """The competition's folder for the kernels: synthetic tiles, all given tiles, or a sample of them.
 
     Returns:
-        The folder, and a table of the labels that were held back (id,label), or None where nobody holds them.
+        The folder, and a table of the test tiles' labels (id,label), or None where these labels are unknown.
     """
     if data is not None and not (data / "train_labels.csv").is_file():
-        raise LaunchError(f"--data {data}: no folder in competition layout (it holds no train_labels.csv)")
+        raise LaunchError(f"--data {data}: not a folder in competition layout (train_labels.csv is missing)")
     if data is None:
         from launch.emulator.synthetic_tiles import write_competition
 
         labelled = tiles or 1000
-        folder = out / f"drawn-{labelled}-{seed}"
+        folder = out / f"synthetic-{labelled}-{seed}"
         labels = folder.with_suffix(".held-back.csv")
         if not folder.is_dir():
-            say(f"drawing {labelled:,} labelled and {labelled // 4:,} test tiles (synthetic, H&E-like)")
+            logger.info(
+                "making %s labelled and %s test tiles (synthetic)", f"{labelled:,}", f"{labelled // 4:,}"
+            )
             out.mkdir(parents=True, exist_ok=True)
             write_competition(
                 folder, labelled=labelled, unlabelled=max(2, labelled // 4), seed=seed, held_back=labels
@@ -265,16 +261,15 @@ def _competition_folder(
         return folder, labels
     if tiles is None:
         return data, None
-    return _take_part(data, out / f"part-{tiles}-{seed}", tiles=tiles, seed=seed, say=say)
+    return _sample_competition(data, out / f"sample-{tiles}-{seed}", tiles=tiles, seed=seed)
 
 
-def _take_part(
-    data: Path, folder: Path, *, tiles: int, seed: int, say: Callable[[str], None]
-) -> tuple[Path, Path | None]:
-    """A stratified part of the labelled tiles, and a quarter as many others as test tiles, in competition layout.
+def _sample_competition(data: Path, folder: Path, *, tiles: int, seed: int) -> tuple[Path, Path | None]:
+    """Write a stratified sample of the labelled tiles, and a quarter as many test tiles, as a new folder.
 
-    The test tiles are labelled ones, too, as long as there are enough: their labels are held back, so that the rehearsal
-    can score a submission. Where there are not, tiles of the test folder are taken, which nobody can score.
+    The test tiles are other labelled tiles where there are enough: then their labels are known and the
+    emulator can score the submission. Otherwise they come from the test folder and the submission gets no
+    score.
     """
     from lib.data.competition import CompetitionError, read_competition
 
@@ -285,50 +280,46 @@ def _take_part(
     train = competition.train
     if tiles >= len(train):
         return data, None
-    say(f"taking {tiles:,} of {len(train):,} labelled tiles of {data}, stratified")
+    logger.info("taking a stratified sample of %s of %s labelled tiles", f"{tiles:,}", f"{len(train):,}")
     generator = np.random.default_rng(seed)
     share = tiles / len(train)
-    parts = []
+    positives = max(1, round(share * int(train["label"].sum())))
+    negatives = max(1, tiles - round(share * int(train["label"].sum())))
+    samples = []
     for label, group in train.groupby("label"):
-        count = (
-            max(1, round(share * len(group)))
-            if label
-            else max(1, tiles - round(share * int(train["label"].sum())))
-        )
-        parts.append(group.iloc[np.sort(generator.permutation(len(group))[:count])])
-    chosen = pd.concat(parts).sort_values("id")
-    held_back = _held_back(
-        train[~train["id"].isin(chosen["id"])], count=max(2, tiles // 4), generator=generator
-    )
+        count = positives if label else negatives
+        samples.append(group.iloc[np.sort(generator.permutation(len(group))[:count])])
+    sample = pd.concat(samples).sort_values("id")
+    test_count = max(2, tiles // 4)
+    rest = train[~train["id"].isin(sample["id"])]
+    held_back = _sample_held_back(rest, count=test_count, generator=generator)
     if held_back is not None:
-        test, part_of_test = held_back["id"].tolist(), "train"
+        test_ids, test_source = held_back["id"].tolist(), "train"
     else:
-        wanted = min(len(competition.test_ids), max(2, tiles // 4))
-        test = [
-            competition.test_ids[at]
-            for at in sorted(generator.permutation(len(competition.test_ids))[:wanted])
-        ]
-        part_of_test = "test"
-    beside, labels = folder.with_name(f".{folder.name}.part"), folder.with_suffix(".held-back.csv")
-    shutil.rmtree(beside, ignore_errors=True)
-    for name, source, ids in (("train", "train", chosen["id"]), ("test", part_of_test, test)):
-        (beside / name).mkdir(parents=True)
+        order = generator.permutation(len(competition.test_ids))
+        test_ids = [competition.test_ids[index] for index in sorted(order[:test_count])]
+        test_source = "test"
+    part, labels = folder.with_name(f".{folder.name}.part"), folder.with_suffix(".held-back.csv")
+    shutil.rmtree(part, ignore_errors=True)
+    for name, source, ids in (("train", "train", sample["id"]), ("test", test_source, test_ids)):
+        (part / name).mkdir(parents=True)
         for tile in ids:
-            link_or_copy(str(data / source / f"{tile}.tif"), str(beside / name / f"{tile}.tif"))
-    chosen.to_csv(beside / "train_labels.csv", index=False, lineterminator="\n")
-    pd.DataFrame({"id": test, "label": 0}).to_csv(
-        beside / "sample_submission.csv", index=False, lineterminator="\n"
-    )
+            link_or_copy(str(data / source / f"{tile}.tif"), str(part / name / f"{tile}.tif"))
+    submission = pd.DataFrame({"id": test_ids, "label": 0})
+    sample.to_csv(part / "train_labels.csv", index=False, lineterminator="\n")
+    submission.to_csv(part / "sample_submission.csv", index=False, lineterminator="\n")
     if held_back is not None:
         write_atomic(labels, held_back[["id", "label"]].to_csv(index=False, lineterminator="\n"))
     shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    part.rename(folder)
     return folder, labels if held_back is not None else None
 
 
-def _held_back(rest: pd.DataFrame, *, count: int, generator: np.random.Generator) -> pd.DataFrame | None:
-    """Labelled tiles that are not trained on, of both labels; None where there are too few."""
+def _sample_held_back(
+    rest: pd.DataFrame, *, count: int, generator: np.random.Generator
+) -> pd.DataFrame | None:
+    """Labelled tiles of both labels that nothing is trained on; None where there are too few."""
     if len(rest) < count:
         return None
-    chosen = rest.iloc[sorted(generator.permutation(len(rest))[:count])].sort_values("id")
-    return chosen if chosen["label"].nunique() == 2 else None
+    sample = rest.iloc[sorted(generator.permutation(len(rest))[:count])].sort_values("id")
+    return sample if sample["label"].nunique() == 2 else None

@@ -1,9 +1,10 @@
-"""Whole campaigns with real kernels: smoke through the emulated Kaggle, local without one; they agree to the last digit."""
+"""Campaigns with real kernels: smoke through the emulated Kaggle and local without it give equal results."""
 
 import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ from launch.plan import load_experiment
 from lib.search_space import search_from_dict
 
 ROOT = Path(__file__).resolve().parents[3]
-KNOBS = [
+OPTIONS = [
     "weights=none",
     "epochs=2",
     "warmup_epochs=0",
@@ -44,8 +45,11 @@ def data(tmp_path_factory) -> Path:
 
 
 def outputs(run: Path) -> dict[str, str]:
-    """SHA-1 of every file the kernels left, by kernel and name, less run.json, which holds times and push ids, and the report,
-    which tells of both and of the submission."""
+    """SHA-1 of every file the kernels wrote, by kernel and name.
+
+    Without run.json, which holds times and push ids, and without the report, which shows both and the
+    submission.
+    """
     return {
         f"{working.relative_to(run).parts[0]}/{path.relative_to(working)}": hashlib.sha1(
             path.read_bytes()
@@ -57,7 +61,7 @@ def outputs(run: Path) -> dict[str, str]:
 
 
 def runs_in_jupyter(campaign: Path, pooled: float, scratch: Path) -> None:
-    """The notebook runs from top to bottom beside the outputs that were fetched: no Kaggle, no repository, no variable set."""
+    """The notebook runs beside the downloaded outputs, without Kaggle, repository or set variables."""
     moved = shutil.copytree(
         campaign, scratch / "somewhere else", ignore=shutil.ignore_patterns("build", "pushes", "hcd-report")
     )
@@ -87,17 +91,17 @@ def runs_in_jupyter(campaign: Path, pooled: float, scratch: Path) -> None:
     assert numbers == before | {"place": "local"}
 
 
-def test_local_equals_smoke_to_the_last_digit_and_nothing_is_done_twice_or_lost(data, tmp_path, capsys):
-    experiment = load_experiment("smoke", KNOBS)
-    said: list[str] = []
+def test_local_equals_smoke_to_the_last_digit_and_finished_kernels_are_kept(data, tmp_path, capsys, caplog):
+    experiment = load_experiment("smoke", OPTIONS)
+    caplog.set_level(logging.INFO, logger="launch")
     out = tmp_path / "smoke"
-    result = rehearsal.smoke([experiment], data=data, tiles=50, out=out, owner="someone", say=said.append)
+    result = rehearsal.smoke([experiment], data=data, tiles=50, out=out, owner="someone")
     [smoked] = result.summaries
     printed = capsys.readouterr().out
     assert f"pooled out-of-fold AUC {smoked.pooled:.4f} on n = 50 tiles" in printed
-    assert "accepted by the emulated Kaggle" in printed  # nobody holds the labels of this folder's test tiles
+    assert "accepted by the emulated Kaggle" in printed  # the labels of these test tiles are unknown
     assert result.submission is not None and result.submission.state == "scored"
-    part = next(path for path in out.glob("part-*") if path.is_dir())
+    part = next(path for path in out.glob("sample-*") if path.is_dir())
     assert abs(smoked.table["label"].mean() - pd.read_csv(data / "train_labels.csv")["label"].mean()) < 0.02
     sample = pd.read_csv(part / "sample_submission.csv")
     submission = pd.read_csv(next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")))
@@ -105,54 +109,56 @@ def test_local_equals_smoke_to_the_last_digit_and_nothing_is_done_twice_or_lost(
     assert f"submission.csv ({len(sample)} tiles, matches sample_submission.csv)" in printed
 
     part = shutil.copytree(part, tmp_path / "part")
-    [trained] = local([experiment], data=part, out=tmp_path / "local", owner="someone", say=said.append)
+    [trained] = local([experiment], data=part, out=tmp_path / "local", owner="someone")
     assert trained.pooled == smoked.pooled
     assert outputs(out / "kaggle" / "kernels") == outputs(tmp_path / "local")
     assert len(outputs(tmp_path / "local")) > 15
-    assert f"report: {tmp_path / 'local' / 'hcd-report' / 'working' / 'report.html'}" in said
+    assert f"report: {tmp_path / 'local' / 'hcd-report' / 'working' / 'report.html'}" in caplog.messages
     runs_in_jupyter(out / "campaign", trained.pooled, tmp_path)
-    not_done_twice(experiment, trained.pooled, data=part, out=tmp_path / "local")
-    prepared_data_serve_another_config(data=part, out=tmp_path / "local")
-    a_finished_training_is_kept_when_the_data_change(experiment, data=part, out=tmp_path / "local")
+    options = {"data": part, "out": tmp_path / "local", "owner": "someone"}
+    check_finished_kernels_are_not_run_again(experiment, trained.pooled, caplog, options)
+    check_prepared_data_serve_another_config(caplog, options)
+    check_a_finished_training_is_kept_when_the_data_change(experiment, caplog, options)
 
 
-def not_done_twice(experiment, pooled, *, data, out):
-    said: list[str] = []
-    before = {path: path.stat().st_mtime_ns for path in out.glob("hcd-*/working/*")}
-    [again] = local([experiment], data=data, out=out, owner="someone", say=said.append)
+def check_finished_kernels_are_not_run_again(experiment, pooled, caplog, options):
+    caplog.clear()
+    before = {path: path.stat().st_mtime_ns for path in options["out"].glob("hcd-*/working/*")}
+    [again] = local([experiment], **options)
     assert again.pooled == pooled
-    assert sum("finished before" in line for line in said) == 5
-    assert not any("started" in line for line in said)
-    assert before == {path: path.stat().st_mtime_ns for path in out.glob("hcd-*/working/*")}
+    assert sum("finished before" in message for message in caplog.messages) == 5
+    assert not any("started" in message for message in caplog.messages)
+    assert before == {path: path.stat().st_mtime_ns for path in options["out"].glob("hcd-*/working/*")}
 
 
-def prepared_data_serve_another_config(*, data, out):
-    """One whose fold fails at once, and is shown with the end of its log."""
-    said: list[str] = []
-    other = load_experiment("smoke", [*KNOBS[1:], "weights=absent.safetensors"])
+def check_prepared_data_serve_another_config(caplog, options):
+    """Its fold fails at once, and the error shows the end of the fold's log."""
+    caplog.clear()
+    other = load_experiment("smoke", [*OPTIONS[1:], "weights=absent.safetensors"])
     with pytest.raises(LaunchError) as failure:
-        local([other], data=data, out=out, owner="someone", say=said.append)
+        local([other], **options)
     assert "ended with exit code 1" in str(failure.value)
     assert "the file absent.safetensors is not among the inputs" in str(failure.value)
-    [line] = [line for line in said if "finished before" in line]
-    assert line.startswith("hcd-prepare-")
-    assert next(out.glob("hcd-prepare-*/working/run.json")).is_file()  # the failure takes nothing with it
+    [message] = [message for message in caplog.messages if "finished before" in message]
+    assert message.startswith("hcd-prepare-")
+    assert next(
+        options["out"].glob("hcd-prepare-*/working/run.json")
+    ).is_file()  # the failure removes no output
 
 
-def a_finished_training_is_kept_when_the_data_change(experiment, *, data, out):
-    said: list[str] = []
-    [fold] = [path.parent for path in out.glob("hcd-*-fold-0/working/*.safetensors")]
+def check_a_finished_training_is_kept_when_the_data_change(experiment, caplog, options):
+    caplog.clear()
+    [fold] = [path.parent for path in options["out"].glob("hcd-*-fold-0/working/*.safetensors")]
     trained = {path.name: path.read_bytes() for path in fold.glob("*.safetensors")}
-    labels = data / "train_labels.csv"
+    labels = options["data"] / "train_labels.csv"
     lines = labels.read_text().splitlines()
     lines[1] = lines[1][:-1] + ("1" if lines[1].endswith("0") else "0")
     labels.write_text("\n".join(lines) + "\n")
-    local([experiment], data=data, out=out, owner="someone", say=said.append)
+    local([experiment], **options)
     assert trained
-    assert {
-        path.name: path.read_bytes() for path in (fold.parent / "earlier").glob("*.safetensors")
-    } == trained
-    assert any("that output is kept in" in line for line in said)
+    earlier = (fold.parent / "earlier").glob("*.safetensors")
+    assert {path.name: path.read_bytes() for path in earlier} == trained
+    assert any("that output is kept in" in message for message in caplog.messages)
 
 
 def _interruptible() -> None:
@@ -160,43 +166,43 @@ def _interruptible() -> None:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Those whose working directory lies in a folder."""
-    found = []
+    """The ids of the processes whose working folder is inside a folder."""
+    ids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 if (entry / "cwd").readlink().is_relative_to(folder):
-                    found.append(int(entry.name))
-    return found
+                    ids.append(int(entry.name))
+    return ids
 
 
 def started(out: Path) -> subprocess.Popen[str]:
-    """The command line's rehearsal on drawn tiles, in a process group of its own."""
+    """Start the command line's rehearsal on synthetic tiles, in a process group of its own."""
     command = [sys.executable, "build_kernel.py", "smoke", "--tiles", "60", "--out", str(out)]
     return subprocess.Popen(
-        command + [word for knob in KNOBS for word in ("--set", knob)],
+        command + [word for option in OPTIONS for word in ("--set", option)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # What a shell starts in the background ignores interrupts, and so do its children: these tests may be such.
+        # Tests started by a shell in the background ignore interrupts, and so would their children.
         preexec_fn=_interruptible,
     )
 
 
-def ctrl_c_twice_leaves_nothing_at_work(out):
+def check_ctrl_c_twice_leaves_no_process(out):
     process = started(out)
     assert process.stdout is not None
     while "pushed, version 1" not in (line := process.stdout.readline()):
         assert line, process.communicate()
     time.sleep(0.5)
-    for _ in range(2):  # as a person does who does not believe the first one
+    for _ in range(2):  # as an impatient user does
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.05)
-    _, said = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "goes on from here" in said or process.returncode == -signal.SIGINT
+    assert "goes on from here" in errors or process.returncode == -signal.SIGINT
     if sys.platform == "linux":
         deadline = time.monotonic() + 20
         while processes_in(out) and time.monotonic() < deadline:
@@ -204,16 +210,16 @@ def ctrl_c_twice_leaves_nothing_at_work(out):
         assert not processes_in(out)
 
 
-def test_interrupted_twice_the_same_command_ends_in_a_score_and_thin_kernels_reach_the_same(tmp_path):
+def test_a_rehearsal_interrupted_twice_is_resumed_and_thin_kernels_give_equal_bytes(tmp_path):
     out = tmp_path / "run"
-    ctrl_c_twice_leaves_nothing_at_work(out)
+    check_ctrl_c_twice_leaves_no_process(out)
     first = read_ledger(out / "campaign")
     assert first is not None
     again = started(out)
-    printed, said = again.communicate(timeout=300)
-    assert again.returncode == 0, said
+    printed, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
     ledger = read_ledger(out / "campaign")
-    assert ledger is not None and ledger.id == first.id  # what was interrupted goes on
+    assert ledger is not None and ledger.id == first.id  # the interrupted campaign is resumed
     [entry] = ledger.submissions
     assert entry.public is not None and 0 <= entry.public <= 1
     assert f"scored by the emulated Kaggle: AUC public {entry.public:.4f}" in printed
@@ -222,19 +228,18 @@ def test_interrupted_twice_the_same_command_ends_in_a_score_and_thin_kernels_rea
     assert record["submission"]["public_auc"] == entry.public
     assert len(record["kernels"]) == 4
     requests = [json.loads(line) for line in (out / "campaign" / "requests.jsonl").read_text().splitlines()]
-    assert {"CreateDataset", "SaveKernel", "CreateSubmission"} <= {each["method"] for each in requests}
-    held_back = pd.read_csv(next(out.glob("drawn-*.held-back.csv")))
+    assert {"CreateDataset", "SaveKernel", "CreateSubmission"} <= {request["method"] for request in requests}
+    held_back = pd.read_csv(next(out.glob("synthetic-*.held-back.csv")))
     submitted = next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")).read_bytes()
     assert set(held_back["id"]) == set(pd.read_csv(io.BytesIO(submitted))["id"])
 
     page = next(out.glob("campaign/outputs/hcd-report/report.html")).read_text()
-    assert "Its tiles were drawn by the project" in page and "This is a rehearsal" in page
+    assert "Its tiles are synthetic" in page and "This is a rehearsal" in page
 
-    # What came to its end starts anew, here with kernels that take the library from the dataset: they compute the same.
-    experiment = load_experiment("smoke", KNOBS)
-    result = rehearsal.smoke(
-        [experiment], data=None, tiles=60, out=out, thin=True, owner="someone", say=print
-    )
+    # After a finished rehearsal a new one starts, here with kernels that import the library from the dataset.
+    # They compute the same.
+    experiment = load_experiment("smoke", OPTIONS)
+    result = rehearsal.smoke([experiment], data=None, tiles=60, out=out, thin=True, owner="someone")
     assert result.ledger.id != ledger.id
     assert next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")).read_bytes() == submitted
     script = next(out.glob("kaggle/kernels/hcd-*-fold-0/v1/script.py")).read_text()
@@ -242,13 +247,11 @@ def test_interrupted_twice_the_same_command_ends_in_a_score_and_thin_kernels_rea
     assert "FILES" not in script
 
 
-def test_a_search_is_rehearsed_alone_and_local_goes_on_with_another_space(data, tmp_path, capsys):
-    knobs = [*KNOBS, "ddp=false"]
+def test_a_search_is_rehearsed_alone_and_local_resumes_it_with_another_space(data, tmp_path, capsys, caplog):
+    options = [*OPTIONS, "ddp=false"]
     search = search_from_dict({"method": "grid", "space": {"learning_rate": [4e-3, 1e-3]}}, name="two")
-    experiment, out = load_experiment("smoke", knobs), tmp_path / "smoke"
-    result = rehearsal.smoke(
-        [experiment], data=data, tiles=None, out=out, search=search, owner="someone", say=print
-    )
+    experiment, out = load_experiment("smoke", options), tmp_path / "smoke"
+    result = rehearsal.smoke([experiment], data=data, tiles=None, out=out, search=search, owner="someone")
     assert sorted(entry.kind for entry in result.ledger.kernels.values() if entry.output) == [
         "prepare",
         "search",
@@ -258,7 +261,7 @@ def test_a_search_is_rehearsed_alone_and_local_goes_on_with_another_space(data, 
     ranking = pd.read_csv(next(out.glob("campaign/outputs/*-search/search.csv")))
     assert ranking["status"].tolist() == ["finished"] * 2 and ranking["auc"].is_monotonic_decreasing
     log = next(out.glob("campaign/logs/*-search.log")).read_text()
-    assert "2 at a time" in log  # two processes stand in for two cards
+    assert "2 at a time" in log  # two processes in place of two GPUs
     # The winner is an experiment that can be run.
     folder = tmp_path / "experiments"
     folder.mkdir()
@@ -266,48 +269,42 @@ def test_a_search_is_rehearsed_alone_and_local_goes_on_with_another_space(data, 
     (folder / "won.toml").write_text(winner.read_text())
     assert load_experiment("won", root=tmp_path).config.learning_rate == ranking["learning_rate"][0]
 
-    # On this machine without a Kaggle, by the same kernel; another space runs what is new in it.
+    # Without Kaggle, by the same kernel. Another space runs only its new trials.
     one = search_from_dict({"method": "grid", "space": {"learning_rate": [4e-3]}}, name="one")
-    said: list[str] = []
-    assert (
-        local([experiment], data=data, out=tmp_path / "out", search=one, owner="someone", say=said.append)
-        == []
-    )
-    assert [line for line in said if "started" in line][-1].endswith("-search: started")
-    local([experiment], data=data, out=tmp_path / "out", search=search, owner="someone", say=said.append)
+    caplog.set_level(logging.INFO, logger="launch")
+    caplog.clear()
+    assert local([experiment], data=data, out=tmp_path / "out", search=one, owner="someone") == []
+    assert [message for message in caplog.messages if "started" in message][-1].endswith("-search: started")
+    local([experiment], data=data, out=tmp_path / "out", search=search, owner="someone")
     log = next((tmp_path / "out").glob("*-search/log.txt")).read_text()
     assert log.count("not run again") == 1 and log.count(": started on") == 1
     again = pd.read_csv(next((tmp_path / "out").glob("*-search/working/search.csv")))
     assert again[["trial", "auc"]].equals(ranking[["trial", "auc"]])
 
 
-def test_two_rehearsals_in_one_folder_are_kept_apart(data, tmp_path):
+def test_a_second_rehearsal_in_one_folder_is_refused(data, tmp_path):
     with (
         campaign_lock(tmp_path / "out", name="rehearsal.lock"),
         pytest.raises(LaunchError, match="is at work in"),
     ):
         rehearsal.smoke(
-            [load_experiment("smoke", KNOBS)],
+            [load_experiment("smoke", OPTIONS)],
             data=data,
             tiles=None,
             out=tmp_path / "out",
             owner="someone",
-            say=print,
         )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rehearsal.lock"]
 
 
-def test_data_that_are_not_there_are_named(tmp_path):
+def test_missing_data_are_named(tmp_path):
     with pytest.raises(LaunchError, match="build_kernel.py download"):
-        local(
-            [load_experiment("smoke")], data=tmp_path / "no", out=tmp_path / "out", owner="someone", say=print
-        )
-    with pytest.raises(LaunchError, match="no folder in competition layout"):
+        local([load_experiment("smoke")], data=tmp_path / "no", out=tmp_path / "out", owner="someone")
+    with pytest.raises(LaunchError, match="not a folder in competition layout"):
         rehearsal.smoke(
             [load_experiment("smoke")],
             data=tmp_path,
             tiles=None,
             out=tmp_path / "out",
             owner="someone",
-            say=print,
         )
