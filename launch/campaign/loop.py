@@ -24,7 +24,7 @@ from launch.campaign.waits import Timeouts, words
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import ClientError, NoResponseError, RefusedError
 from launch.kaggle_api.types import Quota
-from launch.packaging.builder import Source
+from launch.packaging.builder import Checkout
 from launch.plan import Kernel
 from lib.runtime.run_record import RECORD_NAME
 
@@ -42,7 +42,7 @@ class Campaign:
         self,
         *,
         kaggle: Kaggle,
-        source: Source,
+        source: Checkout,
         kernels: Sequence[Kernel],
         ledger: Ledger,
         folder: Path,

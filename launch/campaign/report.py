@@ -12,7 +12,7 @@ from launch.campaign.outputs import OUTPUTS
 from launch.campaign.spec import uses_emulator
 from launch.campaign.submission import LEADERBOARD
 from launch.errors import LaunchError
-from launch.packaging.builder import Source, read_source
+from launch.packaging.builder import Checkout, read_checkout
 from launch.plan import Kernel
 from launch.sandbox import Mount, run_script
 from launch.summary import summarise
@@ -98,7 +98,7 @@ def _finished(folder: Path) -> list[tuple[str, Any, Summary]]:
         return []  # of other code, or not at its end: nothing to compare with
 
 
-def leave_notebook(source: Source, kernel: Kernel, folder: Path) -> Path:
+def leave_notebook(source: Checkout, kernel: Kernel, folder: Path) -> Path:
     """Write report.ipynb into a campaign's folder, where it finds the outputs when it is opened in Jupyter."""
     scratch = folder / ".report"
     source.write_kernel(kernel, scratch)
@@ -129,7 +129,7 @@ def make_report(folder: Path, *, say: Callable[[str], None]) -> Path:
             raise LaunchError(
                 f"{folder / OUTPUTS} holds no output yet: build_kernel.py run makes and fetches them"
             )
-        notebook = leave_notebook(read_source(owner=spec.owner or None), kernel, folder)
+        notebook = leave_notebook(read_checkout(owner=spec.owner or None), kernel, folder)
         say(
             f"{notebook}: opens in Jupyter; running it here, on {len(there)} of {len(kernel.sources)} outputs"
         )

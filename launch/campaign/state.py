@@ -11,7 +11,7 @@ from launch.campaign.standings import KernelStatus
 from launch.campaign.waits import Timeouts, WaitTimers, words
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
-from launch.packaging.builder import Source
+from launch.packaging.builder import Checkout
 from launch.plan import Kernel
 from lib.runtime.run_record import RunRecord
 
@@ -38,7 +38,7 @@ class CampaignState:
     """
 
     kaggle: Kaggle
-    source: Source
+    source: Checkout
     ledger: Ledger
     folder: Path
     pace: Timeouts

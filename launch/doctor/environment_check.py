@@ -23,7 +23,7 @@ from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import REHEARSAL, Timeouts
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import ClientError, CredentialsError
-from launch.packaging.builder import Source, read_source
+from launch.packaging.builder import Checkout, read_checkout
 from launch.packaging.secret_scan import clean
 from launch.plan import Kernel
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED
@@ -105,7 +105,7 @@ def run_environment_checks(
     say: Callable[[str], None],
     *,
     pace: Timeouts | None = None,
-    source: Source | None = None,
+    source: Checkout | None = None,
 ) -> list[Finding]:
     """Push the canaries, wait for them, keep what they saw in `folder`/environment-check.json, and hold it against what the code assumes.
 
@@ -129,7 +129,7 @@ def run_environment_checks(
             kernels = [kernel for kernel in kernels if kernel.slug != GPU]
         campaign = Campaign(
             kaggle=kaggle,
-            source=source or read_source(owner=kaggle.user),
+            source=source or read_checkout(owner=kaggle.user),
             kernels=kernels,
             ledger=ledger,
             folder=folder,

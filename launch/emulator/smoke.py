@@ -30,7 +30,7 @@ from launch.errors import LaunchError
 from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import connect
 from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy, pretrained_encoders
-from launch.packaging.builder import read_source
+from launch.packaging.builder import read_checkout
 from launch.plan import Experiment
 from launch.sandbox import isolation
 from lib.files import write_atomic
@@ -114,7 +114,7 @@ def _rehearse(
     folder, labels = _competition_folder(out, data=data, tiles=tiles, seed=experiments[0].config.seed)
     attached = attached_datasets(attach, owner)
     identity = {
-        "bundle": read_source(owner=owner).bundle,
+        "bundle": read_checkout(owner=owner).bundle,
         "experiment": {experiment.name: experiment.config.to_dict() for experiment in experiments},
         "data": str(folder.resolve()),
         "attached": {name: str(path.resolve()) for name, path in attached.items()},

@@ -33,7 +33,7 @@ from lib.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
-class Source:
+class Checkout:
     """What every kernel of a build is rendered from.
 
     Attributes:
@@ -101,9 +101,9 @@ class Source:
         return len(script)
 
 
-def read_source(
+def read_checkout(
     *, owner: str | None = None, thin: bool = False, strict_bundle: bool = False, root: Path = ROOT
-) -> Source:
+) -> Checkout:
     """The checkout as it is now.
 
     Raises:
@@ -116,7 +116,7 @@ def read_source(
         raise LaunchError(f"the owner {owner!r} is not a Kaggle user name")
     files = library_files(root)
     refuse_secrets(files)
-    return Source(base, owner, files, bundle_id(files), git_commit(root), thin, strict_bundle)
+    return Checkout(base, owner, files, bundle_id(files), git_commit(root), thin, strict_bundle)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Built:
     """
 
     out: Path
-    source: Source
+    source: Checkout
     kernels: tuple[Kernel, ...]
     sizes: dict[str, int]
 
@@ -173,7 +173,7 @@ def build(
     Raises:
         LaunchError: with everything that is wrong.
     """
-    source = read_source(owner=owner, thin=thin, strict_bundle=strict_bundle, root=root)
+    source = read_checkout(owner=owner, thin=thin, strict_bundle=strict_bundle, root=root)
     kernels = plan_kernels(experiments, datasets=datasets, folds=folds, average=average, search=search)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

@@ -35,7 +35,7 @@ from launch.kaggle_api.errors import (
     SourcesDroppedError,
 )
 from launch.kaggle_api.types import ABSENT, COMPLETE, RUNNING, Listing, PulledKernel, Pushed, Quota, RunStatus
-from launch.packaging.builder import read_source
+from launch.packaging.builder import read_checkout
 from launch.packaging.metadata import check_kernel_metadata
 from launch.sandbox import Mount, isolation, run_script
 from lib.runtime import environment_check
@@ -219,7 +219,7 @@ def kaggle(tmp_path: Path) -> FakeKaggle:
 
 @pytest.fixture(scope="module")
 def source():
-    return read_source(owner="alice")
+    return read_checkout(owner="alice")
 
 
 @pytest.fixture

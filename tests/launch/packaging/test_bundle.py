@@ -15,7 +15,7 @@ import pytest
 
 from launch.emulator.synthetic_tiles import write_competition
 from launch.errors import LaunchError
-from launch.packaging.builder import Built, build, read_source
+from launch.packaging.builder import Built, build, read_checkout
 from launch.packaging.bundle import SOURCE_LIMIT, bundle_id, library_files
 from launch.plan import ROOT, Kernel, load_experiment, plan_kernels
 
@@ -226,7 +226,7 @@ def test_the_summary_names_the_lines_where_recipe_library_and_start_are(built: B
 
 
 def test_the_summary_tells_experiment_inputs_and_push(tmp_path: Path) -> None:
-    source = read_source(owner="me")
+    source = read_checkout(owner="me")
     kernels = plan_kernels([load_experiment("smoke", ["epochs=7"])])
     kernel = next(kernel for kernel in kernels if kernel.kind == "train")
     source.write_kernel(kernel, tmp_path, push_id="camp.hcd-x.3")

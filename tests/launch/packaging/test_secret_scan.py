@@ -8,7 +8,7 @@ from test_bundle import copied_tree
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import RefusedError
-from launch.packaging.builder import build, read_source
+from launch.packaging.builder import build, read_checkout
 from launch.packaging.check import check
 from launch.packaging.secret_scan import clean, own_secrets, refuse_secrets, secrets_in
 from launch.plan import ROOT, load_experiment, plan_kernels
@@ -101,7 +101,7 @@ def test_a_secret_in_the_metadata_is_refused(name, tmp_path):
 
 
 def test_a_secret_in_what_the_user_asked_for_is_refused(tmp_path):
-    source = read_source(owner="me")
+    source = read_checkout(owner="me")
     kernel = plan_kernels([load_experiment("smoke", [f"slide_map=KGAT_{HEX * 2}.csv"])])[1]
     with pytest.raises(LaunchError, match="the parameters of hcd-.*holds a Kaggle token"):
         source.write_kernel(kernel, tmp_path / "kernel")
