@@ -1,13 +1,15 @@
-"""Break load-bearing lines, one at a time, and see which test notices.
+"""Mutation test: break one line of the code at a time, and check that a test fails.
 
     python tests/mutations.py [NAME...] [--list]
 
-Each line stands for a score lost in silence: nothing crashes, every file is written, and the submission is worse than it need
-be, or its out-of-fold score flatters. The checkout is copied to a temporary folder, where the named tests run once as the code
-is, and then once for every mutation, until the first of them fails. Exit code 1: a mutation that no test noticed, one whose
-text is no longer in the file (then the list below is what to mend), or tests that fail without any.
+Each mutation is a fault that lowers the score and raises no error: every file is written, and the submission is
+worse, or the out-of-fold score is too high. The checkout is copied to a temporary folder. There the named tests run
+once on the unchanged code. Then they run once for each mutation and stop at the first failure.
 
-pytest does not collect this file; tests/test_mutations.py holds the list against the code.
+The exit code is 1 where no test detected a mutation, where a mutation's text is no longer in its file (then correct
+the list below), or where the tests fail on the unchanged code.
+
+pytest does not collect this file. tests/test_mutations.py checks that the list fits the code.
 """
 
 import argparse
@@ -24,22 +26,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 300.0  # seconds for the tests of one mutation; one that makes them run on for ever is noticed, too
-_LEFT_OUT = (".*", "__pycache__", "dist", "runs", "input", "*.egg-info")
+TIMEOUT = 300.0  # seconds for the tests of one mutation; a mutation that makes them hang counts as detected
+_NOT_COPIED = (".*", "__pycache__", "dist", "runs", "input", "*.egg-info")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py::.+?)(?: - .*)?$", flags=re.MULTILINE)
-_TESTS_FAILED = 1  # pytest's exit code; others mean that no test had a say
+_TESTS_FAILED = 1  # exit code of pytest; any other code above 0 means that it could not run the tests
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One line broken.
+    """A change of one line that tests must detect.
 
     Attributes:
-        name: what was relied on.
-        file: where.
-        old: the text there, which must occur once.
-        new: what takes its place.
-        tests: files or node ids, as pytest takes them.
+        name: the property that the line provides.
+        file: path from the repository's root.
+        old: the text to replace; it must occur exactly once.
+        new: the replacement.
+        tests: files or node ids for pytest.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Mutation:
 
 
 MUTATIONS = (
-    # What the network sees
+    # Input of the network
     Mutation(
         "channels-normalised",
         "lib/model/network.py",
@@ -59,28 +61,28 @@ MUTATIONS = (
         ("tests/lib/model/test_network.py",),
     ),
     Mutation(
-        "mean-in-units-of-spread",
+        "mean-divided-by-standard-deviation",
         "lib/model/network.py",
         "shift = -self.mean * scale",
         "shift = -self.mean",
         ("tests/lib/model/test_network.py",),
     ),
     Mutation(
-        "bytes-to-fractions",
+        "bytes-scaled-to-one",
         "lib/data/batches.py",
         ".div_(255)",
         ".div_(256)",
         ("tests/lib/data/test_batches.py",),
     ),
     Mutation(
-        "buffers-made-in-inference-mode",
+        "buffers-outside-inference-mode",
         "lib/data/batches.py",
         "with torch.inference_mode(False):",
         "with torch.inference_mode(torch.is_inference_mode_enabled()):",
         ("tests/lib/data/test_batches.py",),
     ),
     Mutation(
-        "resize-antialias",
+        "resize-with-antialiasing",
         "lib/model/network.py",
         'mode="bilinear", antialias=True, align_corners=False',
         'mode="bilinear", antialias=False, align_corners=False',
@@ -101,21 +103,21 @@ MUTATIONS = (
         ("tests/lib/data/test_tiff.py",),
     ),
     Mutation(
-        "stains-in-training",
+        "stain-normalisation-in-training",
         "lib/training/epoch.py",
         "images = network.normalise_stain(as_images(images))",
         "images = as_images(images)",
         ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
-        "stains-in-prediction",
+        "stain-normalisation-in-prediction",
         "lib/model/predict.py",
         "networks[0].resize(networks[0].normalise_stain(as_images(sent)))",
         "networks[0].resize(as_images(sent))",
         ("tests/lib/model/test_predict.py",),
     ),
     Mutation(
-        "stains-in-embedding",
+        "stain-normalisation-of-features",
         "lib/model/features.py",
         "own.resize(own.normalise_stain(as_images(sent)))",
         "own.resize(as_images(sent))",
@@ -123,14 +125,14 @@ MUTATIONS = (
     ),
     # Augmentation
     Mutation(
-        "hed-inverse",
+        "hed-matrix-is-inverted",
         "lib/image/augment.py",
         "np.linalg.inv(np.array(HED_DENSITIES))",
         "np.array(HED_DENSITIES).T",
         ("tests/lib/image/test_augment.py",),
     ),
     Mutation(
-        "hed-densities",
+        "hed-optical-densities",
         "lib/image/augment.py",
         "HED_DENSITIES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11)",
         "HED_DENSITIES = ((0.65, 0.70, 0.29), (0.11, 0.99, 0.07)",
@@ -144,36 +146,36 @@ MUTATIONS = (
         ("tests/lib/image/test_augment.py",),
     ),
     Mutation(
-        "draws-of-the-epoch",
+        "augmentation-draws-differ-by-epoch",
         "lib/training/epoch.py",
         "AugmentationDraws(entropy=[*part.entropy, 3, epoch]",
         "AugmentationDraws(entropy=[*part.entropy, 3]",
         ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
-        "draws-of-the-member",
+        "augmentation-draws-differ-by-member",
         "lib/training/epoch.py",
         "AugmentationDraws(entropy=[*part.entropy, 3, epoch]",
         "AugmentationDraws(entropy=[3, epoch]",
         ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
-        "order-of-the-epoch",
+        "tile-order-differs-by-epoch",
         "lib/training/epoch.py",
         "np.random.SeedSequence([*part.entropy, 1, epoch])",
         "np.random.SeedSequence([*part.entropy, 1])",
         ("tests/lib/training/test_epoch.py",),
     ),
-    # The step
+    # Optimiser step
     Mutation(
-        "positive-weight",
+        "positive-class-weight",
         "lib/training/epoch.py",
         "(labels == 0).sum() / (labels == 1).sum()",
         "(labels == 1).sum() / (labels == 0).sum()",
         ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
-        "positive-weight-in-the-loss",
+        "positive-class-weight-in-the-loss",
         "lib/training/epoch.py",
         "pos_weight=weight.to(logits.dtype), ",
         "",
@@ -201,28 +203,28 @@ MUTATIONS = (
         ("tests/lib/training/test_optimizer.py",),
     ),
     Mutation(
-        "decay-spares-norms",
+        "no-weight-decay-on-norms",
         "lib/training/optimizer.py",
         '{"params": plain, "weight_decay": 0.0}',
         '{"params": plain, "weight_decay": config.weight_decay}',
         ("tests/lib/training/test_optimizer.py",),
     ),
     Mutation(
-        "average-follows-slowly",
+        "ema-decay-warm-up",
         "lib/training/ema.py",
         "moved * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))",
         "moved * torch.clamp((1 + applied) / (10 + applied), max=self.decay)",
         ("tests/lib/training/test_ema.py",),
     ),
     Mutation(
-        "average-predicts",
+        "ema-weights-predict",
         "lib/training/fold.py",
         "predicting = network if average is None else average.module",
         "predicting = network",
         ("tests/lib/training/test_fold.py::test_the_average_predicts_and_not_the_last_weights",),
     ),
     Mutation(
-        "average-is-kept",
+        "ema-weights-in-checkpoint",
         "lib/training/fold.py",
         "save_checkpoint(folder / files.checkpoint, predicting, ",
         "save_checkpoint(folder / files.checkpoint, network, ",
@@ -231,7 +233,7 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "budget-never-lengthens",
+        "time-budget-never-lengthens",
         "lib/training/optimizer.py",
         "if not 1 <= left < self.total - applied:",
         "if not 1 <= left:",
@@ -245,14 +247,14 @@ MUTATIONS = (
         ("tests/lib/training/test_workers.py::test_two_processes_on_one_member_give_the_losses_of_one",),
     ),
     Mutation(
-        "each-process-its-own-tiles",
+        "processes-train-on-different-tiles",
         "lib/training/epoch.py",
         "slice=Shard(world.rank, world.size, passes)",
         "slice=Shard(0, world.size, passes)",
         ("tests/lib/training/test_workers.py::test_two_processes_on_one_member_give_the_losses_of_one",),
     ),
     Mutation(
-        "norms-of-rank-0-predict",
+        "batch-norms-of-rank-0-predict",
         "lib/training/distributed.py",
         "        for buffer in network.buffers():\n            dist.broadcast(buffer, src=0)",
         "        return",
@@ -260,23 +262,23 @@ MUTATIONS = (
             "tests/lib/training/test_workers.py::test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted",
         ),
     ),
-    # Who learns from what, who is scored on what
+    # Folds: tiles to train on, tiles to score
     Mutation(
-        "fold-not-learnt-from",
+        "fold-excluded-from-training",
         "lib/training/fold.py",
         "outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)",
         "outside, inside = np.arange(len(task.folds)), np.flatnonzero(task.folds == task.fold)",
         ("tests/lib/training/test_fold.py::test_the_tiles_of_the_fold_are_not_learned_from",),
     ),
     Mutation(
-        "fold-not-learnt-from-by-heads",
+        "fold-excluded-from-linear-probe",
         "lib/training/linear_probe.py",
         "outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)",
         "outside, inside = np.arange(len(task.folds)), np.flatnonzero(task.folds == task.fold)",
         ("tests/lib/training/test_linear_probe.py",),
     ),
     Mutation(
-        "penalty-chosen-by-group",
+        "penalty-selected-by-group",
         "lib/model/linear_head.py",
         "splitter.split(features, labels, groups)",
         "splitter.split(features, labels, np.arange(len(groups)))",
@@ -290,7 +292,7 @@ MUTATIONS = (
         ("tests/lib/data/test_folds.py::test_folds_partition_the_tiles_within_the_tolerances_or_refuse",),
     ),
     Mutation(
-        "threshold-of-the-others",
+        "threshold-from-other-folds",
         "lib/evaluation/metrics.py",
         "best_threshold(labels[~inside], probabilities[~inside])",
         "best_threshold(labels[inside], probabilities[inside])",
@@ -311,14 +313,14 @@ MUTATIONS = (
         ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(
-        "interval-has-two-tails",
+        "interval-is-two-sided",
         "lib/evaluation/metrics.py",
         "[(1 - level) / 2, (1 + level) / 2]",
         "[1 - level, level]",
         ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(
-        "calibrated-by-the-others",
+        "calibration-from-other-folds",
         "lib/evaluation/calibration.py",
         "fit_platt_scaling(labels[~inside], logits[~inside])",
         "fit_platt_scaling(labels[inside], logits[inside])",
@@ -332,21 +334,21 @@ MUTATIONS = (
         ("tests/lib/training/test_fold.py::test_each_member_and_each_seed_trains_a_network_of_its_own",),
     ),
     Mutation(
-        "teacher-of-the-same-fold",
+        "pseudo-labels-from-the-same-fold",
         "lib/inference/pseudo_labels.py",
         "if (record.experiment, record.fold) != (experiment, fold):",
         "if record.experiment != experiment:",
         ("tests/lib/inference/test_pseudo_labels.py",),
     ),
     Mutation(
-        "guessed-tiles-in-no-fold",
+        "pseudo-labelled-tiles-in-no-fold",
         "kernels/train.py",
         "np.full(len(labelled), -1)",
         "np.full(len(labelled), task.fold)",
         ("tests/kernels/test_pseudo_label_folds.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
     ),
     Mutation(
-        "tiles-that-were-labelled",
+        "pseudo-labels-match-their-tiles",
         "kernels/train.py",
         'data.read_tiles(prepared.TEST_TILES)[guessed["row"]]',
         "data.read_tiles(prepared.TEST_TILES)[: len(guessed)]",
@@ -361,14 +363,14 @@ MUTATIONS = (
         ("tests/lib/model/test_predict.py",),
     ),
     Mutation(
-        "views-are-turned",
+        "views-are-transformed",
         "lib/model/predict.py",
         "turned = transform(images, view)",
         "turned = transform(images, view % 4)",
         ("tests/lib/model/test_predict.py",),
     ),
     Mutation(
-        "predicts-in-evaluation",
+        "prediction-in-evaluation-mode",
         "lib/model/predict.py",
         "        network.eval()\n    parts",
         "        network.train()\n    parts",
@@ -382,7 +384,7 @@ MUTATIONS = (
         ("tests/lib/inference/test_ensemble.py",),
     ),
     Mutation(
-        "mean-of-probabilities",
+        "mean-after-sigmoid",
         "lib/inference/ensemble.py",
         '"mean": lambda logits: _mean_of(probability(logits))',
         '"mean": lambda logits: probability(_mean_of(logits))',
@@ -396,7 +398,7 @@ MUTATIONS = (
         ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(
-        "digits-of-a-submission",
+        "submission-keeps-digits",
         "lib/inference/submission.py",
         'float_format="%.12g"',
         'float_format="%.4g"',
@@ -410,29 +412,29 @@ MUTATIONS = (
         ("tests/launch/test_summary.py",),
     ),
     Mutation(
-        "submission-in-order",
+        "submission-in-sample-order",
         "lib/inference/submission.py",
         'table["id"].tolist() != wanted["id"].tolist()',
         'sorted(table["id"]) != sorted(wanted["id"])',
         ("tests/lib/inference/test_submission.py",),
     ),
-    # What is trusted
+    # Integrity of files and records
     Mutation(
-        "tile-is-its-hash",
+        "tile-matches-its-hash",
         "lib/data/tile_store.py",
         "hashlib.sha1(out, usedforsecurity=False).hexdigest() == name",
         "len(hashlib.sha1(out, usedforsecurity=False).hexdigest()) == len(name)",
         ("tests/lib/data/test_tile_store.py::test_a_mismatch_within_the_limit_is_reported_and_kept",),
     ),
     Mutation(
-        "mismatches-allowed",
+        "limit-of-hash-mismatches",
         "lib/data/tile_store.py",
         "MISMATCHES_ALLOWED * len(self.ids), 1",
         "10 * MISMATCHES_ALLOWED * len(self.ids), 1",
         ("tests/lib/data/test_tile_store.py::test_one_in_a_thousand_is_the_limit",),
     ),
     Mutation(
-        "record-holds-its-files",
+        "record-matches-its-files",
         "lib/runtime/run_record.py",
         "sha256_of(file) != entry.sha256",
         "len(sha256_of(file)) != len(entry.sha256)",
@@ -446,12 +448,13 @@ MUTATIONS = (
         ("tests/lib/inference/test_ensemble.py",),
     ),
     Mutation(
-        "checkpoint-of-its-fold",
+        "checkpoint-of-the-right-fold",
         "lib/inference/members.py",
         "            identity.fold,\n            identity.member,\n            identity.data_id,",
         "            record.fold,\n            identity.member,\n            identity.data_id,",
         (
-            "tests/kernels/test_bad_input.py::test_folds_that_may_not_be_averaged[a checkpoint of another fold]",
+            "tests/kernels/test_bad_input.py"
+            "::test_folds_that_may_not_be_averaged[a checkpoint of another fold]",
         ),
     ),
     Mutation(
@@ -461,16 +464,16 @@ MUTATIONS = (
         "if push_id and not mounted",
         ("tests/lib/runtime/test_session.py",),
     ),
-    # The campaign
+    # Campaign
     Mutation(
-        "quota-counts-what-runs",
+        "quota-counts-running-kernels",
         "launch/campaign/quota.py",
         "if self.quota.left - running >= need:",
         "if self.quota.left >= need:",
         ("tests/launch/campaign/test_quota.py::test_what_runs_counts_against_the_quota",),
     ),
     Mutation(
-        "quota-of-the-week",
+        "schedule-counts-weekly-quota",
         "launch/campaign/schedule.py",
         "        left -= cost\n",
         "",
@@ -486,21 +489,21 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "taken-over-of-the-same-config",
+        "reused-output-has-the-same-config",
         "launch/campaign/takeover.py",
         "if not same or kernel.datasets:",
         "if kernel.datasets:",
         ("tests/launch/campaign/test_loop.py::test_an_output_of_another_config_is_not_taken_over",),
     ),
     Mutation(
-        "submitted-once",
+        "submission-is-sent-once",
         "launch/campaign/submission.py",
         "if each.sha256 == digest and each.state != FAILED",
         "if not each.sha256",
         ("tests/launch/campaign/test_loop.py::test_the_same_command_again_does_nothing_again",),
     ),
     Mutation(
-        "looked-for-before-it-is-sent-again",
+        "submission-is-checked-before-a-retry",
         "launch/campaign/submission.py",
         "if entry.state != INTENDED or _is_listed(kaggle, ledger, entry, mark, timeouts):",
         "if entry.state != INTENDED:",
@@ -510,18 +513,22 @@ MUTATIONS = (
 
 
 def copy_checkout(folder: Path) -> Path:
-    """The checkout in a folder of its own, with the shared tiles beside it where there are some."""
+    """Copy the checkout into `folder`, with a link to the shared tiles beside it where they exist."""
     copy = folder / "checkout"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*_NOT_COPIED))
     if (shared := ROOT.parent / "shared").is_dir():
         (folder / "shared").symlink_to(shared, target_is_directory=True)
     return copy
 
 
-def run_tests(copy: Path, tests: Sequence[str], *, patience: float = PATIENCE) -> tuple[int | None, str]:
-    """pytest's exit code, None where the time ran out, and the test that failed first or the end of what was printed."""
+def run_tests(copy: Path, tests: Sequence[str], *, timeout: float = TIMEOUT) -> tuple[int | None, str]:
+    """Run pytest in the copy.
+
+    Returns:
+        pytest's exit code, None after a timeout; and the first failed test, or else the end of the output.
+    """
     options = ["-x", "-rfE", "--tb=no", "--no-header", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
-    # No bytecode: a file that was changed within a second to the same length would still be the old one.
+    # No bytecode: Python would reuse it for a file that changed within a second and kept its length.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "250"}
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, *tests],
@@ -533,68 +540,71 @@ def run_tests(copy: Path, tests: Sequence[str], *, patience: float = PATIENCE) -
         start_new_session=True,
     ) as process:
         try:
-            said, _ = process.communicate(timeout=patience)
+            output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its workers, too
-            return None, f"no end within {patience:.0f} s"
-    failed = _FAILED.search(said)
-    return process.returncode, failed[1] if failed else said[-1500:]
+            os.killpg(process.pid, signal.SIGKILL)  # also ends the processes that the tests started
+            return None, f"not finished after {timeout:.0f} s"
+    failed = _FAILED.search(output)
+    return process.returncode, failed[1] if failed else output[-1500:]
 
 
-def try_one(copy: Path, mutation: Mutation) -> tuple[str, str]:
-    """What became of a mutation ("noticed", "UNNOTICED" or "BROKEN"), and which test noticed or what is wrong."""
+def try_mutation(copy: Path, mutation: Mutation) -> tuple[str, str]:
+    """Apply a mutation, run its tests, restore the file.
+
+    Returns:
+        "detected", "UNDETECTED" or "BROKEN"; and the test that failed, the tests that passed, or the problem.
+    """
     path = copy / mutation.file
     before = path.read_text(encoding="utf-8")
     if (count := before.count(mutation.old)) != 1:
-        return "BROKEN", f"its text is {count} times in {mutation.file}"
+        return (
+            "BROKEN",
+            f"its text occurs {count} times in {mutation.file}, not once: correct the list",
+        )
     path.write_text(before.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
-        code, said = run_tests(copy, mutation.tests)
+        code, outcome = run_tests(copy, mutation.tests)
     finally:
         path.write_text(before, encoding="utf-8")
     if code in (_TESTS_FAILED, None):
-        return "noticed", said
-    return ("UNNOTICED", ", ".join(mutation.tests)) if code == 0 else ("BROKEN", said)
+        return "detected", outcome
+    return ("UNDETECTED", ", ".join(mutation.tests)) if code == 0 else ("BROKEN", outcome)
 
 
 def main() -> int:
-    """Try all mutations, or those that are named."""
+    """Try all mutations, or the named ones; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of mutations; all of them without any")
-    parser.add_argument("--list", action="store_true", help="show them and end")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutations to try; default: all")
+    parser.add_argument("--list", action="store_true", help="print the mutations and exit")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.names) - {mutation.name for mutation in MUTATIONS}):
-        parser.error(f"no such mutation: {', '.join(unknown)}")
+        parser.error(f"unknown mutation: {', '.join(unknown)}; --list prints all names")
     chosen = [mutation for mutation in MUTATIONS if not arguments.names or mutation.name in arguments.names]
     width = max(len(mutation.name) for mutation in chosen)
     if arguments.list:
         for mutation in chosen:
-            print(
-                f"{mutation.name:{width}}  {mutation.file}: {mutation.old.strip()!r} -> {mutation.new.strip()!r}"
-            )
+            change = f"{mutation.old.strip()!r} -> {mutation.new.strip()!r}"
+            print(f"{mutation.name:{width}}  {mutation.file}: {change}")
         return 0
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         copy = copy_checkout(Path(folder))
         tests = sorted({test for mutation in chosen for test in mutation.tests})
-        # A file covers its node ids: no test twice.
+        # Where a whole file is in the list, drop its single tests: no test runs twice.
         tests = [test for test in tests if "::" not in test or test.split("::")[0] not in tests]
-        code, said = run_tests(copy, tests, patience=len(tests) * PATIENCE)
+        code, outcome = run_tests(copy, tests, timeout=len(tests) * TIMEOUT)
         if code != 0:
-            print(f"without any mutation the tests fail: {said}")
+            print(f"the tests fail on the unchanged code; fix them first: {outcome}")
             return 1
         for mutation in chosen:
             started = time.monotonic()
-            verdict, said = try_one(copy, mutation)
+            verdict, outcome = try_mutation(copy, mutation)
             verdicts.append(verdict)
-            print(
-                f"{mutation.name:{width}}  {verdict:9}  {time.monotonic() - started:5.1f} s  {said}",
-                flush=True,
-            )
-    print(
-        f"{len(verdicts)} mutations: {verdicts.count('noticed')} noticed, {len(verdicts) - verdicts.count('noticed')} not"
-    )
-    return 0 if set(verdicts) == {"noticed"} else 1
+            seconds = time.monotonic() - started
+            print(f"{mutation.name:{width}}  {verdict:10}  {seconds:5.1f} s  {outcome}", flush=True)
+    detected = verdicts.count("detected")
+    print(f"{len(verdicts)} mutations: {detected} detected, {len(verdicts) - detected} not detected")
+    return 0 if detected == len(verdicts) else 1
 
 
 if __name__ == "__main__":
