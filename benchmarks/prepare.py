@@ -33,7 +33,7 @@ from lib.data.competition import TEST_TILES, TRAIN_TILES  # noqa: E402
 from lib.data.tiff import HEADER, TILE_BYTES, decode_tile, encode_tile  # noqa: E402
 from lib.data.tile_store import CHUNK, StoreBuilder  # noqa: E402
 from lib.files import sha256_of  # noqa: E402
-from lib.runtime.session import COMPETITION  # noqa: E402
+from lib.runtime.inputs import COMPETITION  # noqa: E402
 
 ROUNDS = 7
 LATENCY = 0.005  # seconds

@@ -10,27 +10,29 @@ from lib.model.features import (
     TEST_FEATURES,
     TRAIN_FEATURES,
     embed_tiles,
-    feature_facts,
+    encoder_options,
     feature_plan,
     publish_features,
     write_features,
 )
 from lib.model.network import build_network
-from lib.model.weights import find_weights
-from lib.runtime.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+from lib.runtime.hardware import choose_devices, describe_devices, preflight
+from lib.runtime.inputs import find_weights, read_output
+from lib.runtime.session import Session, run_kernel
 
 
 def recipe(session: Session) -> None:
     """Verify data and weights, embed the tiles of both sets, leave one array for each."""
     config, parameters = session.parameters.config, session.parameters
     with session.stage("look at the prepared data and the weights"):
-        data = prepared.read_prepared(find_output(session.input, "prepare"))
-        weights = find_weights(session, config)
+        folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
+        data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
+        weights = find_weights(session.input, config, experiment=parameters.experiment)
         network = build_network(config, folder=weights.get("folder"), file=weights.get("file"))
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     encoder = sum(parameter.numel() for parameter in network.parameters()) * 4
     tiles_bytes = max(data.bytes_of(prepared.TRAIN_TILES), data.bytes_of(prepared.TEST_TILES))
-    preflight(session, disk=4 << 30, memory=tiles_bytes + encoder * (1 + len(devices)) + (2 << 30))
+    preflight(session.working, disk=4 << 30, memory=tiles_bytes + encoder * (1 + len(devices)) + (2 << 30))
     embed = partial(
         embed_tiles,
         network,
@@ -55,7 +57,7 @@ def recipe(session: Session) -> None:
         {name: False for _, name in parts},
         data_id=data.data_id,
         devices=describe_devices(devices),
-        scores=feature_facts(config),
+        scores={"features": encoder_options(config)},
     )
 
 

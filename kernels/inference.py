@@ -21,18 +21,11 @@ from lib.inference.ensemble import (
 )
 from lib.inference.members import members_of, predict_members
 from lib.inference.submission import check_submission, submission_csv
-from lib.model.features import find_features
+from lib.model.features import encoder_options, read_features
 from lib.model.linear_head import load_head
-from lib.runtime.session import (
-    Session,
-    choose_devices,
-    describe_devices,
-    find_competition,
-    find_output,
-    find_outputs,
-    preflight,
-    run_kernel,
-)
+from lib.runtime.hardware import choose_devices, describe_devices, preflight
+from lib.runtime.inputs import find_competition, find_features, find_outputs, read_output
+from lib.runtime.session import Session, run_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +37,8 @@ def recipe(session: Session) -> None:
     parameters, config = session.parameters, session.parameters.config
     with session.stage("look at the prepared data and the folds"):
         competition = read_competition(find_competition(session.input), expect_full=session.on_kaggle)
-        data = prepared.read_prepared(find_output(session.input, "prepare"))
+        folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
+        data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
         if data.test["id"].tolist() != competition.test_ids:
             raise EnsembleError(
                 "the prepared test tiles are not those of sample_submission.csv: run prepare again"
@@ -66,12 +60,14 @@ def recipe(session: Session) -> None:
     heads = [member for member in members if member.config.train_mode == "linear_probe"]
     by_member: dict[str, np.ndarray] = {}
     for member in heads:
-        features = find_features(session, member.config, data_id=data.data_id)
+        features = read_features(
+            find_features(session.input, encoder_options(member.config), data_id=data.data_id)
+        )
         by_member[member.name] = load_head(member.path)[0].logits(features.test)
     networks = [member for member in members if member.config.train_mode != "linear_probe"]
     tiles = np.empty((0, *TILE_SHAPE), dtype=np.uint8)
     if networks:
-        preflight(session, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
+        preflight(session.working, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
         tiles = data.read_tiles(prepared.TEST_TILES)
     by_member |= predict_members(networks, tiles, devices=devices, stage=session.stage)
     logits = pd.DataFrame(

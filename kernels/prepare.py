@@ -23,7 +23,9 @@ from lib.report.eda_figures import (
     stain_histograms,
 )
 from lib.report.tile_figures import contact_sheet, copies_sheet, outlier_sheet
-from lib.runtime.session import Session, find_competition, find_file, preflight, run_kernel
+from lib.runtime.hardware import preflight
+from lib.runtime.inputs import find_competition, find_file
+from lib.runtime.session import Session, run_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ def recipe(session: Session) -> None:
     part = "all of them" if competition.is_full else "a part of the competition"
     logger.info(f"{len(competition.train):,} labelled and {len(competition.test_ids):,} test tiles, {part}")
     preflight(
-        session, disk=prepared.bytes_to_write(competition, working), memory=3 << 29
+        session.working, disk=prepared.bytes_to_write(competition, working), memory=3 << 29
     )  # 1.07 GiB at full size
 
     with session.stage("read and prove the tiles"):

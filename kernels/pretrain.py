@@ -10,7 +10,9 @@ import numpy as np
 
 from lib.data import prepared
 from lib.data.tiff import TILE_SHAPE
-from lib.runtime.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+from lib.runtime.hardware import choose_devices, describe_devices, preflight
+from lib.runtime.inputs import read_output
+from lib.runtime.session import Session, run_kernel
 from lib.training.barlow_twins import HISTORY, UNFINISHED, PretrainTask, pretrain
 
 logger = logging.getLogger(__name__)
@@ -24,10 +26,11 @@ def recipe(session: Session) -> None:
     """Verify the prepared data, read the tiles into one array, pretrain, leave the encoder for the folds."""
     config, parameters = session.parameters.config, session.parameters
     with session.stage("look at the prepared data"):
-        data = prepared.read_prepared(find_output(session.input, "prepare"))
+        folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
+        data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     names = [prepared.TRAIN_TILES, *([prepared.TEST_TILES] if config.pretrain_tiles == "all" else [])]
-    preflight(session, disk=2 << 30, memory=sum(data.bytes_of(name) for name in names) + (2 << 30))
+    preflight(session.working, disk=2 << 30, memory=sum(data.bytes_of(name) for name in names) + (2 << 30))
     rows = len(data.train) + (len(data.test) if len(names) > 1 else 0)
     tiles = np.empty((rows, *TILE_SHAPE), dtype=np.uint8)
     with session.stage("read the tiles", note=f"{tiles.nbytes / (1 << 20):,.0f} MiB"):
@@ -37,7 +40,11 @@ def recipe(session: Session) -> None:
     seen = "all tiles are" if len(names) > 1 else "all labelled tiles are"
     logger.info(f"no label is seen, but {seen}: what builds on it is transductive")
     task = PretrainTask(
-        config=config, tiles=tiles, data_id=data.data_id, bundle_id=parameters.bundle_id, until=session.until
+        config=config,
+        tiles=tiles,
+        data_id=data.data_id,
+        bundle_id=parameters.bundle_id,
+        until=session.deadline,
     )
     with session.stage("pretrain"):
         left, scores = pretrain(

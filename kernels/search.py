@@ -10,8 +10,9 @@ from lib.data import prepared
 from lib.data.folds import fold_table_id, groups_of, make_folds
 from lib.data.shared_memory import SharedMemory
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE
-from lib.model.weights import find_weights
-from lib.runtime.session import Session, choose_devices, describe_devices, find_output, preflight, run_kernel
+from lib.runtime.hardware import choose_devices, describe_devices, preflight
+from lib.runtime.inputs import find_weights, read_output
+from lib.runtime.session import Session, run_kernel
 from lib.search_space import TABLE
 from lib.training.fold import FoldTask
 from lib.training.search import SearchTask, run_search, write_search
@@ -24,11 +25,12 @@ def recipe(session: Session) -> None:
     config, parameters = session.parameters.config, session.parameters
     assert parameters.search is not None, "the builder writes what is searched"
     with session.stage("look at the prepared data"):
-        data = prepared.read_prepared(find_output(session.input, "prepare"))
+        folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
+        data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
         folds = make_folds(data.train, split=config.fold_split, number=config.num_folds, seed=config.seed)
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     size = data.bytes_of(prepared.TRAIN_TILES)
-    preflight(session, disk=len(devices) << 30, memory=size + len(devices) * (2 << 30))
+    preflight(session.working, disk=len(devices) << 30, memory=size + len(devices) * (2 << 30))
     memory = SharedMemory()  # one copy for all trials
     tiles = memory.allocate(len(data.train) * TILE_BYTES)
     with session.stage("read the tiles", note=f"{size / (1 << 20):,.0f} MiB"):
@@ -50,9 +52,9 @@ def recipe(session: Session) -> None:
         space=parameters.search,
         template=template,
         groups=groups_of(data.train, split=config.fold_split),
-        weights=partial(find_weights, session),
+        weights=partial(find_weights, session.input, experiment=parameters.experiment),
         finished=parameters.finished,
-        until=session.until,
+        until=session.deadline,
     )
     with session.stage("search"):
         found = run_search(

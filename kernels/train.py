@@ -28,17 +28,10 @@ from lib.files import write_atomic
 from lib.inference.members import members_of, predict_members
 from lib.inference.pseudo_labels import choose_confident, find_teacher
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
-from lib.model.features import find_features
-from lib.model.weights import find_weights
-from lib.runtime.session import (
-    Session,
-    choose_devices,
-    describe_devices,
-    find_output,
-    find_outputs,
-    preflight,
-    run_kernel,
-)
+from lib.model.features import encoder_options, read_features
+from lib.runtime.hardware import choose_devices, describe_devices, preflight
+from lib.runtime.inputs import find_features, find_outputs, find_weights, read_output
+from lib.runtime.session import Session, run_kernel
 from lib.training.fold import FoldTask, MemberFiles, out_of_fold_probabilities
 from lib.training.linear_probe import train_head
 from lib.training.workers import clear_progress, train_fold
@@ -52,10 +45,15 @@ def recipe(session: Session) -> None:
     """Verify the prepared data, make the folds, train, score, leave weights and out-of-fold logits."""
     config, parameters = session.parameters.config, session.parameters
     with session.stage("look at the prepared data"):
-        data = prepared.read_prepared(find_output(session.input, "prepare"))
+        folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
+        data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
         frozen = config.train_mode == "linear_probe"
-        features = find_features(session, config, data_id=data.data_id) if frozen else None
-        weights = {} if frozen else find_weights(session, config)
+        features = (
+            read_features(find_features(session.input, encoder_options(config), data_id=data.data_id))
+            if frozen
+            else None
+        )
+        weights = {} if frozen else find_weights(session.input, config, experiment=parameters.experiment)
         folds = make_folds(data.train, split=config.fold_split, number=config.num_folds, seed=config.seed)
         table_id = fold_table_id(folds)
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
@@ -75,12 +73,12 @@ def recipe(session: Session) -> None:
         fold_table_id=table_id,
         bundle_id=parameters.bundle_id,
         weights=weights,
-        until=session.until,
+        until=session.deadline,
     )
     trained: tuple[dict[str, bool], dict[str, Any]] | None
     if features is not None:
         # The features, once more standardised, and once more as the inner folds copy them.
-        preflight(session, disk=64 << 20, memory=3 * features.train.nbytes + (1 << 30))
+        preflight(session.working, disk=64 << 20, memory=3 * features.train.nbytes + (1 << 30))
         with session.stage("fit the head"):
             trained = train_head(
                 task,
@@ -173,7 +171,9 @@ def _with_tiles(
     extra = 0 if guessed is None else len(guessed)
     rows = len(data.train) + extra
     preflight(
-        session, disk=1 << 30, memory=own + (data.bytes_of(prepared.TEST_TILES) if extra else 0) + (2 << 30)
+        session.working,
+        disk=1 << 30,
+        memory=own + (data.bytes_of(prepared.TEST_TILES) if extra else 0) + (2 << 30),
     )
     memory = SharedMemory()  # one copy for all workers
     tiles = memory.allocate(rows * TILE_BYTES).reshape(rows, *TILE_SHAPE)

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lib.model.weights import encoder_folder, fetch_encoder
-from lib.runtime.session import Session, preflight, run_kernel
+from lib.model.weights import fetch_encoder
+from lib.runtime.hardware import preflight
+from lib.runtime.inputs import encoder_folder
+from lib.runtime.session import Session, run_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +17,7 @@ logger = logging.getLogger(__name__)
 def recipe(session: Session) -> None:
     """Fetch each encoder beside, then put its folder in place: config.json and model.safetensors for `local-dir:`."""
     encoders = session.parameters.encoders
-    preflight(session, disk=len(encoders) << 30, memory=2 << 30)
+    preflight(session.working, disk=len(encoders) << 30, memory=2 << 30)
     facts: dict[str, Any] = {}
     names: dict[str, bool] = {}
     for encoder in encoders:

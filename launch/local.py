@@ -30,8 +30,8 @@ from launch.sandbox import Mount, Outcome, add_kaggle_files, cpu_workers, gpus, 
 from launch.summary import print_ranking, print_summary, summarise
 from lib.evaluation.out_of_fold import Summary
 from lib.files import write_atomic
+from lib.runtime.inputs import COMPETITION
 from lib.runtime.run_record import RECORD_NAME, RunRecordError, read_run_record
-from lib.runtime.session import COMPETITION
 from lib.search_space import SearchSpace
 from lib.validation import UNREADABLE
 
@@ -371,7 +371,7 @@ def fetch_weights(
 
 def has_weights(folder: Path, encoders: Sequence[str]) -> bool:
     """Whether the folder is the output of a weights kernel with these encoders."""
-    from lib.runtime.session import peek_kind
+    from lib.runtime.run_record import peek_kind
 
     if peek_kind(folder) != "weights":
         return False

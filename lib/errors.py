@@ -1,4 +1,4 @@
-"""The one base of errors whose message is all the user needs: what is wrong, and what to do."""
+"""Base class of errors that end a kernel with one message: what is wrong, the value, and what to do."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,15 @@ LISTED_AT_MOST = 20
 
 
 class KernelError(Exception):
-    """Ends a kernel with its message and exit code 1, without a traceback. Everything else keeps its traceback."""
+    """Ends a kernel with its message and exit code 1; other errors keep their traceback."""
+
+
+class PreflightError(KernelError):
+    """The run cannot succeed with these inputs or on this machine; the message lists every reason."""
 
 
 def listed(lead: str, problems: Sequence[str], *, remedy: str = "") -> str:
-    """A message with every problem on its own line; of a long list the first 20 and the count of the others."""
+    """A message with one problem a line: the first 20, and the number of the others."""
     lines = [lead, *(f"  - {problem}" for problem in problems[:LISTED_AT_MOST])]
     if len(problems) > LISTED_AT_MOST:
         lines.append(f"  - and {len(problems) - LISTED_AT_MOST:,} more")

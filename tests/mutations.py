@@ -459,10 +459,10 @@ MUTATIONS = (
     ),
     Mutation(
         "inputs-of-the-right-push",
-        "lib/runtime/session.py",
+        "lib/runtime/inputs.py",
         "if push_id and push_id not in mounted",
         "if push_id and not mounted",
-        ("tests/lib/runtime/test_session.py",),
+        ("tests/lib/runtime/test_inputs.py",),
     ),
     # Campaign
     Mutation(

@@ -19,7 +19,7 @@ from launch.kaggle_api.errors import NoResponseError, RefusedError, UnexpectedRe
 from launch.kaggle_api.types import ABSENT, ACTIVE, CANCELLED, COMPLETE, ERROR, Listing, RunStatus
 from launch.packaging.metadata import MACHINE_SHAPE
 from launch.plan import Kernel
-from lib.runtime.session import MISSING_INPUTS
+from lib.runtime.inputs import MISSING_INPUTS
 
 _LOG_LINES = 25  # of a failed kernel, shown
 _TRACEBACK = "Traceback (most recent call last)"  # at the start of a line in a script's log, behind the error in a notebook's

@@ -18,7 +18,7 @@ from lib.evaluation.calibration import calibration_numbers
 from lib.evaluation.out_of_fold import Summary, average_experiments
 from lib.files import sha256_of, write_atomic
 from lib.inference.submission import check_submission
-from lib.runtime.session import COMPETITION
+from lib.runtime.inputs import COMPETITION
 
 LEADERBOARD, PICTURE = "leaderboard.json", "leaderboard.png"
 _SENT, _SCORED = "sent", "scored"

@@ -39,7 +39,7 @@ from launch.packaging.bundle import SOURCE_LIMIT
 from launch.packaging.metadata import METADATA, PLACEHOLDER_OWNER, owner_of, read_base
 from launch.packaging.secret_scan import clean, own_secrets
 from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
-from lib.runtime.session import COMPETITION
+from lib.runtime.inputs import COMPETITION
 from lib.validation import UNREADABLE
 
 T = TypeVar("T")

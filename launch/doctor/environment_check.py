@@ -29,8 +29,9 @@ from launch.plan import Kernel
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED
 from lib.config import Config
 from lib.files import write_atomic
+from lib.runtime.hardware import TESTED_WITH
+from lib.runtime.inputs import COMPETITION
 from lib.runtime.run_record import read_run_record
-from lib.runtime.session import COMPETITION, TRIED_WITH
 from lib.validation import UNREADABLE
 
 RESULTS = "environment-check.json"
@@ -330,12 +331,12 @@ def _packages(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
         return Finding("", False, "not importable: " + "; ".join(broken), remedy)
     old = [
         f"{name} {versions.get(name, 'absent')} (tried with {tried} or newer)"
-        for name, tried in TRIED_WITH.items()
+        for name, tried in TESTED_WITH.items()
         if _numbers(versions.get(name, "0")) < _numbers(tried)
     ]
     if old:
         return Finding("", None, "; ".join(old), "Everything imports, but was not tried with these.")
-    shown = ", ".join(f"{name} {versions[name]}" for name in TRIED_WITH)
+    shown = ", ".join(f"{name} {versions[name]}" for name in TESTED_WITH)
     return Finding("", True, f"{shown}; all {len(imports)} recipes import")
 
 

@@ -168,7 +168,7 @@ class Hub:
 
 
 def _encoder_folder(folder: Path, encoder: str) -> Path:
-    """The folder of an encoder, by the rule of lib.model.weights.encoder_folder, which needs torch."""
+    """The folder of an encoder, by the rule of lib.runtime.inputs.encoder_folder."""
     return folder / encoder.replace("/", "--").replace(":", "--")
 
 

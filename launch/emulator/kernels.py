@@ -12,7 +12,7 @@ from launch.emulator.sessions import ACTIVE, Sessions, source_name
 from launch.packaging.bundle import SOURCE_LIMIT
 from launch.packaging.metadata import MACHINE_SHAPE
 from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED
-from lib.runtime.session import COMPETITION
+from lib.runtime.inputs import COMPETITION
 
 
 class Kernels:

@@ -10,7 +10,7 @@ from launch.emulator.account import Account, Json, stamp
 from launch.emulator.datasets import Datasets
 from launch.emulator.scheduler import Executor, Job, Scheduler
 from launch.sandbox import Mount, Outcome, add_kaggle_files
-from lib.runtime.session import COMPETITION
+from lib.runtime.inputs import COMPETITION
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
 _THREW = "Your notebook threw an error"

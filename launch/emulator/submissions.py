@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launch.emulator.account import Account, ApiError, Json, page, stamp
 from launch.emulator.uploads import Uploads
-from lib.runtime.session import COMPETITION
+from lib.runtime.inputs import COMPETITION
 
 _TITLE = "Histopathologic Cancer Detection"
 

@@ -49,7 +49,7 @@ from launch.kaggle_api.types import (
     Submission,
 )
 from launch.packaging.secret_scan import clean, own_secrets, refuse_secrets, texts_in
-from lib.runtime.session import COMPETITION
+from lib.runtime.inputs import COMPETITION
 
 T = TypeVar("T")
 

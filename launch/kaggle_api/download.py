@@ -12,7 +12,7 @@ from pathlib import Path
 from launch.kaggle_api.calls import service_message
 from launch.kaggle_api.client import connect
 from launch.kaggle_api.errors import CREDENTIALS, RULES, ClientError
-from lib.runtime.session import COMPETITION
+from lib.runtime.inputs import COMPETITION
 from lib.validation import is_safe_name
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@
 """
 
 from launch.errors import LaunchError
-from lib.runtime.session import COMPETITION
+from lib.runtime.inputs import COMPETITION
 
 # Remedies that several messages share.
 CREDENTIALS = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.errors import LaunchError
 from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Kernel
-from lib.runtime.session import COMPETITION
+from lib.runtime.inputs import COMPETITION
 from lib.validation import UNREADABLE, is_safe_name
 
 METADATA = "kernel-metadata.json"

@@ -1,7 +1,7 @@
 """What the prepare kernel leaves and every later kernel reads."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from lib.data.stain_groups import read_slide_map, stain_groups
 from lib.data.tile_store import BuiltStore, StoreBuilder, StoreError, read_array
 from lib.errors import KernelError, listed
 from lib.files import write_atomic
-from lib.runtime.run_record import RunRecord, read_run_record
 
 TRAIN_TILES, TEST_TILES = "tiles-train.npy", "tiles-test.npy"
 TRAIN_INDEX, TEST_INDEX = "index-train.csv", "index-test.csv"
+ARRAYS = (TRAIN_TILES, TEST_TILES)
 SAMPLE, EDA = "sample_submission.csv", "eda.json"
 SHEET, BRIGHTNESS, OUTLIERS = "tiles.png", "brightness.png", "outliers.png"
 GROUPS, STAINS = "groups.png", "stains.png"
@@ -36,21 +36,21 @@ class Prepared:
 
     Attributes:
         folder: where they are mounted.
-        record: of the prepare kernel, verified but for the two arrays.
+        hashes: SHA-256 of the two arrays, which are checked when they are read.
         train: row, id, label, stain_group, slide; sorted by id, row r of the array is row r here.
         test: row, id; in the order of the sample.
         data_id: of the labelled tiles.
     """
 
     folder: Path
-    record: RunRecord
+    hashes: Mapping[str, str]
     train: pd.DataFrame
     test: pd.DataFrame
     data_id: str
 
     def bytes_of(self, name: str) -> int:
-        """What an array takes on disk, and in memory."""
-        return self.record.files[name].bytes
+        """The size of an array, on disk and in memory."""
+        return (self.folder / name).stat().st_size
 
     def read_tiles(self, name: str, *, allocate: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
         """TRAIN_TILES or TEST_TILES as (N, 96, 96, 3) uint8, by one sequential read, hashed on the way.
@@ -59,23 +59,26 @@ class Prepared:
             name: which.
             allocate: gives the memory for so many bytes, as uint8; new memory of this process by default.
         """
-        return read_array(self.folder / name, sha256=self.record.files[name].sha256, allocate=allocate)
+        return read_array(self.folder / name, sha256=self.hashes[name], allocate=allocate)
 
 
-def read_prepared(folder: Path) -> Prepared:
-    """Read and verify the prepared data; the arrays are verified when they are read.
+def read_prepared(folder: Path, *, recorded_data_id: str, hashes: Mapping[str, str]) -> Prepared:
+    """Read and verify the tables of the prepared data; the arrays are verified when they are read.
+
+    Args:
+        folder: the output of the prepare kernel.
+        recorded_data_id: the data id of its run.json.
+        hashes: SHA-256 of its files by name, of its run.json.
 
     Raises:
-        RunRecordError: the folder does not match its record.
-        PreparedError: an index is no such table, or index and data id disagree.
+        PreparedError: an index is not a table of tiles, or the index has another data id than run.json.
     """
-    record = read_run_record(folder, kind="prepare", hashed_by_reader=(TRAIN_TILES, TEST_TILES))
     train, test = read_index(folder / TRAIN_INDEX), read_index(folder / TEST_INDEX)
-    if (found := data_id(train)) != record.data_id:
+    if (found := data_id(train)) != recorded_data_id:
         raise PreparedError(
-            f"{folder}: the index has data id {found[:8]}..., run.json {record.data_id[:8]}...: prepare again"
+            f"{folder}: the index has data id {found[:8]}..., run.json {recorded_data_id[:8]}...: prepare again"
         )
-    return Prepared(folder, record, train, test, found)
+    return Prepared(folder, hashes, train, test, found)
 
 
 def read_index(path: Path) -> pd.DataFrame:

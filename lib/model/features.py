@@ -20,19 +20,17 @@ import torch
 from lib.config import Config
 from lib.data.batches import as_images, load_batches
 from lib.data.tile_store import array_header
-from lib.errors import KernelError, listed
+from lib.errors import KernelError
 from lib.files import write_atomic
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, autocast, choose_precision
-from lib.runtime.run_record import read_run_record
-from lib.runtime.session import Session, find_outputs
 from lib.validation import UNREADABLE
 
 logger = logging.getLogger(__name__)
 
 TRAIN_FEATURES, TEST_FEATURES = "features-train.npy", "features-test.npy"
 # Knobs that decide what an encoder says of a tile; a head must have been given the same.
-FEATURE_KNOBS = ("backbone", "weights", "input_size", "pooling", "stem", "stain_normalisation", "tta_views")
+ENCODER_OPTIONS = ("backbone", "weights", "input_size", "pooling", "stem", "stain_normalisation", "tta_views")
 _BLOCK = 8192  # tiles: what a kill costs at most
 
 
@@ -153,20 +151,16 @@ def publish_features(path: Path) -> None:
 
 def feature_plan(config: Config, *, data_id: str, bundle_id: str, tiles: int) -> str:
     """The hash of all that decides the features of an array of tiles."""
-    facts = [_knobs(config), config.precision, data_id, bundle_id, tiles]
+    facts = [encoder_options(config), config.precision, data_id, bundle_id, tiles]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def feature_facts(config: Config) -> dict[str, Any]:
-    """What run.json says of the features, for `find_features` to compare."""
-    return {"features": _knobs(config)}
+def encoder_options(config: Config) -> dict[str, Any]:
+    """The options that decide the features. run.json records them, and `find_features` compares them."""
+    return {name: getattr(config, name) for name in ENCODER_OPTIONS}
 
 
-def _knobs(config: Config) -> dict[str, Any]:
-    return {knob: getattr(config, knob) for knob in FEATURE_KNOBS}
-
-
-def _mapped(path: Path) -> np.ndarray:
+def _open_features(path: Path) -> np.ndarray:
     """An array of features, (N, C) float32, on disk until it is asked for."""
     try:
         shape, dtype, _ = array_header(path)
@@ -178,31 +172,10 @@ def _mapped(path: Path) -> np.ndarray:
     return mapped
 
 
-def find_features(session: Session, config: Config, *, data_id: str) -> Features:
-    """The features of this experiment's encoder, wherever they are mounted.
+def read_features(folder: Path) -> Features:
+    """The features in the output of an embed kernel.
 
     Raises:
-        FeaturesError: none are, or they are those of another encoder or of other data; each difference is named.
-        RunRecordError: a file is not what run.json says.
+        FeaturesError: a file is not an array of features.
     """
-    problems = []
-    for folder in find_outputs(session.input, "embed"):
-        record = read_run_record(folder, kind="embed")
-        theirs, ours = record.scores.get("features", {}), _knobs(config)
-        differing = [
-            f"{knob} {theirs.get(knob)!r} instead of {value!r}"
-            for knob, value in ours.items()
-            if theirs.get(knob) != value
-        ]
-        if record.data_id != data_id:
-            differing.append(f"data {record.data_id[:8]}... instead of {data_id[:8]}...")
-        if not differing:
-            return Features(*(_mapped(folder / name) for name in (TRAIN_FEATURES, TEST_FEATURES)))
-        problems.append(f"{folder.name} has {', '.join(differing)}")
-    raise FeaturesError(
-        listed(
-            f"the features of {config.backbone} are not among the inputs:",
-            problems or ["no output of an embed kernel is mounted"],
-            remedy="Run the embed kernel of this experiment to its end and attach its output.",
-        )
-    )
+    return Features(*(_open_features(folder / name) for name in (TRAIN_FEATURES, TEST_FEATURES)))

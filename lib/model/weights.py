@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: the weights kernel, a file the user attached, or nowhere."""
+"""Pretrained weights of a backbone: download an encoder, check a weight file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,62 +8,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from lib.config import Config
 from lib.errors import KernelError, listed
-from lib.runtime.run_record import read_run_record
-from lib.runtime.session import Session, find_file, find_outputs
 
 WEIGHTS_NAME = "model.safetensors"
 _HUB = "hf-hub:"
-_KERNELS = {"timm": "weights", "pretrain": "pretrain"}  # the kind of kernel whose output holds them
 
 
 class WeightsError(KernelError):
-    """Weights are absent or do not belong to the backbone; the message says what was looked for, and where."""
-
-
-def encoder_folder(encoder: str) -> str:
-    """The folder of an encoder in the weights kernel's output: its timm name, fit for every file system."""
-    return encoder.replace("/", "--").replace(":", "--")
-
-
-def find_weights(session: Session, config: Config) -> dict[str, Path]:
-    """What `build_network` is to load, as its arguments `folder` or `file`; empty for random weights.
-
-    Raises:
-        WeightsError: the weights kernel's output is not mounted, or holds no such encoder.
-        RunRecordError: its files are not what its run.json says.
-        PreflightError: the named file is not mounted, or more than once.
-    """
-    if config.weights == "none":
-        return {}
-    if config.weights not in _KERNELS:
-        remedy = (
-            "Attach the dataset that holds it (--attach), or use --set weights=timm or --set weights=none."
-        )
-        return {"file": find_file(session.input, config.weights, remedy=remedy)}
-    kind = _KERNELS[config.weights]
-    folders = find_outputs(session.input, kind)
-    holding = [folder for folder in folders if (folder / encoder_folder(config.backbone)).is_dir()]
-    if not holding:
-        held = [
-            f"{folder.name} holds {', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}"
-            for folder in folders
-        ]
-        raise WeightsError(
-            listed(
-                f"the weights of {config.backbone} are not among the inputs:",
-                held or [f"no output of a {kind} kernel is mounted"],
-                remedy=f"Run the {kind} kernel (build_kernel.py push {kind}), or train from random weights: --set weights=none.",
-            )
-        )
-    record = read_run_record(holding[0], kind=kind)
-    if kind == "pretrain" and record.experiment != session.parameters.experiment:
-        raise WeightsError(
-            f"{holding[0].name} was pretrained for the experiment {record.experiment}, not for {session.parameters.experiment}: "
-            "attach the output of this experiment's own pretrain kernel"
-        )
-    return {"folder": holding[0] / encoder_folder(config.backbone)}
+    """Weights cannot be downloaded or do not belong to the backbone."""
 
 
 def check_weight_file(path: Path, *, backbone: nn.Module, name: str) -> None:

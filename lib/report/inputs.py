@@ -14,8 +14,8 @@ from lib.data.prepared import EDA, TEST_INDEX, TRAIN_INDEX, read_index
 from lib.errors import KernelError
 from lib.explain.hard_tiles import HardTileFiles
 from lib.report.tile_figures import HardTile
+from lib.runtime.inputs import find_outputs, list_mounts
 from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, peek_kind, read_run_record
-from lib.runtime.session import find_outputs, list_mounts
 
 OUTPUT_KINDS = ("prepare", "train", "inference", "search", "pretrain")
 _TILE = (96, 96)

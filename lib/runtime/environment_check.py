@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import KernelError
+from lib.runtime.hardware import free_memory
+from lib.runtime.inputs import find_competition, list_mounts
 from lib.runtime.run_record import RECORD_NAME, peek_kind, read_run_record
-from lib.runtime.session import find_competition, free_memory, list_mounts
 
 SAMPLE = "environment-check/sample.bin"  # in a folder, because the weights kernel leaves its files in one
 SAMPLE_BYTES = bytes(range(256)) * 4096  # 1 MiB

@@ -54,6 +54,11 @@ class RunRecord:
     complete: bool = False
     format: int = RECORD_FORMAT
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the files by name."""
+        return {name: file.sha256 for name, file in self.files.items()}
+
 
 def describe_files(
     folder: Path, names: Mapping[str, bool], *, hashes: Mapping[str, str] | None = None

@@ -25,7 +25,7 @@ from lib.files import write_atomic
 from lib.image.augment import AugmentationDraws, augment
 from lib.model.network import Classifier, autocast, build_network, choose_precision
 from lib.model.pooling import PooledBackbone
-from lib.model.weights import encoder_folder
+from lib.runtime.inputs import encoder_folder
 from lib.training.epoch import TrainingError
 from lib.training.optimizer import OptimizerStep, build_optimizer
 from lib.training.resume import load_state, save_state

@@ -1,5 +1,6 @@
 """What is fed: each target makes valid samples in a folder, and takes one content as its reader would meet it."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -382,19 +383,17 @@ def _npy(folder: Path) -> Target:
 
 
 def _features(folder: Path) -> Target:
-    from types import SimpleNamespace
-
     import numpy as np
 
     from lib.config import Config
     from lib.errors import KernelError
-    from lib.model.features import TEST_FEATURES, TRAIN_FEATURES, feature_facts, find_features
+    from lib.model.features import TEST_FEATURES, TRAIN_FEATURES, encoder_options, read_features
+    from lib.runtime.inputs import find_features
     from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
-    config, mount = Config(), folder / "input" / "hcd-x-embed"
+    options, mount = encoder_options(Config()), folder / "input" / "hcd-x-embed"
     mount.mkdir(parents=True)
     np.save(mount / TEST_FEATURES, np.zeros((3, 4), np.float32), allow_pickle=False)
-    session: Any = SimpleNamespace(input=folder / "input")
 
     def take(content: bytes) -> None:
         (mount / TRAIN_FEATURES).write_bytes(content)
@@ -408,10 +407,11 @@ def _features(folder: Path) -> Target:
             "data_id": "d",
         }
         write_run_record(
-            mount, RunRecord(kind="embed", **facts, scores=feature_facts(config), files=files, complete=True)
+            mount,
+            RunRecord(kind="embed", **facts, scores={"features": options}, files=files, complete=True),
         )
-        found = find_features(session, config, data_id="d")
-        np.asarray(found.train[:1], np.float32) + np.asarray(found.test[:1], np.float32)
+        features = read_features(find_features(folder / "input", options, data_id="d"))
+        np.asarray(features.train[:1], np.float32) + np.asarray(features.test[:1], np.float32)
 
     stream = io.BytesIO()
     np.save(stream, np.zeros((5, 4), np.float32), allow_pickle=False)
@@ -428,7 +428,7 @@ def _index(name: str) -> Callable[[Path], Target]:
         from lib.data.folds import fold_table_id, groups_of, make_folds
         from lib.data.prepared import TEST_INDEX, TEST_TILES, TRAIN_INDEX, TRAIN_TILES, read_prepared
         from lib.errors import KernelError
-        from lib.runtime.run_record import RunRecord, describe_files, write_run_record
+        from lib.runtime.run_record import describe_files
 
         ids = [f"{number:040x}" for number in range(20)]
         rows = [f"{at},{each},{at % 2},{at % 3},slide-{at % 4}" for at, each in enumerate(ids)]
@@ -441,22 +441,14 @@ def _index(name: str) -> Callable[[Path], Target]:
         import pandas as pd
 
         known = data_id(pd.DataFrame({"id": ids, "label": [at % 2 for at in range(20)]}))
-        facts: dict[str, Any] = {
-            "experiment": "",
-            "config": {},
-            "push_id": "p",
-            "bundle_id": "b",
-            "git_commit": "c",
-            "data_id": known,
-        }
 
         def take(content: bytes) -> None:
             (folder / name).write_bytes(content)
             files = describe_files(
                 folder, {TRAIN_INDEX: True, TEST_INDEX: True, TRAIN_TILES: False, TEST_TILES: False}
             )
-            write_run_record(folder, RunRecord(kind="prepare", **facts, files=files, complete=True))
-            data = read_prepared(folder)
+            hashes = {file: entry.sha256 for file, entry in files.items()}
+            data = read_prepared(folder, recorded_data_id=known, hashes=hashes)
             data.test["id"].tolist()
             for split in ("stratified", "slide"):
                 groups_of(data.train, split=split)
@@ -472,6 +464,7 @@ def _out_of_fold(folder: Path) -> Target:
     import pandas as pd
 
     from launch.errors import LaunchError
+    from lib.config import Config
     from lib.errors import KernelError
     from lib.evaluation.out_of_fold import read_out_of_fold
     from lib.runtime.run_record import RunRecord, describe_files, write_run_record
@@ -485,15 +478,14 @@ def _out_of_fold(folder: Path) -> Target:
         "data_id": "d",
         "fold": 0,
     }
+    config = dataclasses.replace(Config(), num_folds=2).to_dict()
     other = "id,label,logit\n" + "".join(f"{each},{at % 2},0.5\n" for at, each in enumerate(IDS[:6]))
     (folder / "oof-0-member-1.csv").write_text(other)
 
     def take(content: bytes) -> None:
         (folder / "oof-0-member-0.csv").write_bytes(content)
         files = describe_files(folder, {"oof-0-member-0.csv": True, "oof-0-member-1.csv": True})
-        record = RunRecord(
-            kind="train", config={"folds": 2}, members=[0, 1], **facts, files=files, complete=True
-        )
+        record = RunRecord(kind="train", config=config, members=[0, 1], **facts, files=files, complete=True)
         write_run_record(folder, record)
         read_out_of_fold([folder], index)
 

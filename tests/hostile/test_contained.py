@@ -15,7 +15,7 @@ from launch.kaggle_api.download import _unpack
 from launch.packaging.metadata import dataset_metadata, kernel_metadata, read_base
 from launch.plan import ROOT, load_experiment, plan_kernels
 from launch.sandbox import run_script
-from lib.model.weights import encoder_folder
+from lib.runtime.inputs import encoder_folder
 from lib.validation import is_safe_name
 
 PARTS = st.one_of(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 from lib.model.network import build_network
-from lib.model.weights import encoder_folder
+from lib.runtime.inputs import encoder_folder
 from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
 ENCODER = "test_resnet.r160_in1k"

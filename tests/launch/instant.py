@@ -15,8 +15,8 @@ import pandas as pd
 from launch.sandbox import Outcome
 from lib.config import config_from_dict
 from lib.evaluation.metrics import auc
+from lib.runtime.inputs import MISSING_INPUTS
 from lib.runtime.run_record import RunRecord, describe_files, peek_push, write_run_record
-from lib.runtime.session import MISSING_INPUTS
 from lib.search_space import draw_trials, search_from_dict
 
 TILES, TEST_TILES, GROUPS = 40, 12, 8

@@ -8,7 +8,7 @@ from launch.campaign.ledger import DROPPED, FAILED, LIMIT_NOTE, PUSHED, UNFINISH
 from launch.campaign.monitor import judge
 from launch.campaign.schedule import LONGEST
 from launch.kaggle_api.types import CANCELLED, ERROR, RunStatus
-from lib.runtime.session import MISSING_INPUTS
+from lib.runtime.inputs import MISSING_INPUTS
 
 HOUR = 3600.0
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import timm
@@ -15,9 +14,7 @@ from timm.models import save_for_hf
 from lib.config import Config
 from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint
 from lib.model.network import NetworkError, build_network
-from lib.model.weights import WeightsError, check_weight_file, encoder_folder, find_weights
-from lib.runtime.run_record import RunRecord, RunRecordError, describe_files, write_run_record
-from lib.runtime.session import Parameters, PreflightError, Session
+from lib.model.weights import WeightsError, check_weight_file
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def file(tmp_path: Path, source: torch.nn.Module) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, source: torch.nn.Module) -> Path:
-    path = tmp_path_factory.mktemp("weights") / encoder_folder("test_resnet")
+    path = tmp_path_factory.mktemp("weights") / "test_resnet"
     save_for_hf(source, str(path), safe_serialization=True)
     return path
 
@@ -182,78 +179,3 @@ def test_an_encoder_from_a_hub_needs_the_hub_never_again(folder: Path, tmp_path:
 
 
 # --- where they come from --------------------------------------------------------------------------------------------
-
-
-def _session(root: Path, config: Config) -> Session:
-    parameters = Parameters(kind="train", slug="s", experiments=("x",), configs=(config,), owner="someone")
-    return Session(parameters=parameters, input=root, working=root, place="local")
-
-
-def _record(output: Path, **changes: Any) -> None:
-    names = {str(path.relative_to(output)): False for path in output.rglob("*") if path.is_file()}
-    record = RunRecord(
-        kind="weights",
-        experiment="",
-        config=Config().to_dict(),
-        push_id="",
-        bundle_id="",
-        git_commit="",
-        data_id="",
-        files=describe_files(output, names),
-        complete=True,
-    )
-    write_run_record(output, dataclasses.replace(record, **changes))
-
-
-@pytest.fixture
-def mounted(tmp_path: Path, folder: Path) -> Path:
-    output = tmp_path / "input" / "notebooks" / "someone" / "hcd-weights"
-    (output / folder.name).mkdir(parents=True)
-    for each in folder.iterdir():
-        (output / folder.name / each.name).write_bytes(each.read_bytes())
-    _record(output)
-    return output
-
-
-def test_weights_are_found_in_the_kernels_output_and_proved(
-    mounted: Path, tmp_path: Path, tiny: Config
-) -> None:
-    config = dataclasses.replace(tiny, weights="timm")
-    session = _session(tmp_path / "input", config)
-    assert find_weights(session, config) == {"folder": mounted / "test_resnet"}
-    assert build_network(config, **find_weights(session, config)) is not None
-    damaged = bytearray((mounted / "test_resnet" / "model.safetensors").read_bytes())
-    damaged[-1] ^= 1
-    (mounted / "test_resnet" / "model.safetensors").write_bytes(bytes(damaged))
-    with pytest.raises(RunRecordError, match="damaged"):
-        find_weights(session, config)
-
-
-def test_an_encoder_that_is_not_there_is_named_with_those_that_are(mounted: Path, tmp_path: Path) -> None:
-    config = Config(backbone="resnet34.tv_in1k")
-    with pytest.raises(WeightsError) as refused:
-        find_weights(_session(tmp_path / "input", config), config)
-    for piece in ("resnet34.tv_in1k", "hcd-weights holds test_resnet", "weights=none"):
-        assert piece in str(refused.value)
-    with pytest.raises(WeightsError, match="no output of a weights kernel is mounted"):
-        find_weights(_session(tmp_path / "nowhere", config), config)
-
-
-def test_a_file_the_user_attached_is_found_by_its_name(tmp_path: Path, tiny: Config) -> None:
-    config = dataclasses.replace(tiny, weights="mine.safetensors")
-    place = tmp_path / "input" / "datasets" / "someone" / "encoders" / "mine.safetensors"
-    with pytest.raises(PreflightError, match="mine.safetensors"):
-        find_weights(_session(tmp_path / "input", config), config)
-    place.parent.mkdir(parents=True)
-    place.touch()
-    assert find_weights(_session(tmp_path / "input", config), config) == {"file": place}
-
-
-def test_random_weights_need_nothing(tmp_path: Path, tiny: Config) -> None:
-    assert find_weights(_session(tmp_path / "nowhere", tiny), tiny) == {}
-
-
-def test_folders_of_encoders_fit_every_file_system_and_do_not_meet() -> None:
-    names = ["resnet34.tv_in1k", "hf-hub:owner/name", "hf-hub:owner/other"]
-    folders = [encoder_folder(name) for name in names]
-    assert len(set(folders)) == 3 and not any(set(name) & set('/\\:*?"<>|') for name in folders)
