@@ -23,9 +23,9 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from launch.emulator.synthetic_tiles import write_competition  # noqa: E402
+from launch.experiments import load_experiment  # noqa: E402
 from launch.local import LocalRun  # noqa: E402
 from launch.packaging.builder import build  # noqa: E402
-from launch.plan import load_experiment  # noqa: E402
 from lib.data.competition import read_competition  # noqa: E402
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE  # noqa: E402
 

@@ -26,8 +26,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.rounds import interleave, report, write  # noqa: E402
+from launch.experiments import load_experiment  # noqa: E402
 from launch.packaging.builder import build  # noqa: E402
-from launch.plan import load_experiment  # noqa: E402
 from lib.data import prepared  # noqa: E402
 from lib.data.competition import TEST_TILES, TRAIN_TILES  # noqa: E402
 from lib.data.tiff import HEADER, TILE_BYTES, decode_tile, encode_tile  # noqa: E402

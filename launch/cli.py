@@ -22,7 +22,7 @@ DATA = "input/histopathologic-cancer-detection"
 
 def _complete_experiments(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Names of experiments, for the shell."""
-    from launch.plan import experiment_names
+    from launch.experiments import experiment_names
 
     return [name for name in experiment_names() if name.startswith(incomplete)]
 
@@ -96,7 +96,7 @@ _SEARCH = _search_option("baseline")
 
 
 def _load_search(name: str | None) -> Any:
-    from launch.plan import load_search
+    from launch.experiments import load_search
 
     return None if name is None else load_search(name)
 
@@ -119,8 +119,8 @@ def _examples(*lines: str) -> str:
 
 def _load(experiments: Sequence[str], overrides: Sequence[str]) -> Any:
     """The experiments that are named, or the one that kernel-metadata.json names."""
+    from launch.experiments import load_experiments
     from launch.packaging.metadata import default_experiment, read_base
-    from launch.plan import load_experiments
 
     return load_experiments(experiments or (default_experiment(read_base()),), overrides)
 
@@ -136,8 +136,8 @@ def _print_version(context: click.Context, parameter: click.Parameter, value: bo
         return
     import tomllib
 
-    from launch.packaging.bundle import bundle_id, library_files
-    from launch.plan import ROOT, git_commit
+    from launch import ROOT
+    from launch.packaging.bundle import bundle_id, git_commit, library_files
 
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     commit = git_commit() or "unknown"
@@ -237,7 +237,7 @@ def smoke(
     """
     from launch.emulator.faults import load_faults
     from launch.emulator.smoke import smoke as rehearse
-    from launch.plan import load_experiments
+    from launch.experiments import load_experiments
 
     options = [*overrides, *([f"num_folds={folds}"] if folds else [])]
     rehearse(
@@ -276,9 +276,9 @@ def doctor(experiments: tuple[str, ...], check_kaggle: bool, overrides: tuple[st
 @main.command()
 def experiments() -> None:
     """List the experiments and the searches."""
-    from launch.plan import described
+    from launch.experiments import describe_experiments
 
-    for name, lines in described():
+    for name, lines in describe_experiments():
         click.echo("\n    ".join([name, *lines]))
 
 

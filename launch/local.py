@@ -12,20 +12,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launch.campaign.report import PAGE
+from launch import ROOT
 from launch.errors import LaunchError
+from launch.experiments import Experiment, searched_encoders, with_teachers
 from launch.packaging.builder import Built, build
-from launch.plan import (
-    GPU_SESSIONS,
-    REPORT_SLUG,
-    ROOT,
-    Experiment,
-    Kernel,
-    needed_for,
-    plan_kernels,
-    searched_encoders,
-    with_teachers,
-)
+from launch.plan import GPU_SESSIONS, REPORT_PAGE, REPORT_SLUG, Kernel, needed_for, plan_kernels
 from launch.sandbox import Mount, Outcome, add_kaggle_files, cpu_workers, gpus, isolation, run_script
 from launch.summary import print_ranking, print_summary, summarise
 from lib.evaluation.out_of_fold import Summary
@@ -325,7 +316,7 @@ def local(
     inference = next(kernel for kernel in built.kernels if kernel.kind == "inference")
     submission = run.working(inference.slug) / "submission.csv"
     print_summary(summaries, submission, data / "sample_submission.csv", seconds=time.monotonic() - started)
-    logger.info("report: %s", run.working(REPORT_SLUG) / PAGE)
+    logger.info("report: %s", run.working(REPORT_SLUG) / REPORT_PAGE)
     return summaries
 
 

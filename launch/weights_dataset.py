@@ -11,6 +11,7 @@ import logging
 import shutil
 from pathlib import Path
 
+from launch import ROOT
 from launch.campaign.ledger import campaign_lock, new_ledger, read_ledger
 from launch.campaign.library_dataset import Publisher
 from launch.campaign.spec import CampaignSpec
@@ -18,7 +19,7 @@ from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
 from launch.local import WEIGHTS_FOLDER, link_or_copy
 from launch.packaging.metadata import DATASET_METADATA, check_dataset_metadata, render
-from launch.plan import ENCODERS_SLUG, ROOT
+from launch.plan import ENCODERS_SLUG
 from lib.files import write_atomic
 from lib.runtime.run_record import RECORD_NAME, RunRecordError, read_run_record
 

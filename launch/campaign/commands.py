@@ -10,25 +10,19 @@ from launch.campaign.clock import seconds_since
 from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, spec_of
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import LOGS, OUTPUTS, fetch_output, peek_record
-from launch.campaign.report import NOTEBOOK, PAGE, leave_notebook, report_facts
+from launch.campaign.report import NOTEBOOK, leave_notebook, report_facts
 from launch.campaign.spec import CampaignSpec, RunOptions, different_campaign, same_campaign
 from launch.campaign.standings import ledger_standings
 from launch.campaign.state import CampaignStoppedError
 from launch.campaign.submission import LEADERBOARD, PICTURE, submit_file, write_leaderboard
 from launch.errors import LaunchError
+from launch.experiments import DEFAULT_SEARCH, load_search
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import ClientError
 from launch.kaggle_api.types import ACTIVE
 from launch.packaging.builder import build
 from launch.packaging.metadata import PLACEHOLDER_OWNER, owner_of, read_base
-from launch.plan import (
-    DEFAULT_SEARCH,
-    LIBRARY_SLUG,
-    REPORT_SLUG,
-    Kernel,
-    load_search,
-    needed_for,
-)
+from launch.plan import LIBRARY_SLUG, REPORT_PAGE, REPORT_SLUG, Kernel, needed_for
 from launch.summary import print_ranking, print_summary, summarise
 from lib.evaluation.out_of_fold import Summary
 from lib.files import write_atomic
@@ -80,7 +74,7 @@ def run(
         raise LaunchError(
             f"everything but the report is done and kept. {problem}\nOn this machine: build_kernel.py report"
         )
-    page, notebook = options.folder / OUTPUTS / REPORT_SLUG / PAGE, options.folder / NOTEBOOK
+    page, notebook = options.folder / OUTPUTS / REPORT_SLUG / REPORT_PAGE, options.folder / NOTEBOOK
     print(f"report: {page}, to be run in Jupyter: {notebook}", flush=True)
     return Result(done.summaries, entry, campaign.desk.ledger)
 

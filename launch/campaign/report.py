@@ -13,13 +13,12 @@ from launch.campaign.spec import uses_emulator
 from launch.campaign.submission import LEADERBOARD
 from launch.errors import LaunchError
 from launch.packaging.builder import Checkout, read_checkout
-from launch.plan import Kernel
+from launch.plan import REPORT_PAGE, Kernel
 from launch.sandbox import Mount, run_script
 from launch.summary import summarise
 from lib.evaluation.out_of_fold import Summary
 from lib.runtime.run_record import RunRecordError, read_run_record
 
-PAGE = "report.html"
 REHEARSAL_NOTES = "rehearsal.json"  # in a campaign's folder: sentences for its report
 EMULATOR_NOTE = "This is a rehearsal: its kernels ran against an emulated Kaggle, on this machine. Nothing in it was scored by Kaggle."
 NOTEBOOK = "report.ipynb"
@@ -152,4 +151,4 @@ def make_report(folder: Path, *, say: Callable[[str], None]) -> Path:
             + "\n".join(f"    {each}" for each in lines)
         )
     read_run_record(place / "working", kind="report")
-    return place / "working" / PAGE
+    return place / "working" / REPORT_PAGE

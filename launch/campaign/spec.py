@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from launch import ROOT
 from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
-from launch.plan import ROOT, Experiment, Kernel, plan_kernels, with_teachers
+from launch.experiments import Experiment, with_teachers
+from launch.plan import Kernel, plan_kernels
 from lib.config import EXPECTATIONS, config_from_dict
 from lib.errors import listed
 from lib.search_space import SearchSpace, search_from_dict
@@ -114,8 +116,8 @@ def spec_from_dict(values: Mapping[str, Any]) -> CampaignSpec:
     """Read a specification that was saved by `CampaignSpec.to_dict`.
 
     Raises:
-        ValueError: a key is unknown or missing, a value has the wrong type, or a saved configuration holds an option
-            that this code does not know. Nothing unknown is replaced by a default.
+        ValueError: a key is unknown or missing, a value has the wrong type, or a saved configuration holds an
+            option that this code does not know. Nothing unknown is replaced by a default.
     """
     problems = type_errors(_SavedSpec, values)
     problems += [f"{item.name!r} is missing" for item in fields(_SavedSpec) if item.name not in values]
@@ -164,8 +166,8 @@ def _experiment_from_dict(values: Mapping[str, Any], *, is_teacher: bool = False
 def same_campaign(saved: CampaignSpec, given: CampaignSpec) -> list[str]:
     """The differences that make two specifications two campaigns; empty where one may continue the other.
 
-    Folds, average, search, thin and strict_bundle may change: the kernels that depend on them run again. Expected
-    hours decide no result.
+    Folds, average, search, thin and strict_bundle may change: the kernels that depend on them run again.
+    Expected hours decide no result.
     """
     before, now = (
         {experiment.name: experiment.config.to_dict() for experiment in with_teachers(spec.experiments)}

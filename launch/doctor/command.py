@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+from launch import ROOT
 from launch.campaign.schedule import expected_hours, next_reset, plan_over_weeks
 from launch.campaign.spec import uses_emulator
 from launch.campaign.waits import Timeouts
@@ -31,6 +32,7 @@ from launch.doctor.environment_check import (
     run_environment_checks,
 )
 from launch.errors import LaunchError
+from launch.experiments import Experiment
 from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import Kaggle, connect
 from launch.kaggle_api.errors import RULES, ClientError, CredentialsError, NoResponseError
@@ -38,7 +40,7 @@ from launch.kaggle_api.types import ABSENT, ACTIVE
 from launch.packaging.bundle import SOURCE_LIMIT
 from launch.packaging.metadata import METADATA, PLACEHOLDER_OWNER, owner_of, read_base
 from launch.packaging.secret_scan import clean, own_secrets
-from launch.plan import LIBRARY_SLUG, ROOT, Experiment, Kernel, plan_kernels
+from launch.plan import LIBRARY_SLUG, Kernel, plan_kernels
 from lib.runtime.inputs import COMPETITION
 from lib.validation import UNREADABLE
 

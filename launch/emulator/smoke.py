@@ -27,11 +27,11 @@ from launch.emulator.faults import Fault
 from launch.emulator.kaggle import EmulatedKaggle
 from launch.emulator.server import Server
 from launch.errors import LaunchError
+from launch.experiments import Experiment
 from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import connect
 from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy, pretrained_encoders
 from launch.packaging.builder import read_checkout
-from launch.plan import Experiment
 from launch.sandbox import isolation
 from lib.files import write_atomic
 from lib.search_space import SearchSpace

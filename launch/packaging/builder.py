@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch import ROOT
 from launch.errors import LaunchError
+from launch.experiments import Experiment
 from launch.packaging.bundle import (
     bundle_id,
+    git_commit,
     kernel_parameters,
     library_files,
     render_notebook,
@@ -27,7 +30,7 @@ from launch.packaging.metadata import (
     render,
 )
 from launch.packaging.secret_scan import refuse_secrets
-from launch.plan import NOTEBOOK_KINDS, ROOT, Experiment, Kernel, git_commit, plan_kernels
+from launch.plan import NOTEBOOK_KINDS, Kernel, plan_kernels
 from lib.files import write_atomic
 from lib.search_space import SearchSpace
 

@@ -9,15 +9,17 @@ import ast
 import hashlib
 import json
 import pprint
+import subprocess
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launch import ROOT
 from launch.errors import LaunchError
 from launch.packaging.closure import embedded_files
-from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Kernel
+from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, Kernel
 from lib.config import Config, to_toml
 
 SOURCE_LIMIT = 1_000_000  # bytes; the service refuses more ("must be less than 1 megabytes")
@@ -332,3 +334,22 @@ def _verify(source: str, files: Mapping[str, str] | None, parameters: Mapping[st
         "other parameters"
     )
     assert files is None or values["FILES"] == files, "another library"
+
+
+def git_commit(root: Path = ROOT) -> str:
+    """The commit of the checkout, with `+changes` when tracked files differ from it.
+
+    Empty outside a repository.
+    """
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20
+            )
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    return commit + ("+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else "")

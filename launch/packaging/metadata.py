@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from launch import ROOT
 from launch.errors import LaunchError
-from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, ROOT, Kernel
+from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, Kernel
 from lib.runtime.inputs import COMPETITION
 from lib.validation import UNREADABLE, is_safe_name
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from launch import ROOT
 from launch.errors import LaunchError
-from launch.plan import ROOT
 
 _LEAST = 8  # characters of a credential; what is shorter is no secret, and would blot out ordinary words
 # Each begins with letters of its own, which the search leaps to: together they read 350 kB of sources in 20 ms (2026-11-25).

@@ -114,7 +114,8 @@ def _submission(folder: Path) -> Target:
 
 def _experiment(folder: Path) -> Target:
     from launch.errors import LaunchError
-    from launch.plan import load_experiments, plan_kernels
+    from launch.experiments import load_experiments
+    from launch.plan import plan_kernels
 
     (folder / "experiments").mkdir()
     for path in (ROOT / "experiments").glob("*.toml"):
@@ -260,7 +261,7 @@ def _ledger(folder: Path) -> Target:
     )
     from launch.campaign.spec import CampaignSpec
     from launch.errors import LaunchError
-    from launch.plan import Experiment
+    from launch.experiments import Experiment
     from lib.config import Config
     from lib.search_space import search_from_dict
 
@@ -311,6 +312,7 @@ def _ledger(folder: Path) -> Target:
 
 def _metadata(folder: Path) -> Target:
     from launch.errors import LaunchError
+    from launch.experiments import load_experiments
     from launch.packaging.check import check
     from launch.packaging.metadata import (
         check_dataset_metadata,
@@ -322,7 +324,7 @@ def _metadata(folder: Path) -> Target:
         read_base,
         render,
     )
-    from launch.plan import load_experiments, plan_kernels
+    from launch.plan import plan_kernels
 
     kernel = plan_kernels(load_experiments(["smoke"]))[-1]
     samples = [(ROOT / name).read_bytes() for name in ("kernel-metadata.json", "dataset-metadata.json")]

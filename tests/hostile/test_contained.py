@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launch import ROOT
 from launch.errors import LaunchError
+from launch.experiments import load_experiment
 from launch.kaggle_api.download import _unpack
 from launch.packaging.metadata import dataset_metadata, kernel_metadata, read_base
-from launch.plan import ROOT, load_experiment, plan_kernels
+from launch.plan import plan_kernels
 from launch.sandbox import run_script
 from lib.runtime.inputs import encoder_folder
 from lib.validation import is_safe_name

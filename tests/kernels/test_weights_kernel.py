@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load, save
 from timm.models import save_for_hf
 
+from launch.experiments import Experiment
 from launch.packaging.builder import build
-from launch.plan import Experiment, plan_kernels
+from launch.plan import plan_kernels
 from launch.sandbox import Mount, run_script
 from lib.config import Config
 from lib.model.checkpoint import Identity, load_checkpoint, save_checkpoint

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from launch.experiments import Experiment, load_experiment
 from launch.packaging.builder import Built
 from launch.packaging.bundle import kernel_parameters
-from launch.plan import Experiment, Kernel, load_experiment, plan_kernels
+from launch.plan import Kernel, plan_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPETITION = "competitions/histopathologic-cancer-detection"

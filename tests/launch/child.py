@@ -21,9 +21,9 @@ from launch.campaign.ledger import Ledger
 from launch.campaign.spec import CampaignSpec, RunOptions
 from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
+from launch.experiments import load_experiment
 from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import connect
-from launch.plan import load_experiment
 
 TIMEOUTS = Timeouts(
     poll=0.03,

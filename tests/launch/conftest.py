@@ -1,4 +1,4 @@
-"""What the tests of the launcher share."""
+"""Fixtures of the tests of launch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,3 +29,24 @@ def world(tmp_path: Path) -> Iterator[Callable[..., World]]:
     yield make
     for each in worlds:
         each.__exit__(None, None, None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout with experiments of its own."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.toml").write_text(
+            f'backbone = "test_resnet"\nweights = "none"\nepochs = {ord(name)}\n'
+        )
+    for name, text in {
+        "pair": 'experiments = ["a", "b"]',
+        "nested": 'experiments = ["pair", "c"]',
+        "mixed": 'experiments = ["a"]\nepochs = 3',
+        "none": "experiments = []",
+        "odd": "experiments = [1]",
+        "absent": 'experiments = ["a", "z"]',
+    }.items():
+        (folder / f"{name}.toml").write_text(text + "\n")
+    return tmp_path

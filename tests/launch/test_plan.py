@@ -7,62 +7,11 @@ import pytest
 
 from launch.campaign.schedule import LONGEST, expected_hours, time_limit
 from launch.errors import LaunchError
+from launch.experiments import experiment_names, load_experiment, load_experiments, load_search
 from launch.packaging.builder import build
 from launch.packaging.check import check
 from launch.packaging.metadata import METADATA
-from launch.plan import (
-    experiment_names,
-    load_experiment,
-    load_experiments,
-    load_search,
-    needed_for,
-    plan_kernels,
-)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A checkout with experiments of its own."""
-    folder = tmp_path / "experiments"
-    folder.mkdir()
-    for name in ("a", "b", "c"):
-        (folder / f"{name}.toml").write_text(
-            f'backbone = "test_resnet"\nweights = "none"\nepochs = {ord(name)}\n'
-        )
-    for name, text in {
-        "pair": 'experiments = ["a", "b"]',
-        "nested": 'experiments = ["pair", "c"]',
-        "mixed": 'experiments = ["a"]\nepochs = 3',
-        "none": "experiments = []",
-        "odd": "experiments = [1]",
-        "absent": 'experiments = ["a", "z"]',
-    }.items():
-        (folder / f"{name}.toml").write_text(text + "\n")
-    return tmp_path
-
-
-def test_a_list_stands_for_the_experiments_it_names(root: Path) -> None:
-    assert [each.name for each in load_experiments(["pair"], root=root)] == ["a", "b"]
-    assert [each.name for each in load_experiments(["c", "pair"], root=root)] == ["c", "a", "b"]
-    changed = load_experiments(["pair"], ["tta_views=4"], root=root)
-    assert all(each.config.tta_views == 4 and each.name[:2] in ("a-", "b-") for each in changed)
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (["nested"], "which is a list itself"),
-        (["mixed"], "holds nothing"),
-        (["none"], "holds nothing"),
-        (["odd"], "holds nothing"),
-        (["absent"], "there is no experiment 'z'"),
-        (["pair", "b"], "b is named more than once"),
-        (["z"], "there is no experiment 'z'"),
-    ],
-)
-def test_a_list_that_cannot_be_used_says_why(names: list[str], said: str, root: Path) -> None:
-    with pytest.raises(LaunchError, match=said):
-        load_experiments(names, root=root)
+from launch.plan import needed_for, plan_kernels
 
 
 @pytest.mark.parametrize("name", experiment_names())
@@ -115,21 +64,6 @@ def test_the_folds_of_the_teacher_come_before_those_that_learn_from_them(root: P
         )  # the teacher is neither averaged nor reported
     both = plan_kernels(load_experiments(["a", "student"], root=root))
     assert len(both) == len(kernels) and any("hcd-a-" in source for source in both[-1].sources)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('pseudo_labels = "self"', "takes pseudo-labels itself"),
-        ('pseudo_labels = "z"', "there is no experiment 'z'"),
-        ('pseudo_labels = "a"\nnum_folds = 3', "num_folds is 5 there and 3 here"),
-        ('pseudo_labels = "a"\nfold_split = "stain"', "fold_split is 'stratified' there and 'stain' here"),
-    ],
-)
-def test_a_teacher_that_cannot_label_says_why(text: str, said: str, root: Path) -> None:
-    (root / "experiments" / "self.toml").write_text(f'backbone = "test_resnet"\nweights = "none"\n{text}\n')
-    with pytest.raises(LaunchError, match=said):
-        load_experiments(["self"], root=root)
 
 
 def test_a_search_comes_last_and_nothing_depends_on_it() -> None:
@@ -213,9 +147,3 @@ def test_what_cannot_be_searched_says_why(root: Path) -> None:
     with pytest.raises(LaunchError, match="it decides the folds"):
         load_search("odd", root=root)
     assert "searches" not in experiment_names()
-
-
-def test_slide_folds_without_a_map_are_refused_before_anything_is_built():
-    with pytest.raises(LaunchError, match="fold_split = slide needs a tile-to-slide map.*slide_map=FILE.csv"):
-        load_experiment("resnet18", ["fold_split=slide"])
-    assert load_experiment("resnet18", ["fold_split=slide", "slide_map=map.csv"]).config.fold_split == "slide"

@@ -9,7 +9,8 @@ import pytest
 from instant import leave, write_data
 from sklearn.metrics import f1_score, roc_auc_score
 
-from launch.plan import load_experiment, plan_kernels
+from launch.experiments import load_experiment
+from launch.plan import plan_kernels
 from launch.summary import summarise
 from lib.evaluation.out_of_fold import ResultError, average_experiments, read_out_of_fold
 from lib.runtime.run_record import describe_files

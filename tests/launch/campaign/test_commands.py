@@ -23,8 +23,8 @@ from launch.campaign.ledger import LEDGER_NAME, find_campaign
 from launch.campaign.spec import CampaignSpec, RunOptions
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
+from launch.experiments import Experiment, load_experiment
 from launch.kaggle_api.client import connect
-from launch.plan import Experiment, load_experiment
 from lib.search_space import search_from_dict
 
 

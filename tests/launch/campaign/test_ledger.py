@@ -21,7 +21,7 @@ from launch.campaign.ledger import (
 )
 from launch.campaign.spec import CampaignSpec
 from launch.errors import LaunchError
-from launch.plan import Experiment
+from launch.experiments import Experiment
 from lib.config import Config
 from lib.search_space import search_from_dict
 

@@ -7,7 +7,8 @@ import pytest
 from launch.campaign.ledger import PUSHED, Ledger, Output, Push
 from launch.campaign.progress import Progress
 from launch.campaign.spec import CampaignSpec
-from launch.plan import REPORT_SLUG, load_experiment, plan_kernels
+from launch.experiments import load_experiment
+from launch.plan import REPORT_SLUG, plan_kernels
 
 
 @pytest.fixture

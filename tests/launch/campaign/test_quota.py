@@ -12,9 +12,10 @@ from launch.campaign.spec import CampaignSpec
 from launch.campaign.standings import plan_standings
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import Timeouts
+from launch.experiments import load_experiment
 from launch.kaggle_api.errors import CapacityError, NoResponseError, QuotaError
 from launch.kaggle_api.types import Quota
-from launch.plan import load_experiment, plan_kernels
+from launch.plan import plan_kernels
 
 KERNELS = plan_kernels([load_experiment("resnet34", ["expected_hours=2"])])
 FOLDS = [kernel for kernel in KERNELS if kernel.kind == "train"]

@@ -8,16 +8,17 @@ from emulated_world import KNOBS
 from test_commands import account, order, reach  # noqa: F401
 
 from launch.campaign.commands import run
-from launch.campaign.report import EMULATOR_NOTE, NOTEBOOK, PAGE, make_report, report_facts
+from launch.campaign.report import EMULATOR_NOTE, NOTEBOOK, make_report, report_facts
 from launch.campaign.spec import CampaignSpec
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
-from launch.plan import load_experiment, plan_kernels
+from launch.experiments import load_experiment
+from launch.plan import REPORT_PAGE, plan_kernels
 
 
 def facts_in(kaggle) -> dict:
     """What the instant report kernel was told."""
-    return json.loads((kaggle.folder / "campaigns" / "one" / "outputs" / "hcd-report" / PAGE).read_text())
+    return json.loads((kaggle.folder / "campaigns" / "one" / "outputs" / "hcd-report" / REPORT_PAGE).read_text())
 
 
 def pushes(kaggle) -> list[str]:
@@ -37,7 +38,7 @@ def test_the_report_comes_last_and_is_told_of_the_score(account, capsys):  # noq
     ]  # `run` by hand against an emulated Kaggle: never passed for Kaggle's
     assert facts["leaderboard"]["submission"]["public_auc"] == kaggle.ledger.submissions[0].public
     folder = kaggle.folder / "campaigns" / "one"
-    assert f"report: {folder / 'outputs' / 'hcd-report' / PAGE}" in capsys.readouterr().out
+    assert f"report: {folder / 'outputs' / 'hcd-report' / REPORT_PAGE}" in capsys.readouterr().out
     assert (folder / NOTEBOOK).is_file()
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from launch.campaign.ledger import KernelEntry, Ledger, Output
 from launch.campaign.schedule import LONGEST, expected_hours, next_reset, plan_over_weeks, time_limit
 from launch.campaign.spec import CampaignSpec
+from launch.experiments import load_experiment
 from launch.kaggle_api.types import Quota
-from launch.plan import load_experiment, plan_kernels
+from launch.plan import plan_kernels
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)  # a Tuesday
 

@@ -6,7 +6,8 @@ from launch.campaign.clock import stamp
 from launch.campaign.ledger import DONE, PUSHED, UNFINISHED, KernelEntry, Ledger, Output, Push
 from launch.campaign.spec import CampaignSpec
 from launch.campaign.standings import KernelStatus, ledger_standings, plan_standings
-from launch.plan import load_experiment, plan_kernels
+from launch.experiments import load_experiment
+from launch.plan import plan_kernels
 
 
 def push(state, **facts):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from launch import ROOT
 from launch.doctor import command as module
 from launch.doctor.command import (
     check_client,
@@ -26,6 +27,7 @@ from launch.doctor.command import (
 )
 from launch.doctor.environment_check import CPU, GPU, RESULTS, Finding
 from launch.errors import LaunchError
+from launch.experiments import load_experiment
 from launch.kaggle_api.errors import CredentialsError, NoResponseError, RefusedError, UnexpectedResponseError
 from launch.kaggle_api.types import (
     ABSENT,
@@ -37,7 +39,6 @@ from launch.kaggle_api.types import (
     RunStatus,
     Submission,
 )
-from launch.plan import ROOT, load_experiment
 
 TOKEN, KEY = "KGAT_" + "a1b2" * 8, "0123456789abcdef" * 2
 EXPERIMENT = load_experiment("smoke", ["expected_hours=2.0", "num_folds=3"])

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from launch.emulator import hub as hub_module
 from launch.emulator.hub import Hub
 from launch.errors import LaunchError
+from launch.experiments import Experiment
 from launch.packaging.builder import build
-from launch.plan import Experiment
 from launch.sandbox import run_script
 from lib.config import Config
 from lib.files import sha256_of

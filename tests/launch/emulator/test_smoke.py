@@ -20,8 +20,8 @@ from launch.campaign.ledger import campaign_lock, read_ledger
 from launch.emulator import smoke as rehearsal
 from launch.emulator.synthetic_tiles import write_competition
 from launch.errors import LaunchError
+from launch.experiments import load_experiment
 from launch.local import local
-from launch.plan import load_experiment
 from lib.search_space import search_from_dict
 
 ROOT = Path(__file__).resolve().parents[3]

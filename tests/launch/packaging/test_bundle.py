@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from launch import ROOT
 from launch.emulator.synthetic_tiles import write_competition
 from launch.errors import LaunchError
+from launch.experiments import load_experiment
 from launch.packaging.builder import Built, build, read_checkout
 from launch.packaging.bundle import SOURCE_LIMIT, bundle_id, library_files
-from launch.plan import ROOT, Kernel, load_experiment, plan_kernels
+from launch.plan import Kernel, plan_kernels
 
 _LEAKS = re.compile(r"/home/|/root/|/Users/|KGAT_|BEGIN [A-Z ]*PRIVATE KEY")
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from launch import ROOT
 from launch.errors import LaunchError
 from launch.packaging.bundle import library_files
 from launch.packaging.closure import embedded_files, module_name
-from launch.plan import NOTEBOOK_KINDS, ROOT
+from launch.plan import NOTEBOOK_KINDS
 
 KINDS = sorted(path.stem for path in (ROOT / "kernels").glob("*.py") if path.stem != "__init__")
 LIBRARY = {

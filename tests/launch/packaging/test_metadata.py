@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from slugify import slugify
 
+from launch import ROOT
+from launch.experiments import load_experiment
 from launch.packaging.builder import Built, build
 from launch.packaging.metadata import (
     check_dataset_metadata,
@@ -21,7 +23,7 @@ from launch.packaging.metadata import (
     owner_of,
     read_base,
 )
-from launch.plan import ROOT, Kernel, load_experiment
+from launch.plan import Kernel
 
 Metadata = dict[str, Any]
 

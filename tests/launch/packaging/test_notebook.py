@@ -10,11 +10,13 @@ import jupytext
 import nbformat
 import pytest
 
+from launch import ROOT
 from launch.errors import LaunchError
+from launch.experiments import load_experiment
 from launch.packaging.builder import Built, build
 from launch.packaging.bundle import LIBRARY_TAG
 from launch.packaging.check import check
-from launch.plan import NOTEBOOK_KINDS, ROOT, load_experiment
+from launch.plan import NOTEBOOK_KINDS
 from launch.sandbox import EXECUTED, Outcome, run_script
 
 

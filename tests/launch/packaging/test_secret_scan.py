@@ -5,13 +5,15 @@ import json
 import pytest
 from test_bundle import copied_tree
 
+from launch import ROOT
 from launch.errors import LaunchError
+from launch.experiments import load_experiment
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import RefusedError
 from launch.packaging.builder import build, read_checkout
 from launch.packaging.check import check
 from launch.packaging.secret_scan import clean, own_secrets, refuse_secrets, secrets_in
-from launch.plan import ROOT, load_experiment, plan_kernels
+from launch.plan import plan_kernels
 
 # Put together here, so that no scanner takes this file for a leak.
 HEX, WORD = "0123456789abcdef", "aB3dE6gH9kL2mN5pQ8rS1tU4vW7xY0z"
