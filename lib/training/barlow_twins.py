@@ -1,13 +1,14 @@
 """Self-supervised pretraining on the competition's own tiles: Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230).
 
-Two augmented views of each tile go through the backbone and a projector; the correlation of their numbers over the batch is
-driven to the identity: a number agrees between the views, and says nothing that another one says. No label is seen. On two
-cards each takes half of the tiles of a step (`torch.nn.DataParallel`), and the correlation is that of the whole step, computed
-on the first; batch norms see the half that their card has.
+Two augmented views of each tile pass through the backbone and a projector. The loss drives the cross-correlation matrix of the
+two projections over the batch to the identity: each dimension agrees between the views and is independent of the others. No
+label is used. On two GPUs each computes half of the tiles of a step (`torch.nn.DataParallel`). The correlation is that of the
+whole step, computed on the first GPU; batch norms use the statistics of their GPU's half.
 """
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,53 +32,53 @@ from lib.training.optimizer import OptimizerStep, build_optimizer
 from lib.training.resume import load_state, save_state
 from lib.training.time_budget import Budget
 
+logger = logging.getLogger(__name__)
+
 HISTORY = "history-pretrain.jsonl"
 UNFINISHED = ".unfinished-pretrain.safetensors"
-_OFF_DIAGONAL = 0.0051  # lambda: the paper's
+_OFF_DIAGONAL = 0.0051  # lambda of the paper
 _SMALLEST_CROP = 0.4  # share of the tile's area
-_LEAST_SPREAD = (
-    0.05  # of an embedding, where 1 is that of numbers without a relation: below, all tiles look the same
-)
+_LEAST_SPREAD = 0.05  # of embeddings; 1 is that of random ones. Below, the network maps all tiles to one point
 _WARMUP = 0.1  # share of the steps
 _WEIGHT_DECAY = 1e-4
-_OF_OTHER_WEIGHTS = ("url", "hf_hub_id", "license", "origin_url", "paper_ids", "paper_name", "notes")
-_STREAM = 4  # of the seeds: 0 to 3 are those of a fold's member
+_IMAGENET_KEYS = ("url", "hf_hub_id", "license", "origin_url", "paper_ids", "paper_name", "notes")
+_STREAM = 4  # of the seeds; 0 to 3 are those of a fold's member
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainTask:
-    """What is learnt from.
+    """Everything that decides the pretrained encoder.
 
     Attributes:
-        config: backbone, input_size, pooling, stem and the knobs that begin with pretrain_.
-        tiles: (N, 96, 96, 3) uint8.
+        config: backbone, input_size, pooling, stem and the options that begin with pretrain_.
+        tiles: (N, 96, 96, 3) uint8; 8 GB for all labelled and test tiles.
         data_id: of the prepared data.
         bundle_id: of the code.
-        until: when to be done, on the monotonic clock; infinite where no clock binds.
+        deadline: when to be done, on the monotonic clock; infinite for no time limit.
     """
 
     config: Config
     tiles: np.ndarray
     data_id: str
     bundle_id: str
-    until: float = math.inf
+    deadline: float = math.inf
 
-    def plan(self, cards: int) -> str:
+    def plan(self, gpus: int) -> str:
         """The hash of all that decides the result."""
-        facts = {
+        causes = {
             **asdict(self.config),
             "data": self.data_id,
             "bundle": self.bundle_id,
             "tiles": len(self.tiles),
-            "cards": cards,
+            "gpus": gpus,
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()
 
 
 class BarlowTwins(nn.Module):
-    """Backbone, its pool, and the projector: three layers, batch norm and ReLU between them, as in the paper."""
+    """Backbone, pooling and the paper's projector: three linear layers with batch norm and ReLU between them."""
 
-    def __init__(self, network: Classifier, *, width: int, precision: torch.dtype) -> None:
+    def __init__(self, network: Classifier, *, projector_dim: int, precision: torch.dtype) -> None:
         super().__init__()
         self.network, self.precision = network, precision
         size = network.input_size
@@ -86,64 +87,72 @@ class BarlowTwins(nn.Module):
             channels = self.embed(torch.zeros(1, 3, size, size)).shape[1]
             network.train()
         layers: list[nn.Module] = []
-        for inputs in (channels, width):
-            layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        self.projector = nn.Sequential(*layers, nn.Linear(width, width, bias=False))
+        for inputs in (channels, projector_dim):
+            layers += [
+                nn.Linear(inputs, projector_dim, bias=False),
+                nn.BatchNorm1d(projector_dim),
+                nn.ReLU(inplace=True),
+            ]
+        self.projector = nn.Sequential(*layers, nn.Linear(projector_dim, projector_dim, bias=False))
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C) of images (B, 3, H, W) in [0, 1], by the pool that the head will use."""
+        """(B, C) embeddings of images (B, 3, H, W) in [0, 1], by the pooling that the head will use."""
         return self.network.embed(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, width) projections."""
+        """(B, D) projections of images (B, 3, H, W)."""
         with autocast(images.device, self.precision):
             projected: torch.Tensor = self.projector(self.embed(images))
         return projected
 
 
-def barlow_twins(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The loss of two views' projections (B, D): sum of (1 - c_ii)^2, and 0.0051 times the sum of c_ij^2 elsewhere.
+def barlow_twins_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The loss of two views' projections (B, D): sum of (1 - c_ii)^2, plus 0.0051 times the sum of c_ij^2 elsewhere.
 
-    c is the correlation over the batch of number i of one view with number j of the other; in float32 or better.
+    c_ij is the correlation over the batch of dimension i of one view with dimension j of the other.
+
+    Returns:
+        () float32, or float64 for float64 projections.
     """
-    kind = torch.promote_types(first.dtype, torch.float32)
-    one, two = (_standardise(projected.to(kind)) for projected in (first, second))
-    correlation = one.T @ two / len(one)  # (D, D)
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    first, second = (_standardise(projections.to(dtype)) for projections in (first, second))
+    correlation = first.T @ second / len(first)  # (D, D): 4 MB for D = 1024, and once more for its gradient
     diagonal = correlation.diagonal()
     return (1 - diagonal).pow(2).sum() + _OFF_DIAGONAL * (correlation.pow(2).sum() - diagonal.pow(2).sum())
 
 
-def _standardise(projected: torch.Tensor) -> torch.Tensor:
-    centred = projected - projected.mean(dim=0)
+def _standardise(projections: torch.Tensor) -> torch.Tensor:
+    centred = projections - projections.mean(dim=0)
     return centred / (centred.pow(2).mean(dim=0) + 1e-6).sqrt()
 
 
-def spread(embedded: torch.Tensor) -> float:
-    """How far embeddings (B, C) of different tiles lie apart: about 1 for unrelated numbers, 0 when all are the same.
+def embedding_spread(embeddings: torch.Tensor) -> float:
+    """The spread of the embeddings (B, C) of different tiles: about 1 for random ones, 0 when all are the same.
 
-    The mean standard deviation of the numbers of embeddings of length 1, times the root of C (Chen and He 2021, SimSiam).
+    It is the mean standard deviation per dimension of the embeddings scaled to length 1, times the root of C (Chen and He 2021,
+    SimSiam).
     """
-    length = functional.normalize(embedded.float(), dim=1)
-    return float(length.std(dim=0).mean() * math.sqrt(embedded.shape[1]))
+    normalised = functional.normalize(embeddings.float(), dim=1)
+    return float(normalised.std(dim=0).mean() * math.sqrt(embeddings.shape[1]))
 
 
-def crop_each(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """A random square of each image, enlarged to the whole.
+def random_crop(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """A random square of each image, enlarged to the size of the image.
 
     Args:
         images: (B, 3, H, W) float32.
-        draws: (B, 3) uniform in [0, 1): area (from 40 % on), and where.
+        draws: (B, 3) uniform in [0, 1): area (at least 40 %), horizontal and vertical position.
     """
-    side = (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * draws[:, 0]).sqrt()
-    across, down = ((1 - side) * (2 * draws[:, at] - 1) for at in (1, 2))
+    side = (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * draws[:, 0]).sqrt()  # (B,), as a share of the image's side
+    across, down = ((1 - side) * (2 * draws[:, column] - 1) for column in (1, 2))
     zero = torch.zeros_like(side)
-    matrix = torch.stack([side, zero, across, zero, side, down], dim=1).view(-1, 2, 3)
+    matrix = torch.stack([side, zero, across, zero, side, down], dim=1).view(-1, 2, 3)  # (B, 2, 3) affine
     grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def stronger(config: Config) -> Config:
-    """The augmentation of a view: every symmetry, strong stain and colour jitter, whatever the folds will use."""
+def strong_augmentation(config: Config) -> Config:
+    """The augmentation of a view: all flips and quarter turns, strong stain and colour jitter, whatever the folds use."""
     return replace(
         config,
         flip=True,
@@ -161,39 +170,37 @@ def pretrain(
     *,
     folder: Path,
     devices: Sequence[torch.device],
-    say: Callable[[str], None],
-    replace_outputs: Callable[[], None],
+    invalidate_record: Callable[[], None],
 ) -> tuple[list[str], dict[str, Any]]:
-    """Pretrain, from where an interrupted run stopped, and leave the backbone as an encoder folder.
+    """Pretrain the backbone, from the last whole epoch of an interrupted run if there is one, and write an encoder folder.
 
     Args:
-        task: what from.
-        folder: takes the files.
-        devices: of one kind; a CPU that stands in for several cards is one.
-        say: takes a line of progress.
-        replace_outputs: called before the first file that readers trust is written.
+        task: tiles and options.
+        folder: for the files.
+        devices: of one kind. A CPU that is listed several times, in place of several GPUs, counts once.
+        invalidate_record: called before the first file that readers trust is written.
 
     Returns:
-        The names of the files, and the facts for run.json.
+        The names of the files, and the scores for run.json.
 
     Raises:
-        TrainingError: the loss is not a number, or all tiles have come to look the same to the network.
+        TrainingError: the loss is not finite, or the network maps all tiles to the same embedding.
     """
-    config, cards = task.config, list(dict.fromkeys(devices))
-    device, plan = cards[0], task.plan(len(cards))
+    config, gpus = task.config, list(dict.fromkeys(devices))
+    device, plan = gpus[0], task.plan(len(gpus))
     precision = choose_precision(config.precision, device)
     torch.manual_seed(_seed(config, 0))
     network = build_network(config)
-    twin = BarlowTwins(network, width=config.projector_dim, precision=precision).to(device)
+    model = BarlowTwins(network, projector_dim=config.projector_dim, precision=precision).to(device)
     steps = len(task.tiles) // config.pretrain_batch_size
     if not steps:
         raise TrainingError(
-            f"pretrain_batch_size = {config.pretrain_batch_size}: there are only {len(task.tiles):,} tiles"
+            f"pretrain_batch_size = {config.pretrain_batch_size} is too large: there are only {len(task.tiles):,} tiles"
         )
     planned = steps * config.pretrain_epochs
     step = OptimizerStep(
         build_optimizer(
-            twin,
+            model,
             replace(
                 config,
                 learning_rate=config.pretrain_learning_rate,
@@ -207,61 +214,74 @@ def pretrain(
         clip=1.0,
         scaled=precision == torch.float16,
     )
-    history = load_state(folder / UNFINISHED, plan=plan, modules={"twin": twin}, step=step)
-    forward: nn.Module = nn.DataParallel(twin, device_ids=cards) if len(cards) > 1 else twin
-    kind = str(precision).removeprefix("torch.")
-    say(
-        f"{len(task.tiles):,} tiles, {config.pretrain_epochs} epochs of {steps} steps, {kind} on {', '.join(map(str, cards))}"
-        + (f"; going on after epoch {len(history)}" if history else "")
+    history = load_state(folder / UNFINISHED, plan=plan, modules={"model": model}, step=step)
+    forward: nn.Module = nn.DataParallel(model, device_ids=gpus) if len(gpus) > 1 else model
+    logger.info(
+        "%s tiles, %d epochs of %d steps, %s on %s%s",
+        f"{len(task.tiles):,}",
+        config.pretrain_epochs,
+        steps,
+        str(precision).removeprefix("torch."),
+        ", ".join(map(str, gpus)),
+        f"; resuming after epoch {len(history)}" if history else "",
     )
     budget = None
-    if not math.isinf(task.until):
-        budget = Budget(deadline=task.until, deterministic=config.fixed_schedule, say=say)
+    if not math.isinf(task.deadline):
+        budget = Budget(deadline=task.deadline, fixed_schedule=config.fixed_schedule)
         budget.begin(step)
     for epoch in range(len(history), config.pretrain_epochs):
         if step.done:  # a shortened plan that was interrupted at its end
             break
         try:
-            loss, apart = _epoch(forward, twin, task, step, epoch=epoch, device=device)
+            loss, spread = _train_one_epoch(forward, model, task, step, epoch=epoch, device=device)
         except torch.OutOfMemoryError as error:
             half = config.pretrain_batch_size // 2
-            text = f"the device's memory does not suffice for pretrain_batch_size = {config.pretrain_batch_size}: --set pretrain_batch_size={half}"
-            raise TrainingError(text) from error
+            raise TrainingError(
+                f"the device's memory does not suffice for pretrain_batch_size = {config.pretrain_batch_size}: "
+                f"use --set pretrain_batch_size={half}"
+            ) from error
         if budget is not None:
-            budget.look(step, prediction_batches=0)
-        history.append({"epoch": epoch + 1, "loss": loss, "spread": apart, "steps": step.total})
-        say(f"epoch {epoch + 1} of {config.pretrain_epochs}, loss {loss:.4f}, spread {apart:.3f}")
-        save_state(folder / UNFINISHED, plan=plan, modules={"twin": twin}, step=step, history=history)
+            budget.check(step, prediction_batches=0)
+        history.append({"epoch": epoch + 1, "loss": loss, "spread": spread, "steps": step.total})
+        logger.info("epoch %d of %d, loss %.4f, spread %.3f", epoch + 1, config.pretrain_epochs, loss, spread)
+        save_state(folder / UNFINISHED, plan=plan, modules={"model": model}, step=step, history=history)
     if history[-1]["spread"] < _LEAST_SPREAD:
         raise TrainingError(
-            f"the pretraining collapsed: all tiles look the same to the network (spread {history[-1]['spread']:.3f}).\n"
-            "Lower the learning rate (--set pretrain_learning_rate=...) or enlarge the batch (--set pretrain_batch_size=...)."
+            "the pretraining collapsed: the network maps all tiles to nearly the same embedding "
+            f"(spread {history[-1]['spread']:.3f}).\n"
+            "Lower the learning rate (--set pretrain_learning_rate=...) or enlarge the batch "
+            "(--set pretrain_batch_size=...)."
         )
-    replace_outputs()
-    names = _leave(network, config, folder, history)
-    facts = {
+    invalidate_record()
+    names = _write_encoder(network, config, folder, history)
+    scores = {
         "loss": history[-1]["loss"],
         "spread": history[-1]["spread"],
         "epochs": len(history),
         "tiles": len(task.tiles),
     }
-    return names, {**facts, "transductive": True, "tiles_seen": config.pretrain_tiles}
+    return names, {**scores, "transductive": True, "tiles_seen": config.pretrain_tiles}
 
 
-def _seed(config: Config, *more: int) -> int:
-    return int(np.random.SeedSequence([config.seed, _STREAM, *more]).generate_state(1)[0])
+def _seed(config: Config, *key: int) -> int:
+    return int(np.random.SeedSequence([config.seed, _STREAM, *key]).generate_state(1)[0])
 
 
 def draw_epoch(
     config: Config, rows: int, epoch: int
 ) -> tuple[np.ndarray, list[torch.Tensor], list[torch.Tensor]]:
-    """The order of an epoch's tiles (M,), and for each of two views what is drawn for augmentation and crop, in that order."""
+    """The random draws of one epoch.
+
+    Returns:
+        The order of the tiles, (M,) int64; for each of the two views the draws of the augmentation, (M, DRAWS) float32; for each
+        view those of the crop, (M, 3) float32. Both in the order of the tiles.
+    """
     root = [config.seed, _STREAM, 1 + epoch]
     order = np.random.default_rng(np.random.SeedSequence(root)).permutation(rows)
     order = order[: rows // config.pretrain_batch_size * config.pretrain_batch_size]
-    looks, crops = [], []
+    augmentations, crops = [], []
     for view in range(2):
-        looks.append(
+        augmentations.append(
             AugmentationDraws(entropy=[*root, view], rows=rows).take(
                 order, np.zeros(len(order), dtype=np.int64)
             )
@@ -270,37 +290,38 @@ def draw_epoch(
             (rows, 3), dtype=np.float32
         )
         crops.append(torch.from_numpy(table[order]))
-    return order, looks, crops
+    return order, augmentations, crops
 
 
-def _epoch(
+def _train_one_epoch(
     forward: nn.Module,
-    twin: BarlowTwins,
+    model: BarlowTwins,
     task: PretrainTask,
     step: OptimizerStep,
     *,
     epoch: int,
     device: torch.device,
 ) -> tuple[float, float]:
-    """The mean loss, and the spread of the last step's embeddings."""
-    config, network = task.config, twin.network
+    """Train one epoch; return its mean loss and the spread of the last step's embeddings."""
+    config, network = task.config, model.network
     torch.manual_seed(_seed(config, 1, epoch))
     forward.train()
-    order, looks, crops = draw_epoch(config, len(task.tiles), epoch)
-    strong = stronger(config)
-    shrink = network.resize if network.input_size < task.tiles.shape[1] else None
+    order, augmentations, crops = draw_epoch(config, len(task.tiles), epoch)
+    strong = strong_augmentation(config)
+    downscale = network.resize if network.input_size < task.tiles.shape[1] else None
     total = torch.zeros((), dtype=torch.float64, device=device)
     number = 0
     batches = load_batches(
-        task.tiles, order, batch_size=config.pretrain_batch_size, device=device, columns=(*looks, *crops)
+        task.tiles, order, batch_size=config.pretrain_batch_size, device=device, columns=(*augmentations, *crops)
     )
-    for images, (look_one, look_two, crop_one, crop_two) in batches:
+    for images, (augmentation_1, augmentation_2, crop_1, crop_2) in batches:  # images: (B, 3, 96, 96) uint8
         with torch.no_grad():
-            views = [
-                crop_each(augment(images, look, strong, shrink=shrink), crop)
-                for look, crop in ((look_one, crop_one), (look_two, crop_two))
+            views = [  # two of (B, 3, H, W) float32
+                random_crop(augment(images, draws, strong, shrink=downscale), crop)
+                for draws, crop in ((augmentation_1, crop_1), (augmentation_2, crop_2))
             ]
-        loss = barlow_twins(forward(views[0]), forward(views[1]))
+        # The activations of both views are in memory until the backward: twice those of a fold's step.
+        loss = barlow_twins_loss(forward(views[0]), forward(views[1]))
         total += loss.detach()
         step([loss])
         number += 1
@@ -310,26 +331,28 @@ def _epoch(
     mean = float(total) / max(number, 1)
     if not math.isfinite(mean):
         raise TrainingError(
-            f"the loss of the pretraining is not a number any more (epoch {epoch + 1}). Lower the learning rate: "
-            "--set pretrain_learning_rate=..., or compute in float32: --set precision=float32."
+            f"the loss of the pretraining is not finite (epoch {epoch + 1}). Lower the learning rate "
+            "(--set pretrain_learning_rate=...) or compute in float32 (--set precision=float32)."
         )
-    with torch.no_grad(), autocast(device, twin.precision):
-        twin.eval()
-        embedded = twin.embed(views[0])
-    return mean, spread(embedded)
+    with torch.no_grad(), autocast(device, model.precision):
+        model.eval()
+        embeddings = model.embed(views[0])  # (B, C)
+    return mean, embedding_spread(embeddings)
 
 
-def _leave(network: Classifier, config: Config, folder: Path, history: list[dict[str, Any]]) -> list[str]:
-    """Write the backbone as the weights kernel does: config.json and model.safetensors for timm's `local-dir:`."""
+def _write_encoder(
+    network: Classifier, config: Config, folder: Path, history: list[dict[str, Any]]
+) -> list[str]:
+    """Write the backbone like the weights kernel: config.json and model.safetensors for timm's `local-dir:`."""
     from timm.models import save_for_hf
 
-    body: Any = network.backbone
-    inner: Any = body.backbone if isinstance(body, PooledBackbone) else body
-    # What it knew of ImageNet's weights, their licence above all, is not true of these.
-    kept = {key: value for key, value in inner.pretrained_cfg.items() if key not in _OF_OTHER_WEIGHTS}
-    inner.pretrained_cfg = {**kept, "tag": "pretrained_here"}
-    place = folder / encoder_folder(config.backbone)
-    inner = inner.cpu().to(memory_format=torch.contiguous_format)
-    save_for_hf(inner, str(place), safe_serialization=True)
+    backbone: Any = network.backbone
+    encoder: Any = backbone.backbone if isinstance(backbone, PooledBackbone) else backbone
+    # The source and licence of ImageNet's weights do not apply to these.
+    kept = {key: value for key, value in encoder.pretrained_cfg.items() if key not in _IMAGENET_KEYS}
+    encoder.pretrained_cfg = {**kept, "tag": "pretrained_here"}
+    target = folder / encoder_folder(config.backbone)
+    encoder = encoder.cpu().to(memory_format=torch.contiguous_format)
+    save_for_hf(encoder, str(target), safe_serialization=True)
     write_atomic(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
-    return [HISTORY, *(f"{place.name}/{path.name}" for path in sorted(place.iterdir()))]
+    return [HISTORY, *(f"{target.name}/{path.name}" for path in sorted(target.iterdir()))]

@@ -1,4 +1,4 @@
-"""The processes that train one network together: who they are, and what they tell each other."""
+"""The processes that train one network together, and the collective operations between them."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,86 +13,97 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """One of `size` processes. A world of one needs nothing set up and asks nobody.
+    """This process among the `size` processes that train one network.
+
+    With `size` 1 no process group is needed: every operation returns its argument.
 
     Attributes:
-        rank: which of them this is; 0 writes the files and looks at the clock.
-        size: how many they are.
-        device: of this process, for what is sent.
+        rank: number of this process; rank 0 writes the files and checks the time budget.
+        size: number of processes.
+        device: of this process; also holds the tensors that are sent.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
 
-    def wrap(self, network: nn.Module, *, synchronise_norms: bool) -> nn.Module:
-        """The network as it is called in training: its gradients are averaged over the world.
+    def wrap(self, network: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
+        """The network to call in training; its gradients are averaged over the processes (all-reduce).
 
         Args:
-            network: the same in every process when this returns.
-            sync_batchnorm: let batch norms see the statistics of all processes (GPU only); otherwise of their own.
+            network: has the weights of rank 0 in every process when this returns.
+            sync_batchnorm: batch norms use the statistics of all processes instead of their own (GPU only).
         """
         if self.size == 1:
             return network
-        if synchronise_norms and self.device.type == "cuda":
+        on_gpu = self.device.type == "cuda"
+        if sync_batchnorm and on_gpu:
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        cards = [self.device] if self.device.type == "cuda" else None
+        # Buffers are broadcast once before a prediction (`broadcast_buffers`), not before every forward pass. The gradients
+        # are views into the all-reduce buckets: one copy of all gradients less (85 MB for a ResNet34).
         return DistributedDataParallel(
-            network, device_ids=cards, broadcast_buffers=False, gradient_as_bucket_view=True
+            network,
+            device_ids=[self.device] if on_gpu else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
         )
 
     def no_sync(self, forward: nn.Module) -> AbstractContextManager[Any]:
-        """While a step has more passes, gradients pile up here instead of being sent."""
+        """Accumulate gradients in this process without all-reduce: for all passes of a step but the last."""
         return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
 
     def sum(self, *numbers: float) -> list[float]:
-        """Each number, added up over the world."""
+        """The sum of each number over the processes."""
         if self.size == 1:
             return list(numbers)
-        together = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(together)
-        return [float(number) for number in together]
+        totals = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(totals)
+        return [float(total) for total in totals]
 
-    def largest(self, number: int) -> int:
-        """The largest of everyone's numbers."""
+    def max_int(self, number: int) -> int:
+        """The largest value of the number over the processes."""
         if self.size == 1:
             return number
-        together = torch.tensor([number], dtype=torch.int64, device=self.device)
-        dist.all_reduce(together, op=dist.ReduceOp.MAX)
-        return int(together)
+        largest = torch.tensor([number], dtype=torch.int64, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
 
     def broadcast_int(self, number: int) -> int:
-        """The number rank 0 gives, for all."""
+        """The value of the number on rank 0."""
         if self.size == 1:
             return number
         sent = torch.tensor([number], dtype=torch.int64, device=self.device)
         dist.broadcast(sent, src=0)
         return int(sent)
 
-    def share_buffers(self, network: nn.Module) -> None:
-        """Give everyone the buffers of rank 0: each process kept its own running statistics of batch norms."""
+    def broadcast_buffers(self, network: nn.Module) -> None:
+        """Copy the buffers of rank 0 to all: each process kept its own running statistics of batch norms."""
         if self.size == 1:
             return
         for buffer in network.buffers():
             dist.broadcast(buffer, src=0)
 
-    def my_part(self, rows: np.ndarray) -> np.ndarray:
-        """The rows this process predicts; over the world every row comes once."""
+    def shard_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The rows this process predicts: every row is in the shard of exactly one process."""
         return np.array_split(rows, self.size)[self.rank]
 
-    def gather_predictions(self, values: np.ndarray, *, total: int) -> np.ndarray:
-        """(total,) float32 from what each process has for its part of the rows."""
+    def gather_predictions(self, predictions: np.ndarray, *, total: int) -> np.ndarray:
+        """(total,) float32, in the order of the rows.
+
+        Args:
+            predictions: (n,) float32, of the rows that `shard_rows` gave this process.
+            total: number of rows of all processes.
+        """
         if self.size == 1:
-            return values
-        longest = -(-total // self.size)
+            return predictions
+        longest = -(-total // self.size)  # all_gather needs the same shape everywhere: pad to the longest shard
         own = torch.zeros(longest, dtype=torch.float32, device=self.device)
-        own[: len(values)] = torch.from_numpy(values)
-        every = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(every, own)
-        lengths = [len(part) for part in np.array_split(np.arange(total), self.size)]
-        return np.concatenate(
-            [part[:length].cpu().numpy() for part, length in zip(every, lengths, strict=True)]
-        )
+        own[: len(predictions)] = torch.from_numpy(predictions)
+        shards = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(shards, own)
+        lengths = [len(rows) for rows in np.array_split(np.arange(total), self.size)]
+        unpadded = [shard[:length].cpu().numpy() for shard, length in zip(shards, lengths, strict=True)]
+        return np.concatenate(unpadded)
 
 
-ALONE = DistributedContext()
+SINGLE_PROCESS = DistributedContext()

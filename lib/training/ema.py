@@ -1,4 +1,4 @@
-"""A running average of the weights, which predicts in place of the last ones (EMA, Polyak and Juditsky 1992)."""
+"""Exponential moving average (EMA) of the weights (Polyak and Juditsky 1992); it predicts instead of the last weights."""
 
 import torch
 from timm.utils import ModelEmaV3
@@ -8,33 +8,34 @@ from lib.training.optimizer import OptimizerStep
 
 
 class WeightAverage(ModelEmaV3):  # type: ignore[misc]
-    """timm's average, except that it counts steps that were applied: one skipped for an overflow leaves it alone.
+    """timm's ModelEmaV3, which counts applied steps: a step that was skipped for an overflow does not change it.
 
-    The decay begins low, (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten. Which decay holds is
-    worked out on the device, where it is known first whether a step was skipped. Running statistics of batch norms are averaged
-    as the weights are; whole numbers are copied.
+    The decay after n steps is min(decay, (1 + n) / (10 + n)), so that the first weights soon lose their influence. It is
+    computed on the device, which knows whether a step was skipped before the host does. Running statistics of batch norms are
+    averaged like weights; integer buffers are copied.
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
         super().__init__(network, decay=decay)
-        self._last = torch.zeros((), device=next(network.parameters()).device)
+        self._last = torch.zeros((), device=next(network.parameters()).device)  # applied steps at the last update
 
     @torch.no_grad()
-    def follow(self, network: nn.Module, step: OptimizerStep) -> None:
-        """Take in the network after a step."""
-        applied = step.applied_there
-        moved = (applied > self._last).float()
-        weight = moved * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))
+    def update_after(self, network: nn.Module, step: OptimizerStep) -> None:
+        """Add the weights of the network to the average, after an optimiser step."""
+        applied = step.applied_on_device  # () float32
+        was_applied = (applied > self._last).float()  # 0 or 1; no transfer to the host
+        weight = was_applied * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))
         self._last = applied
-        ours, theirs = [], []
-        for own, other in zip(self.module.state_dict().values(), network.state_dict().values(), strict=True):
-            if own.is_floating_point():
-                ours.append(own)
-                theirs.append(other)
+        averages, values = [], []
+        for average, value in zip(self.module.state_dict().values(), network.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
             else:
-                own.copy_(other)
-        torch._foreach_lerp_(ours, theirs, [weight.to(own.dtype) for own in ours])
+                average.copy_(value)
+        # average += weight * (value - average), all tensors in one launch
+        torch._foreach_lerp_(averages, values, [weight.to(average.dtype) for average in averages])
 
-    def catch_up(self, step: OptimizerStep) -> None:
-        """After an interruption: the steps so far are in the average that was loaded."""
-        self._last = step.applied_there
+    def resume(self, step: OptimizerStep) -> None:
+        """Continue after an interruption: the loaded average already holds all steps that `step` counts."""
+        self._last = step.applied_on_device

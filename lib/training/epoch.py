@@ -1,4 +1,4 @@
-"""One epoch: order, batches, augmentation, loss, step."""
+"""One training epoch: the order of the tiles, their augmentation, the loss and the optimiser steps."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,24 +15,24 @@ from lib.data.batches import as_images, load_batches
 from lib.errors import KernelError
 from lib.image.augment import AugmentationDraws, augment, symmetries
 from lib.model.network import Classifier, autocast
-from lib.training.distributed import ALONE, DistributedContext
+from lib.training.distributed import SINGLE_PROCESS, DistributedContext
 from lib.training.ema import WeightAverage
 from lib.training.mixup import build_mix, smooth
 from lib.training.optimizer import OptimizerStep, build_optimizer
 
-_LOOK_EVERY = 50  # steps between looks at the loss: each look waits for the GPU
+_CHECK_EVERY = 50  # steps between checks of the loss and the time budget: each check waits for the GPU
 
 
 class TrainingError(KernelError):
-    """Training went wrong in a way that more training does not mend; the message says where and what to try."""
+    """Training failed in a way that running it again does not fix; the message says where and what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSet:
-    """What a member learns from.
+    """The tiles and labels a member learns from.
 
     Attributes:
-        tiles: (N, 96, 96, 3) uint8, all tiles.
+        tiles: (N, 96, 96, 3) uint8, all tiles: 6 GB for the competition's 220,025, in host memory, shared by all processes.
         labels: (N,) float32, 0 or 1.
         rows: (M,) int64, the tiles outside the fold.
         entropy: the root of the member's seeds: (seed, fold, member).
@@ -44,18 +44,21 @@ class TrainingSet:
     entropy: tuple[int, ...]
 
 
-def epoch_order(part: TrainingSet, *, epoch: int, balance: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of one epoch in their order, and how often each came before in it.
+def epoch_order(
+    training_set: TrainingSet, *, epoch: int, class_balance: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of one epoch in their order, (M,) int64, and how often each came before in this epoch, (M,) int64.
 
     `sampler` draws both classes equally often, with repeats; otherwise every row comes once.
     """
-    generator = np.random.default_rng(np.random.SeedSequence([*part.entropy, 1, epoch]))
-    if balance != "sampler":
-        return generator.permutation(part.rows), np.zeros(len(part.rows), dtype=np.int64)
-    labels = part.labels[part.rows]
+    generator = np.random.default_rng(np.random.SeedSequence([*training_set.entropy, 1, epoch]))
+    if class_balance != "sampler":
+        return generator.permutation(training_set.rows), np.zeros(len(training_set.rows), dtype=np.int64)
+    labels = training_set.labels[training_set.rows]
     share = labels.mean()
     weight = np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) / len(labels)
-    order = generator.choice(part.rows, size=len(part.rows), p=weight / weight.sum())
+    order = generator.choice(training_set.rows, size=len(training_set.rows), p=weight / weight.sum())
+    # Number the repeats of each row without a loop: in a stable sort by row they follow each other in the order of the epoch.
     by_row = np.argsort(order, kind="stable")
     ordered = order[by_row]
     first = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1])
@@ -65,110 +68,117 @@ def epoch_order(part: TrainingSet, *, epoch: int, balance: str) -> tuple[np.ndar
     return order, occurrence
 
 
-def positive_weight(part: TrainingSet, balance: str) -> float:
+def positive_weight(training_set: TrainingSet, class_balance: str) -> float:
     """The weight of a positive in the loss: negatives per positive for `class_balance = "loss"`, otherwise 1."""
-    if balance != "loss":
+    if class_balance != "loss":
         return 1.0
-    labels = part.labels[part.rows]
+    labels = training_set.labels[training_set.rows]
     return float((labels == 0).sum() / (labels == 1).sum())
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of every step's tiles a process works on, and in how many passes."""
+    """The part of every step's tiles that one process works on, and the number of forward passes it is cut into."""
 
     rank: int = 0
     size: int = 1
-    passes: int = 1
+    grad_accum_steps: int = 1
 
 
-def tiles_a_step(part: TrainingSet, config: Config) -> int:
-    """Tiles of one optimiser step, all processes together: the batch size, or all there are when they are fewer."""
-    return min(config.batch_size, len(part.rows))
+def tiles_per_step(training_set: TrainingSet, config: Config) -> int:
+    """Tiles of one optimiser step, all processes together: the batch size, or all tiles when they are fewer."""
+    return min(config.batch_size, len(training_set.rows))
 
 
-def steps_an_epoch(part: TrainingSet, config: Config) -> int:
-    """Optimiser steps of one epoch; the tiles that do not fill a step wait for another epoch, whose order is another."""
-    return len(part.rows) // tiles_a_step(part, config)
+def steps_per_epoch(training_set: TrainingSet, config: Config) -> int:
+    """Optimiser steps of one epoch; tiles that do not fill a step are left out, other ones in each epoch."""
+    return len(training_set.rows) // tiles_per_step(training_set, config)
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What a process works on in one epoch, in its order.
+    """The tiles a process works on in one epoch, in their order.
 
     Attributes:
         rows: (M,) int64, its share of the tiles, step after step.
         labels: (M,) float32.
-        draws: (M, DRAWS) float32, of the augmentation.
-        passes: how many tiles each forward pass takes, step after step.
+        draws: (M, DRAWS) float32, random numbers of the augmentation.
+        micro_batches: per step, the number of tiles of each forward pass.
     """
 
     rows: np.ndarray
     labels: torch.Tensor
     draws: torch.Tensor
-    passes: list[list[int]]
+    micro_batches: list[list[int]]
 
 
-def plan_epoch(part: TrainingSet, config: Config, *, epoch: int, slice: Shard = Shard()) -> EpochPlan:  # noqa: B008
-    """Which tiles come when, and what is drawn for them; the same whoever works on them.
+def plan_epoch(
+    training_set: TrainingSet,
+    config: Config,
+    *,
+    epoch: int,
+    shard: Shard = Shard(),  # noqa: B008
+) -> EpochPlan:
+    """The order of an epoch's tiles and their augmentation draws; a tile's draws do not depend on the process it is on.
 
-    Every step's tiles are cut into one piece for each process and pass. Within a piece tiles with the same symmetry lie
-    together, which a CPU augments more than twice as fast (lib.image.augment); the sum over the piece does not change.
+    Every step's tiles are cut into one piece for each process and forward pass. Within a piece the tiles are sorted by their
+    flip and rotation, because a CPU augments them more than twice as fast so (lib.image.augment). The sum over the piece does
+    not change.
     """
-    order, occurrence = epoch_order(part, epoch=epoch, balance=config.class_balance)
-    each = tiles_a_step(part, config)
-    steps = len(order) // each
-    draws = AugmentationDraws(entropy=[*part.entropy, 3, epoch], rows=len(part.labels)).take(
-        order, occurrence
-    )
-    elements = symmetries(draws, config).numpy()
-    # np.array_split's rule: sizes that differ by one at most.
-    bounds = np.linspace(0, each, slice.size + 1).round().astype(int)
-    begin, end = int(bounds[slice.rank]), int(bounds[slice.rank + 1])
-    sizes = [len(piece) for piece in np.array_split(np.arange(end - begin), slice.passes) if len(piece)]
-    chosen = []
+    order, occurrence = epoch_order(training_set, epoch=epoch, class_balance=config.class_balance)
+    per_step = tiles_per_step(training_set, config)
+    steps = len(order) // per_step
+    draws = AugmentationDraws(
+        entropy=[*training_set.entropy, 3, epoch], rows=len(training_set.labels)
+    ).take(order, occurrence)
+    elements = symmetries(draws, config).numpy()  # (M,) the element of D4 of each tile
+    # np.array_split's rule: sizes differ by at most one.
+    bounds = np.linspace(0, per_step, shard.size + 1).round().astype(int)
+    begin, end = int(bounds[shard.rank]), int(bounds[shard.rank + 1])
+    pieces = np.array_split(np.arange(end - begin), shard.grad_accum_steps)
+    sizes = [len(piece) for piece in pieces if len(piece)]
+    sorted_pieces = []
     for step in range(steps):
-        at = step * each + begin
+        start = step * per_step + begin
         for size in sizes:
-            chosen.append(at + np.argsort(elements[at : at + size], kind="stable"))
-            at += size
-    picked = np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
-    rows = order[picked]
-    return EpochPlan(
-        rows, torch.from_numpy(part.labels[rows]), draws[torch.from_numpy(picked)], [sizes] * steps
-    )
+            sorted_pieces.append(start + np.argsort(elements[start : start + size], kind="stable"))
+            start += size
+    positions = np.concatenate(sorted_pieces) if sorted_pieces else np.empty(0, dtype=np.int64)
+    rows = order[positions]
+    labels = torch.from_numpy(training_set.labels[rows])
+    return EpochPlan(rows, labels, draws[torch.from_numpy(positions)], [sizes] * steps)
 
 
 def train_one_epoch(
     network: Classifier,
-    part: TrainingSet,
+    training_set: TrainingSet,
     step: OptimizerStep,
     *,
     epoch: int,
     config: Config,
     device: torch.device,
     precision: torch.dtype,
-    look: Callable[[], None] | None = None,
-    world: DistributedContext = ALONE,
-    passes: int = 1,
+    check_budget: Callable[[], None] | None = None,
+    context: DistributedContext = SINGLE_PROCESS,
+    grad_accum_steps: int = 1,
     forward: nn.Module | None = None,
     average: WeightAverage | None = None,
 ) -> float:
-    """Pass once over the training rows, or as far as the plan goes.
+    """Train one epoch, or until the plan of `step` is done.
 
     Args:
-        network: learns.
-        part: what from.
-        step: how, and how many steps the plan has.
-        epoch: counted from 0.
-        config: the knobs.
-        device: to compute on.
+        network: on the device.
+        training_set: the tiles and labels.
+        step: the optimiser with its schedule.
+        epoch: from 0; with the entropy of the training set it decides every random draw.
+        config: the options.
+        device: of the network.
         precision: of the forward pass.
-        look: called now and then, when the device has caught up; may shorten the plan.
-        world: the processes that work on this network together.
-        passes: forward passes a step's share of the tiles is cut into.
-        forward: the network as it is called: itself, compiled, or wrapped to average gradients over the world.
-        average: of the weights, which follows every step.
+        check_budget: called every few steps, when the device has caught up; may shorten the plan.
+        context: the processes that train this network together.
+        grad_accum_steps: forward passes per step and process (gradient accumulation).
+        forward: the network as it is called: itself, compiled, or wrapped for all-reduce.
+        average: of the weights; updated after every step.
 
     Returns:
         The mean loss of the epoch, over all processes.
@@ -180,76 +190,83 @@ def train_one_epoch(
     if is_frozen(epoch, config):
         freeze_backbone(network)
     forward = network if forward is None else forward
-    # Dropout and stochastic depth draw from torch's own generator. Seeded for each epoch, not once, so that a member
-    # that goes on after an interruption draws what it would have drawn; each process draws its own.
-    entropy = [*part.entropy, 2, epoch, *([world.rank] if world.rank else [])]
+    # Dropout and stochastic depth use torch's global generator. It is seeded for each epoch, so that a resumed member
+    # draws the same numbers; each process has its own seed.
+    entropy = [*training_set.entropy, 2, epoch, *([context.rank] if context.rank else [])]
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     torch.manual_seed(seed)
     mix = build_mix(config, seed=seed)
-    plan = plan_epoch(part, config, epoch=epoch, slice=Shard(world.rank, world.size, passes))
-    weight = torch.full((), positive_weight(part, config.class_balance), device=device)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    shrink = network.resize if network.input_size < part.tiles.shape[1] else None
-    # The mean over the tiles of a step, of which this process sees a part; averaging over the world divides by its size.
-    share = world.size / tiles_a_step(part, config)
-    sizes = [size for each in plan.passes for size in each]
+    shard = Shard(context.rank, context.size, grad_accum_steps)
+    plan = plan_epoch(training_set, config, epoch=epoch, shard=shard)
+    pos_weight = torch.full((), positive_weight(training_set, config.class_balance), device=device)
+    total_loss = torch.zeros((), dtype=torch.float64, device=device)  # on the device: adding to it does not wait
+    downscale = network.resize if network.input_size < training_set.tiles.shape[1] else None
+    # The loss of a pass is a sum over its tiles. This factor makes the gradient that of the mean over all tiles of the step:
+    # all-reduce divides by the number of processes.
+    scale = context.size / tiles_per_step(training_set, config)
+    sizes = [size for sizes_of_step in plan.micro_batches for size in sizes_of_step]
+    # The loader copies the uint8 tiles of the next pass to the device while this one computes: 256 tiles are 7 MB,
+    # as float32 they would be 28 MB.
     batches = load_batches(
-        part.tiles, plan.rows, batch_size=sizes, device=device, columns=(plan.labels, plan.draws)
+        training_set.tiles, plan.rows, batch_size=sizes, device=device, columns=(plan.labels, plan.draws)
     )
 
-    def losses(number: int) -> Iterator[torch.Tensor]:
-        for left, (images, (labels, drawn)) in zip(range(number - 1, -1, -1), batches, strict=False):
+    def losses(passes: int) -> Iterator[torch.Tensor]:
+        """The scaled loss of each forward pass of one step, () float32."""
+        for passes_left, (images, (labels, draws)) in zip(range(passes - 1, -1, -1), batches, strict=False):
+            # images: (B, 3, 96, 96) uint8, channels last; labels: (B,) float32; draws: (B, DRAWS) float32
             with torch.no_grad():
                 if network.stain_normalisation != "none":
-                    images = network.normalise_stain(as_images(images))
-                images = augment(images, drawn, config, shrink=shrink)
+                    images = network.normalise_stain(as_images(images))  # (B, 3, 96, 96) float32
+                # (B, 3, H, W) float32 in [0, 1]: four times the bytes of the tiles. Where the network's input is smaller
+                # than a tile, it is downscaled first: fewer pixels to augment.
+                images = augment(images, draws, config, shrink=downscale)
                 if mix is not None:
                     images, labels = mix(images, labels)
                 labels = smooth(labels, config.label_smoothing)
-            with world.no_sync(forward) if left else nullcontext():
+            # All-reduce only in the backward of the last pass: the gradients of the others accumulate in this process.
+            with context.no_sync(forward) if passes_left else nullcontext():
                 with autocast(device, precision):
-                    logits = forward(images)
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                    logits = forward(images)  # (B,); its activations are the largest tensors of the training
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # loss in float32 or better
                 loss = functional.binary_cross_entropy_with_logits(
-                    logits, labels.to(logits.dtype), pos_weight=weight.to(logits.dtype), reduction="sum"
+                    logits, labels.to(logits.dtype), pos_weight=pos_weight.to(logits.dtype), reduction="sum"
                 )
-                total.add_(loss.detach())
-                yield loss * share
+                total_loss.add_(loss.detach())
+                yield loss * scale  # its backward runs before the next pass, and frees the activations
 
-    trained = 0
-    for number, sizes_of_step in enumerate(plan.passes):
+    tiles_trained = 0
+    for number, sizes_of_step in enumerate(plan.micro_batches):
         step(losses(len(sizes_of_step)))
         if average is not None:
-            average.follow(network, step)
-        trained += sum(sizes_of_step)
-        if number % _LOOK_EVERY == 0:
-            _demand_finite(total, epoch=epoch, number=number, step=step)
-            if look is not None:
-                look()
+            average.update_after(network, step)
+        tiles_trained += sum(sizes_of_step)
+        if number % _CHECK_EVERY == 0:
+            _require_finite(total_loss, epoch=epoch, number=number, step=step)
+            if check_budget is not None:
+                check_budget()
         if step.done:
             break
     batches.close()
-    _demand_finite(total, epoch=epoch, number=number, step=step)
-    loss, tiles = world.sum(float(total), float(trained))
+    _require_finite(total_loss, epoch=epoch, number=number, step=step)
+    loss, tiles = context.sum(float(total_loss), float(tiles_trained))
     return loss / tiles
 
 
 def is_frozen(epoch: int, config: Config) -> bool:
-    """Whether only the head learns in this epoch, counted from 0."""
+    """True if only the head learns in this epoch, counted from 0."""
     return epoch < config.freeze_epochs
 
 
 def freeze_backbone(network: Classifier) -> None:
-    """Let only the head learn: nothing else has a gradient, and batch norms keep the statistics they came with.
+    """Let only the head learn: nothing else has a gradient, and batch norms keep their running statistics.
 
     Raises:
-        TrainingError: the backbone does not say which of its layers is the head.
+        TrainingError: the backbone does not name its head.
     """
     head = network.head_names()
     if not head:
-        raise TrainingError(
-            "freeze_epochs: this backbone does not say which of its layers is the head; use --set pooling=avg"
-        )
+        raise TrainingError("freeze_epochs: this backbone does not name its head; use --set pooling=avg")
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(head))
     for name, module in network.named_modules():
@@ -257,25 +274,27 @@ def freeze_backbone(network: Classifier) -> None:
             module.training = False
 
 
-def thaw(network: Classifier) -> None:
-    """Let everything learn."""
+def unfreeze(network: Classifier) -> None:
+    """Let all parameters learn."""
     network.requires_grad_(True)
 
 
-def fewest_passes(
+def find_grad_accum_steps(
     network: Classifier, config: Config, *, tiles: int, device: torch.device, precision: torch.dtype
 ) -> int:
-    """In how few passes a step's tiles fit the device, by trial on a copy of the network with the optimiser's moments.
+    """The fewest forward passes in which a step's tiles fit the device's memory, by trial.
+
+    The trial trains a copy of the network for two steps, with the optimiser's moments in memory.
 
     Args:
-        network: on the device; untouched.
-        config: the knobs.
-        tiles: of a step and process.
+        network: on the device; not changed.
+        config: the options.
+        tiles: per step and process.
         device: a CPU needs no trial: its memory is that of the machine.
         precision: of the forward pass.
 
     Returns:
-        1, 2, 4, ...; the last one tried where two tiles a pass are left.
+        1, 2, 4, ...; at most so many that two tiles are left per pass.
     """
     passes = 1
     while (
@@ -297,7 +316,7 @@ def _fits(
             build_optimizer(copy, config), peak=1e-9, total=2, warmup=0, clip=0.0, scaled=False
         )
         images = torch.rand(tiles, 3, config.input_size, config.input_size, device=device)
-        for _ in range(2):  # the moments are there from the first step on
+        for _ in range(2):  # AdamW allocates its moments in the first step: the second one needs the most memory
             with autocast(device, precision):
                 logits = copy(images)
             step([logits.float().mean()])
@@ -306,11 +325,12 @@ def _fits(
     return True
 
 
-def _demand_finite(total: torch.Tensor, *, epoch: int, number: int, step: OptimizerStep) -> None:
-    if torch.isfinite(total):
+def _require_finite(total_loss: torch.Tensor, *, epoch: int, number: int, step: OptimizerStep) -> None:
+    """Raise if the sum of the losses is not finite; reading it waits for the device."""
+    if torch.isfinite(total_loss):
         return
     raise TrainingError(
-        f"the loss is not a number any more (epoch {epoch + 1}, by step {number + 1}, learning rate {step.learning_rate:.2g}).\n"
-        "Lower the learning rate (--set learning_rate=...), warm up (--set warmup_epochs=1), clip (--set clip_grad_norm=1), "
-        "or compute in float32 (--set precision=float32)."
+        f"the loss is not finite (epoch {epoch + 1}, by step {number + 1}, learning rate {step.learning_rate:.2g}).\n"
+        "Lower the learning rate (--set learning_rate=...), warm up (--set warmup_epochs=1), "
+        "clip (--set clip_grad_norm=1), or compute in float32 (--set precision=float32)."
     )

@@ -1,7 +1,8 @@
-"""The members of one fold: trained, predicted out of fold, written; and taken up again where a kill stopped them."""
+"""Train the members of one fold, predict its tiles (out-of-fold) and write both; an interrupted member resumes."""
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -26,38 +27,43 @@ from lib.training.ema import WeightAverage
 from lib.training.epoch import (
     TrainingError,
     TrainingSet,
-    fewest_passes,
+    find_grad_accum_steps,
     freeze_backbone,
     is_frozen,
-    steps_an_epoch,
-    thaw,
-    tiles_a_step,
+    steps_per_epoch,
+    tiles_per_step,
     train_one_epoch,
+    unfreeze,
 )
 from lib.training.optimizer import OptimizerStep, build_optimizer, warmup_steps
 from lib.training.resume import load_state, save_state
-from lib.training.time_budget import EXPLAINING, Budget
+from lib.training.time_budget import Budget
 from lib.validation import UNREADABLE
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldTask:
-    """Everything that decides what a fold's files will hold.
+    """Everything that decides the files of one fold.
 
     Attributes:
         experiment: its name.
-        config: its knobs.
-        fold: which of `config.folds`.
-        tiles: (N, 96, 96, 3) uint8, in the order of the index.
+        config: its options.
+        fold: number of the fold.
+        tiles: (N, 96, 96, 3) uint8, in the order of the index: 6 GB for the whole competition.
         index: id and label of each tile, sorted by id.
         folds: (N,) the fold of each tile.
         data_id: of the prepared data.
         fold_table_id: of the fold table.
-        bundle_id: of the code: a member begun by other code is begun anew.
+        bundle_id: of the code: a member that other code began is trained from the start.
         weights: `folder` or `file` for `build_network`, or empty.
-        extra_id: hash of what is learnt from besides the index's own tiles, such as pseudo-labels; such rows have fold -1.
-        memory: what the tiles lie in, where other processes may map it.
-        until: when all members must be done, on the monotonic clock; infinite where no clock binds.
+        extra_id: hash of labels beyond the index's own, such as pseudo-labels; such rows have fold -1.
+        memory: the shared memory that holds the tiles, if other processes may map it.
+        deadline: when all members must be done, on the monotonic clock; infinite for no time limit.
+        reserved_tiles: time to keep free before the deadline for the caller, as a number of tiles to predict on one GPU.
+        pause_after: epochs after which training stops for now, with state and predictions on disk; 0: never.
+        log_prefix: begins every line in the log.
     """
 
     experiment: str
@@ -72,10 +78,18 @@ class FoldTask:
     weights: dict[str, Path]
     extra_id: str = ""
     memory: SharedMemory | None = None
-    until: float = math.inf
+    deadline: float = math.inf
+    reserved_tiles: int = 0
+    pause_after: int = 0
+    log_prefix: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the fold, for the log."""
+        return f"{self.log_prefix}fold {self.fold}"
 
     def identity(self, member: int) -> Identity:
-        """What the checkpoint of a member says of itself."""
+        """What a member's checkpoint records about its training."""
         return Identity(
             experiment=self.experiment,
             fold=self.fold,
@@ -86,7 +100,7 @@ class FoldTask:
         )
 
     def plan(self, member: int, *, processes: int) -> str:
-        """The hash of all that decides a member's result; unfinished work under another plan is thrown away.
+        """The hash of all that decides a member's result; unfinished work of another plan is thrown away.
 
         Args:
             member: its number.
@@ -97,14 +111,14 @@ class FoldTask:
             for path in self.weights.values()
             for file in (sorted(path.glob("*.*")) if path.is_dir() else [path])
         }
-        facts = {
+        causes = {
             **asdict(self.identity(member)),
             "bundle": self.bundle_id,
             "weights": sources,
             "processes": processes,
             "extra": self.extra_id,
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ class MemberFiles:
 
     @property
     def stem(self) -> str:
-        """fold, then member, as all its names carry them."""
+        """Fold and member, as in all its names."""
         return f"{self.fold}-member-{self.member}"
 
     @property
@@ -126,55 +140,49 @@ class MemberFiles:
 
     @property
     def out_of_fold(self) -> str:
-        """id, label, logit."""
+        """Table of id, label, logit."""
         return f"oof-{self.stem}.csv"
 
     @property
     def history(self) -> str:
-        """One line of JSON an epoch."""
+        """One line of JSON per epoch."""
         return f"history-{self.stem}.jsonl"
 
     @property
     def unfinished(self) -> str:
-        """The state after the last whole epoch."""
+        """The training state after the last whole epoch."""
         return f".unfinished-{self.stem}.safetensors"
 
     @property
     def finished(self) -> str:
-        """The plan and the hashes of the three files, once they are all there."""
+        """The plan and the hashes of the three files; written after them."""
         return f".finished-{self.stem}.json"
 
 
-def collect(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], dict[str, Any]]:
+def collect_outputs(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], dict[str, Any]]:
     """The names of a trained fold's files, with whether to fetch them, and its scores for run.json."""
     names: dict[str, bool] = {}
     for member in range(task.config.num_members):
         files = MemberFiles(task.fold, member)
-        names |= {
-            files.checkpoint: False,
-            files.out_of_fold: True,
-            files.history: True,
-        }  # weights stay on Kaggle
-    labels, probabilities = (
-        task.index["label"].to_numpy()[task.folds == task.fold],
-        out_of_fold_probabilities(task, folder=folder),
-    )
-    members = [fold_scores(labels, each, seed=task.config.seed) for each in probabilities]
+        # Weights stay on Kaggle.
+        names |= {files.checkpoint: False, files.out_of_fold: True, files.history: True}
+    labels = task.index["label"].to_numpy()[task.folds == task.fold]
+    probabilities = out_of_fold_probabilities(task, folder=folder)
+    members = [fold_scores(labels, row, seed=task.config.seed) for row in probabilities]
     millions = count_parameters(folder / MemberFiles(task.fold, 0).checkpoint) / 1e6
     mean = fold_scores(labels, probabilities.mean(axis=0), seed=task.config.seed)
     return names, {"fold": mean, "members": members, "parameters_millions": millions}
 
 
 def out_of_fold_probabilities(task: FoldTask, *, folder: Path) -> np.ndarray:
-    """(M, n) probabilities that each member of a trained fold gives the tiles of the fold, in the order of the index."""
+    """(M, n) probabilities of each member of a trained fold for the tiles of the fold, in the order of the index."""
     files = [MemberFiles(task.fold, member) for member in range(task.config.num_members)]
-    return np.stack(
-        [probability(pd.read_csv(folder / each.out_of_fold)["logit"].to_numpy()) for each in files]
-    )
+    logits = [pd.read_csv(folder / names.out_of_fold)["logit"].to_numpy() for names in files]
+    return np.stack([probability(row) for row in logits])
 
 
 def is_finished(task: FoldTask, member: int, *, folder: Path, processes: int) -> bool:
-    """Whether all files of a member are there as they were written under this very plan."""
+    """True if all files of a member exist, unchanged, and were written under this plan."""
     files, plan = MemberFiles(task.fold, member), task.plan(member, processes=processes)
     try:
         note = json.loads((folder / files.finished).read_bytes())
@@ -191,62 +199,67 @@ def train_member(
     member: int,
     *,
     folder: Path,
-    world: DistributedContext,
-    say: Callable[[str], None],
-    replace: Callable[[], None],
-    passes: int = 0,
+    context: DistributedContext,
+    invalidate_record: Callable[[], None],
+    grad_accum_steps: int = 0,
     members_left: int = 1,
 ) -> None:
-    """Train one member, from where an interrupted run left it, and leave its files.
+    """Train one member, from the last whole epoch of an interrupted run if there is one, and write its files.
 
     Args:
         task: the fold.
         member: its number.
-        folder: takes the files; work that an earlier run left there is taken up.
-        world: the processes that train it together, of which rank 0 writes.
-        say: takes a line of progress; of rank 0.
-        replace: called before the first file that readers trust is written.
-        passes: forward passes of a step, instead of what the config says.
-        members_left: that must be done in the time that is left, this one included.
+        folder: for the files; an earlier run's unfinished work in it is resumed.
+        context: the processes that train it together; rank 0 writes and logs.
+        invalidate_record: called before the first file that readers trust is written.
+        grad_accum_steps: forward passes per step, instead of the config's number; 0: the config's.
+        members_left: members to train in the time that is left, this one included.
 
     Raises:
-        TrainingError: the loss is not finite; what was finished before is intact. Or the device is too small for two tiles.
+        TrainingError: the loss is not finite (files finished before are intact), or two tiles do not fit the device's memory.
         BudgetError: the time does not suffice, and the plan may not be shortened.
-        torch.OutOfMemoryError: on one of several processes; all must begin again with more passes.
+        torch.OutOfMemoryError: on one of several processes; all must start again with more forward passes.
     """
-    passes = passes or task.config.grad_accum_steps
+    passes = grad_accum_steps or task.config.grad_accum_steps
     while True:
         try:
             return _train_member(
                 task,
                 member,
                 folder=folder,
-                world=world,
-                say=say,
-                replace=replace,
-                passes=passes,
+                context=context,
+                invalidate_record=invalidate_record,
+                grad_accum_steps=passes,
                 members_left=members_left,
             )
         except torch.OutOfMemoryError:
-            if world.size > 1:
+            if context.size > 1:
                 raise
-        # Here, where the error and all that its frames held is gone.
-        passes = more_passes(task, passes, world.size, say)
+        # Outside the except block: the error and the tensors of its frames are freed here.
+        passes = double_grad_accum_steps(task, passes, context.size)
         torch.cuda.empty_cache()
 
 
-def more_passes(task: FoldTask, passes: int, processes: int, say: Callable[[str], None]) -> int:
-    """Twice the passes, because the device's memory did not suffice: said, or refused where nothing is left to halve."""
-    passes = max(passes, 1)
-    share = min(task.config.batch_size, int((task.folds != task.fold).sum())) // processes
-    if share // (2 * passes) < 2:
+def double_grad_accum_steps(task: FoldTask, grad_accum_steps: int, processes: int) -> int:
+    """Twice the forward passes per step, after the device's memory did not suffice.
+
+    Raises:
+        TrainingError: one tile per pass would be left.
+    """
+    passes = max(grad_accum_steps, 1)
+    tiles = min(task.config.batch_size, int((task.folds != task.fold).sum())) // processes
+    if tiles // (2 * passes) < 2:
         raise TrainingError(
-            f"the device's memory does not suffice for {max(share // passes, 1)} tiles of {task.config.backbone} at "
+            f"the device's memory does not suffice for {max(tiles // passes, 1)} tiles of {task.config.backbone} at "
             f"{task.config.input_size} px. Use a smaller network or --set input_size=..."
         )
-    say(
-        f"fold {task.fold}: the device's memory did not suffice for {share // passes} tiles; going on from the last whole epoch "
-        f"with {share // (2 * passes)} in a pass, {2 * passes} passes a step"
+    logger.info(
+        "%s: the device's memory did not suffice for %d tiles; resuming from the last whole epoch with %d tiles per pass, "
+        "%d passes per step",
+        task.name,
+        tiles // passes,
+        tiles // (2 * passes),
+        2 * passes,
     )
     return 2 * passes
 
@@ -256,38 +269,35 @@ def _train_member(
     member: int,
     *,
     folder: Path,
-    world: DistributedContext,
-    say: Callable[[str], None],
-    replace: Callable[[], None],
-    passes: int,
+    context: DistributedContext,
+    invalidate_record: Callable[[], None],
+    grad_accum_steps: int,
     members_left: int,
 ) -> None:
-    config, device = task.config, world.device
-    files, plan = MemberFiles(task.fold, member), task.plan(member, processes=world.size)
+    log = logger.info if context.rank == 0 else logger.debug
+    config, device = task.config, context.device
+    files, plan = MemberFiles(task.fold, member), task.plan(member, processes=context.size)
     precision = choose_precision(config.precision, device)
     outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)
     labels = task.index["label"].to_numpy()
-    part = TrainingSet(
+    training_set = TrainingSet(
         tiles=task.tiles,
         labels=labels.astype(np.float32),
         rows=outside,
         entropy=(config.seed, task.fold, member),
     )
-    torch.manual_seed(
-        int(np.random.SeedSequence([*part.entropy, 0]).generate_state(1)[0])
-    )  # the first weights
-    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(
-        device
-    )
-    steps = steps_an_epoch(part, config)
+    # Seeds the first weights.
+    torch.manual_seed(int(np.random.SeedSequence([*training_set.entropy, 0]).generate_state(1)[0]))
+    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(device)
+    steps = steps_per_epoch(training_set, config)
     planned = steps * config.epochs
-    name = f"fold {task.fold}, member {member}"
-    if not passes:
-        share = tiles_a_step(part, config) // world.size
-        passes = world.largest(
-            fewest_passes(network, config, tiles=share, device=device, precision=precision)
+    name = f"{task.name}, member {member}"
+    if not grad_accum_steps:
+        tiles = tiles_per_step(training_set, config) // context.size
+        grad_accum_steps = context.max_int(
+            find_grad_accum_steps(network, config, tiles=tiles, device=device, precision=precision)
         )
-        say(f"{name}: {passes} passes of {-(-share // passes)} tiles a step and process, by trial")
+        log("%s: %d passes of %d tiles per step and process", name, grad_accum_steps, -(-tiles // grad_accum_steps))
     step = OptimizerStep(
         build_optimizer(network, config),
         peak=config.learning_rate,
@@ -301,48 +311,56 @@ def _train_member(
     learning = {"network": network} | ({} if average is None else {"average": average.module})
     history = load_state(folder / files.unfinished, plan=plan, modules=learning, step=step)
     if average is not None:
-        average.catch_up(step)
+        average.resume(step)
     predicting = network if average is None else average.module
-    # Compiled first and wrapped then: both share their weights with the network, which is what is saved and predicts.
+    # Compiled first, wrapped after: both share their weights with `network`, which is saved and predicts.
     compiled: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
-    forward = _wrap(compiled, network, world, frozen=is_frozen(len(history), config), config=config)
-    together = f", {world.size} processes" if world.size > 1 else ""
-    say(
-        f"{name}: {len(outside):,} tiles to learn from, {len(inside):,} out of fold, "
-        f"{config.epochs} epochs of {steps} steps, {str(precision).removeprefix('torch.')} on {device}{together}"
-        + (f"; going on after epoch {len(history)}" if history else "")
+    forward = _wrap(compiled, network, context, frozen=is_frozen(len(history), config), config=config)
+    log(
+        "%s: %s tiles to learn from, %s out of fold, %d epochs of %d steps, %s on %s%s%s",
+        name,
+        f"{len(outside):,}",
+        f"{len(inside):,}",
+        config.epochs,
+        steps,
+        str(precision).removeprefix("torch."),
+        device,
+        f", {context.size} processes" if context.size > 1 else "",
+        f"; resuming after epoch {len(history)}" if history else "",
     )
 
     def predict(views: int) -> np.ndarray:
-        world.share_buffers(predicting)
+        """(n,) float32 logits of the fold's tiles, on rank 0."""
+        context.broadcast_buffers(predicting)
         logits = predict_logits(
             predicting,
             task.tiles,
-            world.my_part(inside),
+            context.shard_rows(inside),
             views=views,
             batch_size=config.eval_batch_size,
             device=device,
             precision=precision,
         )
-        return world.gather_predictions(logits, total=len(inside))
+        return context.gather_predictions(logits, total=len(inside))
 
-    look = _budget_look(
-        task, world, members_left, step=step, inside=len(inside), say=lambda text: say(f"{name}: {text}")
+    check_budget = _budget_check(
+        task, context, members_left, step=step, steps=steps, inside=len(inside), name=name
     )
-    for epoch in range(len(history), config.epochs):
+    last_epoch = task.pause_after or config.epochs
+    for epoch in range(len(history), last_epoch):
         if epoch and epoch == config.freeze_epochs:
-            forward = _wrap(compiled, network, world, frozen=False, config=config)
+            forward = _wrap(compiled, network, context, frozen=False, config=config)
         loss = train_one_epoch(
             network,
-            part,
+            training_set,
             step,
             epoch=epoch,
             config=config,
             device=device,
             precision=precision,
-            look=look,
-            world=world,
-            passes=passes,
+            check_budget=check_budget,
+            context=context,
+            grad_accum_steps=grad_accum_steps,
             forward=forward,
             average=average,
         )
@@ -352,78 +370,80 @@ def _train_member(
             "learning_rate": step.learning_rate,
             "skipped": step.skipped,
         }
-        if passes > 1:
-            line["passes"] = passes
+        if grad_accum_steps > 1:
+            line["grad_accum_steps"] = grad_accum_steps
         if config.eval_every and (epoch + 1) % config.eval_every == 0:
             line["validation_auc"] = auc(labels[inside], probability(predict(1)))
-        if look is not None:
-            look()
+        if check_budget is not None:
+            check_budget()
         if step.total < planned:
             line["shortened_to"] = step.total
         history.append(line)
-        seen = f", AUC {line['validation_auc']:.4f} (1 view)" if "validation_auc" in line else ""
-        say(f"{name}: epoch {epoch + 1} of {config.epochs}, loss {loss:.4f}{seen}")
+        validation = f", AUC {line['validation_auc']:.4f} (1 view)" if "validation_auc" in line else ""
+        log("%s: epoch %d of %d, loss %.4f%s", name, epoch + 1, config.epochs, loss, validation)
         if step.done and step.total < planned:
             break
-        if epoch + 1 < config.epochs and world.rank == 0:
+        if epoch + 1 < config.epochs and context.rank == 0:
             save_state(folder / files.unfinished, plan=plan, modules=learning, step=step, history=history)
     logits = predict(config.tta_views)
-    if world.rank:
+    if context.rank:
         return
-    replace()
-    table = pd.DataFrame(
-        {"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits}
-    )
+    invalidate_record()
+    table = pd.DataFrame({"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits})
     write_atomic(folder / files.history, "".join(json.dumps(line) + "\n" for line in history))
-    write_atomic(
-        folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
-    )
+    write_atomic(folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
     save_checkpoint(folder / files.checkpoint, predicting, task.identity(member))
+    if not step.done and len(history) < config.epochs:  # paused
+        log("%s: AUC %.4f after %d epochs", name, auc(labels[inside], probability(logits)), len(history))
+        return
     written = (files.checkpoint, files.out_of_fold, files.history)
-    note = {"plan": plan, "sha256": {each: sha256_of(folder / each) for each in written}}
+    note = {"plan": plan, "sha256": {file: sha256_of(folder / file) for file in written}}
     write_atomic(folder / files.finished, json.dumps(note))
     (folder / files.unfinished).unlink(missing_ok=True)
-    used = "last" if average is None else "averaged"
-    say(
-        f"{name}: AUC {auc(labels[inside], probability(logits)):.4f} ({config.tta_views} views, {used} weights)"
-    )
+    score, weights = auc(labels[inside], probability(logits)), "last" if average is None else "averaged"
+    log("%s: AUC %.4f (%d views, %s weights)", name, score, config.tta_views, weights)
 
 
 def _wrap(
-    compiled: nn.Module, network: Classifier, world: DistributedContext, *, frozen: bool, config: Config
+    compiled: nn.Module, network: Classifier, context: DistributedContext, *, frozen: bool, config: Config
 ) -> nn.Module:
-    """The network as it is called; made anew when the backbone joins in, because gradients are averaged for what learns."""
+    """The network as it is called. Wrapped again after the frozen epochs: all-reduce covers only what learns."""
     if frozen:
         freeze_backbone(network)
     else:
-        thaw(network)
-    return world.wrap(compiled, synchronise_norms=config.sync_batchnorm)
+        unfreeze(network)
+    return context.wrap(compiled, sync_batchnorm=config.sync_batchnorm)
 
 
-def _budget_look(
+def _budget_check(
     task: FoldTask,
-    world: DistributedContext,
+    context: DistributedContext,
     members_left: int,
     *,
     step: OptimizerStep,
+    steps: int,
     inside: int,
-    say: Callable[[str], None],
+    name: str,
 ) -> Callable[[], None] | None:
-    """What looks at the clock while a member is trained, for all processes at the same step; None where no clock binds."""
-    if math.isinf(task.until):
+    """The check of the time budget, which all processes call at the same step; None without a time limit."""
+    if math.isinf(task.deadline):
         return None
     config = task.config
     now = time.monotonic()
     budget = Budget(
-        deadline=now + max(0.0, task.until - now) / members_left, deterministic=config.fixed_schedule, say=say
+        deadline=now + max(0.0, task.deadline - now) / members_left,
+        fixed_schedule=config.fixed_schedule,
+        name=name,
     )
     budget.begin(step)
-    batches = (inside * config.tta_views + EXPLAINING * world.size) / config.batch_size
+    batches = (inside * config.tta_views + task.reserved_tiles * context.size) / config.batch_size
 
-    def look() -> None:
-        if world.rank == 0:
-            budget.look(step, prediction_batches=batches)
-        if (total := world.broadcast_int(step.total)) < step.total:
+    def check() -> None:
+        if context.rank == 0:
+            later = max(0, step.total - task.pause_after * steps) if task.pause_after else 0
+            budget.check(step, prediction_batches=batches, steps_later=later)
+        # Rank 0 measures; all processes must shorten at the same step, or all-reduce waits forever.
+        if (total := context.broadcast_int(step.total)) < step.total:
             step.shorten(total - step.applied)
 
-    return look
+    return check

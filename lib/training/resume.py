@@ -1,4 +1,4 @@
-"""The state of a training after a whole epoch, on disk: what a session that was cut off goes on from."""
+"""Save and load the state of a training after a whole epoch, so that an interrupted run resumes there."""
 
 import json
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ from lib.files import write_atomic
 from lib.training.optimizer import OptimizerStep
 from lib.validation import UNREADABLE
 
-_OPTIMIZER = "optimizer"
+_FORMAT = 2  # of the state
+_OPTIMIZER = "optimizer"  # prefix of the optimiser's tensors
 
 
 class StateError(KernelError):
-    """The state of an interrupted training is not what it says."""
+    """The saved state does not fit the training that its metadata name."""
 
 
 def save_state(
@@ -30,48 +31,48 @@ def save_state(
     step: OptimizerStep,
     history: list[dict[str, Any]],
 ) -> None:
-    """Weights, moments, scaler, schedule. Draws need nothing: they are keyed by the epoch.
+    """Save weights, optimiser moments, gradient scaler and schedule. Random draws need no state: they are keyed by the epoch.
 
     Args:
-        path: of one safetensors file, written whole.
+        path: of one safetensors file, written atomically.
         plan: the hash of all that decides the result.
-        modules: by a name that holds no dot.
+        modules: by a name without a dot.
         step: the optimiser with its schedule.
-        history: plain values, a line an epoch.
+        history: plain values, one dictionary per epoch.
     """
     tensors = {
         f"{name}.{key}": value
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
-    for number, moments in step.optimizer.state_dict()["state"].items():
+    for number, moments in step.optimizer.state_dict()["state"].items():  # AdamW: twice the size of the weights
         tensors |= {f"{_OPTIMIZER}.{number}.{name}": tensor for name, tensor in moments.items()}
-    facts = {"plan": plan, "history": history, "step": step.state()}
+    state = {"format": _FORMAT, "plan": plan, "history": history, "step": step.state()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, save(tensors, metadata={"state": json.dumps(facts)}))
+    write_atomic(path, save(tensors, metadata={"state": json.dumps(state)}))
 
 
 def load_state(
     path: Path, *, plan: str, modules: Mapping[str, nn.Module], step: OptimizerStep
 ) -> list[dict[str, Any]]:
-    """Load what an interrupted run left, if it is whole and of the same plan.
+    """Load the state of an interrupted run into the modules and the step, if the file is whole and of the same plan.
 
     Returns:
-        The history so far; empty when there is nothing to go on from.
+        The history so far; empty when there is no state to resume from.
 
     Raises:
-        StateError: it is of this plan, but does not fit.
+        StateError: the file names this plan, but does not fit it.
     """
     try:
         with safe_open(path, framework="pt") as content:
-            facts = json.loads((content.metadata() or {})["state"])
-        if facts["plan"] != plan:
+            state = json.loads((content.metadata() or {})["state"])
+        if (state["format"], state["plan"]) != (_FORMAT, plan):
             return []
         tensors = load(path.read_bytes())
     except (KeyError, TypeError, SafetensorError, *UNREADABLE):
         return []
     try:
-        return _restore(facts, tensors, modules, step)
+        return _restore(state, tensors, modules, step)
     except (
         KeyError,
         ValueError,
@@ -82,12 +83,12 @@ def load_state(
         OverflowError,
     ) as error:
         raise StateError(
-            f"{path} says it is of this very training, and is not: {error}. Remove it and run again"
+            f"{path} names this training in its metadata, but does not fit it: {error}. Remove the file and run again"
         ) from error
 
 
 def _restore(
-    facts: dict[str, Any],
+    state: dict[str, Any],
     tensors: dict[str, torch.Tensor],
     modules: Mapping[str, nn.Module],
     step: OptimizerStep,
@@ -102,12 +103,13 @@ def _restore(
     for key, tensor in tensors.items():
         if key.startswith(f"{_OPTIMIZER}."):
             _, number, name = key.split(".", 2)
-            # In the order of the parameter's own memory, channels last perhaps: a fused optimiser pairs them as they lie there.
-            like = parameters[int(number)]
-            tensor = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            # With the strides of its parameter (perhaps channels last): the fused optimiser pairs both by memory order.
+            parameter = parameters[int(number)]
+            same_shape = tensor.shape == parameter.shape
+            tensor = torch.empty_like(parameter).copy_(tensor) if same_shape else tensor
             moments.setdefault(int(number), {})[name] = tensor
     groups = step.optimizer.state_dict()["param_groups"]
     step.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    step.load_state(facts["step"])
-    history: list[dict[str, Any]] = facts["history"]
+    step.load_state(state["step"])
+    history: list[dict[str, Any]] = state["history"]
     return history

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import shutil
 import threading
@@ -45,7 +46,9 @@ from lib.search_space import (
 from lib.training.epoch import TrainingError
 from lib.training.fold import FoldTask, MemberFiles
 from lib.training.time_budget import BudgetError
-from lib.training.workers import WorkerError, train_apart, train_fold
+from lib.training.workers import WorkerError, train_fold, train_in_subprocess
+
+logger = logging.getLogger(__name__)
 
 TRIALS = "trials"  # the folder, in the working folder
 FINISHED, FAILED, NOT_RUN = "finished", "failed", "not run"
@@ -174,7 +177,6 @@ def run_search(
     *,
     folder: Path,
     devices: Sequence[torch.device],
-    say: Callable[[str], None],
     started: float,
 ) -> SearchResult:
     """Run the trials that have no record yet, as many as the time allows.
@@ -183,7 +185,6 @@ def run_search(
         task: the search.
         folder: the working folder; records and whole epochs of an earlier run in it are taken up.
         devices: a trial at a time on each.
-        say: takes a line of progress.
         started: on the monotonic clock, for the time that workers print.
 
     Raises:
@@ -191,7 +192,7 @@ def run_search(
         WeightsError: of some trial, before any is started.
         NoTrialError: every trial that ran failed.
     """
-    return _Search(task=task, folder=folder / TRIALS, devices=devices, tell=say, started=started).run()
+    return _Search(task=task, folder=folder / TRIALS, devices=devices, started=started).run()
 
 
 @dataclass(kw_only=True)
@@ -199,7 +200,6 @@ class _Search:
     task: SearchTask
     folder: Path
     devices: Sequence[torch.device]
-    tell: Callable[[str], None]
     started: float
     records: list[TrialRecord] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -219,7 +219,7 @@ class _Search:
         if not math.isinf(self.deadline):
             left = self.deadline - time.monotonic()
             self.deadline -= min(_CLOSING, _CLOSING_SHARE * max(left, 0.0))
-        self._say(
+        logger.info(
             f"search {space.name}: {space.method}, {len(trials)} trials of {', '.join(space.space)}, "
             f"fold{'s' if len(space.folds) > 1 else ''} {', '.join(map(str, space.folds))}, "
             f"{len(self.devices)} at a time"
@@ -232,7 +232,7 @@ class _Search:
                 break
             trials = chosen
             if rung:
-                self._say(f"rung {rung}: {len(trials)} of them go on, for {epochs} epochs from the start")
+                logger.info(f"rung {rung}: {len(trials)} of them go on, for {epochs} epochs from the start")
             self._run(trials)
             left -= 1
             if any(
@@ -247,10 +247,6 @@ class _Search:
                 )
             )
         return SearchResult(task=self.task, records=_ranked(self.records), rungs_left=left)
-
-    def _say(self, text: str) -> None:
-        with self.lock:
-            self.tell(text)
 
     def _weights(self, config: Config) -> dict[str, Path]:
         key = (config.weights, config.backbone)
@@ -276,7 +272,7 @@ class _Search:
             try:
                 content.append(json.loads(path.read_bytes()))
             except ValueError:
-                self._say(f"{TRIALS}/{path.name} cannot be read: that trial is run again")
+                logger.info(f"{TRIALS}/{path.name} cannot be read: that trial is run again")
         names = {item.name for item in fields(TrialRecord)}
         return {each["id"]: TrialRecord(**each) for each in reusable_trials(content) if set(each) == names}
 
@@ -293,7 +289,7 @@ class _Search:
                 )
                 self.records.append(record)
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-                self._say(
+                logger.info(
                     f"trial {name} ({trial.words}): {record.status} before, not run again{_shown(record)}"
                 )
             else:
@@ -348,7 +344,7 @@ class _Search:
         if left > needed:
             return None
         note = f"not started: about {needed:.0f} s needed, {max(left, 0.0):.0f} s left"
-        self._say(f"trial {name} ({trial.words}): {note}")
+        logger.info(f"trial {name} ({trial.words}): {note}")
         return self._record(trial, name, NOT_RUN, note=note)
 
     def _record(self, trial: Trial, name: str, status: str, **facts: Any) -> TrialRecord:
@@ -373,7 +369,7 @@ class _Search:
             else []
         )
         place.mkdir(parents=True, exist_ok=True)
-        self._say(f"trial {name} ({trial.words}): {'taken up again' if notes else 'started'} on {device}")
+        logger.info(f"trial {name} ({trial.words}): {'taken up again' if notes else 'started'} on {device}")
         try:
             facts = self._train(trial, name, place, device)
         except (*_OF_THE_TRIAL, WorkerError) as error:
@@ -385,7 +381,7 @@ class _Search:
             if not {each.__name__ for each in _OF_THE_TRIAL} & set(kinds):
                 raise
             text = str(error) if isinstance(error, KernelError) else traceback.format_exc()
-            self._say(f"trial {name} ({trial.words}): failed\n{text}")
+            logger.info(f"trial {name} ({trial.words}): failed\n{text}")
             last = text.strip().splitlines()[
                 0 if isinstance(error, KernelError) and "Traceback" not in text else -1
             ]
@@ -401,7 +397,7 @@ class _Search:
             notes = [*facts.pop("notes"), *notes]
             seconds = round(time.monotonic() - begin, 3)
             record = self._record(trial, name, FINISHED, **facts, note="; ".join(notes), seconds=seconds)
-            self._say(f"trial {name} ({trial.words}): finished in {seconds:.1f} s{_shown(record)}")
+            logger.info(f"trial {name} ({trial.words}): finished in {seconds:.1f} s{_shown(record)}")
         write_atomic(
             self.folder / f"{name}.json", json.dumps(asdict(record), indent=1, allow_nan=False) + "\n"
         )
@@ -410,7 +406,7 @@ class _Search:
 
     def _train(self, trial: Trial, name: str, place: Path, device: torch.device) -> dict[str, Any]:
         """Train the trial's folds one after the other; what its record says."""
-        folds, label = self.task.space.folds, f"trial {name}: "
+        folds = self.task.space.folds
         for number, fold in enumerate(folds):
             now = time.monotonic()
             task = replace(
@@ -418,23 +414,19 @@ class _Search:
                 config=trial.config,
                 fold=fold,
                 weights=self._weights(trial.config),
-                until=now + (self.deadline - now) / (len(folds) - number),
+                deadline=now + (self.deadline - now) / (len(folds) - number),
+                log_prefix=f"trial {name}: ",
             )
 
-            def say(text: str) -> None:
-                self._say(label + text)
-
             if len(self.devices) == 1 and device.type == "cpu":
-                train_fold(task, folder=place, devices=[device], say=say, replace=lambda: None)
+                train_fold(task, folder=place, devices=[device], invalidate_record=lambda: None)
             else:  # on a GPU even alone: what a failed trial did to the card ends with its process
-                train_apart(
+                train_in_subprocess(
                     task,
                     folder=place,
                     device=device,
-                    say=say,
-                    label=label,
                     started=self.started,
-                    beside=len(self.devices),
+                    concurrent=len(self.devices),
                     stop=self.stop,
                 )
         return self._score(trial, place)

@@ -1,12 +1,13 @@
-"""A fold on all the cards there are: one member a card, or all cards on one member.
+"""Train a fold on all GPUs: one member per GPU, or one member on all GPUs.
 
-One card, or a CPU, trains in this process. For more, a supervisor starts `python -m lib.training.workers` once a card, lends
-all of them its one copy of the tiles, and waits: when one fails it ends the others and shows that first failure; when one runs
-out of memory those that train the same member begin again from the last whole epoch with half as many tiles a pass. Under
-torchrun every process is already there, and all of them train one member after the other together.
+One GPU, or a CPU, trains in this process. For more, a supervisor starts `python -m lib.training.workers` once per GPU and shares
+its one copy of the tiles with them. When a worker fails, the supervisor ends the others and raises the first failure. When a
+worker runs out of memory, the workers of the same member restart from the last whole epoch with half as many tiles per pass.
+Under torchrun all processes exist already, and train one member after the other together.
 """
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -30,44 +31,54 @@ from lib.config import config_from_dict
 from lib.data.shared_memory import SharedMemory, map_shared
 from lib.errors import KernelError
 from lib.runtime.run_record import RECORD_NAME
+from lib.runtime.session import log_to_stdout
 from lib.training.distributed import DistributedContext
-from lib.training.fold import FoldTask, MemberFiles, collect, is_finished, more_passes, train_member
+from lib.training.fold import (
+    FoldTask,
+    MemberFiles,
+    collect_outputs,
+    double_grad_accum_steps,
+    is_finished,
+    train_member,
+)
 
-_LOOK_EVERY = 0.2  # seconds between looks at the workers
-_SETTLE = 0.5  # seconds
-_OUT_OF_MEMORY = 77  # a worker's exit code: begin again with smaller passes
-_PATIENCE = timedelta(minutes=30)  # for the others: rank 0 may predict and write while they wait
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2  # between two polls of the workers
+_SETTLE_SECONDS = 0.5  # for the other workers to fail, too, so that the first failure can be found
+_OUT_OF_MEMORY = 77  # a worker's exit code: restart with smaller passes
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the other ranks wait while rank 0 predicts and writes
 _TRACEBACK = 6000  # characters of it that are shown
 
 
 class FoldInputError(KernelError):
-    """The fold asked for does not exist."""
+    """The fold does not exist."""
 
 
 class WorkerError(KernelError):
-    """A worker failed; the message is what it said.
+    """A worker failed; the message is the worker's own.
 
     Attributes:
-        kinds: the names of the error's class and of those it is derived from; empty when it said nothing.
+        kinds: names of the error's class and of its base classes; empty when the worker left no message.
     """
 
-    def __init__(self, said: str, kinds: Sequence[str] = ()) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, kinds: Sequence[str] = ()) -> None:
+        super().__init__(message)
         self.kinds = tuple(kinds)
 
 
 @dataclass
 class _WorkerGroup:
-    """The workers of one member at a time."""
+    """The worker processes that train the same members, one member at a time, one process per device."""
 
     devices: list[torch.device]
     members: list[int]
-    passes: int
+    grad_accum_steps: int
     attempt: int = 0
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def end(self) -> None:
-        """Kill those that are left."""
+        """Kill the processes that still run."""
         for process in self.processes:
             process.kill()
             process.wait()
@@ -80,106 +91,98 @@ def train_fold(
     *,
     folder: Path,
     devices: Sequence[torch.device],
-    say: Callable[[str], None],
-    replace: Callable[[], None],
+    invalidate_record: Callable[[], None],
     started: float | None = None,
 ) -> tuple[dict[str, bool], dict[str, Any]] | None:
-    """Train what is not finished yet of a fold.
+    """Train the members of a fold that are not finished yet.
 
     Args:
         task: the fold.
-        folder: takes the files; work that an earlier run left there is taken up.
+        folder: for the files; an earlier run's unfinished work in it is resumed.
         devices: to compute on.
-        say: takes a line of progress.
-        replace: called before the first file that readers trust is written.
-        started: on the monotonic clock, for the time that workers print.
+        invalidate_record: called before the first file that readers trust is written.
+        started: start of the session on the monotonic clock, for the times in the workers' log.
 
     Returns:
-        The names of the files, with whether to fetch them, and the scores for run.json; None where torchrun started this
-        process and another one writes.
+        The names of the files, with whether to fetch them, and the scores for run.json; None in a process of torchrun other
+        than rank 0, which writes.
 
     Raises:
         FoldInputError: there is no such fold.
-        TrainingError: the loss is not finite; what was finished before is intact.
+        TrainingError: the loss is not finite; members finished before are intact.
         WorkerError: a worker failed.
     """
     config = task.config
     if not 0 <= task.fold < config.num_folds:
         raise FoldInputError(f"fold {task.fold} does not exist: there are folds 0 to {config.num_folds - 1}")
-    with _torchrun(devices) as world:
-        together = world.size if world else len(devices) if config.ddp else 1
-        todo = []
+    with _torchrun(devices) as torchrun:
+        processes = torchrun.size if torchrun else len(devices) if config.ddp else 1  # per member
+        to_train = []
         for member in range(config.num_members):
-            if is_finished(task, member, folder=folder, processes=together):
-                say(f"fold {task.fold}, member {member}: finished before, not done again")
+            if is_finished(task, member, folder=folder, processes=processes):
+                logger.info("%s, member %d: finished before, not trained again", task.name, member)
             else:
-                todo.append(member)
-        crews = (
-            [(list(devices), todo)]
-            if config.ddp
-            else [([d], todo[at :: len(devices)]) for at, d in enumerate(devices)]
-        )
-        crews = [crew for crew in crews if crew[1]]
-        if world or len(crews) < 2 and together == 1:
-            lone = world or DistributedContext(device=devices[0])
-            for number, member in enumerate(todo):
-                quiet = say if lone.rank == 0 else lambda text: None
-                left = len(todo) - number
+                to_train.append(member)
+        if config.ddp:
+            assignments = [(list(devices), to_train)]
+        else:
+            assignments = [
+                ([device], to_train[index :: len(devices)]) for index, device in enumerate(devices)
+            ]
+        assignments = [(group, members) for group, members in assignments if members]
+        if torchrun or (len(assignments) < 2 and processes == 1):
+            context = torchrun or DistributedContext(device=devices[0])
+            for number, member in enumerate(to_train):
                 train_member(
-                    task, member, folder=folder, world=lone, say=quiet, replace=replace, members_left=left
+                    task,
+                    member,
+                    folder=folder,
+                    context=context,
+                    invalidate_record=invalidate_record,
+                    members_left=len(to_train) - number,
                 )
         else:
-            _supervise(
-                task,
-                [_WorkerGroup(*crew, config.grad_accum_steps) for crew in crews],
-                folder=folder,
-                say=say,
-                started=started,
-            )
-        if world and world.rank:
+            groups = [_WorkerGroup(group, members, config.grad_accum_steps) for group, members in assignments]
+            _supervise(task, groups, folder=folder, started=started)
+        if torchrun and torchrun.rank:
             return None
-    return collect(task, folder=folder)
+    return collect_outputs(task, folder=folder)
 
 
-def train_apart(
+def train_in_subprocess(
     task: FoldTask,
     *,
     folder: Path,
     device: torch.device,
-    say: Callable[[str], None],
-    label: str,
     started: float,
-    beside: int,
+    concurrent: int,
     stop: threading.Event,
 ) -> None:
-    """Train a fold of one member in a process of its own, while other threads train others beside it.
+    """Train a fold of one member in a process of its own, while other threads train other folds.
 
-    A process each, because the seed of the first weights is one a process; and whatever becomes of it leaves nothing behind.
+    Each training needs its own process, because torch has one global random generator per process. A failed training also
+    leaves nothing behind on its GPU.
 
     Args:
-        task: the fold, with `num_members = 1` and its tiles in memory that is shared.
-        folder: takes the files.
+        task: the fold, with `num_members = 1` and its tiles in shared memory.
+        folder: for the files.
         device: to compute on.
-        say: takes a line of progress of this process.
-        label: what the worker's own lines begin with.
-        started: on the monotonic clock, for the time that the worker prints.
-        beside: how many processes are at work at a time; they share the cores.
-        stop: when it is set the worker is ended.
+        started: start of the session on the monotonic clock, for the times in the worker's log.
+        concurrent: number of trainings that run at a time; they share the CPU cores.
+        stop: the worker is ended when this is set.
 
     Raises:
-        TrainingError: the device is too small for two tiles.
+        TrainingError: two tiles do not fit the device's memory.
         WorkerError: the worker failed, or was ended.
     """
     assert task.config.num_members == 1
     if not is_finished(task, 0, folder=folder, processes=1):
-        crew = _WorkerGroup([device], [0], task.config.grad_accum_steps)
-        _supervise(
-            task, [crew], folder=folder, say=say, started=started, label=label, beside=beside, stop=stop
-        )
+        group = _WorkerGroup([device], [0], task.config.grad_accum_steps)
+        _supervise(task, [group], folder=folder, started=started, concurrent=concurrent, stop=stop)
 
 
 def clear_progress(folder: Path, task: FoldTask) -> None:
-    """Remove the notes about progress, once run.json stands for the whole."""
+    """Remove the unfinished states and finished notes, once run.json is written."""
     for member in range(task.config.num_members):
         files = MemberFiles(task.fold, member)
         (folder / files.finished).unlink(missing_ok=True)
@@ -191,24 +194,23 @@ def clear_progress(folder: Path, task: FoldTask) -> None:
 
 def _supervise(
     task: FoldTask,
-    crews: list[_WorkerGroup],
+    worker_groups: list[_WorkerGroup],
     *,
     folder: Path,
-    say: Callable[[str], None],
     started: float | None,
-    label: str = "",
-    beside: int = 0,
+    concurrent: int = 0,
     stop: threading.Event | None = None,
 ) -> None:
+    """Start all workers and wait until all of them are done."""
     memory = task.memory
-    if memory is None:  # the tiles lie elsewhere: one more copy
+    if memory is None:  # the tiles are in memory of this process only: copy them (6 GB for the whole competition)
         memory = SharedMemory()
         memory.allocate(task.tiles.nbytes).reshape(task.tiles.shape)[...] = task.tiles
-    with tempfile.TemporaryDirectory(prefix="workers-") as scratch:
-        place = Path(scratch)
+    with tempfile.TemporaryDirectory(prefix="workers-") as scratch_name:
+        scratch = Path(scratch_name)
         table = task.index[["id", "label"]].assign(fold=task.folds)
-        table.to_csv(place / "table.csv", index=False)
-        facts = {
+        table.to_csv(scratch / "table.csv", index=False)
+        shared = {
             "experiment": task.experiment,
             "config": task.config.to_dict(),
             "fold": task.fold,
@@ -218,195 +220,205 @@ def _supervise(
             "bundle_id": task.bundle_id,
             "extra_id": task.extra_id,
             "weights": {name: str(path.resolve()) for name, path in task.weights.items()},
-            "until": None if math.isinf(task.until) else task.until,
+            "deadline": None if math.isinf(task.deadline) else task.deadline,
+            "reserved_tiles": task.reserved_tiles,
+            "pause_after": task.pause_after,
+            "log_prefix": task.log_prefix,
             "started": time.monotonic() if started is None else started,
             "folder": str(folder.resolve()),
-            "workers": beside or sum(len(crew.devices) for crew in crews),
-            "label": label,
+            "workers": concurrent or sum(len(group.devices) for group in worker_groups),
         }
-        (place / "task.json").write_text(json.dumps(facts))
+        (scratch / "task.json").write_text(json.dumps(shared))
         try:
-            for number, crew in enumerate(crews):
-                _start(crew, number, place, memory)
-            while any(crew.processes for crew in crews):
-                time.sleep(_LOOK_EVERY)
+            for number, group in enumerate(worker_groups):
+                _start(group, number, scratch, memory)
+            while any(group.processes for group in worker_groups):
+                time.sleep(_POLL_SECONDS)
                 if stop is not None and stop.is_set():
-                    raise WorkerError("ended, because another one failed")
-                for number, crew in enumerate(crews):
-                    codes = [process.poll() for process in crew.processes]
-                    if any(
-                        codes
-                    ):  # the others may be about to fail because of it: let the cause come to light
-                        time.sleep(_SETTLE)
-                        codes = [process.poll() for process in crew.processes]
-                    if any(code == _OUT_OF_MEMORY for code in codes):
-                        crew.end()
-                        crew.passes = more_passes(task, crew.passes, len(crew.devices), say)
-                        _start(crew, number, place, memory)
-                    elif any(code not in (None, 0) for code in codes):
-                        raise _first_failure(place, crew, codes)
-                    elif codes and all(code == 0 for code in codes):
-                        crew.end()
-                        crew.processes = []
+                    raise WorkerError("ended, because another worker failed")
+                for number, group in enumerate(worker_groups):
+                    _poll(task, group, number, scratch, memory)
         finally:
-            for crew in crews:
-                crew.end()
+            for group in worker_groups:
+                group.end()
 
 
-def _start(crew: _WorkerGroup, number: int, place: Path, memory: SharedMemory) -> None:
-    crew.attempt += 1
+def _poll(
+    task: FoldTask, group: _WorkerGroup, number: int, scratch: Path, memory: SharedMemory
+) -> None:
+    """Check the exit codes of a group; restart it when it ran out of memory.
+
+    Raises:
+        WorkerError: a worker failed.
+    """
+    codes = [process.poll() for process in group.processes]
+    if any(codes):  # the others may be about to fail because of it
+        time.sleep(_SETTLE_SECONDS)
+        codes = [process.poll() for process in group.processes]
+    if any(code == _OUT_OF_MEMORY for code in codes):
+        group.end()
+        group.grad_accum_steps = double_grad_accum_steps(task, group.grad_accum_steps, len(group.devices))
+        _start(group, number, scratch, memory)
+    elif any(code not in (None, 0) for code in codes):
+        raise _first_failure(scratch, group, codes)
+    elif codes and all(code == 0 for code in codes):
+        group.end()
+        group.processes = []
+
+
+def _start(group: _WorkerGroup, number: int, scratch: Path, memory: SharedMemory) -> None:
+    """Start one process per device of a group."""
+    group.attempt += 1
     library = Path(__file__).resolve().parents[2]
-    crew.processes = []
-    for rank, device in enumerate(crew.devices):
-        orders = {
-            "crew": number,
+    group.processes = []
+    for rank, device in enumerate(group.devices):
+        arguments = {
+            "group": number,
             "rank": rank,
-            "size": len(crew.devices),
+            "size": len(group.devices),
             "device": str(device),
-            "members": crew.members,
-            "passes": crew.passes,
-            "store": str(place / f"store-{number}-{crew.attempt}"),
+            "members": group.members,
+            "grad_accum_steps": group.grad_accum_steps,
+            "store": str(scratch / f"store-{number}-{group.attempt}"),
             "tiles": memory.descriptor,
         }
-        crew.processes.append(
+        # The parent's PYTHONPATH, not its sys.path: pytest, a notebook or torchrun may have changed that.
+        path = os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")]).rstrip(":")
+        group.processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "lib.training.workers", str(place), json.dumps(orders)],
-                # The path is the parent's less what pytest, a notebook or torchrun put there.
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")]).rstrip(
-                        ":"
-                    ),
-                },
-                stdin=subprocess.PIPE,  # closed when this process dies, whatever kills it: workers end themselves then
-                pass_fds=(memory.descriptor,),
+                [sys.executable, "-m", "lib.training.workers", str(scratch), json.dumps(arguments)],
+                env={**os.environ, "PYTHONPATH": path},
+                # The pipe closes when this process dies, for whatever reason: then the workers end themselves.
+                stdin=subprocess.PIPE,
+                pass_fds=(memory.descriptor,),  # the worker maps the tiles through it: no second copy
             )
         )
 
 
-def _first_failure(place: Path, crew: _WorkerGroup, codes: Sequence[int | None]) -> WorkerError:
-    """What the worker that failed first said; the others fail because it did."""
+def _first_failure(scratch: Path, group: _WorkerGroup, codes: Sequence[int | None]) -> WorkerError:
+    """The error of the worker that failed first; the others failed because of it."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
-            said = f"the worker on {crew.devices[rank]} was killed by signal {-code}: perhaps the machine ran out of memory"
-            return WorkerError(said, ["MemoryError"])
-    failures = [json.loads(path.read_text()) for path in place.glob("failure-*.json")]
+            killed = f"the worker on {group.devices[rank]} was killed by signal {-code}"
+            return WorkerError(f"{killed}: perhaps the machine ran out of memory", ["MemoryError"])
+    failures = [json.loads(path.read_text()) for path in scratch.glob("failure-*.json")]
     if failures:
-        first = min(failures, key=lambda failure: float(failure["at"]))
-        return WorkerError(str(first["said"]), first["kinds"])
-    return WorkerError(
-        f"a worker ended with exit code {next(code for code in codes if code)} and said nothing"
-    )
+        first = min(failures, key=lambda failure: float(failure["time"]))
+        return WorkerError(str(first["message"]), first["kinds"])
+    code = next(code for code in codes if code)
+    return WorkerError(f"a worker ended with exit code {code} and without a message")
 
 
 # --- one worker ------------------------------------------------------------------------------------------------------
 
 
-def _work(place: Path, orders: dict[str, Any]) -> None:
-    facts = json.loads((place / "task.json").read_text())
-    device = torch.device(orders["device"])
+def _work(scratch: Path, arguments: dict[str, Any]) -> None:
+    """Train the members of this worker's group."""
+    shared = json.loads((scratch / "task.json").read_text())
+    log_to_stdout(shared["started"])
+    device = torch.device(arguments["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // facts["workers"]))
-    table = pd.read_csv(place / "table.csv", dtype={"id": str})
+        torch.set_num_threads(max(1, torch.get_num_threads() // shared["workers"]))
+    table = pd.read_csv(scratch / "table.csv", dtype={"id": str})
     task = FoldTask(
-        experiment=facts["experiment"],
-        config=config_from_dict(facts["config"]),
-        fold=facts["fold"],
-        tiles=map_shared(orders["tiles"], tuple(facts["shape"])),
+        experiment=shared["experiment"],
+        config=config_from_dict(shared["config"]),
+        fold=shared["fold"],
+        tiles=map_shared(arguments["tiles"], tuple(shared["shape"])),
         index=table[["id", "label"]],
         folds=table["fold"].to_numpy(),
-        data_id=facts["data_id"],
-        fold_table_id=facts["fold_table_id"],
-        bundle_id=facts["bundle_id"],
-        extra_id=facts["extra_id"],
-        weights={name: Path(path) for name, path in facts["weights"].items()},
-        until=math.inf if facts["until"] is None else facts["until"],
+        data_id=shared["data_id"],
+        fold_table_id=shared["fold_table_id"],
+        bundle_id=shared["bundle_id"],
+        extra_id=shared["extra_id"],
+        weights={name: Path(path) for name, path in shared["weights"].items()},
+        deadline=math.inf if shared["deadline"] is None else shared["deadline"],
+        reserved_tiles=shared["reserved_tiles"],
+        pause_after=shared["pause_after"],
+        log_prefix=shared["log_prefix"],
     )
-    world = DistributedContext(orders["rank"], orders["size"], device)
-    folder = Path(facts["folder"])
-
-    def say(text: str) -> None:
-        if world.rank == 0:
-            print(f"[{time.monotonic() - facts['started']:7.1f} s] {facts['label']}{text}", flush=True)
-
-    if world.size > 1:
-        _meet(world, f"file://{orders['store']}")
-    todo = [
+    context = DistributedContext(arguments["rank"], arguments["size"], device)
+    folder = Path(shared["folder"])
+    if context.size > 1:
+        _init_process_group(context, f"file://{arguments['store']}")
+    to_train = [
         member
-        for member in orders["members"]
-        if not is_finished(task, member, folder=folder, processes=world.size)
+        for member in arguments["members"]
+        if not is_finished(task, member, folder=folder, processes=context.size)
     ]
-    for number, member in enumerate(todo):
+    for number, member in enumerate(to_train):
         train_member(
             task,
             member,
             folder=folder,
-            world=world,
-            say=say,
-            replace=lambda: (folder / RECORD_NAME).unlink(missing_ok=True),
-            passes=orders["passes"],
-            members_left=len(todo) - number,
+            context=context,
+            invalidate_record=lambda: (folder / RECORD_NAME).unlink(missing_ok=True),
+            grad_accum_steps=arguments["grad_accum_steps"],
+            members_left=len(to_train) - number,
         )
-    if world.size > 1:
+    if context.size > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def _meet(world: DistributedContext, where: str) -> None:
-    if world.device.type != "cuda" and sys.platform == "linux":
-        os.environ.setdefault(
-            "GLOO_SOCKET_IFNAME", "lo"
-        )  # the machine's own name need not be known to any resolver
-    backend = "nccl" if world.device.type == "cuda" else "gloo"
+def _init_process_group(context: DistributedContext, init_method: str) -> None:
+    if context.device.type != "cuda" and sys.platform == "linux":
+        # By loopback: gloo otherwise resolves the machine's own name, which may have no entry anywhere.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
-        backend, init_method=where, rank=world.rank, world_size=world.size, timeout=_PATIENCE
+        "nccl" if context.device.type == "cuda" else "gloo",
+        init_method=init_method,
+        rank=context.rank,
+        world_size=context.size,
+        timeout=_COLLECTIVE_TIMEOUT,
     )
 
 
 @contextmanager
 def _torchrun(devices: Sequence[torch.device]) -> Iterator[DistributedContext | None]:
-    """The world that torchrun made, if it did: its environment says so."""
+    """The process group of torchrun, which its environment variables describe; None without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield None
         return
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    device = devices[local % len(devices)]
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    device = devices[local_rank % len(devices)]
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    world = DistributedContext(rank, size, device)
-    _meet(world, "env://")
+    context = DistributedContext(rank, size, device)
+    _init_process_group(context, "env://")
     try:
-        yield world
+        yield context
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of standard input, which the parent holds, and end this process with it."""
+    """Wait for the end of standard input, whose other end the parent holds, and end this process then."""
     sys.stdin.buffer.read()
     os._exit(1)
 
 
-def _main(place: Path, orders: dict[str, Any]) -> int:
+def _main(scratch: Path, arguments: dict[str, Any]) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _work(place, orders)
+        _work(scratch, arguments)
     except torch.OutOfMemoryError:
         return _OUT_OF_MEMORY
     except Exception as error:
-        shown = str(error) if isinstance(error, KernelError) else traceback.format_exc()[-_TRACEBACK:]
-        said = (
-            shown if isinstance(error, KernelError) else f"the worker on {orders['device']} failed:\n{shown}"
-        )
-        note = {
-            "at": time.monotonic(),
-            "said": said,
-            "kinds": [each.__name__ for each in type(error).__mro__],
+        if isinstance(error, KernelError):
+            message = str(error)
+        else:
+            message = f"the worker on {arguments['device']} failed:\n{traceback.format_exc()[-_TRACEBACK:]}"
+        failure = {
+            "time": time.monotonic(),
+            "message": message,
+            "kinds": [kind.__name__ for kind in type(error).__mro__],
         }
-        (place / f"failure-{orders['crew']}-{orders['rank']}.json").write_text(json.dumps(note))
+        path = scratch / f"failure-{arguments['group']}-{arguments['rank']}.json"
+        path.write_text(json.dumps(failure))
         return 1
     return 0
 
