@@ -39,13 +39,13 @@ WANTED_OF_LIMIT, WANTED_OF_PEERS = 0.35, 4.0
 def our_batches(tiles: np.ndarray, labels: np.ndarray, config: Config) -> Callable[[], int]:
     """An epoch of our batches at each call, draws and order included."""
     network = Classifier(torch.nn.Identity(), input_size=tiles.shape[1], mean=peers.MEAN, std=peers.STD)
-    part = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
+    training_set = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
     epochs = iter(range(1_000_000))
 
     @torch.no_grad()
     def work() -> int:
-        plan = plan_epoch(part, config, epoch=next(epochs))
-        sizes = [size for each in plan.passes for size in each]
+        plan = plan_epoch(training_set, config, epoch=next(epochs))
+        sizes = [size for each in plan.micro_batches for size in each]
         batches = load_batches(
             tiles, plan.rows, batch_size=sizes, device=CPU, columns=(plan.labels, plan.draws)
         )

@@ -90,8 +90,8 @@ def waits_only_where_it_looks(ours: OurTraining) -> str:
     """
     if ours.device.type != "cuda":
         return "not tried: no GPU"
-    last = epoch.steps_an_epoch(ours.part, ours.config) - 1
-    look, looks = epoch._demand_finite, 0
+    last = epoch.steps_per_epoch(ours.training_set, ours.config) - 1
+    look, looks = epoch._require_finite, 0
 
     def looking(total: torch.Tensor, *, number: int, **rest: object) -> None:
         nonlocal looks
@@ -102,7 +102,7 @@ def waits_only_where_it_looks(ours: OurTraining) -> str:
             torch.cuda.set_sync_debug_mode("error")
 
     ours.train()  # allocates, chooses algorithms
-    epoch._demand_finite = looking
+    epoch._require_finite = looking
     torch.cuda.set_sync_debug_mode("error")
     try:
         ours.train()
@@ -112,7 +112,7 @@ def waits_only_where_it_looks(ours: OurTraining) -> str:
         return f"no: {error}"
     finally:
         torch.cuda.set_sync_debug_mode("default")
-        epoch._demand_finite = look
+        epoch._require_finite = look
     return f"yes: {last + 1} steps, {looks} looks"
 
 

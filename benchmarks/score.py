@@ -66,7 +66,7 @@ def ours(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder
     from lib.config import Config, apply_overrides
     from lib.model.checkpoint import load_checkpoint
     from lib.model.predict import predict_logits
-    from lib.training.distributed import ALONE
+    from lib.training.distributed import SINGLE_PROCESS
     from lib.training.fold import FoldTask, train_member
 
     config = apply_overrides(Config(**OURS, seed=seed, epochs=arguments.epochs), arguments.set)
@@ -82,7 +82,7 @@ def ours(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder
         bundle_id="",
         weights={},
     )
-    train_member(task, 0, folder=folder, world=ALONE, say=print, replace=lambda: None)
+    train_member(task, 0, folder=folder, context=SINGLE_PROCESS, invalidate_record=lambda: None)
     network, _ = load_checkpoint(folder / f"fold-{fold}-member-0.safetensors")
     rows = np.flatnonzero(data.folds == fold)
     return {

@@ -150,7 +150,7 @@ class OurTraining:
         network = Classifier(backbone, input_size=config.input_size, mean=peers.MEAN, std=peers.STD)
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.network) if compiled else None
-        self.part = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
+        self.training_set = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
         scaled = self.precision == torch.float16
         optimizer = build_optimizer(self.network, config)
         self.step = OptimizerStep(optimizer, peak=1e-4, total=100_000, warmup=0, clip=0.0, scaled=scaled)
@@ -161,7 +161,7 @@ class OurTraining:
         with fed_by(feed):
             train_one_epoch(
                 self.network,
-                self.part,
+                self.training_set,
                 self.step,
                 epoch=self.epoch,
                 config=self.config,
@@ -170,7 +170,7 @@ class OurTraining:
                 forward=self.forward,
             )
         self.epoch += 1
-        return epoch.steps_an_epoch(self.part, self.config) * epoch.tiles_a_step(self.part, self.config)
+        return epoch.steps_per_epoch(self.training_set, self.config) * epoch.tiles_per_step(self.training_set, self.config)
 
 
 def peers_loops(

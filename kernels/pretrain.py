@@ -44,15 +44,14 @@ def recipe(session: Session) -> None:
         tiles=tiles,
         data_id=data.data_id,
         bundle_id=parameters.bundle_id,
-        until=session.deadline,
+        deadline=session.deadline,
     )
     with session.stage("pretrain"):
         left, scores = pretrain(
             task,
             folder=session.working,
             devices=devices,
-            say=logger.info,
-            replace_outputs=session.invalidate_record,
+            invalidate_record=session.invalidate_record,
         )
     session.write_outputs(
         {name: name == HISTORY for name in left},

@@ -58,7 +58,7 @@ def recipe(session: Session) -> None:
     )
     with session.stage("search"):
         found = run_search(
-            task, folder=session.working, devices=devices, say=logger.info, started=session.started
+            task, folder=session.working, devices=devices, started=session.started
         )
     session.invalidate_record()
     names = write_search(found, folder=session.working, experiment=parameters.experiment)

@@ -21,6 +21,7 @@ from lib.explain.hard_tiles import (
     CENTRE_SHARE,
     FROZEN_ENCODER,
     HARD_TILE_KINDS,
+    MAX_EXPLAINED_TILES,
     ExplainedTiles,
     write_hard_tiles,
 )
@@ -39,6 +40,9 @@ from lib.training.workers import clear_progress, train_fold
 logger = logging.getLogger(__name__)
 
 FOLD_TABLE = "fold-table.csv"
+# Time to keep free for the attribution maps after training, as a number of tiles to predict. One GPU computes them in
+# float32, which on a T4 has an eighth of float16's peak: a forward pass and the gradient of the head per tile.
+_EXPLAIN_TILES = 8 * MAX_EXPLAINED_TILES
 
 
 def recipe(session: Session) -> None:
@@ -73,7 +77,8 @@ def recipe(session: Session) -> None:
         fold_table_id=table_id,
         bundle_id=parameters.bundle_id,
         weights=weights,
-        until=session.deadline,
+        deadline=session.deadline,
+        reserved_tiles=_EXPLAIN_TILES,
     )
     trained: tuple[dict[str, bool], dict[str, Any]] | None
     if features is not None:
@@ -85,8 +90,7 @@ def recipe(session: Session) -> None:
                 features.train,
                 groups,
                 folder=session.working,
-                say=logger.info,
-                replace=session.invalidate_record,
+                invalidate_record=session.invalidate_record,
             )
     else:
         guessed = _guess(session, data, devices, table_id)
@@ -96,8 +100,7 @@ def recipe(session: Session) -> None:
                 task,
                 folder=session.working,
                 devices=devices,
-                say=logger.info,
-                replace=session.invalidate_record,
+                invalidate_record=session.invalidate_record,
                 started=session.started,
             )
     if trained is None:  # one of torchrun's processes, and not the one that writes

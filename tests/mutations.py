@@ -148,22 +148,22 @@ MUTATIONS = (
     Mutation(
         "augmentation-draws-differ-by-epoch",
         "lib/training/epoch.py",
-        "AugmentationDraws(entropy=[*part.entropy, 3, epoch]",
-        "AugmentationDraws(entropy=[*part.entropy, 3]",
+        "AugmentationDraws(entropy=[*training_set.entropy, 3, epoch]",
+        "AugmentationDraws(entropy=[*training_set.entropy, 3]",
         ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
         "augmentation-draws-differ-by-member",
         "lib/training/epoch.py",
-        "AugmentationDraws(entropy=[*part.entropy, 3, epoch]",
+        "AugmentationDraws(entropy=[*training_set.entropy, 3, epoch]",
         "AugmentationDraws(entropy=[3, epoch]",
         ("tests/lib/training/test_epoch.py",),
     ),
     Mutation(
         "tile-order-differs-by-epoch",
         "lib/training/epoch.py",
-        "np.random.SeedSequence([*part.entropy, 1, epoch])",
-        "np.random.SeedSequence([*part.entropy, 1])",
+        "np.random.SeedSequence([*training_set.entropy, 1, epoch])",
+        "np.random.SeedSequence([*training_set.entropy, 1])",
         ("tests/lib/training/test_epoch.py",),
     ),
     # Optimiser step
@@ -177,7 +177,7 @@ MUTATIONS = (
     Mutation(
         "positive-class-weight-in-the-loss",
         "lib/training/epoch.py",
-        "pos_weight=weight.to(logits.dtype), ",
+        "pos_weight=pos_weight.to(logits.dtype), ",
         "",
         ("tests/lib/training/test_epoch.py",),
     ),
@@ -212,8 +212,8 @@ MUTATIONS = (
     Mutation(
         "ema-decay-warm-up",
         "lib/training/ema.py",
-        "moved * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))",
-        "moved * torch.clamp((1 + applied) / (10 + applied), max=self.decay)",
+        "was_applied * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))",
+        "was_applied * torch.clamp((1 + applied) / (10 + applied), max=self.decay)",
         ("tests/lib/training/test_ema.py",),
     ),
     Mutation(
@@ -242,15 +242,15 @@ MUTATIONS = (
     Mutation(
         "gradients-averaged-over-processes",
         "lib/training/epoch.py",
-        "share = world.size / tiles_a_step(part, config)",
-        "share = 1 / tiles_a_step(part, config)",
+        "scale = context.size / tiles_per_step(training_set, config)",
+        "scale = 1 / tiles_per_step(training_set, config)",
         ("tests/lib/training/test_workers.py::test_two_processes_on_one_member_give_the_losses_of_one",),
     ),
     Mutation(
         "processes-train-on-different-tiles",
         "lib/training/epoch.py",
-        "slice=Shard(world.rank, world.size, passes)",
-        "slice=Shard(0, world.size, passes)",
+        "shard = Shard(context.rank, context.size, grad_accum_steps)",
+        "shard = Shard(0, context.size, grad_accum_steps)",
         ("tests/lib/training/test_workers.py::test_two_processes_on_one_member_give_the_losses_of_one",),
     ),
     Mutation(

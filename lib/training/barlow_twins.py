@@ -38,7 +38,9 @@ HISTORY = "history-pretrain.jsonl"
 UNFINISHED = ".unfinished-pretrain.safetensors"
 _OFF_DIAGONAL = 0.0051  # lambda of the paper
 _SMALLEST_CROP = 0.4  # share of the tile's area
-_LEAST_SPREAD = 0.05  # of embeddings; 1 is that of random ones. Below, the network maps all tiles to one point
+_LEAST_SPREAD = (
+    0.05  # of embeddings; 1 is that of random ones. Below, the network maps all tiles to one point
+)
 _WARMUP = 0.1  # share of the steps
 _WEIGHT_DECAY = 1e-4
 _IMAGENET_KEYS = ("url", "hf_hub_id", "license", "origin_url", "paper_ids", "paper_name", "notes")
@@ -143,7 +145,9 @@ def random_crop(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         images: (B, 3, H, W) float32.
         draws: (B, 3) uniform in [0, 1): area (at least 40 %), horizontal and vertical position.
     """
-    side = (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * draws[:, 0]).sqrt()  # (B,), as a share of the image's side
+    side = (
+        _SMALLEST_CROP + (1 - _SMALLEST_CROP) * draws[:, 0]
+    ).sqrt()  # (B,), as a share of the image's side
     across, down = ((1 - side) * (2 * draws[:, column] - 1) for column in (1, 2))
     zero = torch.zeros_like(side)
     matrix = torch.stack([side, zero, across, zero, side, down], dim=1).view(-1, 2, 3)  # (B, 2, 3) affine
@@ -312,7 +316,11 @@ def _train_one_epoch(
     total = torch.zeros((), dtype=torch.float64, device=device)
     number = 0
     batches = load_batches(
-        task.tiles, order, batch_size=config.pretrain_batch_size, device=device, columns=(*augmentations, *crops)
+        task.tiles,
+        order,
+        batch_size=config.pretrain_batch_size,
+        device=device,
+        columns=(*augmentations, *crops),
     )
     for images, (augmentation_1, augmentation_2, crop_1, crop_2) in batches:  # images: (B, 3, 96, 96) uint8
         with torch.no_grad():

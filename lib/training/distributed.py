@@ -96,7 +96,9 @@ class DistributedContext:
         """
         if self.size == 1:
             return predictions
-        longest = -(-total // self.size)  # all_gather needs the same shape everywhere: pad to the longest shard
+        longest = -(
+            -total // self.size
+        )  # all_gather needs the same shape everywhere: pad to the longest shard
         own = torch.zeros(longest, dtype=torch.float32, device=self.device)
         own[: len(predictions)] = torch.from_numpy(predictions)
         shards = [torch.empty_like(own) for _ in range(self.size)]

@@ -17,7 +17,9 @@ class WeightAverage(ModelEmaV3):  # type: ignore[misc]
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
         super().__init__(network, decay=decay)
-        self._last = torch.zeros((), device=next(network.parameters()).device)  # applied steps at the last update
+        self._last = torch.zeros(
+            (), device=next(network.parameters()).device
+        )  # applied steps at the last update
 
     @torch.no_grad()
     def update_after(self, network: nn.Module, step: OptimizerStep) -> None:
@@ -27,7 +29,9 @@ class WeightAverage(ModelEmaV3):  # type: ignore[misc]
         weight = was_applied * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))
         self._last = applied
         averages, values = [], []
-        for average, value in zip(self.module.state_dict().values(), network.state_dict().values(), strict=True):
+        for average, value in zip(
+            self.module.state_dict().values(), network.state_dict().values(), strict=True
+        ):
             if average.is_floating_point():
                 averages.append(average)
                 values.append(value)

@@ -128,9 +128,8 @@ def plan_epoch(
     order, occurrence = epoch_order(training_set, epoch=epoch, class_balance=config.class_balance)
     per_step = tiles_per_step(training_set, config)
     steps = len(order) // per_step
-    draws = AugmentationDraws(
-        entropy=[*training_set.entropy, 3, epoch], rows=len(training_set.labels)
-    ).take(order, occurrence)
+    source = AugmentationDraws(entropy=[*training_set.entropy, 3, epoch], rows=len(training_set.labels))
+    draws = source.take(order, occurrence)
     elements = symmetries(draws, config).numpy()  # (M,) the element of D4 of each tile
     # np.array_split's rule: sizes differ by at most one.
     bounds = np.linspace(0, per_step, shard.size + 1).round().astype(int)
@@ -199,7 +198,9 @@ def train_one_epoch(
     shard = Shard(context.rank, context.size, grad_accum_steps)
     plan = plan_epoch(training_set, config, epoch=epoch, shard=shard)
     pos_weight = torch.full((), positive_weight(training_set, config.class_balance), device=device)
-    total_loss = torch.zeros((), dtype=torch.float64, device=device)  # on the device: adding to it does not wait
+    total_loss = torch.zeros(
+        (), dtype=torch.float64, device=device
+    )  # on the device: adding to it does not wait
     downscale = network.resize if network.input_size < training_set.tiles.shape[1] else None
     # The loss of a pass is a sum over its tiles. This factor makes the gradient that of the mean over all tiles of the step:
     # all-reduce divides by the number of processes.
@@ -228,7 +229,9 @@ def train_one_epoch(
             with context.no_sync(forward) if passes_left else nullcontext():
                 with autocast(device, precision):
                     logits = forward(images)  # (B,); its activations are the largest tensors of the training
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # loss in float32 or better
+                logits = logits.to(
+                    torch.promote_types(logits.dtype, torch.float32)
+                )  # loss in float32 or better
                 loss = functional.binary_cross_entropy_with_logits(
                     logits, labels.to(logits.dtype), pos_weight=pos_weight.to(logits.dtype), reduction="sum"
                 )
@@ -316,7 +319,9 @@ def _fits(
             build_optimizer(copy, config), peak=1e-9, total=2, warmup=0, clip=0.0, scaled=False
         )
         images = torch.rand(tiles, 3, config.input_size, config.input_size, device=device)
-        for _ in range(2):  # AdamW allocates its moments in the first step: the second one needs the most memory
+        for _ in range(
+            2
+        ):  # AdamW allocates its moments in the first step: the second one needs the most memory
             with autocast(device, precision):
                 logits = copy(images)
             step([logits.float().mean()])

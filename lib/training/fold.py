@@ -288,7 +288,9 @@ def _train_member(
     )
     # Seeds the first weights.
     torch.manual_seed(int(np.random.SeedSequence([*training_set.entropy, 0]).generate_state(1)[0]))
-    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(device)
+    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(
+        device
+    )
     steps = steps_per_epoch(training_set, config)
     planned = steps * config.epochs
     name = f"{task.name}, member {member}"
@@ -297,7 +299,12 @@ def _train_member(
         grad_accum_steps = context.max_int(
             find_grad_accum_steps(network, config, tiles=tiles, device=device, precision=precision)
         )
-        log("%s: %d passes of %d tiles per step and process", name, grad_accum_steps, -(-tiles // grad_accum_steps))
+        log(
+            "%s: %d passes of %d tiles per step and process",
+            name,
+            grad_accum_steps,
+            -(-tiles // grad_accum_steps),
+        )
     step = OptimizerStep(
         build_optimizer(network, config),
         peak=config.learning_rate,
@@ -389,9 +396,13 @@ def _train_member(
     if context.rank:
         return
     invalidate_record()
-    table = pd.DataFrame({"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits})
+    table = pd.DataFrame(
+        {"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits}
+    )
     write_atomic(folder / files.history, "".join(json.dumps(line) + "\n" for line in history))
-    write_atomic(folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+    write_atomic(
+        folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+    )
     save_checkpoint(folder / files.checkpoint, predicting, task.identity(member))
     if not step.done and len(history) < config.epochs:  # paused
         log("%s: AUC %.4f after %d epochs", name, auc(labels[inside], probability(logits)), len(history))

@@ -41,16 +41,25 @@ def train_head(
     outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)
     labels = task.index["label"].to_numpy()
     logger.info(
-        "fold %d: logistic regression on %d features of %s tiles", task.fold, features.shape[1], f"{len(outside):,}"
+        "fold %d: logistic regression on %d features of %s tiles",
+        task.fold,
+        features.shape[1],
+        f"{len(outside):,}",
     )
-    head, penalty = fit_head(np.asarray(features[outside]), labels[outside], groups[outside], seed=config.seed)
+    head, penalty = fit_head(
+        np.asarray(features[outside]), labels[outside], groups[outside], seed=config.seed
+    )
     logits = head.logits(np.asarray(features[inside]))  # (n,)
     score = auc(labels[inside], probability(logits))
     files = MemberFiles(task.fold, 0)
     invalidate_record()
-    table = pd.DataFrame({"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits})
+    table = pd.DataFrame(
+        {"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits}
+    )
     write_atomic(folder / files.history, json.dumps({"penalty": penalty, "validation_auc": score}) + "\n")
-    write_atomic(folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+    write_atomic(
+        folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
+    )
     save_head(folder / files.checkpoint, head, task.identity(0))
     logger.info("fold %d: AUC %.4f (%d views)", task.fold, score, config.tta_views)
     return collect_outputs(task, folder=folder)

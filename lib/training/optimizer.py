@@ -76,7 +76,9 @@ def learning_rate_at(step: int, *, total: int, warmup: int, peak: float, schedul
         schedule: cosine or one_cycle.
     """
     if step < warmup and schedule == "one_cycle":
-        return peak * (1 / _ONE_CYCLE_START + (1 - 1 / _ONE_CYCLE_START) * 0.5 * (1 - math.cos(math.pi * step / warmup)))
+        return peak * (
+            1 / _ONE_CYCLE_START + (1 - 1 / _ONE_CYCLE_START) * 0.5 * (1 - math.cos(math.pi * step / warmup))
+        )
     if step < warmup:
         return peak * (step + 1) / warmup
     share = min((step - warmup) / max(total - warmup, 1), 1.0)

@@ -45,7 +45,9 @@ def save_state(
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
-    for number, moments in step.optimizer.state_dict()["state"].items():  # AdamW: twice the size of the weights
+    for number, moments in step.optimizer.state_dict()[
+        "state"
+    ].items():  # AdamW: twice the size of the weights
         tensors |= {f"{_OPTIMIZER}.{number}.{name}": tensor for name, tensor in moments.items()}
     state = {"format": _FORMAT, "plan": plan, "history": history, "step": step.state()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

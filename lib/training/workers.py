@@ -203,7 +203,9 @@ def _supervise(
 ) -> None:
     """Start all workers and wait until all of them are done."""
     memory = task.memory
-    if memory is None:  # the tiles are in memory of this process only: copy them (6 GB for the whole competition)
+    if (
+        memory is None
+    ):  # the tiles are in memory of this process only: copy them (6 GB for the whole competition)
         memory = SharedMemory()
         memory.allocate(task.tiles.nbytes).reshape(task.tiles.shape)[...] = task.tiles
     with tempfile.TemporaryDirectory(prefix="workers-") as scratch_name:
@@ -243,9 +245,7 @@ def _supervise(
                 group.end()
 
 
-def _poll(
-    task: FoldTask, group: _WorkerGroup, number: int, scratch: Path, memory: SharedMemory
-) -> None:
+def _poll(task: FoldTask, group: _WorkerGroup, number: int, scratch: Path, memory: SharedMemory) -> None:
     """Check the exit codes of a group; restart it when it ran out of memory.
 
     Raises:

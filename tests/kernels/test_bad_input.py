@@ -609,7 +609,7 @@ def test_a_loss_that_is_no_number(bench: Any, prepared: Path, folds: list[Path])
     save_weights(bench.inputs / "datasets/someone/mine/mine.safetensors", "test_resnet", value=float("nan"))
     bench.earlier(folds[0])
     message = bench.refused("train", weights="mine.safetensors")
-    assert "the loss is not a number any more (epoch 1, by step 1" in message
+    assert "the loss is not finite (epoch 1, by step 1" in message
     assert "--set learning_rate=" in message
 
 

@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 
 from lib.config import config_from_dict
+from lib.runtime.session import log_to_stdout
 from lib.training import epoch as engine
 from lib.training import fold
 from lib.training import time_budget as budget
 from lib.training.distributed import DistributedContext
 from lib.training.fold import FoldTask, train_member
 from lib.training.time_budget import Budget
-from lib.training.workers import _meet, train_fold
+from lib.training.workers import _init_process_group, train_fold
 
 
 def main() -> None:
@@ -37,21 +38,22 @@ def main() -> None:
         bundle_id="b" * 64,
         weights={},
     )
+    log_to_stdout(time.monotonic())
     if facts["what"] == "supervise":
-        train_fold(task, folder=folder, devices=[torch.device("cpu")] * 2, say=print, replace=lambda: None)
+        train_fold(task, folder=folder, devices=[torch.device("cpu")] * 2, invalidate_record=lambda: None)
         return
     torch.set_num_threads(1)
-    world = DistributedContext(rank, facts["size"])
-    if world.size > 1:
-        _meet(world, f"file://{folder}/.store")
+    context = DistributedContext(rank, facts["size"])
+    if context.size > 1:
+        _init_process_group(context, f"file://{folder}/.store")
     if facts["what"] == "double":
         real = fold.build_network
         fold.build_network = lambda *rest, **options: real(*rest, **options).double()
     if facts["what"] == "hurry":
         began = time.monotonic()
-        budget._CLOSING, budget._FIRST_LOOK, engine._LOOK_EVERY = 0.0, 2, 1
+        budget._CLOSING, budget._FIRST_CHECK, engine._CHECK_EVERY = 0.0, 2, 1
         fold.Budget = partial(Budget, now=lambda: began + 10 * (time.monotonic() - began))
-        task = FoldTask(**{**vars(task), "until": began + facts["share"]})
+        task = FoldTask(**{**vars(task), "deadline": began + facts["share"]})
         steps: list[fold.OptimizerStep] = []
         make = fold.OptimizerStep
 
@@ -64,14 +66,13 @@ def main() -> None:
         task,
         0,
         folder=folder,
-        world=world,
-        say=print if rank == 0 else (lambda text: None),
-        replace=lambda: None,
+        context=context,
+        invalidate_record=lambda: None,
     )
     if facts["what"] == "hurry":
         end = {"applied": steps[0].applied, "total": steps[0].total, "learning_rate": steps[0].learning_rate}
         (folder / f".end-{rank}.json").write_text(json.dumps(end))
-    if world.size > 1:
+    if context.size > 1:
         dist.barrier()
         dist.destroy_process_group()
 

@@ -1,14 +1,43 @@
-"""A fold small enough for a test, and what several tests ask of one."""
+"""A fold small enough for a test, and helpers of several tests."""
 
 import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from lib.config import Config
 from lib.training.fold import FoldTask
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+@contextmanager
+def killed_at(text: str) -> Iterator[None]:
+    """Raise Killed in the code that logs a line with this text; it must come to that."""
+
+    class Killer(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if text in record.getMessage():
+                raise Killed
+
+    logger, killer = logging.getLogger("lib"), Killer()
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(killer)
+    try:
+        with pytest.raises(Killed):
+            yield
+    finally:
+        logger.removeHandler(killer)
+        logger.setLevel(before)
 
 
 def small_task(
@@ -31,11 +60,11 @@ def small_task(
     )
 
 
-def with_knobs(task: FoldTask, **knobs: Any) -> FoldTask:
-    """The same fold under other knobs."""
-    return dataclasses.replace(task, config=dataclasses.replace(task.config, **knobs))
+def with_options(task: FoldTask, **options: Any) -> FoldTask:
+    """The same fold with other options."""
+    return dataclasses.replace(task, config=dataclasses.replace(task.config, **options))
 
 
 def left_in(folder: Path) -> dict[str, bytes]:
-    """Name and bytes of what a training left, less what it keeps to go on from."""
+    """Name and bytes of the files of a training, without its hidden progress files."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}

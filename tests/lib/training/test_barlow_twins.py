@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small import Killed, killed_at
 
 from lib.config import Config
 from lib.model.network import build_network
@@ -18,11 +18,11 @@ from lib.training.barlow_twins import (
     UNFINISHED,
     BarlowTwins,
     PretrainTask,
-    barlow_twins,
-    crop_each,
+    barlow_twins_loss,
     draw_epoch,
+    embedding_spread,
     pretrain,
-    spread,
+    random_crop,
 )
 from lib.training.epoch import TrainingError
 
@@ -38,21 +38,15 @@ CONFIG = Config(
 )
 
 
-class Killed(Exception):
-    """Stands for kill -9."""
-
-
 @pytest.fixture(scope="module")
 def task(learnable: tuple[np.ndarray, Any]) -> PretrainTask:
     tiles, _ = learnable
     return PretrainTask(config=CONFIG, tiles=tiles, data_id="d" * 64, bundle_id="b" * 64)
 
 
-def _run(
-    task: PretrainTask, folder: Path, *, say: Callable[[str], None] = lambda text: None
-) -> tuple[list[str], dict[str, Any]]:
+def _run(task: PretrainTask, folder: Path) -> tuple[list[str], dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    return pretrain(task, folder=folder, devices=[CPU], say=say, replace_outputs=lambda: None)
+    return pretrain(task, folder=folder, devices=[CPU], invalidate_record=lambda: None)
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -71,51 +65,55 @@ def test_the_loss_is_the_papers() -> None:
     c = a.T @ b / 50
     difference = (c - np.eye(7)) ** 2
     difference[~np.eye(7, dtype=bool)] *= 0.0051
-    found = barlow_twins(torch.from_numpy(one), torch.from_numpy(two))
+    found = barlow_twins_loss(torch.from_numpy(one), torch.from_numpy(two))
     assert float(found) == pytest.approx(difference.sum(), rel=1e-5)
     same = torch.linalg.qr(torch.randn(64, 7, dtype=torch.float64) - 0.0)[0]
     same = same - same.mean(dim=0)
-    assert float(barlow_twins(same, same)) < 0.05 < float(barlow_twins(same, same.roll(1, 1)))
+    assert float(barlow_twins_loss(same, same)) < 0.05 < float(barlow_twins_loss(same, same.roll(1, 1)))
 
 
 def test_half_numbers_are_correlated_in_float32() -> None:
     big = (torch.rand(32, 4) * 200 + 60_000).half()
-    loss = barlow_twins(big, big)
+    loss = barlow_twins_loss(big, big)
     assert loss.dtype == torch.float32 and loss.isfinite()
 
 
 def test_a_crop_of_the_whole_is_the_tile_and_the_smallest_shows_two_fifths() -> None:
     images = torch.rand(2, 3, 32, 32)
     whole = torch.tensor([[1.0, 0.5, 0.5]] * 2)
-    assert torch.allclose(crop_each(images, whole), images, atol=1e-5)
+    assert torch.allclose(random_crop(images, whole), images, atol=1e-5)
     ramp = torch.linspace(0, 1, 64).view(1, 1, 1, 64).expand(1, 3, 64, 64)
     for across, low, high in ((0.0, 0.0, 0.4**0.5), (1.0, 1 - 0.4**0.5, 1.0)):
-        found = crop_each(ramp, torch.tensor([[0.0, across, 0.5]]))
+        found = random_crop(ramp, torch.tensor([[0.0, across, 0.5]]))
         assert float(found.min()) == pytest.approx(low, abs=0.02) and float(found.max()) == pytest.approx(
             high, abs=0.02
         )
 
 
 def test_an_epoch_is_drawn_alike_each_time_and_its_views_differ() -> None:
-    order, looks, crops = draw_epoch(CONFIG, 100, 4)
-    again, looks_again, crops_again = draw_epoch(CONFIG, 100, 4)
+    order, augmentations, crops = draw_epoch(CONFIG, 100, 4)
+    again, augmentations_again, crops_again = draw_epoch(CONFIG, 100, 4)
     assert (
         np.array_equal(order, again)
-        and torch.equal(looks[0], looks_again[0])
+        and torch.equal(augmentations[0], augmentations_again[0])
         and torch.equal(crops[1], crops_again[1])
     )
-    assert not torch.equal(looks[0], looks[1]) and not torch.equal(crops[0], crops[1])
-    other, other_looks, _ = draw_epoch(CONFIG, 100, 5)
+    assert not torch.equal(augmentations[0], augmentations[1]) and not torch.equal(crops[0], crops[1])
+    other, other_augmentations, _ = draw_epoch(CONFIG, 100, 5)
     assert not np.array_equal(order, other)
     assert len(order) == 96 == len(set(order.tolist()))  # whole steps, no tile twice
     row = int(order[0])
-    assert not torch.equal(looks[0][0], other_looks[0][other.tolist().index(row)]) if row in other else True
+    assert (
+        not torch.equal(augmentations[0][0], other_augmentations[0][other.tolist().index(row)])
+        if row in other
+        else True
+    )
 
 
 def test_the_spread_tells_a_collapse() -> None:
     torch.manual_seed(0)
-    assert spread(torch.randn(256, 64)) == pytest.approx(1.0, abs=0.05)
-    assert spread(torch.ones(256, 64) + 1e-6 * torch.randn(256, 64)) < 1e-3
+    assert embedding_spread(torch.randn(256, 64)) == pytest.approx(1.0, abs=0.05)
+    assert embedding_spread(torch.ones(256, 64) + 1e-6 * torch.randn(256, 64)) < 1e-3
 
 
 def test_it_learns_and_leaves_an_encoder_for_the_folds(task: PretrainTask, tmp_path: Path) -> None:
@@ -138,25 +136,22 @@ def test_it_learns_and_leaves_an_encoder_for_the_folds(task: PretrainTask, tmp_p
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_pretraining_that_was_stopped_ends_in_the_same_bytes(
-    task: PretrainTask, tmp_path: Path, after: int
+    task: PretrainTask, tmp_path: Path, after: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     _run(task, tmp_path / "whole")
 
-    def dying(text: str) -> None:
-        if f"epoch {after + 1} of 3" in text:
-            raise Killed
-
-    def last() -> None:
+    def kill() -> None:
         raise Killed
 
-    with pytest.raises(Killed):
-        folder = tmp_path / "stopped"
-        folder.mkdir()
-        pretrain(task, folder=folder, devices=[CPU], say=dying, replace_outputs=last)
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    end = killed_at(f"epoch {after + 1} of 3") if after < 3 else pytest.raises(Killed)
+    with end:
+        pretrain(task, folder=folder, devices=[CPU], invalidate_record=kill)
     assert not (tmp_path / "stopped" / HISTORY).exists()
-    said: list[str] = []
-    _run(task, tmp_path / "stopped", say=said.append)
-    assert any(f"going on after epoch {after}" in line for line in said)
+    caplog.clear()
+    _run(task, tmp_path / "stopped")
+    assert any(f"resuming after epoch {after}" in line for line in caplog.messages)
     assert _bytes(tmp_path / "stopped") == _bytes(tmp_path / "whole")
     changed = dataclasses.replace(task, bundle_id="c" * 64)
     assert changed.plan(1) != task.plan(1) != task.plan(2)
@@ -193,13 +188,13 @@ def test_too_few_tiles_and_a_lost_loss_say_what_to_do(
 ) -> None:
     with pytest.raises(TrainingError, match="only 36 tiles"):
         _run(dataclasses.replace(task, config=dataclasses.replace(CONFIG, pretrain_batch_size=64)), tmp_path)
-    monkeypatch.setattr(module, "barlow_twins", lambda one, two: (one.sum() + two.sum()) * float("nan"))
+    monkeypatch.setattr(module, "barlow_twins_loss", lambda one, two: (one.sum() + two.sum()) * float("nan"))
     with pytest.raises(TrainingError, match="pretrain_learning_rate"):
         _run(task, tmp_path / "x")
 
 
 def test_a_short_session_shortens_the_plan_to_a_rate_of_zero(
-    task: PretrainTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: PretrainTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The clock says that 40 of 200 epochs fit; the rate falls to zero by then, and an encoder is there."""
     from functools import partial
@@ -213,12 +208,12 @@ def test_a_short_session_shortens_the_plan_to_a_rate_of_zero(
         return ticks[0]
 
     monkeypatch.setattr(budget, "_CLOSING", 0.0)
-    monkeypatch.setattr(budget, "_FIRST_LOOK", 2)
+    monkeypatch.setattr(budget, "_FIRST_CHECK", 2)
     monkeypatch.setattr(module, "Budget", partial(budget.Budget, now=clock))
     config = dataclasses.replace(CONFIG, pretrain_epochs=200)
-    said: list[str] = []
-    _run(dataclasses.replace(task, config=config, until=100.0), tmp_path, say=said.append)
-    assert any("the clock binds" in line for line in said)
+    caplog.clear()
+    _run(dataclasses.replace(task, config=config, deadline=100.0), tmp_path)
+    assert any("the plan does not fit the time" in line for line in caplog.messages)
     history = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
     assert 5 < len(history) < 200 and history[-1]["steps"] <= 2 * len(history)
     assert (tmp_path / "test_resnet" / "model.safetensors").is_file()

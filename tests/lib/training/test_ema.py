@@ -36,7 +36,7 @@ def test_with_the_decay_of_each_step_it_is_the_average_of_timm() -> None:
     theirs = ModelEmaV3(learner, decay=0.9)
     for number in range(1, 200):
         step(losses(learner, number))
-        ours.follow(learner, step)
+        ours.update_after(learner, step)
         theirs.decay = min(0.9, (1 + number) / (10 + number))
         theirs.update(learner)
     for own, other in zip(
@@ -52,12 +52,12 @@ def test_once_the_decay_has_grown_it_is_the_average_of_torch() -> None:
     step, ours = step_of(learner), WeightAverage(learner, decay=0.9)
     for number in range(81):
         step(losses(learner, number))
-        ours.follow(learner, step)
+        ours.update_after(learner, step)
     theirs = AveragedModel(ours.module, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     theirs.update_parameters(ours.module)  # its first is a copy
     for number in range(81, 120):
         step(losses(learner, number))
-        ours.follow(learner, step)
+        ours.update_after(learner, step)
         theirs.update_parameters(learner)
     for own, other in zip(
         ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True
@@ -72,16 +72,16 @@ def test_a_step_that_was_skipped_leaves_it_alone() -> None:
     learner = network()
     step, average = step_of(learner), WeightAverage(learner, decay=0.9)
     step(losses(learner, 1))
-    average.follow(learner, step)
+    average.update_after(learner, step)
     before = copy.deepcopy(average.module[0].weight)
     with torch.no_grad():
         learner[0].weight.add_(1.0)  # would show, were it averaged  # type: ignore[operator]
     step.attempts += 1
     step._skipped += 1  # as an overflow counts
-    average.follow(learner, step)
+    average.update_after(learner, step)
     assert torch.equal(average.module[0].weight, before)
     step(losses(learner, 2))
-    average.follow(learner, step)
+    average.update_after(learner, step)
     assert not torch.equal(average.module[0].weight, before)
 
 
@@ -92,5 +92,5 @@ def test_the_first_weights_are_soon_forgotten() -> None:
         average.module[0].weight.fill_(100.0)  # type: ignore[operator]
     for number in range(60):
         step(losses(learner, number))
-        average.follow(learner, step)
+        average.update_after(learner, step)
     assert (average.module[0].weight - learner[0].weight).abs().max() < 1.0  # type: ignore[operator]

@@ -27,8 +27,8 @@ from lib.training.epoch import (
     epoch_order,
     plan_epoch,
     positive_weight,
-    steps_an_epoch,
-    tiles_a_step,
+    steps_per_epoch,
+    tiles_per_step,
     train_one_epoch,
 )
 from lib.training.optimizer import OptimizerStep, build_optimizer
@@ -38,7 +38,7 @@ NO_TILES = np.empty((0, 96, 96, 3), np.uint8)
 
 
 @st.composite
-def parts(draw: st.DrawFn) -> TrainingSet:
+def training_sets(draw: st.DrawFn) -> TrainingSet:
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count = draw(st.integers(6, 200))
     labels = (generator.random(count) < draw(st.floats(0.1, 0.9))).astype(np.float32)
@@ -48,46 +48,54 @@ def parts(draw: st.DrawFn) -> TrainingSet:
 
 
 @settings(max_examples=40, deadline=None)
-@given(part=parts(), epoch=st.integers(0, 50), balance=st.sampled_from(["none", "loss"]))
-def test_without_a_sampler_every_training_row_comes_once(part: TrainingSet, epoch: int, balance: str) -> None:
-    order, occurrence = epoch_order(part, epoch=epoch, balance=balance)
-    assert sorted(order) == part.rows.tolist()
+@given(training_set=training_sets(), epoch=st.integers(0, 50), balance=st.sampled_from(["none", "loss"]))
+def test_without_a_sampler_every_training_row_comes_once(
+    training_set: TrainingSet, epoch: int, balance: str
+) -> None:
+    order, occurrence = epoch_order(training_set, epoch=epoch, class_balance=balance)
+    assert sorted(order) == training_set.rows.tolist()
     assert occurrence.tolist() == [0] * len(order)
 
 
 @settings(max_examples=40, deadline=None)
-@given(part=parts(), epoch=st.integers(0, 50))
-def test_the_sampler_counts_repeats_and_never_shows_a_validation_row(part: TrainingSet, epoch: int) -> None:
-    if len(part.rows) < 2:
+@given(training_set=training_sets(), epoch=st.integers(0, 50))
+def test_the_sampler_counts_repeats_and_never_shows_a_validation_row(
+    training_set: TrainingSet, epoch: int
+) -> None:
+    if len(training_set.rows) < 2:
         return
-    order, occurrence = epoch_order(part, epoch=epoch, balance="sampler")
-    assert len(order) == len(part.rows) and set(order) <= set(part.rows)
+    order, occurrence = epoch_order(training_set, epoch=epoch, class_balance="sampler")
+    assert len(order) == len(training_set.rows) and set(order) <= set(training_set.rows)
     seen: Counter[int] = Counter()
     for row, number in zip(order.tolist(), occurrence.tolist(), strict=True):
         assert number == seen[row]
         seen[row] += 1
 
 
-def _part(rows: int = 4000, share: float = 0.2, entropy: tuple[int, ...] = (1, 2, 3)) -> TrainingSet:
+def _training_set(rows: int = 4000, share: float = 0.2, entropy: tuple[int, ...] = (1, 2, 3)) -> TrainingSet:
     labels = (np.arange(rows) < share * rows).astype(np.float32)
     return TrainingSet(tiles=NO_TILES, labels=labels, rows=np.arange(rows), entropy=entropy)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.8])
 def test_the_sampler_draws_both_classes_equally_often_and_all_tiles_of_a_class_alike(share: float) -> None:
-    part = _part(share=share)
-    order = np.concatenate([epoch_order(part, epoch=epoch, balance="sampler")[0] for epoch in range(5)])
-    assert part.labels[order].mean() == pytest.approx(0.5, abs=0.02)
+    training_set = _training_set(share=share)
+    order = np.concatenate(
+        [epoch_order(training_set, epoch=epoch, class_balance="sampler")[0] for epoch in range(5)]
+    )
+    assert training_set.labels[order].mean() == pytest.approx(0.5, abs=0.02)
     counts = np.bincount(order, minlength=4000)
     for label in (0, 1):
-        halves = np.array_split(counts[part.labels == label], 2)
+        halves = np.array_split(counts[training_set.labels == label], 2)
         assert halves[0].sum() == pytest.approx(halves[1].sum(), rel=0.1)
 
 
 @pytest.mark.parametrize("balance", ["none", "sampler"])
 def test_the_order_is_that_of_the_epoch_and_the_member(balance: str) -> None:
     def order(epoch: int, entropy: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(epoch_order(_part(100, entropy=entropy), epoch=epoch, balance=balance)[0].tolist())
+        return tuple(
+            epoch_order(_training_set(100, entropy=entropy), epoch=epoch, class_balance=balance)[0].tolist()
+        )
 
     drawn = [
         order(epoch, entropy) for epoch in (0, 1) for entropy in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0))
@@ -97,18 +105,20 @@ def test_the_order_is_that_of_the_epoch_and_the_member(balance: str) -> None:
 
 
 def test_the_loss_weighs_positives_only_when_it_is_asked_to() -> None:
-    part = TrainingSet(
+    training_set = TrainingSet(
         tiles=NO_TILES, labels=np.array([0, 1, 0, 0, 1, 1, 1], np.float32), rows=np.arange(5), entropy=(1,)
     )
-    assert positive_weight(part, "loss") == 1.5  # of the training rows: 3 to 2
-    assert positive_weight(part, "none") == positive_weight(part, "sampler") == 1.0
+    assert positive_weight(training_set, "loss") == 1.5  # of the training rows: 3 to 2
+    assert positive_weight(training_set, "none") == positive_weight(training_set, "sampler") == 1.0
 
 
 def test_the_weight_of_a_positive_is_that_of_scikit_learns_balanced_classes() -> None:
     labels = (np.random.default_rng(0).random(500) < 0.3).astype(np.float32)
-    part = TrainingSet(tiles=NO_TILES, labels=labels, rows=np.arange(0, 500, 2), entropy=(1,))
-    negative, positive = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels[part.rows])
-    assert positive_weight(part, "loss") == pytest.approx(positive / negative)
+    training_set = TrainingSet(tiles=NO_TILES, labels=labels, rows=np.arange(0, 500, 2), entropy=(1,))
+    negative, positive = compute_class_weight(
+        "balanced", classes=np.array([0, 1]), y=labels[training_set.rows]
+    )
+    assert positive_weight(training_set, "loss") == pytest.approx(positive / negative)
 
 
 def test_a_tile_is_augmented_otherwise_in_every_epoch_and_by_every_member() -> None:
@@ -116,7 +126,7 @@ def test_a_tile_is_augmented_otherwise_in_every_epoch_and_by_every_member() -> N
     config, drawn = Config(batch_size=40), {}
     for entropy in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0)):
         for epoch in range(3):
-            plan = plan_epoch(_part(40, entropy=entropy), config, epoch=epoch)
+            plan = plan_epoch(_training_set(40, entropy=entropy), config, epoch=epoch)
             drawn[entropy, epoch] = plan.draws[torch.from_numpy(np.argsort(plan.rows))]  # by row
     for one, other in itertools.combinations(drawn.values(), 2):
         assert not (one == other).all(dim=1).any()  # no row draws the same twice
@@ -134,7 +144,7 @@ def _epoch(
 ) -> tuple[float, Classifier, OptimizerStep]:
     tiles, index = learnable
     config = Config(input_size=32, **{"backbone": "test_resnet", "batch_size": 8, **knobs})
-    part = TrainingSet(
+    training_set = TrainingSet(
         tiles=tiles,
         labels=index["label"].to_numpy(np.float32),
         rows=np.arange(len(tiles)) if rows is None else rows,
@@ -151,7 +161,14 @@ def _epoch(
         scaled=False,
     )
     loss = train_one_epoch(
-        network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32, passes=passes
+        network,
+        training_set,
+        step,
+        epoch=0,
+        config=config,
+        device=CPU,
+        precision=torch.float32,
+        grad_accum_steps=passes,
     )
     return loss, network, step
 
@@ -201,13 +218,15 @@ def test_epochs_are_those_of_a_loop_of_plain_torch(learnable: tuple[np.ndarray, 
         **PLAIN,
     }
     config = Config(input_size=96, **knobs)
-    part = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(36), entropy=(1, 0, 0))
+    training_set = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(36), entropy=(1, 0, 0))
     torch.manual_seed(0)
     ours = build_network(config).double()
     theirs = copy.deepcopy(ours)
     step = OptimizerStep(build_optimizer(ours, config), peak=3e-3, total=12, warmup=3, clip=0.5, scaled=False)
     ours_losses = [
-        train_one_epoch(ours, part, step, epoch=epoch, config=config, device=CPU, precision=torch.float32)
+        train_one_epoch(
+            ours, training_set, step, epoch=epoch, config=config, device=CPU, precision=torch.float32
+        )
         for epoch in range(3)
     ]
     exempt = ("pos_embed", "cls_token")
@@ -229,7 +248,7 @@ def test_epochs_are_those_of_a_loop_of_plain_torch(learnable: tuple[np.ndarray, 
     theirs_losses = []
     for epoch in range(3):
         theirs.train()
-        order = np.split(plan_epoch(part, config, epoch=epoch).rows, 4)
+        order = np.split(plan_epoch(training_set, config, epoch=epoch).rows, 4)
         values = []
         for rows in order:
             images = torch.from_numpy(tiles[rows]).permute(0, 3, 1, 2).float() / 255
@@ -259,7 +278,9 @@ def test_the_loss_is_scikit_learns_log_loss(
         stain_normalisation=stains,
         **PLAIN,
     )
-    part = TrainingSet(tiles=tiles, labels=truth.astype(np.float32), rows=np.arange(36), entropy=(1, 0, 0))
+    training_set = TrainingSet(
+        tiles=tiles, labels=truth.astype(np.float32), rows=np.arange(36), entropy=(1, 0, 0)
+    )
     torch.manual_seed(0)
     network = build_network(config)
     with torch.no_grad():
@@ -268,7 +289,9 @@ def test_the_loss_is_scikit_learns_log_loss(
     step = OptimizerStep(
         build_optimizer(network, config), peak=1e-3, total=1, warmup=0, clip=0.0, scaled=False
     )
-    found = train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32)
+    found = train_one_epoch(
+        network, training_set, step, epoch=0, config=config, device=CPU, precision=torch.float32
+    )
     weight = np.where(
         truth == 1, 2.0 if balance == "loss" else 1.0, 1.0
     )  # a third of these tiles is positive
@@ -288,33 +311,35 @@ def test_tiles_that_do_not_fill_a_step_are_left_for_another_epoch(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    part=parts(),
+    training_set=training_sets(),
     size=st.integers(1, 4),
     passes=st.integers(1, 5),
     batch=st.integers(4, 40),
     epoch=st.integers(0, 3),
 )
 def test_every_tile_of_a_step_goes_to_one_process_and_pass(
-    part: TrainingSet, size: int, passes: int, batch: int, epoch: int
+    training_set: TrainingSet, size: int, passes: int, batch: int, epoch: int
 ) -> None:
-    if len(part.rows) < 4:
+    if len(training_set.rows) < 4:
         return
     config = Config(batch_size=batch, hed_jitter=0.1)
-    alone = plan_epoch(part, config, epoch=epoch)
-    shares = [plan_epoch(part, config, epoch=epoch, slice=Shard(rank, size, passes)) for rank in range(size)]
-    each, steps = tiles_a_step(part, config), steps_an_epoch(part, config)
+    alone = plan_epoch(training_set, config, epoch=epoch)
+    shares = [
+        plan_epoch(training_set, config, epoch=epoch, shard=Shard(rank, size, passes)) for rank in range(size)
+    ]
+    each, steps = tiles_per_step(training_set, config), steps_per_epoch(training_set, config)
     assert len(alone.rows) == steps * each == sum(len(share.rows) for share in shares)
     ends = [0] * size
     for step in range(steps):
         begins = list(ends)
-        ends = [begin + sum(share.passes[step]) for begin, share in zip(begins, shares, strict=True)]
+        ends = [begin + sum(share.micro_batches[step]) for begin, share in zip(begins, shares, strict=True)]
         mine = np.concatenate(
             [share.rows[begin:end] for share, begin, end in zip(shares, begins, ends, strict=True)]
         )
         assert sorted(mine) == sorted(alone.rows[step * each : (step + 1) * each])
     for share in shares:
-        np.testing.assert_array_equal(share.labels.numpy(), part.labels[share.rows])
-        assert all(len(sizes) <= passes for sizes in share.passes)
+        np.testing.assert_array_equal(share.labels.numpy(), training_set.labels[share.rows])
+        assert all(len(sizes) <= passes for sizes in share.micro_batches)
     drawn = {row: tuple(draw.tolist()) for row, draw in zip(alone.rows.tolist(), alone.draws, strict=True)}
     for share in shares:
         assert all(
@@ -324,8 +349,8 @@ def test_every_tile_of_a_step_goes_to_one_process_and_pass(
 
 
 def test_within_a_pass_tiles_with_the_same_symmetry_lie_together() -> None:
-    part, config = _part(rows=400), Config(batch_size=100)
-    plan = plan_epoch(part, config, epoch=1)
+    training_set, config = _training_set(rows=400), Config(batch_size=100)
+    plan = plan_epoch(training_set, config, epoch=1)
     for at in range(0, 400, 100):
         elements = symmetries(plan.draws[at : at + 100], config)
         assert torch.equal(elements, elements.sort().values) and len(elements.unique()) == 8
@@ -344,14 +369,14 @@ def test_batches_of_one_train_on_every_tile(learnable: tuple[np.ndarray, pd.Data
     tiles, index = learnable
     # A vision transformer has no BatchNorm: it can learn from one tile at a time.
     config = Config(backbone="test_vit", input_size=32, batch_size=1)
-    part = TrainingSet(
+    training_set = TrainingSet(
         tiles=tiles, labels=index["label"].to_numpy(np.float32), rows=np.arange(12), entropy=(1, 0, 0)
     )
     network = build_network(config)
     step = OptimizerStep(
         build_optimizer(network, config), peak=1e-3, total=12, warmup=0, clip=0.0, scaled=False
     )
-    train_one_epoch(network, part, step, epoch=0, config=config, device=CPU, precision=torch.float32)
+    train_one_epoch(network, training_set, step, epoch=0, config=config, device=CPU, precision=torch.float32)
     assert step.applied == 12
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import left_in, small_task, with_knobs
+from small import Killed, killed_at, left_in, small_task, with_options
 
 from lib.config import Config
 from lib.evaluation.metrics import auc
@@ -45,38 +45,21 @@ CONFIG = Config(
 FILES = ("fold-1-member-0.safetensors", "oof-1-member-0.csv", "history-1-member-0.jsonl")
 
 
-class Killed(Exception):
-    """Stands for kill -9."""
-
-
 @pytest.fixture(scope="module")
 def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
     return small_task(learnable, CONFIG)
-
-
-def _silent(text: str) -> None:
-    return
 
 
 def _train(
     task: FoldTask,
     folder: Path,
     *,
-    say: Callable[[str], None] = _silent,
-    replace: Callable[[], None] = lambda: None,
+    invalidate_record: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, bool], dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    found = train_fold(task, folder=folder, devices=[CPU], say=say, replace=replace)
+    found = train_fold(task, folder=folder, devices=[CPU], invalidate_record=invalidate_record)
     assert found is not None
     return found
-
-
-def _kill_at(text: str) -> Callable[[str], None]:
-    def say(line: str) -> None:
-        if text in line:
-            raise Killed
-
-    return say
 
 
 @pytest.fixture
@@ -103,7 +86,9 @@ def whole(task: FoldTask, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_fold_leaves_what_it_promises(task: FoldTask, tmp_path: Path) -> None:
     replaced: list[bool] = []
-    names, scores = _train(task, tmp_path, replace=lambda: replaced.append(any(tmp_path.glob("oof-*"))))
+    names, scores = _train(
+        task, tmp_path, invalidate_record=lambda: replaced.append(any(tmp_path.glob("oof-*")))
+    )
     assert names == {name: not name.endswith(".safetensors") for name in FILES}  # weights stay on Kaggle
     assert replaced == [False]  # called once, before the first file that readers trust
     table = pd.read_csv(tmp_path / FILES[1], dtype={"id": str})
@@ -153,20 +138,25 @@ def test_the_same_seed_gives_the_same_bytes(task: FoldTask, whole: Path, tmp_pat
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_fold_stopped_after_an_epoch_ends_in_the_same_bytes(
-    task: FoldTask, whole: Path, tmp_path: Path, epochs: list[int], after: int
+    task: FoldTask,
+    whole: Path,
+    tmp_path: Path,
+    epochs: list[int],
+    after: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = tmp_path / "stopped"
-    with pytest.raises(Killed):
-        _train(task, folder, say=_kill_at(f"epoch {after} of 3"))
+    with killed_at(f"epoch {after} of 3"):
+        _train(task, folder)
     assert not left_in(folder)  # nothing a reader could trust
-    with pytest.raises(Killed):  # and once more, at once
-        _train(task, folder, say=_kill_at("tiles to learn from"))
-    said: list[str] = []
+    with killed_at("tiles to learn from"):  # and once more, at once
+        _train(task, folder)
+    caplog.clear()
     epochs.clear()
-    _train(task, folder, say=said.append)
+    _train(task, folder)
     # The state of an epoch is saved after it was said, so the epoch that was cut off is trained again.
     assert epochs == list(range(after - 1, 3))
-    assert any(f"going on after epoch {after - 1}" in line for line in said) == (after > 1)
+    assert any(f"resuming after epoch {after - 1}" in line for line in caplog.messages) == (after > 1)
     assert left_in(folder) == left_in(whole)
     clear_progress(folder, task)
     assert not list(folder.glob(".*"))
@@ -189,16 +179,16 @@ EVERYTHING: dict[str, Any] = {
 
 @pytest.mark.parametrize("after", [1, 2])
 def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(
-    task: FoldTask, tmp_path: Path, after: int
+    task: FoldTask, tmp_path: Path, after: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    turned = with_knobs(task, **EVERYTHING)
+    turned = with_options(task, **EVERYTHING)
     _train(turned, tmp_path / "whole")
-    with pytest.raises(Killed):
-        _train(turned, tmp_path / "stopped", say=_kill_at(f"epoch {after + 1} of 3"))
-    said: list[str] = []
-    _train(turned, tmp_path / "stopped", say=said.append)
-    assert any(f"going on after epoch {after}" in line for line in said)
-    assert any("averaged weights" in line for line in said)
+    with killed_at(f"epoch {after + 1} of 3"):
+        _train(turned, tmp_path / "stopped")
+    caplog.clear()
+    _train(turned, tmp_path / "stopped")
+    assert any(f"resuming after epoch {after}" in line for line in caplog.messages)
+    assert any("averaged weights" in line for line in caplog.messages)
     assert left_in(tmp_path / "stopped") == left_in(tmp_path / "whole")
     network, _ = load_checkpoint(tmp_path / "whole" / FILES[0])
     rows = np.flatnonzero(task.folds == 1)
@@ -211,7 +201,7 @@ def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(
 
 
 def test_the_average_predicts_and_not_the_last_weights(task: FoldTask, whole: Path, tmp_path: Path) -> None:
-    _train(with_knobs(task, ema_decay=0.5), tmp_path / "averaged")
+    _train(with_options(task, ema_decay=0.5), tmp_path / "averaged")
     averaged, _ = load_checkpoint(tmp_path / "averaged" / FILES[0])
     last, _ = load_checkpoint(whole / FILES[0])
     assert any(
@@ -236,7 +226,7 @@ def test_while_the_backbone_is_frozen_only_the_head_learns(
         return loss
 
     monkeypatch.setattr(module, "train_one_epoch", watched)
-    _train(with_knobs(task, freeze_epochs=1), tmp_path / "frozen")
+    _train(with_options(task, freeze_epochs=1), tmp_path / "frozen")
     changed = [
         {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
         for before, after in zip(states[::2], states[1::2], strict=True)
@@ -295,8 +285,8 @@ def test_a_damaged_state_is_thrown_away(
     task: FoldTask, whole: Path, tmp_path: Path, epochs: list[int], length: int
 ) -> None:
     folder = tmp_path / "stopped"
-    with pytest.raises(Killed):
-        _train(task, folder, say=_kill_at("epoch 3 of 3"))
+    with killed_at("epoch 3 of 3"):
+        _train(task, folder)
     state = next(folder.glob(".unfinished-*"))
     state.write_bytes(state.read_bytes()[:length])
     epochs.clear()
@@ -305,14 +295,14 @@ def test_a_damaged_state_is_thrown_away(
 
 
 def _another_seed(task: FoldTask) -> FoldTask:
-    return with_knobs(task, seed=1)
+    return with_options(task, seed=1)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         _another_seed,
-        lambda task: with_knobs(task, learning_rate=1e-3),
+        lambda task: with_options(task, learning_rate=1e-3),
         lambda task: dataclasses.replace(task, bundle_id="c" * 64),
         lambda task: dataclasses.replace(task, data_id="e" * 64),
         lambda task: dataclasses.replace(task, fold_table_id="e" * 64),
@@ -324,8 +314,8 @@ def test_what_was_begun_otherwise_is_begun_anew(
     task: FoldTask, tmp_path: Path, epochs: list[int], change: Callable[[FoldTask], FoldTask]
 ) -> None:
     folder = tmp_path / "stopped"
-    with pytest.raises(Killed):
-        _train(task, folder, say=_kill_at("epoch 2 of 3"))
+    with killed_at("epoch 2 of 3"):
+        _train(task, folder)
     other = change(task)
     epochs.clear()
     _train(other, folder)
@@ -334,17 +324,21 @@ def test_what_was_begun_otherwise_is_begun_anew(
     assert left_in(folder) == left_in(tmp_path / "straight")
 
 
-def test_a_finished_member_is_not_trained_again(task: FoldTask, tmp_path: Path, epochs: list[int]) -> None:
-    two = with_knobs(task, num_members=2, epochs=2)
+def test_a_finished_member_is_not_trained_again(
+    task: FoldTask, tmp_path: Path, epochs: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    two = with_options(task, num_members=2, epochs=2)
     folder = tmp_path / "stopped"
-    with pytest.raises(Killed):
-        _train(two, folder, say=_kill_at("member 1: epoch 1"))
+    with killed_at("member 1: epoch 1"):
+        _train(two, folder)
     first = left_in(folder)
     assert set(first) == set(FILES)
     epochs.clear()
-    said: list[str] = []
-    names, scores = _train(two, folder, say=said.append)
-    assert epochs == [0, 1] and "member 0: finished before" in said[0]  # those of the second member
+    caplog.clear()
+    names, scores = _train(two, folder)
+    assert (
+        epochs == [0, 1] and "member 0: finished before" in caplog.messages[0]
+    )  # those of the second member
     assert {name: left_in(folder)[name] for name in first} == first
     assert len(names) == 6 and len(scores["members"]) == 2
     assert left_in(folder)["fold-1-member-1.safetensors"] != first[FILES[0]]
@@ -400,10 +394,10 @@ def test_a_lost_loss_leaves_what_was_there(
     poisoned = dataclasses.replace(task, weights={"file": tmp_path / "poisoned.safetensors"})
 
     def never() -> None:
-        pytest.fail("the record was withdrawn")
+        pytest.fail("the record was invalidated")
 
-    with pytest.raises(TrainingError, match="not a number"):
-        _train(poisoned, folder, replace=never)
+    with pytest.raises(TrainingError, match="the loss is not finite"):
+        _train(poisoned, folder, invalidate_record=never)
     assert left_in(folder) == before
 
 
@@ -426,8 +420,8 @@ def test_members_and_folds_differ(task: FoldTask, whole: Path, tmp_path: Path) -
 
 def test_each_member_and_each_seed_trains_a_network_of_its_own(task: FoldTask, tmp_path: Path) -> None:
     """From other first weights, in another order: members that are copies would cost twice and average to one of them."""
-    _train(with_knobs(task, num_members=2, epochs=2), tmp_path / "two")
-    _train(with_knobs(task, num_members=1, epochs=2, seed=1), tmp_path / "seeded")
+    _train(with_options(task, num_members=2, epochs=2), tmp_path / "two")
+    _train(with_options(task, num_members=1, epochs=2, seed=1), tmp_path / "seeded")
     paths = [tmp_path / "two" / f"fold-1-member-{member}.safetensors" for member in (0, 1)]
     networks = [load_checkpoint(path)[0] for path in (*paths, tmp_path / "seeded" / FILES[0])]
     for one, other in itertools.combinations(networks, 2):
@@ -450,7 +444,7 @@ def test_a_fold_that_does_not_exist_is_refused(task: FoldTask, tmp_path: Path, f
 
 
 def test_without_validation_only_the_log_is_shorter(task: FoldTask, whole: Path, tmp_path: Path) -> None:
-    _train(with_knobs(task, eval_every=0), tmp_path)
+    _train(with_options(task, eval_every=0), tmp_path)
     lines = (tmp_path / FILES[2]).read_text()
     assert "validation_auc" not in lines
     assert (tmp_path / FILES[1]).read_bytes() == (
@@ -459,7 +453,7 @@ def test_without_validation_only_the_log_is_shorter(task: FoldTask, whole: Path,
 
 
 def test_training_learns(task: FoldTask, tmp_path: Path) -> None:
-    plain = with_knobs(
+    plain = with_options(
         task, epochs=12, class_balance="none", rotate="quarter", drop_rate=0.0, hue=0.0, learning_rate=1e-2
     )
     _, scores = _train(plain, tmp_path)

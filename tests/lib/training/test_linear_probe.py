@@ -46,7 +46,7 @@ def _train(folder: Path, features: np.ndarray, labels: np.ndarray) -> tuple[dict
         bundle_id="b" * 64,
         weights={},
     )
-    return train_head(task, features, GROUPS, folder=folder, say=lambda text: None, replace=lambda: None)
+    return train_head(task, features, GROUPS, folder=folder, invalidate_record=lambda: None)
 
 
 def test_a_fold_leaves_what_the_other_folds_say_of_its_tiles(features: np.ndarray, tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small import small_task, with_knobs
+from small import small_task, with_options
 from torch import nn
 
 from lib.config import Config
-from lib.explain.hard_tiles import MAX_EXPLAINED_TILES
 from lib.training import fold as fold_module
 from lib.training import time_budget as module
 from lib.training.fold import FoldTask
@@ -77,7 +76,7 @@ def test_a_shortened_plan_falls_without_a_jump_to_zero(
 def test_a_plan_is_never_made_longer() -> None:
     step = plan(100)
     for left in (0, 100, 101):
-        with pytest.raises(ValueError, match="not fewer"):
+        with pytest.raises(ValueError, match="cannot shorten"):
             step.shorten(left)
 
 
@@ -110,7 +109,7 @@ def test_a_state_that_no_training_by_the_plan_comes_to_is_refused(wrong: dict[st
     step = plan(200, 20)
     step.attempts = 50
     step.shorten(60)
-    with pytest.raises(ValueError, match="not of a plan of 200 steps"):
+    with pytest.raises(ValueError, match="do not belong to a plan of 200 steps"):
         plan(200, 20).load_state(step.state() | wrong)
 
 
@@ -123,44 +122,46 @@ class Clock:
 
 
 @pytest.mark.parametrize("slow_day", [1.0, 1.5, 4.0, 10.0])
-def test_the_plan_stands_unless_the_clock_binds_and_then_it_ends_in_time(slow_day: float) -> None:
-    clock, step, said = Clock(), plan(2000), []
-    budget = Budget(deadline=2300.0, deterministic=False, say=said.append, now=clock)
+def test_the_plan_stands_unless_the_clock_binds_and_then_it_ends_in_time(
+    slow_day: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, step = Clock(), plan(2000)
+    budget = Budget(deadline=2300.0, fixed_schedule=False, now=clock)
     budget.begin(step)
     while step.left > 0:
         clock.seconds += slow_day  # a step was expected to take one second
         step.attempts += 1
         if step.applied % 50 == 0:
-            budget.look(step, prediction_batches=100)
+            budget.check(step, prediction_batches=100)
     clock.seconds += 100 * slow_day / 3  # the predictions
     assert clock.seconds <= 2300
     assert step.learning_rate == pytest.approx(0.0, abs=1e-9)
     if slow_day == 1.0:
-        assert step.total == 2000 and said == []
+        assert step.total == 2000 and caplog.messages == []
     else:
-        assert step.total < 2000 and "the clock binds" in said[0]
+        assert step.total < 2000 and "is shortened from 2,000 to" in caplog.messages[0]
         assert clock.seconds > 0.85 * 2300  # the time is used, not thrown away
 
 
 def test_a_day_that_becomes_slow_in_the_middle() -> None:
     clock, step = Clock(), plan(2000)
-    budget = Budget(deadline=2500.0, deterministic=False, say=lambda text: None, now=clock)
+    budget = Budget(deadline=2500.0, fixed_schedule=False, now=clock)
     budget.begin(step)
     while step.left > 0:
         clock.seconds += 1.0 if step.applied < 1000 else 3.0
         step.attempts += 1
         if step.applied % 50 == 0:
-            budget.look(step, prediction_batches=10)
+            budget.check(step, prediction_batches=10)
     assert clock.seconds <= 2500
 
 
 def test_deterministic_forbids_to_shorten() -> None:
     clock, step = Clock(), plan(2000)
-    budget = Budget(deadline=1000.0, deterministic=True, say=lambda text: None, now=clock)
+    budget = Budget(deadline=1000.0, fixed_schedule=True, now=clock)
     budget.begin(step)
     clock.seconds, step.attempts = 50.0, 50
     with pytest.raises(BudgetError, match="fixed_schedule = true"):
-        budget.look(step, prediction_batches=1)
+        budget.check(step, prediction_batches=1)
     assert step.total == 2000
 
 
@@ -172,21 +173,20 @@ def _fast(task: FoldTask, monkeypatch: pytest.MonkeyPatch, *, share: float, **kn
         return began + 10 * (time.monotonic() - began)
 
     monkeypatch.setattr(module, "_CLOSING", 0.0)
-    monkeypatch.setattr(module, "_FIRST_LOOK", 2)
-    monkeypatch.setattr("lib.training.epoch._LOOK_EVERY", 1)
+    monkeypatch.setattr(module, "_FIRST_CHECK", 2)
+    monkeypatch.setattr("lib.training.epoch._CHECK_EVERY", 1)
     monkeypatch.setattr(fold_module, "Budget", partial(Budget, now=now))
-    return replace(with_knobs(task, **knobs), until=time.monotonic() + share)
+    return replace(with_options(task, **knobs), deadline=time.monotonic() + share)
 
 
 def test_a_fold_whose_clock_runs_ten_times_too_fast_still_leaves_an_annealed_model(
-    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
     hurried = _fast(task, monkeypatch, share=4.0, epochs=400, eval_every=0)
     names, scores = train_fold(
-        hurried, folder=tmp_path, devices=[torch.device("cpu")], say=said.append, replace=lambda: None
+        hurried, folder=tmp_path, devices=[torch.device("cpu")], invalidate_record=lambda: None
     )
-    assert any("the clock binds" in line for line in said)
+    assert any("the plan does not fit the time" in line for line in caplog.messages)
     history = [json.loads(line) for line in (tmp_path / "history-1-member-0.jsonl").read_text().splitlines()]
     assert len(history) < 400
     assert history[-1]["learning_rate"] == pytest.approx(0.0, abs=1e-9)
@@ -205,38 +205,35 @@ def test_a_fold_that_must_be_deterministic_stops_with_what_to_do(
             hurried,
             folder=tmp_path,
             devices=[torch.device("cpu")],
-            say=lambda text: None,
-            replace=lambda: None,
+            invalidate_record=lambda: None,
         )
     assert not list(tmp_path.glob("fold-*"))
 
 
-def test_time_is_kept_for_explaining_the_hardest_tiles(
+def test_time_is_reserved_for_the_caller(
     task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On one card and in float32, after the members are done: the budget counts it as tiles that are predicted."""
-    kept: list[float] = []
+    """The budget adds the reserved tiles to those of the final predictions."""
+    batches_kept: list[float] = []
 
     class Recorder(Budget):
-        def look(self, step: OptimizerStep, *, prediction_batches: float) -> None:
-            kept.append(prediction_batches)
+        def check(self, step: OptimizerStep, *, prediction_batches: float, steps_later: int = 0) -> None:
+            batches_kept.append(prediction_batches)
 
     monkeypatch.setattr(fold_module, "Budget", Recorder)
-    timed = replace(task, until=time.monotonic() + 3600)
-    train_fold(
-        timed, folder=tmp_path, devices=[torch.device("cpu")], say=lambda text: None, replace=lambda: None
-    )
+    timed = replace(task, deadline=time.monotonic() + 3600, reserved_tiles=4000)
+    train_fold(timed, folder=tmp_path, devices=[torch.device("cpu")], invalidate_record=lambda: None)
     predicted = int((task.folds == task.fold).sum()) * task.config.tta_views
-    assert kept and min(kept) * task.config.batch_size >= predicted + 4 * MAX_EXPLAINED_TILES
+    assert batches_kept and {batches * task.config.batch_size for batches in batches_kept} == {
+        predicted + 4000
+    }
 
 
 def test_a_clock_that_does_not_bind_changes_no_byte(task: FoldTask, tmp_path: Path) -> None:
     plain, timed = tmp_path / "plain", tmp_path / "timed"
-    for folder, each in ((plain, task), (timed, replace(task, until=time.monotonic() + 3600))):
+    for folder, each in ((plain, task), (timed, replace(task, deadline=time.monotonic() + 3600))):
         folder.mkdir()
-        train_fold(
-            each, folder=folder, devices=[torch.device("cpu")], say=lambda text: None, replace=lambda: None
-        )
+        train_fold(each, folder=folder, devices=[torch.device("cpu")], invalidate_record=lambda: None)
     assert {path.name: path.read_bytes() for path in plain.iterdir()} == {
         path.name: path.read_bytes() for path in timed.iterdir()
     }

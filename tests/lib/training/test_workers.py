@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small import left_in, small_task, with_knobs
+from small import left_in, small_task, with_options
 
 from lib.config import Config
 from lib.training import workers as module
@@ -45,11 +45,9 @@ def task(learnable: tuple[np.ndarray, pd.DataFrame]) -> FoldTask:
     return small_task(learnable, config)
 
 
-def _train(
-    task: FoldTask, folder: Path, *, devices: int = 2, say: Callable[[str], None] = lambda text: None
-) -> tuple[dict[str, bool], dict[str, Any]]:
+def _train(task: FoldTask, folder: Path, *, devices: int = 2) -> tuple[dict[str, bool], dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    found = train_fold(task, folder=folder, devices=[CPU] * devices, say=say, replace=lambda: None)
+    found = train_fold(task, folder=folder, devices=[CPU] * devices, invalidate_record=lambda: None)
     assert found is not None
     return found
 
@@ -87,7 +85,7 @@ def test_two_processes_on_one_member_give_the_losses_of_one(
     task: FoldTask, tmp_path: Path, knobs: dict[str, Any]
 ) -> None:
     """In float64 and without batch statistics, to ten digits; and the same AUC, from predictions each made a half of."""
-    double = with_knobs(task, num_members=1, epochs=3, batch_size=9, grad_accum_steps=2, **knobs)
+    double = with_options(task, num_members=1, epochs=3, batch_size=9, grad_accum_steps=2, **knobs)
     results = {}
     for size in (1, 2):
         folder = tmp_path / str(size)
@@ -121,21 +119,24 @@ def _beside(what: str, task: FoldTask, folder: Path, *, size: int, **options: An
             process.kill()
 
 
-def test_all_processes_on_one_member_by_the_supervisor(task: FoldTask, tmp_path: Path) -> None:
-    said: list[str] = []
-    names, scores = _train(with_knobs(task, ddp=True), tmp_path, say=said.append)
+def test_all_processes_on_one_member_by_the_supervisor(
+    task: FoldTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names, scores = _train(with_options(task, ddp=True), tmp_path)
     assert len(names) == 6 and 0 <= scores["fold"]["auc"] <= 1
     # Everything is there, so it is not done again; with another number of processes it would be another result.
-    again: list[str] = []
-    assert _train(with_knobs(task, ddp=True), tmp_path, say=again.append) == (names, scores)
-    assert again == [f"fold 1, member {member}: finished before, not done again" for member in (0, 1)]
+    caplog.clear()
+    assert _train(with_options(task, ddp=True), tmp_path) == (names, scores)
+    assert caplog.messages == [
+        f"fold 1, member {member}: finished before, not trained again" for member in (0, 1)
+    ]
 
 
 def test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted(task: FoldTask, tmp_path: Path) -> None:
     from lib.model.checkpoint import load_checkpoint
     from lib.model.predict import predict_logits
 
-    _train(with_knobs(task, ddp=True, backbone="test_resnet", num_members=1), tmp_path)
+    _train(with_options(task, ddp=True, backbone="test_resnet", num_members=1), tmp_path)
     network, _ = load_checkpoint(tmp_path / "fold-1-member-0.safetensors")
     rows = np.flatnonzero(task.folds == 1)
     logits = predict_logits(
@@ -145,11 +146,11 @@ def test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted(task: Fold
     np.testing.assert_allclose(written, logits, atol=1e-5)
 
 
-def test_the_clock_binds_on_both_at_the_same_step(task: FoldTask, tmp_path: Path) -> None:
+def test_both_processes_shorten_the_plan_at_the_same_step(task: FoldTask, tmp_path: Path) -> None:
     """A clock ten times too fast: a learning rate of zero inside the time, a model saved, ranks that agree."""
     folder = tmp_path / "fold"
     folder.mkdir()
-    _beside("hurry", with_knobs(task, num_members=1, epochs=500, eval_every=0), folder, size=2, share=6.0)
+    _beside("hurry", with_options(task, num_members=1, epochs=500, eval_every=0), folder, size=2, share=6.0)
     ends = [json.loads((folder / f".end-{rank}.json").read_text()) for rank in range(2)]
     assert ends[0] == ends[1] and ends[0]["applied"] == ends[0]["total"] < 500 * 3
     assert ends[0]["learning_rate"] == pytest.approx(0, abs=1e-9)
@@ -159,21 +160,27 @@ def test_the_clock_binds_on_both_at_the_same_step(task: FoldTask, tmp_path: Path
 
 @pytest.mark.parametrize("ddp", [False, True])
 def test_out_of_memory_begins_again_with_half_the_tiles_on_all_ranks(
-    task: FoldTask, tmp_path: Path, capfd: pytest.CaptureFixture[str], ddp: bool
+    task: FoldTask,
+    tmp_path: Path,
+    ddp: bool,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The second epoch runs out of memory where more than two tiles are in a pass; the first is not done again."""
     with _sabotage("oom", above=2):
-        _train(with_knobs(task, ddp=ddp, epochs=3, eval_every=0), tmp_path, say=print)
-    told = [line for line in capfd.readouterr().out.splitlines() if "did not suffice" in line]
+        _train(with_options(task, ddp=ddp, epochs=3, eval_every=0), tmp_path)
+    told = [
+        line for line in [*caplog.messages, *capfd.readouterr().out.splitlines()] if "did not suffice" in line
+    ]
     assert told and all("from the last whole epoch" in line for line in told)
-    passes = [[line.get("passes", 1) for line in _history(tmp_path, member)] for member in (0, 1)]
+    passes = [[line.get("grad_accum_steps", 1) for line in _history(tmp_path, member)] for member in (0, 1)]
     assert passes[0][0] == 1 < passes[0][-1]  # its first epoch was whole before memory ran out
     assert len(passes[0]) == len(passes[1]) == 3
     assert (passes[1][-1] > 1) == ddp  # the other member has a device of its own, or the same two
 
 
 def test_one_process_that_runs_out_of_memory_goes_on_by_itself(
-    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = torch.nn.functional.binary_cross_entropy_with_logits
 
@@ -183,17 +190,16 @@ def test_one_process_that_runs_out_of_memory_goes_on_by_itself(
         return real(logits, *rest, **options)
 
     monkeypatch.setattr("lib.training.epoch.functional.binary_cross_entropy_with_logits", greedy)
-    said: list[str] = []
-    one = with_knobs(task, num_members=1)
-    _train(one, tmp_path, devices=1, say=said.append)
-    assert sum("did not suffice" in line for line in said) == 1
-    assert [line["passes"] for line in _history(tmp_path)] == [2, 2]
+    one = with_options(task, num_members=1)
+    _train(one, tmp_path, devices=1)
+    assert sum("did not suffice" in line for line in caplog.messages) == 1
+    assert [line["grad_accum_steps"] for line in _history(tmp_path)] == [2, 2]
     monkeypatch.setattr(
         "lib.training.epoch.functional.binary_cross_entropy_with_logits",
         lambda *rest, **options: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
     )
     with pytest.raises(module.KernelError, match="input_size"):
-        _train(with_knobs(one, seed=1), tmp_path, devices=1)
+        _train(with_options(one, seed=1), tmp_path, devices=1)
 
 
 @pytest.mark.parametrize("ddp", [False, True])
@@ -202,7 +208,7 @@ def test_the_first_failure_is_shown_and_the_others_are_ended(
 ) -> None:
     before = time.monotonic()
     with _sabotage("raise", rank=1), pytest.raises(WorkerError, match="ValueError: sabotaged") as refused:
-        _train(with_knobs(task, ddp=ddp, epochs=400), tmp_path)
+        _train(with_options(task, ddp=ddp, epochs=400), tmp_path)
     assert "lib/training" in str(refused.value)  # the traceback
     assert time.monotonic() - before < 60
     assert not left_in(tmp_path)
@@ -210,7 +216,7 @@ def test_the_first_failure_is_shown_and_the_others_are_ended(
 
 def test_a_worker_that_is_killed_is_named(task: FoldTask, tmp_path: Path) -> None:
     with _sabotage("kill", rank=0), pytest.raises(WorkerError, match="signal 9"):
-        _train(with_knobs(task, epochs=400), tmp_path)
+        _train(with_options(task, epochs=400), tmp_path)
 
 
 def test_workers_end_with_whoever_started_them(task: FoldTask, tmp_path: Path) -> None:
@@ -218,7 +224,7 @@ def test_workers_end_with_whoever_started_them(task: FoldTask, tmp_path: Path) -
     folder.mkdir()
     np.save(folder / ".tiles.npy", task.tiles)
     task.index.assign(fold=task.folds).to_csv(folder / ".table.csv", index=False)
-    config = with_knobs(task, epochs=1000).config.to_dict()
+    config = with_options(task, epochs=1000).config.to_dict()
     (folder / ".facts.json").write_text(
         json.dumps({"what": "supervise", "config": config, "fold": 1, "size": 1})
     )
@@ -281,13 +287,13 @@ def test_torchrun_trains_all_members_together(task: FoldTask, tmp_path: Path) ->
     assert done.stdout.count("member 0: 24 tiles to learn from") == 1 and "2 processes" in done.stdout
 
 
-def test_a_world_of_one_asks_nobody(task: FoldTask) -> None:
-    world = DistributedContext()
+def test_a_single_process_needs_no_process_group(task: FoldTask) -> None:
+    context = DistributedContext()
     network = torch.nn.Linear(2, 1)
-    assert world.wrap(network, synchronise_norms=True) is network
-    assert (world.sum(1.0, 2.0), world.broadcast_int(3), world.largest(4)) == ([1.0, 2.0], 3, 4)
+    assert context.wrap(network, sync_batchnorm=True) is network
+    assert (context.sum(1.0, 2.0), context.broadcast_int(3), context.max_int(4)) == ([1.0, 2.0], 3, 4)
     rows = np.arange(7)
-    assert world.my_part(rows).tolist() == rows.tolist()
+    assert context.shard_rows(rows).tolist() == rows.tolist()
 
 
 def test_compiled_training_leaves_the_same_kind_of_checkpoint(
@@ -304,21 +310,18 @@ def test_compiled_training_leaves_the_same_kind_of_checkpoint(
         compiled.append(wrapper)
         return wrapper
 
-    one = with_knobs(task, num_members=1, epochs=1)
-    train_member(
-        one, 0, folder=tmp_path, world=DistributedContext(), say=lambda text: None, replace=lambda: None
-    )
+    one = with_options(task, num_members=1, epochs=1)
+    train_member(one, 0, folder=tmp_path, context=DistributedContext(), invalidate_record=lambda: None)
     plain = left_in(tmp_path)
     monkeypatch.setattr("lib.training.fold.torch.compile", compile)
     other = tmp_path / "compiled"
     other.mkdir()
     train_member(
-        with_knobs(one, compile=True),
+        with_options(one, compile=True),
         0,
         folder=other,
-        world=DistributedContext(),
-        say=lambda text: None,
-        replace=lambda: None,
+        context=DistributedContext(),
+        invalidate_record=lambda: None,
     )
     assert len(compiled) == 1 and set(left_in(other)) == set(name for name in plain if name != "compiled")
     assert (other / "oof-1-member-0.csv").read_text() == (tmp_path / "oof-1-member-0.csv").read_text()

@@ -7,9 +7,9 @@ import sys
 
 if "SABOTAGE" in os.environ and "lib.training.workers" in " ".join(sys.orig_argv):
     _plan = json.loads(os.environ["SABOTAGE"])
-    _orders = json.loads(sys.orig_argv[-1])
+    _arguments = json.loads(sys.orig_argv[-1])
     # One of all workers, whether they work together or each for itself.
-    _number = _orders["rank"] + _orders["crew"]
+    _number = _arguments["rank"] + _arguments["group"]
 
     def _arm() -> None:
         import torch
