@@ -376,6 +376,22 @@ def config_from_dict(values: Mapping[str, object], *, base: Config | None = None
     return dataclasses.replace(base or Config(), **accepted)
 
 
+def config_from_record(values: Mapping[str, object]) -> Config:
+    """The config in a record or a checkpoint, which holds every option: none is read with its default.
+
+    Raises:
+        ConfigError: options that are unknown, absent or out of range; all of them in one message.
+    """
+    absent = [f"{field.name} is absent" for field in _fields() if field.name not in values]
+    try:
+        config = config_from_dict(values)
+    except ConfigError as error:
+        raise ConfigError("\n  - ".join([str(error), *absent])) from error
+    if absent:
+        raise ConfigError(_message(absent))
+    return config
+
+
 def check_value(key: str, value: object) -> tuple[Any, list[str]]:
     """A value as its knob takes it (a whole number where a float is meant), and all that is wrong with it and with the key."""
     fields = {field.name: field for field in _fields()}

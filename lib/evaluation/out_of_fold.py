@@ -1,14 +1,14 @@
 """What the folds of an experiment came to: one table of out-of-fold probabilities, and every score of it. Needs no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lib.config import Config, ConfigError, config_from_dict
+from lib.config import Config, ConfigError, config_from_record
 from lib.data.competition import read_table
 from lib.errors import KernelError, listed
 from lib.evaluation.calibration import Calibration, CalibrationError, calibrate_out_of_fold
@@ -82,16 +82,17 @@ class Summary:
 
 
 def recorded_config(record: RunRecord) -> Config:
-    """The config a run was made with; knobs this code does not know any more are left out.
+    """The config of a run.
 
     Raises:
-        ResultError: a value this code cannot use.
+        ResultError: it holds an option that this code does not know, or lacks one.
     """
-    known = {field.name for field in fields(Config)}
     try:
-        return config_from_dict({name: value for name, value in record.config.items() if name in known})
+        return config_from_record(record.config)
     except ConfigError as error:
-        raise ResultError(f"the config of {record.experiment} was written by other code: {error}") from error
+        raise ResultError(
+            f"the config of {record.experiment} was written by another version of this code: {error}"
+        ) from error
 
 
 def read_out_of_fold(

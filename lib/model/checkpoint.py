@@ -9,13 +9,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from lib.config import Config, ConfigError, config_from_dict
+from lib.config import Config, ConfigError, config_from_record
 from lib.errors import KernelError
 from lib.files import write_atomic
 from lib.model.network import Classifier, NetworkError, build_network
 from lib.validation import UNREADABLE, type_errors
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 LABEL_SET = [0, 1]
 _AGAIN = "Train this member again."
 # Tensors of a checkpoint that nothing learns: running statistics, the normalisation of pixels or features.
@@ -68,12 +68,18 @@ def read_identity(path: Path) -> Identity:
             f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {_AGAIN}"
         )
     try:
-        found = Identity(**facts)
+        identity = Identity(**facts)
     except TypeError as error:
         raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {_AGAIN}") from error
     if wrong := type_errors(Identity, facts):
-        raise CheckpointError(f"{path.name} does not say what it is: {'; '.join(wrong)}. {_AGAIN}")
-    return found
+        raise CheckpointError(f"{path.name} has an invalid identity: {'; '.join(wrong)}. {_AGAIN}")
+    try:
+        config_from_record(identity.config)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path.name} was written by another version of this code: {error}\n{_AGAIN}"
+        ) from error
+    return identity
 
 
 def count_parameters(path: Path) -> int:
@@ -110,7 +116,7 @@ def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
             f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}"
         ) from error
     try:
-        network = build_network(config_from_dict(identity.config), encoder=identity.encoder)
+        network = build_network(config_from_record(identity.config), encoder=identity.encoder)
         network.load_state_dict(tensors, strict=True)
     except (TypeError, AttributeError, RuntimeError, ConfigError, NetworkError) as error:
         raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {_AGAIN}") from error
@@ -119,4 +125,4 @@ def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
 
 def config_of(identity: Identity) -> Config:
     """The config a member was trained with."""
-    return config_from_dict(identity.config)
+    return config_from_record(identity.config)

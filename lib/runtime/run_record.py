@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lib.config import ConfigError, config_from_record
 from lib.errors import KernelError, listed
 from lib.files import sha256_of, write_atomic
 from lib.validation import UNREADABLE, is_safe_name, type_errors
 
 RECORD_NAME = "run.json"
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 
 
 class RunRecordError(KernelError):
@@ -167,6 +168,10 @@ def read_run_record(
         )
     if wrong := type_errors(RunRecord, content, but=("files",)):
         raise RunRecordError(listed(f"{path} holds values this code does not know:", wrong, remedy=remedy))
+    try:
+        config_from_record(content["config"])
+    except ConfigError as error:
+        raise RunRecordError(f"{path} was written by another version of this code: {error}\n{remedy}") from error
     try:
         record = RunRecord(**{**content, "files": file_records(content["files"])})
     except RunRecordError as error:

@@ -402,7 +402,7 @@ def _features(folder: Path) -> Target:
         files = describe_files(mount, {TRAIN_FEATURES: False, TEST_FEATURES: False})
         facts: dict[str, Any] = {
             "experiment": "x",
-            "config": {},
+            "config": Config().to_dict(),
             "push_id": "p",
             "bundle_id": "b",
             "git_commit": "c",

@@ -11,6 +11,7 @@ import workbench
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
+from lib.config import Config
 from lib.model.network import build_network
 from lib.runtime.inputs import encoder_folder
 from lib.runtime.run_record import RunRecord, describe_files, write_run_record
@@ -82,7 +83,7 @@ def test_a_fold_finds_the_output_of_weights(layout: str, bench: Any, prepared: P
     facts: dict[str, Any] = dict.fromkeys(("experiment", "push_id", "bundle_id", "git_commit", "data_id"), "")
     write_run_record(
         output,
-        RunRecord(kind="weights", config={}, complete=True, files=describe_files(output, names), **facts),
+        RunRecord(kind="weights", config=Config().to_dict(), complete=True, files=describe_files(output, names), **facts),
     )
     assert "fold-0-member-0.safetensors" in done(bench, "train", backbone=ENCODER, weights="timm", epochs="1")
 

@@ -127,7 +127,7 @@ def leave(working: Path, parameters: dict[str, Any], data: Path) -> None:
             "fold_table_id": "f" * 64,
             "label_set": [0, 1],
         }
-        facts["checkpoint_format"] = 1
+        facts["checkpoint_format"] = 2
         facts["scores"] = {"fold": {"auc": auc(inside["label"].to_numpy(), logits)}}
     elif kind == "inference":
         generator = np.random.default_rng(len(parameters["folds"][0]))

@@ -12,6 +12,7 @@ from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import connect
 from launch.plan import plan_kernels
 from launch.weights_dataset import upload_weights
+from lib.config import Config
 from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
 ENCODER = "resnet34.tv_in1k"
@@ -27,7 +28,7 @@ def weights(tmp_path):
     record = RunRecord(
         kind="weights",
         experiment="",
-        config={},
+        config=Config().to_dict(),
         push_id="",
         bundle_id="b",
         git_commit="",

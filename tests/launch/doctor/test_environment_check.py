@@ -38,6 +38,7 @@ from launch.kaggle_api.types import ABSENT, COMPLETE, RUNNING, Listing, PulledKe
 from launch.packaging.builder import read_checkout
 from launch.packaging.metadata import check_kernel_metadata
 from launch.sandbox import Mount, isolation, run_script
+from lib.config import Config
 from lib.runtime import environment_check
 from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 
@@ -164,7 +165,7 @@ class FakeKaggle:
         record = RunRecord(
             kind="environment_check",
             experiment="",
-            config={},
+            config=Config().to_dict(),
             push_id=push_id or parameters["push_id"],
             bundle_id="b",
             git_commit="",

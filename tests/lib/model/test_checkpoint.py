@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,18 +149,30 @@ def test_tensors_missing_added_or_of_another_shape_are_refused(path: Path, tiny:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"config": {"backbone": "test_resnet", "no_such_knob": 1}},
-        {"config": {"epochs": -1}},
-        {"config": {"backbone": "test_efficientnet", "input_size": 32}},
-        {"surprise": 1},
+        (
+            {"config": {**Config().to_dict(), "views": 1}},
+            "another version of this code(.|\n)*unknown key 'views'",
+        ),
+        ({"config": {**Config().to_dict(), "epochs": -1}}, "another version of this code(.|\n)*epochs"),
+        (
+            {"config": {"backbone": "test_resnet", "input_size": 32}},
+            "another version of this code(.|\n)*epochs is absent",
+        ),
+        (
+            {"config": {**Config().to_dict(), "backbone": "test_efficientnet", "input_size": 32}},
+            "does not fit",
+        ),
+        ({"surprise": 1}, "does not fit"),
     ],
-    ids=["unknown knob", "out of range", "another network", "unknown fact"],
+    ids=["unknown option", "out of range", "absent options", "another network", "unknown field"],
 )
-def test_an_identity_that_does_not_fit_is_refused(path: Path, tiny: Config, change: dict[str, Any]) -> None:
+def test_an_identity_that_does_not_fit_is_refused(
+    path: Path, tiny: Config, change: dict[str, Any], message: str
+) -> None:
     _rewrite(path, {**dataclasses.asdict(_identity(tiny)), **change})
-    assert "does not fit" in _refused(path)
+    assert re.search(message, _refused(path)) and "Train this member again" in _refused(path)
 
 
 def test_a_backbone_that_this_timm_does_not_know_names_the_file(path: Path, tiny: Config) -> None:

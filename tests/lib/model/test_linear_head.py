@@ -85,8 +85,8 @@ def test_a_head_comes_back_from_its_file(tmp_path: Path) -> None:
 
 def test_the_parameters_of_a_head_are_its_weights_and_its_bias(tmp_path: Path) -> None:
     zeros = np.zeros(7, np.float32)
-    facts = {"experiment": "x", "fold": 0, "member": 0, "data_id": "d", "fold_table_id": "f", "config": {}}
-    save_head(tmp_path / "head.safetensors", Head(zeros, 0.0, zeros, zeros), Identity(**facts))
+    facts = {"experiment": "x", "fold": 0, "member": 0, "data_id": "d", "fold_table_id": "f"}
+    save_head(tmp_path / "head.safetensors", Head(zeros, 0.0, zeros, zeros), Identity(**facts, config=Config().to_dict()))
     assert count_parameters(tmp_path / "head.safetensors") == 8
 
 
@@ -94,7 +94,7 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint"):
         load_head(tmp_path / "x.safetensors")
-    identity = Identity(experiment="x", fold=1, member=0, data_id="d", fold_table_id="f", config={})
+    identity = Identity(experiment="x", fold=1, member=0, data_id="d", fold_table_id="f", config=Config().to_dict())
     import json
     from dataclasses import asdict
 

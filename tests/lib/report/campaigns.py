@@ -19,6 +19,7 @@ from lib.data.folds import fold_table_id, make_folds
 from lib.data.integrity import describe_integrity
 from lib.data.splits import describe_splits
 from lib.evaluation.metrics import auc, probability
+from lib.model.checkpoint import CHECKPOINT_FORMAT
 from lib.report.document import Report
 from lib.report.eda_figures import brightness_histogram
 from lib.runtime.run_record import RunRecord, describe_files, read_run_record, write_run_record
@@ -101,7 +102,7 @@ def seal(folder: Path, kind: str, files: dict[str, str | bytes | np.ndarray], **
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     base: dict[str, Any] = {
         "experiment": "",
-        "config": {},
+        "config": Config().to_dict(),
         "push_id": f"push-{folder.name}",
         "bundle_id": "b" * 64,
     }
@@ -188,7 +189,7 @@ def write_fold(
     facts = {"data_id": read_run_record(data, kind="prepare").data_id, "fold_table_id": fold_table_id(table)}
     seal(
         folder, "train", files, experiment=experiment, config=asdict(config), fold=fold, members=list(range(config.num_members)),
-        label_set=[0, 1], checkpoint_format=1, scores=found | (scores or {}), **facts,
+        label_set=[0, 1], checkpoint_format=CHECKPOINT_FORMAT, scores=found | (scores or {}), **facts,
     )  # fmt: skip
 
 

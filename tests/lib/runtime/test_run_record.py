@@ -11,6 +11,7 @@ import pytest
 from lib.config import Config
 from lib.runtime import run_record
 from lib.runtime.run_record import (
+    RECORD_FORMAT,
     RECORD_NAME,
     RunRecord,
     RunRecordError,
@@ -63,9 +64,21 @@ def test_what_was_written_is_read(output: Path) -> None:
         (lambda content: content.update(complete=False), "complete: true"),
         (lambda content: content.update(complete="true"), "complete: true"),
         (lambda content: content.pop("complete"), "complete: true"),
-        (lambda content: content.update(format=2), "format 2"),
+        (
+            lambda content: content.update(format=RECORD_FORMAT - 1),
+            f"has format {RECORD_FORMAT - 1}, this code reads",
+        ),
         (lambda content: content.pop("data_id"), "format"),
         (lambda content: content.update(surprise=1), "format"),
+        (
+            lambda content: content["config"].update(views=8),
+            "unknown key 'views'(.|\n)*Run that kernel again",
+        ),
+        (
+            lambda content: content["config"].pop("tta_views"),
+            "another version of this code(.|\n)*tta_views is absent",
+        ),
+        (lambda content: content["config"].update(epochs=-1), "epochs"),
         (lambda content: content.update(files=["a.csv"]), "lists its files"),
         (lambda content: content["files"].update({"a.csv": {"bytes": 3}}), "lists its files"),
         (lambda content: content["files"]["a.csv"].update(sha256="0" * 64), "a.csv is damaged"),
