@@ -699,13 +699,13 @@ def check(out: Path) -> None:
     """
     from launch.packaging.check import check as check_build
 
-    checked, problems, warnings = check_build(out)
-    for line in checked:
+    result = check_build(out)
+    for line in result.sizes:
         click.echo(line)
-    for line in warnings:
+    for line in result.warnings:
         click.echo(f"warning: {line}")
-    if problems:
-        raise LaunchError(f"{len(problems)} problems:\n  - " + "\n  - ".join(problems))
+    if result.problems:
+        raise LaunchError(f"{len(result.problems)} problems:\n  - " + "\n  - ".join(result.problems))
     click.echo("no problems")
 
 

@@ -670,7 +670,7 @@ def check_scripts(experiments: Sequence[Experiment], *, root: Path = ROOT) -> li
         sizes = dict(built.sizes)
         for kernel in plan_environment_checks():
             sizes[kernel.slug] = built.source.write_kernel(kernel, out / "kernels" / kernel.slug)
-        _, problems, _ = check(out)
+        problems = check(out).problems
     largest = max(sizes, key=lambda slug: sizes[slug])
     found = f"{len(sizes)} build; the largest, {largest}, has {sizes[largest]:,} bytes of {SOURCE_LIMIT:,}"
     if problems:

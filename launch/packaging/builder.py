@@ -37,16 +37,16 @@ from lib.search_space import SearchSpace
 
 @dataclass(frozen=True)
 class Checkout:
-    """What every kernel of a build is rendered from.
+    """The checkout that every kernel of a build is rendered from.
 
     Attributes:
-        base: the root's kernel-metadata.json.
-        owner: of every slug.
-        files: what is embedded, by relative path.
-        bundle: the hash of these files.
-        commit: of the checkout.
-        thin: whether scripts import the library from the dataset.
-        strict_bundle: whether inference refuses folds trained by different code.
+        base: kernel-metadata.json of the root.
+        owner: Kaggle user name in every slug.
+        files: the library, relative path to text.
+        bundle: hash of these files.
+        commit: git commit.
+        thin: scripts import the library from the dataset.
+        strict_bundle: inference refuses folds that were trained with different code.
     """
 
     base: dict[str, Any]
@@ -67,18 +67,22 @@ class Checkout:
         inputs: Mapping[str, str] | None = None,
         finished: Sequence[Mapping[str, Any]] = (),
     ) -> int:
-        """Write script and metadata of a kernel, complete for the plain client; returns the script's bytes.
+        """Write the script and the metadata of a kernel, complete for the plain client.
 
         Args:
-            kernel: what to write.
-            folder: made if it is not there.
-            push_id: proves which push an output came from.
-            limit: seconds after which the service will end the session; 0 says nothing.
-            inputs: slug to push id of the outputs it must find mounted; others are refused as earlier ones.
-            finished: for a search: records of trials that need not be run again.
+            kernel: the kernel.
+            folder: created where it does not exist.
+            push_id: copied to run.json; it proves which push an output came from.
+            limit: seconds after which the service ends the session; 0 where that is unknown.
+            inputs: slug to push id of the outputs that must be mounted; those of other pushes are refused.
+            finished: for a search: records of trials that need not run again.
+
+        Returns:
+            The size of the script in bytes.
 
         Raises:
-            LaunchError: what is written into it holds a secret; the library was looked through when it was read.
+            LaunchError: the script cannot be rendered, or its parameters or metadata hold a secret. (The
+                library was checked when it was read.)
         """
         parameters = kernel_parameters(
             kernel,
@@ -91,12 +95,14 @@ class Checkout:
             inputs=inputs,
             finished=finished,
         )
-        write = render_notebook if kernel.kind in NOTEBOOK_KINDS else render_script
-        script = write(kernel, self.files, parameters, thin=self.thin).encode()
+        render_source = render_notebook if kernel.kind in NOTEBOOK_KINDS else render_script
+        script = render_source(kernel, self.files, parameters, thin=self.thin).encode()
         metadata = render(kernel_metadata(kernel, base=self.base, owner=self.owner, thin=self.thin))
-        written = json.dumps(parameters, indent=1)
         refuse_secrets(
-            {f"the parameters of {kernel.slug}": written, f"{METADATA} of {kernel.slug}": metadata}
+            {
+                f"the parameters of {kernel.slug}": json.dumps(parameters, indent=1),
+                f"{METADATA} of {kernel.slug}": metadata,
+            }
         )
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / kernel.file_name, script)
@@ -107,11 +113,11 @@ class Checkout:
 def read_checkout(
     *, owner: str | None = None, thin: bool = False, strict_bundle: bool = False, root: Path = ROOT
 ) -> Checkout:
-    """The checkout as it is now.
+    """Read the library, the metadata of the root and the git commit.
 
     Raises:
-        LaunchError: the root's metadata or the library cannot be used, or the owner is no user name, or the library holds a
-            secret.
+        LaunchError: the library or the metadata cannot be used, the owner is no user name, or a secret is in
+            the library.
     """
     base = read_base(root)
     owner = owner or owner_of(base)
@@ -124,13 +130,13 @@ def read_checkout(
 
 @dataclass(frozen=True)
 class Built:
-    """What a build left.
+    """A finished build.
 
     Attributes:
         out: the folder with dataset/ and kernels/.
-        source: what it was rendered from.
+        source: the checkout it was rendered from.
         kernels: in an order in which they can run.
-        sizes: bytes of each script, by slug.
+        sizes: slug to size of the script in bytes.
     """
 
     out: Path
@@ -140,21 +146,21 @@ class Built:
 
     @property
     def owner(self) -> str:
-        """Of every slug."""
+        """The Kaggle user name in every slug."""
         return self.source.owner
 
     @property
     def bundle(self) -> str:
-        """The hash of the embedded files."""
+        """The hash of the library."""
         return self.source.bundle
 
     @property
     def thin(self) -> bool:
-        """Whether the scripts import the library from the dataset."""
+        """Scripts import the library from the dataset."""
         return self.source.thin
 
     def script(self, kernel: Kernel) -> Path:
-        """The kernel's source."""
+        """The path of the kernel's source."""
         return self.out / "kernels" / kernel.slug / kernel.file_name
 
 
@@ -171,27 +177,42 @@ def build(
     search: SearchSpace | None = None,
     root: Path = ROOT,
 ) -> Built:
-    """Write dataset/ and kernels/ under `out`, whole: a failed build leaves the earlier one.
+    """Write dataset/ and kernels/ under `out`. A build that fails leaves the earlier one as it was.
+
+    Args:
+        experiments: see `launch.plan.plan_kernels`, as datasets, folds, average and search.
+        out: the folder; other files in it stay.
+        owner: Kaggle user name; None takes the one in kernel-metadata.json.
+        datasets: attached by the user.
+        folds: to train and average.
+        average: mean, logit or rank.
+        thin: scripts import the library from the dataset.
+        strict_bundle: inference refuses folds that were trained with different code.
+        search: the search space, where a search kernel is built.
+        root: the checkout.
 
     Raises:
-        LaunchError: with everything that is wrong.
+        LaunchError: a kernel cannot be planned, rendered or published; the message lists every problem.
     """
     source = read_checkout(owner=owner, thin=thin, strict_bundle=strict_bundle, root=root)
     kernels = plan_kernels(experiments, datasets=datasets, folds=folds, average=average, search=search)
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         sizes = {
-            kernel.slug: source.write_kernel(kernel, beside / "kernels" / kernel.slug) for kernel in kernels
+            kernel.slug: source.write_kernel(kernel, temporary / "kernels" / kernel.slug)
+            for kernel in kernels
         }
-        _write_dataset(beside / "dataset", source.files, bundle=source.bundle, owner=source.owner, root=root)
-        beside.chmod(0o755)
+        _write_dataset(
+            temporary / "dataset", source.files, bundle=source.bundle, owner=source.owner, root=root
+        )
+        temporary.chmod(0o755)
         for part in ("dataset", "kernels"):
             out.mkdir(exist_ok=True)
             shutil.rmtree(out / part, ignore_errors=True)
-            (beside / part).rename(out / part)
+            (temporary / part).rename(out / part)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return Built(out, source, tuple(kernels), sizes)
 
 

@@ -1,8 +1,8 @@
 """Render a kernel's source: parameters, recipe, and the part of the library that the recipe imports.
 
-The same checkout gives the same bytes. The code is plain text, so that it can be read on Kaggle and tracebacks
-name `lib/<file>.py` with the repository's line numbers. A thin script holds only hashes, and imports the files
-from the mounted dataset.
+The same checkout gives the same bytes. The code is plain text, so that it can be read on Kaggle and a
+traceback names `lib/<file>.py` with the repository's line number. A thin script holds only hashes: it imports
+the files from the mounted dataset.
 """
 
 import ast
@@ -68,7 +68,7 @@ def library_files(root: Path = ROOT) -> dict[str, str]:
 
 
 def bundle_id(files: Mapping[str, str]) -> str:
-    """SHA-256 over names and contents of files: of the whole library, or of what a script carries (FILES_ID)."""
+    """The SHA-256 over names and contents of files: of the library (BUNDLE_ID) or of a script (FILES_ID)."""
     digest = hashlib.sha256()
     for name, text in sorted(files.items()):
         content = text.encode()
@@ -116,7 +116,7 @@ def kernel_parameters(
 
 
 def _literal(text: str) -> str:
-    """A Python literal that reads as the text itself where that is possible."""
+    """A Python literal of a text; where possible a raw string with the text unchanged."""
     if "'''" not in text and text.endswith("\n"):
         return f"r'''{text}'''"
     return "(\n" + "".join(f"    {line!r}\n" for line in text.splitlines(keepends=True)) + "    ''\n)"
@@ -286,7 +286,8 @@ def _summary(
     rows = {
         "Experiment": "; ".join(experiments),
         "Inputs": ", ".join(inputs) or "none",
-        "Machine": f"{'2 x T4' if kernel.needs_gpu else 'CPU'}, internet {'on' if kernel.internet else 'off'}",
+        "Machine": ("2 x T4" if kernel.needs_gpu else "CPU")
+        + f", internet {'on' if kernel.internet else 'off'}",
         "Push": parameters["push_id"] or "by hand, without an id",
     }
     lines_of_parts = {

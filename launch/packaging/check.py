@@ -1,6 +1,7 @@
 """Check a build against the rules of the Kaggle client and service, and report all problems at once."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.packaging.bundle import SOURCE_LIMIT
@@ -16,65 +17,92 @@ from launch.plan import LIBRARY_SLUG
 from lib.validation import UNREADABLE, is_safe_name
 
 
-def check(out: Path) -> tuple[list[str], list[str], list[str]]:
-    """Hold a build against the rules of client and service.
+@dataclass
+class CheckResult:
+    """The result of a check.
 
-    Returns:
-        What was looked at (one line a kernel), problems, and warnings.
+    Attributes:
+        sizes: one line a kernel, with the size of its source.
+        problems: what Kaggle or its client would refuse, and secrets and paths of this machine.
+        warnings: what need not be fixed before a rehearsal.
     """
-    problems: list[str] = []
-    warnings: list[str] = []
-    looked: list[str] = []
+
+    sizes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def check(out: Path) -> CheckResult:
+    """Check a build against the rules of the client and the service, and for secrets.
+
+    Args:
+        out: the folder that `build` wrote to.
+    """
+    result = CheckResult()
     folders = sorted(path for path in (out / "kernels").glob("*") if path.is_dir()) if out.is_dir() else []
     if not folders:
-        return [], [f"{out} holds no build: run build_kernel.py build first"], []
+        result.problems.append(f"{out} holds no build: run build_kernel.py build first")
+        return result
     metadata: dict[str, dict[str, object]] = {}
     for folder in folders:
         try:
             content = json.loads((folder / METADATA).read_text(encoding="utf-8"))
         except UNREADABLE as error:
-            problems.append(f"{folder.name}: {METADATA} cannot be read: {error}")
+            result.problems.append(f"{folder.name}: {METADATA} cannot be read: {error}")
             continue
         if isinstance(content, dict):
             metadata[folder.name] = content
         else:
-            problems.append(f"{folder.name}: {METADATA} holds no JSON object")
-    for slug, entry in metadata.items():
-        folder = out / "kernels" / slug
-        problems += [f"{slug}: {problem}" for problem in check_kernel_metadata(entry, folder)]
-        if str(entry.get("id", "")).partition("/")[2] != slug:
-            problems.append(f"{slug}: its id is {entry.get('id')!r}")
-        sources = entry.get("kernel_sources")
-        for read in sources if isinstance(sources, list) else []:
-            if str(read).partition("/")[2] not in metadata:
-                problems.append(f"{slug}: reads {read}, which this build does not hold")
-        code = str(entry.get("code_file"))
-        script = folder / code
-        if not is_safe_name(code) or not script.is_file():
-            continue
-        source = script.read_bytes()
-        found = _check_source(source, name=script.name)
-        problems += [f"{slug}: {problem}" for problem in found]
-        looked.append(f"{slug}: {len(source):,} bytes, {len(source) / SOURCE_LIMIT:.0%} of the limit")
+            result.problems.append(f"{folder.name}: {METADATA} holds no JSON object")
+    for slug in metadata:
+        _check_kernel(slug, metadata, out, result)
     owners = {str(entry.get("id", "")).partition("/")[0] for entry in metadata.values()}
     if len(owners) > 1:
-        problems.append(f"the kernels belong to different owners: {', '.join(sorted(owners))}")
+        result.problems.append(f"the kernels belong to different owners: {', '.join(sorted(owners))}")
     if PLACEHOLDER_OWNER in owners:
-        warnings.append(
-            f"the owner is still {PLACEHOLDER_OWNER!r}: write yours into {METADATA} (or build with --owner) before you push"
+        result.warnings.append(
+            f"the owner is still {PLACEHOLDER_OWNER!r}: write yours into {METADATA} (or build with --owner) "
+            "before you push"
         )
+    _check_dataset(out / "dataset", result)
+    return result
+
+
+def _check_kernel(slug: str, metadata: dict[str, dict[str, object]], out: Path, result: CheckResult) -> None:
+    """Check the metadata and the source of one kernel, and that the build holds the kernels it reads."""
+    entry, folder = metadata[slug], out / "kernels" / slug
+    problems = check_kernel_metadata(entry, folder)
+    if str(entry.get("id", "")).partition("/")[2] != slug:
+        problems.append(f"its id is {entry.get('id')!r}")
+    sources = entry.get("kernel_sources")
+    for source in sources if isinstance(sources, list) else []:
+        if str(source).partition("/")[2] not in metadata:
+            problems.append(f"reads {source}, which this build does not hold")
+    code_file = str(entry.get("code_file"))
+    script = folder / code_file
+    if is_safe_name(code_file) and script.is_file():
+        content = script.read_bytes()
+        problems += _check_source(content, name=script.name)
+        result.sizes.append(f"{slug}: {len(content):,} bytes, {len(content) / SOURCE_LIMIT:.0%} of the limit")
+    result.problems += [f"{slug}: {problem}" for problem in problems]
+
+
+def _check_dataset(folder: Path, result: CheckResult) -> None:
+    """Check the metadata and the files of the library dataset."""
     try:
-        dataset = json.loads((out / "dataset" / DATASET_METADATA).read_text(encoding="utf-8"))
-        if not isinstance(dataset, dict):
+        metadata = json.loads((folder / DATASET_METADATA).read_text(encoding="utf-8"))
+        if not isinstance(metadata, dict):
             raise ValueError("it holds no JSON object")
-        problems += [f"{LIBRARY_SLUG}: {problem}" for problem in check_dataset_metadata(dataset)]
-        if len(list((out / "dataset").iterdir())) > 50:
-            problems.append(f"{LIBRARY_SLUG}: more than 50 files at the top")
-        for name, text in texts_in(out / "dataset").items():
-            problems += [f"{LIBRARY_SLUG}/{name}: {problem}" for problem in _leaks(text)]
+        texts, number = texts_in(folder), len(list(folder.iterdir()))
     except UNREADABLE as error:
-        problems.append(f"{LIBRARY_SLUG}: {DATASET_METADATA} cannot be read: {error}")
-    return looked, problems, warnings
+        result.problems.append(f"{LIBRARY_SLUG}: {DATASET_METADATA} cannot be read: {error}")
+        return
+    problems = check_dataset_metadata(metadata)
+    if number > 50:
+        problems.append("more than 50 files at the top")
+    result.problems += [f"{LIBRARY_SLUG}: {problem}" for problem in problems]
+    for name, text in texts.items():
+        result.problems += [f"{LIBRARY_SLUG}/{name}: {problem}" for problem in _private_texts(text)]
 
 
 def _check_source(content: bytes, *, name: str) -> list[str]:
@@ -87,20 +115,20 @@ def _check_source(content: bytes, *, name: str) -> list[str]:
             compile(code, name, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, KeyError, TypeError) as error:
         return [*problems, f"does not compile: {error}"]
-    return problems + _leaks(text)
+    return problems + _private_texts(text)
 
 
 def _code_of(text: str, name: str) -> list[str]:
-    """What a source holds to be compiled: a script is one piece, a notebook one a cell."""
+    """The pieces of a source that are compiled one by one: a whole script, or each cell of a notebook."""
     if not name.endswith(".ipynb"):
         return [text]
     cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
     return ["".join(cell["source"]) for cell in cells]
 
 
-def _leaks(text: str) -> list[str]:
-    """Secrets, and paths of the machine it was built on."""
+def _private_texts(text: str) -> list[str]:
+    """Secrets, and paths of the machine that the build was made on."""
     problems = secrets_in(text, own=own_secrets())
-    if found := paths_in(text):
-        problems.append(f"holds a path of a machine: {', '.join(found[:3])}")
+    if paths := paths_in(text):
+        problems.append(f"holds a path of a machine: {', '.join(paths[:3])}")
     return problems

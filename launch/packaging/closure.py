@@ -1,7 +1,7 @@
 """The part of the library that a kernel imports: transitive imports, read from the syntax tree.
 
 Imports inside functions count; those under `if TYPE_CHECKING:` do not, as they never run. A text that is the
-name of a module counts as well: `[sys.executable, "-m", "lib.training.workers"]` starts one by its name.
+dotted name of a module counts as well: `[sys.executable, "-m", "lib.training.workers"]` starts one by name.
 """
 
 import ast
@@ -77,7 +77,7 @@ def _checked(name: str, text: str, modules: Mapping[str, str], tops: set[str]) -
         if base not in modules and not any(module.startswith(f"{base}.") for module in modules):
             raise LaunchError(f"{name}, line {line}, imports {base}, which is not in the library")
         found.append(f"{base}.{attribute}" if f"{base}.{attribute}" in modules else base)
-    return found + [text for text in _texts(name, text) if text in modules]
+    return found + [text for text in _texts(name, text) if "." in text and text in modules]
 
 
 @functools.lru_cache(maxsize=512)

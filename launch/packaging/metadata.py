@@ -1,7 +1,7 @@
-"""kernel-metadata.json and dataset-metadata.json: rendered, and checked against the rules of the Kaggle client.
+"""Render kernel-metadata.json and dataset-metadata.json, and check them against the Kaggle client's rules.
 
-The rules are those of kaggle 2.2.4 and 2.2.5 (`kernels_push`, `dataset_create_new`), and what its documents say of the
-service. The owner is written in one place: the root's kernel-metadata.json.
+The rules are those of kaggle 2.2.4 and 2.2.5 (`kernels_push`, `dataset_create_new`), and those of the service
+in the client's documents. The owner is written in one place: kernel-metadata.json of the root.
 """
 
 import json
@@ -17,12 +17,12 @@ from lib.validation import UNREADABLE, is_safe_name
 METADATA = "kernel-metadata.json"
 DATASET_METADATA = "dataset-metadata.json"
 PLACEHOLDER_OWNER = "your-kaggle-username"
-MACHINE_SHAPE = "NvidiaTeslaT4"  # two T4 cards; without it pushes have landed on other machines
+MACHINE_SHAPE = "NvidiaTeslaT4"  # two T4 GPUs; without it, pushes have run on other machines
 _LANGUAGES, _KERNEL_TYPES = ("python", "r", "rmarkdown"), ("script", "notebook")
 
 
 def read_base(root: Path = ROOT) -> dict[str, Any]:
-    """The root's kernel-metadata.json.
+    """Read kernel-metadata.json of the root.
 
     Raises:
         LaunchError: it is missing or is not a JSON object with an id of the form owner/slug.
@@ -38,23 +38,23 @@ def read_base(root: Path = ROOT) -> dict[str, Any]:
 
 
 def owner_of(base: dict[str, Any]) -> str:
-    """The owner every slug gets, as written in the root's metadata."""
+    """The owner of every slug, as the metadata of the root names it."""
     return str(base["id"]).split("/")[0]
 
 
 def default_experiment(base: dict[str, Any]) -> str:
-    """The experiment whose first fold a plain `kaggle kernels push` in the root pushes."""
+    """The experiment whose fold 0 is pushed by a plain `kaggle kernels push` in the root."""
     slug = str(base["id"]).split("/")[1]
     return slug.removeprefix("hcd-").removesuffix("-fold-0")
 
 
 def title_of(slug: str) -> str:
-    """A title whose slug, as the client computes it, is the slug."""
+    """A title from which the client computes this slug."""
     return slug.replace("hcd-", "HCD ", 1).replace("-", " ")
 
 
 def kernel_metadata(kernel: Kernel, *, base: dict[str, Any], owner: str, thin: bool) -> dict[str, Any]:
-    """A kernel's metadata: the root's, with everything that differs written out, nothing left to a client's default."""
+    """The metadata of a kernel: those of the root, and every value that a client would otherwise default."""
     library = (f"{owner}/{LIBRARY_SLUG}",) if thin else ()
     metadata = {
         **base,
@@ -79,7 +79,7 @@ def kernel_metadata(kernel: Kernel, *, base: dict[str, Any], owner: str, thin: b
 
 
 def dataset_metadata(*, root: Path, owner: str) -> dict[str, Any]:
-    """The library dataset's metadata: the root's file with the owner of kernel-metadata.json."""
+    """The metadata of the library dataset: those of the root with the owner of kernel-metadata.json."""
     try:
         metadata = json.loads((root / DATASET_METADATA).read_text(encoding="utf-8"))
     except UNREADABLE as error:
@@ -90,12 +90,12 @@ def dataset_metadata(*, root: Path, owner: str) -> dict[str, Any]:
 
 
 def render(metadata: dict[str, Any]) -> str:
-    """As text, with the keys in their order."""
+    """Metadata as JSON text, with the keys in their order."""
     return json.dumps(metadata, indent=2, ensure_ascii=True) + "\n"
 
 
 def check_kernel_metadata(metadata: dict[str, Any], folder: Path) -> list[str]:
-    """Everything the client or the service would refuse, or silently change."""
+    """List what the client or the service would refuse or silently change in the metadata of a kernel."""
     from slugify import slugify
 
     problems = []
@@ -144,7 +144,7 @@ def check_kernel_metadata(metadata: dict[str, Any], folder: Path) -> list[str]:
 
 
 def check_dataset_metadata(metadata: dict[str, Any]) -> list[str]:
-    """Everything the client would refuse in a dataset."""
+    """List everything in a dataset's metadata that the client would refuse."""
     problems = []
     slug = str(metadata.get("id", "")).partition("/")[2]
     if not 6 <= len(slug) <= 50:

@@ -1,7 +1,7 @@
-"""What must never leave this machine: secrets, and its paths. The one place that decides what looks like one.
+"""Find secrets and paths of this machine in texts, refuse to send them, and remove them from messages.
 
-A bundle that holds a secret is refused where it is built and again where it is sent; messages are cleaned of the same texts.
-Patterns ask for the form a service gives its tokens, not for a word such as "password": the sources speak of those.
+A bundle that holds a secret is refused when it is built and again when it is sent. A pattern matches the form
+that a service gives its tokens, not a word such as "password", which the sources use themselves.
 """
 
 import json
@@ -13,8 +13,9 @@ from pathlib import Path
 from launch import ROOT
 from launch.errors import LaunchError
 
-_LEAST = 8  # characters of a credential; what is shorter is no secret, and would blot out ordinary words
-# Each begins with letters of its own, which the search leaps to: together they read 350 kB of sources in 20 ms (2026-11-25).
+_LEAST = 8  # characters of a credential; a shorter one is no secret, and removing it would damage messages
+# Each pattern begins with fixed letters, which the regex engine searches for first: all of them together scan
+# 350 kB of sources in 20 ms (2026-11-25).
 _SECRETS = (
     ("a Kaggle token", r"KGAT_[0-9A-Za-z]{16,}"),
     ("a Kaggle key", r"""(?:key|Key|KEY)\\?["']?[ \t]*[:=][ \t]*\\?["']?[0-9a-f]{32}(?![0-9A-Za-z])"""),
@@ -40,34 +41,33 @@ _SECRETS = (
     ("a signed address", r"X-(?:Amz|Goog)-Signature=[0-9A-Fa-f]{32,}"),
     (
         "an authorisation",
-        r"""uthorization\\?["']?[ \t]*[:=,][ \t]*\\?["']?(?:Bearer|Basic|Token)[ \t]+[0-9A-Za-z+/._=-]{16,}""",
+        r"""uthorization\\?["']?[ \t]*[:=,][ \t]*\\?["']?(?:Bearer|Basic|Token)[ \t]+"""
+        r"""[0-9A-Za-z+/._=-]{16,}""",
     ),
     ("an address with a password", r"""://[^\s/:@"'{}<>()]+:[^\s/:@"'{}<>()]+@"""),
     ("a private key", r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----"),
 )
-_PATTERNS = tuple((what, re.compile(pattern)) for what, pattern in _SECRETS)
-_QUERY = re.compile(
-    r"""(?<!\S)([^\s?]*+)\?[^\s'")]+"""
-)  # a signed address carries its permission behind the question mark
-_TELLING = re.compile(
-    r"(?=.*[0-9])[^\s/]{16,}"
-)  # of a credential: no word, scope or path that a source may hold, too
+_PATTERNS = tuple((kind, re.compile(pattern)) for kind, pattern in _SECRETS)
+# A signed URL has its signature behind the question mark.
+_QUERY = re.compile(r"""(?<!\S)([^\s?]*+)\?[^\s'")]+""")
+# A credential that can be searched for by its value: no word, scope or path that a source may hold, too.
+_TELLING = re.compile(r"(?=.*[0-9])[^\s/]{16,}")
 _HOMES = re.compile(r"""(?<![\w.<])(/(?:home|Users|root)/|[A-Za-z]:\\Users\\)[^\s"']+""")
 
 
 def own_secrets(environment: Mapping[str, str] | None = None, home: Path | None = None) -> tuple[str, ...]:
-    """The credentials of this user, whatever they look like, the longest first: what they are is sent to nobody.
+    """The credentials of this user from environment and files, the longest first.
 
     Args:
-        environment: of this process by default.
-        home: the user's by default.
+        environment: environment variables; those of this process by default.
+        home: home folder; that of the user by default.
     """
     environment = os.environ if environment is None else environment
     home = Path.home() if home is None else home
     names = ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    found = {environment.get(name, "").strip() for name in names}
+    secrets = {environment.get(name, "").strip() for name in names}
     places = (".kaggle/access_token", ".kaggle/access_token.txt", ".cache/huggingface/token")
-    found |= {_content(home / place) for place in places}
+    secrets |= {_content(home / place) for place in places}
     folder = Path(environment.get("KAGGLE_CONFIG_DIR") or home / ".kaggle")
     for path in {
         folder / "kaggle.json",
@@ -79,12 +79,11 @@ def own_secrets(environment: Mapping[str, str] | None = None, home: Path | None 
         except (ValueError, RecursionError):
             continue
         if isinstance(content, dict):
-            found |= {
+            secrets |= {
                 value for name, value in content.items() if isinstance(value, str) and name != "username"
             }
-    return tuple(
-        sorted((secret for secret in found if len(secret) >= _LEAST), key=lambda each: (-len(each), each))
-    )
+    long_enough = (secret for secret in secrets if len(secret) >= _LEAST)
+    return tuple(sorted(long_enough, key=lambda secret: (-len(secret), secret)))
 
 
 def _content(path: Path) -> str:
@@ -95,55 +94,56 @@ def _content(path: Path) -> str:
 
 
 def secrets_in(text: str, *, own: Iterable[str] = ()) -> list[str]:
-    """What in a text looks like a secret, with its line; the secret itself is not shown.
+    """List the parts of a text that look like a secret: line and kind, without the secret itself.
 
     Args:
-        text: any.
-        own: credentials to look for by their value.
+        text: any text.
+        own: credentials to search for by their value.
     """
-    found = [(match.start(), what) for what, pattern in _PATTERNS for match in pattern.finditer(text)]
+    matches = [(match.start(), kind) for kind, pattern in _PATTERNS for match in pattern.finditer(text)]
     for secret in own:
-        if _TELLING.fullmatch(secret) and (at := text.find(secret)) >= 0:
-            found.append((at, "a credential of yours"))
-    lines: dict[str, None] = {}
+        if _TELLING.fullmatch(secret) and (position := text.find(secret)) >= 0:
+            matches.append((position, "a credential of yours"))
+    descriptions: dict[str, None] = {}  # an ordered set
     line, before = 1, 0
-    for at, what in sorted(found):
-        line, before = line + text.count("\n", before, at), at
-        lines[f"line {line} holds {what}"] = None
-    return list(lines)
+    for position, kind in sorted(matches):
+        line, before = line + text.count("\n", before, position), position
+        descriptions[f"line {line} holds {kind}"] = None
+    return list(descriptions)
 
 
 def refuse_secrets(texts: Mapping[str, str], *, own: Iterable[str] | None = None) -> None:
-    """Stop before anything that looks like a secret leaves.
+    """Refuse texts that hold something that looks like a secret.
 
     Args:
-        texts: name to content, of all that would be sent.
-        own: see `secrets_in`; the user's own by default.
+        texts: name to content of everything that would be built or sent.
+        own: see `secrets_in`; the credentials of this user by default.
 
     Raises:
-        LaunchError: with every file and line; no secret is shown.
+        LaunchError: lists file, line and kind of each secret; no secret is shown.
     """
     own = own_secrets() if own is None else tuple(own)
-    found = [f"{name}: {what}" for name, text in texts.items() for what in secrets_in(text, own=own)]
-    if found:
+    problems = [f"{name}: {text}" for name, content in texts.items() for text in secrets_in(content, own=own)]
+    if problems:
         raise LaunchError(
-            "\n  - ".join(["this would leave your machine with a secret in it:", *found[:20]])
-            + (f"\n  - and {len(found) - 20:,} more" if len(found) > 20 else "")
-            + "\nNothing was built or sent. Take it out; and make a new one at its service if it was ever shared."
+            "\n  - ".join(["a secret would leave your machine:", *problems[:20]])
+            + (f"\n  - and {len(problems) - 20:,} more" if len(problems) > 20 else "")
+            + "\nNothing was built or sent. Remove the secret. "
+            + "If it was ever shared, replace it at the service that issued it."
         )
 
 
 def texts_in(folder: Path) -> dict[str, str]:
-    """The texts in a folder by their relative names; what is not text (weights) is left out."""
-    found = {}
+    """Read every text file below a folder: relative name to text. Weights, arrays and images are left out."""
+    texts = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix not in (".safetensors", ".npy", ".png"):
-            found[path.relative_to(folder).as_posix()] = path.read_bytes().decode("utf-8", errors="replace")
-    return found
+            texts[path.relative_to(folder).as_posix()] = path.read_bytes().decode("utf-8", errors="replace")
+    return texts
 
 
 def paths_in(text: str) -> list[str]:
-    """Paths of a person's machine, this one's or another's."""
+    """List the paths in a text that are below a home folder, or below this checkout."""
     here = {str(ROOT), str(Path.home())} - {"/", ""}
     return sorted(
         {match.group(0) for match in _HOMES.finditer(text)} | {path for path in here if path in text}
@@ -151,7 +151,7 @@ def paths_in(text: str) -> list[str]:
 
 
 def clean(text: str, secrets: Iterable[str] = ()) -> str:
-    """A message without these secrets, without anything that looks like one, and without what signs an address."""
+    """Replace in a message these secrets, everything that looks like one, and the queries of signed URLs."""
     for secret in secrets:
         text = text.replace(secret, "***")
     for _, pattern in _PATTERNS:

@@ -21,7 +21,7 @@ PREPARE = "notebooks/someone/hcd-prepare"
 Edit = Callable[[Path], object]
 
 
-# --- the competition's folder ----------------------------------------------------------------------------------------
+# --- the competition's folder -------------------------------------------------------------------------------
 
 
 def tiles_of(folder: Path, part: str = "train") -> list[Path]:
@@ -298,7 +298,7 @@ def test_the_script_itself_refuses_all_of_it(
     assert {name: after.get(name) for name in before} == before
 
 
-# --- what is mounted -------------------------------------------------------------------------------------------------
+# --- what is mounted ----------------------------------------------------------------------------------------
 
 
 def test_two_competitions(bench: Any, competition: Path) -> None:
@@ -331,7 +331,7 @@ def test_nothing_mounted(bench: Any) -> None:
     assert "does not exist" in bench.refused("prepare")
 
 
-# --- a full disk -----------------------------------------------------------------------------------------------------
+# --- a full disk --------------------------------------------------------------------------------------------
 
 
 def test_prepare_sees_a_small_disk_before_it_starts(bench: Any, competition: Path, small_disk: Any) -> None:
@@ -403,7 +403,7 @@ def test_the_disk_fills_up_while_a_fold_trains(
     assert message.startswith("the disk is full")
 
 
-# --- the prepared data -----------------------------------------------------------------------------------------------
+# --- the prepared data --------------------------------------------------------------------------------------
 
 
 def edit_label(folder: Path) -> None:
@@ -492,7 +492,7 @@ def test_the_train_script_itself_refuses_damaged_tiles(tmp_path: Path, built: Bu
     assert list((tmp_path / "working").iterdir()) == []
 
 
-# --- weights, device, fold, loss -------------------------------------------------------------------------------------
+# --- weights, device, fold, loss ----------------------------------------------------------------------------
 
 
 def save_weights(path: Path, backbone: str, *, value: float | None = None) -> None:
@@ -622,7 +622,7 @@ def test_parameters_edited_by_hand(bench: Any, prepared: Path) -> None:
     assert "batch_sise" in message
 
 
-# --- the folds that are averaged -------------------------------------------------------------------------------------
+# --- the folds that are averaged ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -778,7 +778,7 @@ def test_the_inference_script_itself(
     assert pd.read_csv(working / "submission.csv")["id"].tolist() == wanted
 
 
-# --- the command line ------------------------------------------------------------------------------------------------
+# --- the command line ---------------------------------------------------------------------------------------
 
 
 def command(*arguments: str, cwd: Path = workbench.ROOT) -> "subprocess.CompletedProcess[str]":

@@ -164,7 +164,7 @@ def test_a_finished_fold_killed_before_its_record_is_not_trained_again(
     assert not [path for path in bench.working.iterdir() if path.name.startswith(".")]
 
 
-# --- the tile store --------------------------------------------------------------------------------------------------
+# --- the tile store -----------------------------------------------------------------------------------------
 
 
 def write_tiles(folder: Path, number: int) -> list[str]:

@@ -108,8 +108,8 @@ def test_a_search_is_built_complete_for_the_plain_client(tmp_path: Path) -> None
     built = build(
         [load_experiment("resnet34")], out=tmp_path / "dist", owner="someone", search=load_search("baseline")
     )
-    looked, problems, _ = check(tmp_path / "dist")
-    assert not problems and any(line.startswith("hcd-resnet34-search:") for line in looked)
+    result = check(tmp_path / "dist")
+    assert not result.problems and any(line.startswith("hcd-resnet34-search:") for line in result.sizes)
     metadata = json.loads((built.script(built.kernels[-1]).parent / METADATA).read_text())
     assert metadata["enable_gpu"] is True and metadata["enable_internet"] is False
     assert metadata["kernel_sources"] == [f"someone/{slug}" for slug in built.kernels[-1].sources]

@@ -1,7 +1,7 @@
 """Bootstrap of a kernel that carries its files: unpack them into a temporary folder, then run the recipe.
 
-`launch.packaging.bundle` renders a script from this file: the docstring becomes the kernel's summary, and each
-assignment marked as a placeholder gets its value. Unrendered it is an ordinary module without files.
+`launch.packaging.bundle` renders a script from this file: the docstring becomes the kernel's summary, and
+each placeholder gets its value. Unrendered it is an ordinary module without files.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def is_intact(folder: Path) -> bool:
 
 
 def unpack() -> Path:
-    """Write the files into a folder named by their hash and return it. Several processes may do so at once."""
+    """Write the files into a folder named by their hash and return it; several processes may at once."""
     if hash_of_files() != FILES_ID:
         sys.exit(
             "error: this script was changed after it was built (its files do not match FILES_ID): "

@@ -1,4 +1,4 @@
-"""A script carries its part of the library as readable text, gives the same bytes for the same tree, and runs only that."""
+"""A script carries its part of the library as readable text, has the same bytes each time, and runs alone."""
 
 import ast
 import json
@@ -41,7 +41,7 @@ def kernel_of(built: Built, kind: str) -> Kernel:
 
 
 def source_of(built: Built, kernel: Kernel) -> str:
-    """Of a script; of a notebook, of the cell that holds parameters and library."""
+    """The text of a script; of a notebook, the cell with parameters and library."""
     text = built.script(kernel).read_text(encoding="utf-8")
     if kernel.kind != "report":
         return text
@@ -53,7 +53,7 @@ def source_of(built: Built, kernel: Kernel) -> str:
 
 
 def constant(source: str, name: str) -> Any:
-    """A value a script assigns at its top, without running it."""
+    """The value of a constant of a script, without running it."""
     for node in ast.parse(source).body:
         if (
             isinstance(node, ast.Assign)
@@ -73,7 +73,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def copied_tree(folder: Path) -> Path:
-    """What a build reads, to be changed."""
+    """A copy of everything a build reads, for a test that changes it."""
     for name in ("lib", "kernels", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("kernel-metadata.json", "dataset-metadata.json"):
@@ -82,7 +82,7 @@ def copied_tree(folder: Path) -> Path:
 
 
 def run(script: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a script alone: its working folder, input and temporary folder lie in `folder`."""
+    """Run a script alone, with its working, input and temporary folders in `folder`."""
     for name in ("working", "input", "tmp"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     return subprocess.run(
@@ -108,11 +108,11 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def unpacked(script: Path, folder: Path) -> Path:
-    """Where a script unpacks itself."""
+    """The folder that a script unpacks its files into."""
     return folder / "tmp" / f"hcd-{constant(script.read_text(), 'FILES_ID')[:16]}"
 
 
-# --- what is written -------------------------------------------------------------------------------------------------
+# --- contents -----------------------------------------------------------------------------------------------
 
 
 def test_building_twice_gives_the_same_bytes(built: Built, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_failed_build_leaves_the_earlier_one(built: Built, tmp_path: Path) -> 
     assert {path.name for path in tmp_path.iterdir()} == {"dist", "broken"}
 
 
-def test_every_script_compiles_is_small_and_tells_nothing_of_this_machine(
+def test_every_script_compiles_is_small_and_holds_no_path_of_this_machine(
     built: Built, thin: Built, tmp_path: Path
 ) -> None:
     for made in (built, thin):
@@ -272,7 +272,7 @@ def test_any_text_comes_back_as_it_was(text: str, tmp_path: Path) -> None:
     assert namespace["hash_of_files"]() == namespace["FILES_ID"]
 
 
-def test_text_that_cannot_travel_is_refused_all_at_once(tmp_path: Path) -> None:
+def test_files_that_cannot_be_embedded_are_refused_all_at_once(tmp_path: Path) -> None:
     root = copied_tree(tmp_path / "root")
     (root / "lib" / "errors.py").write_bytes(b"# windows\r\n")
     (root / "lib" / "files.py").write_bytes(b"# \xff\n")
@@ -295,11 +295,11 @@ def test_a_library_over_the_limit_is_refused(tmp_path: Path) -> None:
         build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
 
 
-# --- how it runs -----------------------------------------------------------------------------------------------------
+# --- running ------------------------------------------------------------------------------------------------
 
 
-def prepare_refuses(done: "subprocess.CompletedProcess[str]") -> None:
-    """The script ran as far as looking for its inputs, of which there are none."""
+def assert_no_competition(done: "subprocess.CompletedProcess[str]") -> None:
+    """The script ran until it searched for its inputs, of which there are none."""
     assert done.returncode == 1
     assert done.stderr.startswith(
         "error: the competition's data (train_labels.csv) is not among the inputs"
@@ -335,11 +335,11 @@ def test_several_processes_unpack_at_once(built: Built, tmp_path: Path) -> None:
     "planted",
     ["a changed file", "a file more", "compiled code more", "a file less", "a file instead of a folder"],
 )
-def test_another_folder_in_its_place_is_not_used(planted: str, built: Built, tmp_path: Path) -> None:
+def test_a_folder_with_other_contents_is_not_used(planted: str, built: Built, tmp_path: Path) -> None:
     script = built.script(kernel_of(built, "prepare"))
     place = unpacked(script, tmp_path)
     evil = "import sys\nsys.exit('planted code ran')\n"
-    prepare_refuses(run(script, tmp_path))
+    assert_no_competition(run(script, tmp_path))
     assert place.is_dir()
     if planted == "a changed file":
         (place / "lib" / "runtime" / "session.py").write_text(evil)
@@ -356,16 +356,16 @@ def test_another_folder_in_its_place_is_not_used(planted: str, built: Built, tmp
     else:
         shutil.rmtree(place)
         place.write_text(evil)
-    prepare_refuses(run(script, tmp_path))
+    assert_no_competition(run(script, tmp_path))
 
 
 @pytest.mark.skipif(
     os.name != "posix" or os.geteuid() != 0, reason="only root can make a folder another user's"
 )
 def test_a_folder_of_another_user_is_not_used(built: Built, tmp_path: Path) -> None:
-    """The right sources, and compiled code beside them that Python would take instead."""
+    """It holds the right sources, and other compiled code, which Python would run instead of them."""
     script = built.script(kernel_of(built, "prepare"))
-    prepare_refuses(run(script, tmp_path))
+    assert_no_competition(run(script, tmp_path))
     place = unpacked(script, tmp_path)
     source = place / "lib" / "runtime" / "session.py"
     evil = tmp_path / "evil.py"
@@ -376,7 +376,7 @@ def test_a_folder_of_another_user_is_not_used(built: Built, tmp_path: Path) -> N
     compiled.write_bytes(head + (tmp_path / "evil.pyc").read_bytes()[16:])
     for path in (place, *place.rglob("*")):
         os.chown(path, 65534, 65534)
-    prepare_refuses(run(script, tmp_path))
+    assert_no_competition(run(script, tmp_path))
 
 
 def test_a_script_changed_after_the_build_refuses(built: Built, tmp_path: Path) -> None:
@@ -388,8 +388,8 @@ def test_a_script_changed_after_the_build_refuses(built: Built, tmp_path: Path) 
     done = run(tmp_path / "script.py", tmp_path)
     assert done.returncode == 1
     assert (
-        done.stderr
-        == "error: this script was changed after it was built (its files do not match FILES_ID): build it again\n"
+        done.stderr == "error: this script was changed after it was built (its files do not match FILES_ID): "
+        "build it again\n"
     )
     assert not list((tmp_path / "tmp").iterdir())
 
@@ -437,7 +437,7 @@ def test_an_error_in_the_library_names_the_file_and_the_repositorys_line(tmp_pat
     assert "raise RuntimeError('went wrong here')" in done.stderr  # the line itself is shown
 
 
-# --- thin kernels ----------------------------------------------------------------------------------------------------
+# --- thin kernels -------------------------------------------------------------------------------------------
 
 
 def mount_library(built: Built, folder: Path, place: str = "datasets/me/hcd-lib") -> Path:
@@ -450,7 +450,7 @@ def mount_library(built: Built, folder: Path, place: str = "datasets/me/hcd-lib"
 def test_a_thin_kernel_finds_the_dataset_in_every_layout(place: str, thin: Built, tmp_path: Path) -> None:
     library = mount_library(thin, tmp_path, place)
     before = tree(library)
-    prepare_refuses(run(thin.script(kernel_of(thin, "prepare")), tmp_path))
+    assert_no_competition(run(thin.script(kernel_of(thin, "prepare")), tmp_path))
     assert tree(library) == before
 
 

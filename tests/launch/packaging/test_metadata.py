@@ -1,4 +1,4 @@
-"""What the client and the service are told about every kernel, held against our rules and the real client's."""
+"""The metadata of every kernel keep our rules, and the real client sends what they say."""
 
 import json
 import os
@@ -30,7 +30,7 @@ Metadata = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Both baselines, averaged by one inference kernel: every kind of kernel."""
+    """Both baselines, averaged by one inference kernel."""
     out = tmp_path_factory.mktemp("build") / "dist"
     return build([load_experiment("resnet34"), load_experiment("resnet18")], out=out, owner="some-one")
 
@@ -169,7 +169,7 @@ def test_the_datasets_metadata(tmp_path: Path) -> None:
         assert word in problems[0]
 
 
-# --- the real client -------------------------------------------------------------------------------------------------
+# --- the real client ----------------------------------------------------------------------------------------
 
 PUSH = """
 import contextlib, io, json, sys
@@ -234,7 +234,7 @@ def test_the_real_client_sends_what_the_metadata_say(built: Built, tmp_path: Pat
         assert request.get("machineShape") == metadata.get("machine_shape")
 
 
-# --- check -----------------------------------------------------------------------------------------------------------
+# --- check --------------------------------------------------------------------------------------------------
 
 
 def check(out: Path) -> "subprocess.CompletedProcess[str]":

@@ -46,7 +46,7 @@ def test_the_cells_are_those_of_the_source_and_the_library_is_in_one_folded_cell
     assert changed[0].metadata["jupyter"]["source_hidden"] and changed[0].metadata["_kg_hide-input"]
     assert built.bundle in changed[0].source
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    assert check(built.out)[1] == []
+    assert check(built.out).problems == []
 
 
 def test_the_same_tree_gives_the_same_bytes(built: Built, tmp_path: Path) -> None:
@@ -59,7 +59,8 @@ def test_check_finds_a_cell_that_does_not_compile(built: Built, tmp_path: Path) 
     path, notebook = notebook_of(again)
     notebook.cells.append(nbformat.v4.new_code_cell("this is no Python"))
     nbformat.write(notebook, path)
-    assert [problem for problem in check(tmp_path / "dist")[1] if "hcd-report: does not compile" in problem]
+    problems = check(tmp_path / "dist").problems
+    assert [problem for problem in problems if "hcd-report: does not compile" in problem]
 
 
 def run(folder: Path, *cells: str, **options: Any) -> Outcome:

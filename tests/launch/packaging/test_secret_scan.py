@@ -19,7 +19,11 @@ from launch.plan import plan_kernels
 HEX, WORD = "0123456789abcdef", "aB3dE6gH9kL2mN5pQ8rS1tU4vW7xY0z"
 PLANTED = {
     "a Kaggle token": ["KGAT_" + HEX * 2],
-    "a Kaggle key": [f'"key": "{HEX * 2}"', f"KAGGLE_KEY={HEX * 2}", json.dumps(json.dumps({"username": "a", "key": HEX * 2}))],
+    "a Kaggle key": [
+        f'"key": "{HEX * 2}"',
+        f"KAGGLE_KEY={HEX * 2}",
+        json.dumps(json.dumps({"username": "a", "key": HEX * 2})),
+    ],
     "a Hugging Face token": ["hf_" + WORD + "AB"],
     "a GitHub token": ["gh" + "p_" + WORD + "Abcde", "github_" + "pat_11ABCDEFG0" + WORD + "_" + WORD],
     "a GitLab token": ["glpat" + "-" + WORD[:20]],
@@ -36,22 +40,22 @@ PLANTED = {
     "an address with a password": ["https://alice:" + "open-sesame@example.org/x"],
     "a private key": ["-----BEGIN " + "RSA PRIVATE KEY-----", "-----BEGIN " + "PRIVATE KEY-----"],
 }  # fmt: skip
-EACH = [(what, text) for what, texts in PLANTED.items() for text in texts]
+CASES = [(kind, text) for kind, texts in PLANTED.items() for text in texts]
 
 
-@pytest.mark.parametrize(("what", "secret"), EACH)
-def test_each_is_found_with_its_line_and_never_shown(what, secret):
+@pytest.mark.parametrize(("kind", "secret"), CASES)
+def test_each_is_found_with_its_line_and_never_shown(kind, secret):
     text = f"# one\n# two\nVALUE = '{secret}'\n# four\n"
-    assert f"line 3 holds {what}" in secrets_in(text)
+    assert f"line 3 holds {kind}" in secrets_in(text)
     with pytest.raises(LaunchError) as refusal:
         refuse_secrets({"lib/some.py": text}, own=())
-    assert f"lib/some.py: line 3 holds {what}" in str(refusal.value)
+    assert f"lib/some.py: line 3 holds {kind}" in str(refusal.value)
     for shown in (str(refusal.value), clean(f"HTTP 400: {secret} is wrong")):
         assert secret not in shown
         assert WORD not in shown and HEX * 2 not in shown
 
 
-def test_our_own_sources_hold_none_and_are_looked_through_in_a_moment():
+def test_our_own_sources_hold_no_secret():
     files = [
         *(ROOT / "lib").rglob("*.py"),
         *(ROOT / "kernels").rglob("*.py"),
@@ -62,9 +66,16 @@ def test_our_own_sources_hold_none_and_are_looked_through_in_a_moment():
 
 @pytest.mark.parametrize(
     "text",
-    ["task-list-of-things-to-do-for-2026-and-after", "key = '%s'" % ("0" * 40), "sha256 " + HEX * 4, "https://kaggle.com/me?a=b",
-     "f'https://{user}:{password}@host'", "hf_hub_download_and_other_functions_of_it", "risk-score-of-the-2nd-fold-of-five"],
-)  # fmt: skip
+    [
+        "task-list-of-things-to-do-for-2026-and-after",
+        "key = '%s'" % ("0" * 40),
+        "sha256 " + HEX * 4,
+        "https://kaggle.com/me?a=b",
+        "f'https://{user}:{password}@host'",
+        "hf_hub_download_and_other_functions_of_it",
+        "risk-score-of-the-2nd-fold-of-five",
+    ],
+)
 def test_what_only_resembles_one_is_left_alone(text):
     assert secrets_in(text) == []
 
@@ -72,8 +83,8 @@ def test_what_only_resembles_one_is_left_alone(text):
 @pytest.mark.parametrize(
     "text", ["eyJ", "://a:", "sk-a-", "https://a", "x/y", "key = ", "-----BEGIN A ", "eyJaaaaaaaa."]
 )
-def test_no_text_takes_long(text):
-    """Each of these took minutes once, or would with a careless pattern; 200 kB of it within a test's patience."""
+def test_no_text_takes_minutes_to_scan(text):
+    """Each of these took minutes once, or would with a careless pattern: 200 kB of it pass in a test's time."""
     long = text * (200_000 // len(text))
     secrets_in(long)
     clean(long)
@@ -102,7 +113,7 @@ def test_a_secret_in_the_metadata_is_refused(name, tmp_path):
     assert not (tmp_path / "dist").exists()
 
 
-def test_a_secret_in_what_the_user_asked_for_is_refused(tmp_path):
+def test_a_secret_in_an_option_of_the_user_is_refused(tmp_path):
     source = read_checkout(owner="me")
     kernel = plan_kernels([load_experiment("smoke", [f"slide_map=KGAT_{HEX * 2}.csv"])])[1]
     with pytest.raises(LaunchError, match="the parameters of hcd-.*holds a Kaggle token"):
@@ -118,7 +129,7 @@ def test_the_users_own_credentials_are_refused_whatever_they_look_like(tmp_path,
         build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
 
 
-def test_where_credentials_are_looked_for(tmp_path):
+def test_credentials_are_read_from_environment_and_files(tmp_path):
     (tmp_path / ".kaggle").mkdir()
     (tmp_path / ".kaggle" / "access_token").write_text("file-token-1234567\n")
     (tmp_path / ".kaggle" / "kaggle.json").write_text(
@@ -129,16 +140,16 @@ def test_where_credentials_are_looked_for(tmp_path):
     assert set(found) == {"file-token-1234567", "k" * 32, "hugging-1234567890"}
 
 
-class Unasked:
-    """A client that must not be asked."""
+class UnusedClient:
+    """A client that must not be called."""
 
     def __getattr__(self, name):
-        raise AssertionError(f"{name} was asked")
+        raise AssertionError(f"{name} was called")
 
 
 def test_what_was_changed_after_the_build_is_refused_before_it_is_sent(tmp_path):
     made = build([load_experiment("smoke")], out=tmp_path / "dist", owner="me")
-    kaggle = Kaggle(Unasked(), "me", _secrets=("the-token-in-use-123",))
+    kaggle = Kaggle(UnusedClient(), "me", _secrets=("the-token-in-use-123",))
     kernel = made.script(made.kernels[0])
     kernel.write_text(kernel.read_text() + "\n# the-token-in-use-123\n")
     with pytest.raises(RefusedError, match="holds a credential of yours") as refusal:
@@ -149,10 +160,10 @@ def test_what_was_changed_after_the_build_is_refused_before_it_is_sent(tmp_path)
         kaggle.upload_dataset(made.out / "dataset", notes="", new=True, temporary=tmp_path / "uploads")
 
 
-def test_check_and_build_ask_the_same_judge(tmp_path):
+def test_check_uses_the_same_patterns_as_build(tmp_path):
     made = build([load_experiment("smoke")], out=tmp_path / "dist", owner="me")
-    secret = EACH[0][1]
+    secret = CASES[0][1]
     (made.out / "dataset" / "BUNDLE_ID").write_text(secret)
-    _, problems, _ = check(made.out)
+    problems = check(made.out).problems
     assert [problem for problem in problems if "BUNDLE_ID: line 1 holds a Kaggle token" in problem]
     assert secret not in "".join(problems)
