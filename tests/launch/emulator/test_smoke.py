@@ -202,7 +202,7 @@ def check_ctrl_c_twice_leaves_no_process(out):
         time.sleep(0.05)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "goes on from here" in errors or process.returncode == -signal.SIGINT
+    assert "continues from here" in errors or process.returncode == -signal.SIGINT
     if sys.platform == "linux":
         deadline = time.monotonic() + 20
         while processes_in(out) and time.monotonic() < deadline:
