@@ -1,1 +1,1 @@
-"""An emulated emulated Kaggle, for rehearsals and tests."""
+"""An emulated Kaggle on this machine, for rehearsals and tests."""

@@ -1,9 +1,9 @@
-"""The account on the emulated Kaggle: who it is, how it is treated, and the state all its parts keep.
+"""The account of the emulated Kaggle: owner, token, settings, and the durable state that all parts share.
 
-What changes is on disk before it is answered, so a server that was killed goes on where it stood.
+Every change of the state is on disk before its request is answered, so a server that was killed continues
+from there.
 """
 
-import fcntl
 import hashlib
 import json
 import threading
@@ -15,19 +15,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
+
 from launch.campaign.clock import steady
 from launch.emulator.faults import Fault, Faults
 from launch.errors import LaunchError
 from lib.files import write_atomic
 
 _LINK_SECONDS = 600.0
+_STATE_FORMAT = 2
 
-Json = dict[str, Any]
+JsonObject = dict[str, Any]
 _Result = TypeVar("_Result")
 
 
 class ApiError(Exception):
-    """An answer with an HTTP status and a message."""
+    """A response with an HTTP status and a message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -36,20 +39,20 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How this Kaggle behaves when nothing is wrong; times in seconds.
+    """Limits and delays of the emulated Kaggle without faults; times in seconds.
 
     Attributes:
-        gpu_sessions, cpu_sessions: at a time; more are refused, not queued.
-        weekly_gpu_hours: allowed.
-        gpu_hours_used: when it starts.
-        quota_refresh: until the used hours are forgotten.
-        dataset_delay: from an upload to the moment the version is ready and mounted.
+        gpu_sessions, cpu_sessions: sessions at a time; a push beyond the limit is refused, not queued.
+        weekly_gpu_hours: the GPU quota.
+        gpu_hours_used: the used quota when the emulator is started for the first time.
+        quota_refresh: from the first start to the reset of the quota.
+        dataset_delay: from an upload until the version is ready and mounted.
         score_delay: from a submission to its score.
-        status_delay: for which the status after a push is still what it was before.
-        submissions_a_day: taken.
+        status_delay: after a push, the status is that of the version before for this time.
+        submissions_a_day: the daily limit.
         session_limit: the longest session.
-        rules_accepted: of the competition.
-        phone_verified: needed for GPU and internet.
+        rules_accepted: whether the account accepted the competition's rules.
+        phone_verified: whether the account may use GPUs and internet.
     """
 
     gpu_sessions: int = 2
@@ -67,24 +70,24 @@ class Settings:
 
 
 class Account:
-    """One account, its durable state, and the lock every reader and writer of it holds.
+    """One account, its durable state, and the lock that every reader and writer of the state holds.
 
-    The state holds datasets and kernels by slug (no slug is of both), `gone`: slugs of deleted kernels, blobs by token,
-    submissions and changes in order, `next`: the last number given, `now`: when it was written, and of the quota
-    `gpu_seconds` and `refresh_at`.
+    The keys of `state`: `format`; `datasets` and `kernels` by slug (no slug is in both); `deleted_kernels`,
+    their slugs; `blobs` by token; `submissions` and `changes` in order; `last_id`; `saved_at`; and of the
+    quota `gpu_seconds` and `refresh_at`. All times are seconds since 1970.
 
-    `before_change` and `after_change`, where set, are called with method and name of every request that is about to take
-    effect and of every one whose effect is durable but not yet answered; the state is locked meanwhile.
+    Tests may set `before_change` and `after_change`. They are called with method and name before a request
+    takes effect, and again when its effect is durable but not yet answered.
 
     Args:
-        folder: where everything is kept; locked until `close`.
-        owner: its name.
-        token: what authenticates it.
-        settings: how it is treated.
-        faults: what goes wrong, and when.
+        folder: of the state and all files; locked until `close`.
+        owner: the account's name.
+        token: authenticates the account.
+        settings: limits and delays.
+        faults: to inject.
 
     Raises:
-        LaunchError: another server is at work in the folder, its state cannot be read, or a fault makes no sense.
+        LaunchError: another server uses the folder, its state cannot be read, or a fault is not valid.
     """
 
     def __init__(
@@ -97,59 +100,65 @@ class Account:
         self.lock = threading.RLock()
         self._log_lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder_lock = (folder / "server.lock").open("w")
+        self._folder_lock = FileLock(folder / "server.lock", timeout=0, thread_local=False)
         try:
-            fcntl.flock(self._folder_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._folder_lock.close()
+            self._folder_lock.acquire()
+        except Timeout:
             raise LaunchError(
-                f"another emulated Kaggle runs in {folder}: stop it, or choose another folder"
+                f"another emulated Kaggle uses {folder}: stop it, or choose another folder"
             ) from None
-        self._began, self._steady = time.time(), steady()
-        self.state = self._load()
+        self._start_time, self._start_steady = time.time(), steady()
+        try:
+            self.state = self._load()
+        except LaunchError:
+            self._folder_lock.release()
+            raise
 
-    def _load(self) -> Json:
+    def _load(self) -> JsonObject:
         path = self.folder / "state.json"
-        if path.is_file():
-            try:
-                state: Json = json.loads(path.read_bytes())
-            except ValueError as error:
-                raise LaunchError(f"{path} cannot be read ({error}): remove {self.folder}") from error
-            self._began = max(
-                self._began, float(state.get("now", 0.0))
-            )  # it was set back since: nothing lies in the future
-            return state
-        return {
-            "datasets": {},
-            "kernels": {},
-            "blobs": {},
-            "submissions": [],
-            "changes": [],
-            "next": 1,
-            "gpu_seconds": self.settings.gpu_hours_used * 3600,
-            "refresh_at": self.now() + self.settings.quota_refresh,
-        }
+        if not path.is_file():
+            return {
+                "format": _STATE_FORMAT,
+                "datasets": {},
+                "kernels": {},
+                "deleted_kernels": [],
+                "blobs": {},
+                "submissions": [],
+                "changes": [],
+                "last_id": 1,
+                "gpu_seconds": self.settings.gpu_hours_used * 3600,
+                "refresh_at": self.now() + self.settings.quota_refresh,
+            }
+        try:
+            state: JsonObject = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise LaunchError(f"{path} cannot be read ({error}): remove {self.folder}") from error
+        if state.get("format") != _STATE_FORMAT:
+            raise LaunchError(f"{path} was written by another version of this project: remove {self.folder}")
+        # The machine's clock may have been set back since: the service's time never runs backwards.
+        self._start_time = max(self._start_time, float(state.get("saved_at", 0.0)))
+        return state
 
     def now(self) -> float:
-        """Seconds since 1970 by the service's own clock, which nobody sets: that of a machine may be while it is at work."""
-        return self._began + steady() - self._steady
+        """The service's time in seconds since 1970; it does not follow changes of the machine's clock."""
+        return self._start_time + steady() - self._start_steady
 
     def save(self) -> None:
-        """Make the state durable."""
-        self.state["now"] = self.now()
+        """Write the state to disk."""
+        self.state["saved_at"] = self.now()
         write_atomic(self.folder / "state.json", json.dumps(self.state))
 
     def close(self) -> None:
-        """Leave the folder to another server."""
-        self._folder_lock.close()
+        """Unlock the folder."""
+        self._folder_lock.release()
 
-    def number(self) -> int:
-        """A number nothing else of the account has."""
-        self.state["next"] += 1
-        return int(self.state["next"])
+    def next_id(self) -> int:
+        """A number that nothing else of the account has."""
+        self.state["last_id"] += 1
+        return int(self.state["last_id"])
 
     def change(self, method: str, slug: str, act: Callable[[], _Result]) -> _Result:
-        """Do something that changes the state, durably, between the two hooks of the tests."""
+        """Run `act`, which changes the state, and save it; the tests' hooks are called before and after."""
         if self.before_change is not None:
             self.before_change(method, slug)
         with self.lock:
@@ -159,54 +168,62 @@ class Account:
             self.after_change(method, slug)
         return result
 
-    def took_effect(self, method: str, slug: str) -> None:
-        """Note one of the `changes`."""
-        self.state["changes"].append({"method": method, "slug": slug, "at": self.now()})
+    def record_change(self, method: str, slug: str) -> None:
+        """Append to the list of changes; the caller saves."""
+        self.state["changes"].append({"method": method, "slug": slug, "time": self.now()})
 
-    def changes(self) -> list[Json]:
-        """What took effect: every push that made a version, dataset version, submission and deletion, in order."""
+    def changes(self) -> list[JsonObject]:
+        """Pushes that made a version, dataset versions, submissions and deletions, in order."""
         with self.lock:
             return list(self.state["changes"])
 
-    def note(self, entry: Json) -> None:
-        """A line of the request log."""
+    def log_request(self, entry: JsonObject) -> None:
+        """Append a line to the request log."""
         with self._log_lock, (self.folder / "requests.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
     def check_owner(self, owner: str) -> None:
-        """Other accounts' things are not ours to see."""
+        """Refuse requests about another account."""
         if owner and owner.lower() != self.owner.lower():
             raise ApiError(403, "Permission denied")
 
-    def signed(self, place: str, name: str) -> str:
-        """The query of a link to a file of a place; good for a while, and for whoever has it."""
-        until = int(self.now() + _LINK_SECONDS)
-        return urllib.parse.urlencode(
-            {"name": name, "until": until, "signature": self._signature(place, name, until)}
-        )
+    def sign_link(self, place: str, name: str) -> str:
+        """The query of a link to a file; it is valid for 10 minutes and needs no credentials.
 
-    def check_signed(self, place: str, name: str, *, until: str, signature: str) -> None:
-        """A link must be one of ours, and fresh."""
-        if (
-            not until.isdigit()
-            or int(until) < self.now()
-            or signature != self._signature(place, name, int(until))
-        ):
+        Args:
+            place: the folder of the file, as its address names it.
+            name: of the file in it.
+        """
+        until = int(self.now() + _LINK_SECONDS)
+        signature = self._signature(place, name, until)
+        return urllib.parse.urlencode({"name": name, "until": until, "signature": signature})
+
+    def check_link(self, place: str, name: str, *, until: str, signature: str) -> None:
+        """Refuse a link that expired or that `sign_link` did not make."""
+        expired = not until.isdigit() or int(until) < self.now()
+        if expired or signature != self._signature(place, name, int(until)):
             raise ApiError(403, "the link has expired")
 
     def _signature(self, place: str, name: str, until: int) -> str:
         return hashlib.sha256(f"{self.token}\0{place}\0{name}\0{until}".encode()).hexdigest()[:32]
 
 
-def page(items: Sequence[Any], body: Json) -> tuple[Sequence[Any], Json]:
-    """The items a request asks for, and the token of those after them, if there are any."""
+def paginate(items: Sequence[Any], body: JsonObject) -> tuple[Sequence[Any], JsonObject]:
+    """One page of a list.
+
+    Args:
+        items: the whole list.
+        body: the request, with `pageSize` and `pageToken`.
+
+    Returns:
+        The items of the page, and a `nextPageToken` where more follow.
+    """
     size, start = min(max(int(body.get("pageSize") or 20), 1), 200), int(body.get("pageToken") or 0)
-    return items[start : start + size], {"nextPageToken": str(start + size)} if start + size < len(
-        items
-    ) else {}
+    end = start + size
+    return items[start:end], {"nextPageToken": str(end)} if end < len(items) else {}
 
 
-def stamp(seconds: float) -> str:
-    """A moment, in seconds since 1970, as answers write it."""
+def format_time(seconds: float) -> str:
+    """A time in seconds since 1970, in the format of the API."""
     moment = datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

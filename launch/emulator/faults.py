@@ -1,4 +1,48 @@
-"""What the emulated Kaggle shall do wrong, and when: a list of faults, each with its own count of requests."""
+"""Faults that a user or a test injects into the emulated Kaggle, and the requests that they affect.
+
+A fault names where it occurs (`on`), its kind, and its requests: those whose slug contains `slug`, from the
+`nth` one (default 1), `times` in a row (default 1; 0 for all later ones). `value` is a parameter of some
+kinds.
+
+| on | kind | the service |
+|---|---|---|
+| any API method; upload, output, log | 400 401 403 404 409 500 502 503 | refuses; value: the message |
+| | 429 | refuses; value: seconds in Retry-After, default 1 |
+| | reset-before | resets the connection before the request takes effect |
+| any API method | reset-after | takes effect, sends half of the answer, resets the connection |
+| | html-after | takes effect and answers with an HTML page |
+| | empty | answers `{}`; the request takes no effect |
+| any API method; output, log | timeout | waits, then resets; a method takes effect; value: seconds, default 1
+| | any API method; upload, output, log | html | answers with an HTML page; the request takes no effect |
+| SaveKernel | capacity, empty-kernel | refuses, as if all sessions were in use |
+| | quota | refuses, as if the weekly GPU quota were used up |
+| | drop-sources | makes a version without any of its sources and names them in the answer |
+| | wrong-slug | files the version under another slug |
+| | error | answers 200 with an error; value: its text (required) |
+| GetKernelSessionStatus | status | answers with this status; value: the status (required) |
+| | stale | answers with the status of the version before |
+| ListKernelSessionOutput | missing | leaves files out; value: a part of their names (required) |
+| | truncated | lists one file and no token for the next page |
+| | traversal | lists one more file, named `../x` |
+| | stale | lists the output of the version before |
+| upload (PUT of a file) | 503 | keeps half of the bytes, then refuses |
+| | reset | keeps half of the bytes, then resets the connection |
+| output (GET of a file) | expired | answers 403 with an HTML page |
+| | short | sends half of the file as if it were whole |
+| | cut | sends half of the file, then resets the connection |
+| session (a run) | error, cancelled | ends in this state at once |
+| | endless | stays in state RUNNING |
+| | no-output | completes, but lists no file |
+| | no-mount | starts without the kernels it reads from |
+| dataset (a version) | old-version | is listed late; value: seconds, default 1 |
+| | failed | processing fails |
+| | drop-file | loses one file |
+| score (a submission) | pending | never gets a score |
+| | error | fails in evaluation |
+
+A first push that is refused for capacity or quota leaves a kernel without a version, which refuses all later
+pushes.
+"""
 
 import json
 import threading
@@ -10,6 +54,7 @@ from typing import Any
 from launch.errors import LaunchError
 from lib.validation import UNREADABLE
 
+# HTTP statuses that refuse a request, with their default messages.
 REFUSALS = {
     "400": "Bad request",
     "401": "Unauthenticated",
@@ -21,119 +66,136 @@ REFUSALS = {
     "502": "Bad gateway",
     "503": "Service unavailable",
 }
-# Where a fault can strike besides the methods of the API, which go by their own names (SaveKernel, ListSubmissions, ...).
+METHODS = (
+    "IntrospectToken",
+    "StartBlobUpload",
+    "GetDatasetStatus",
+    "GetDataset",
+    "ListDatasetFiles",
+    "CreateDataset",
+    "CreateDatasetVersion",
+    "SaveKernel",
+    "GetKernelSessionStatus",
+    "ListKernelSessionOutput",
+    "GetKernel",
+    "ListKernels",
+    "ListKernelFiles",
+    "DeleteKernel",
+    "GetAcceleratorQuotaStatistics",
+    "StartSubmissionUpload",
+    "CreateSubmission",
+    "ListSubmissions",
+    "GetSubmission",
+    "GetSubmissionLimits",
+    "GetCompetition",
+    "ListCompetitions",
+    "ListDataFiles",
+    "DownloadDataFile",
+    "DownloadDataFiles",
+)
+# Places of faults besides the methods of the API.
 PLACES = ("upload", "output", "log", "session", "dataset", "score")
-_WIRE = (*REFUSALS, "reset-before")
-_ANY_METHOD = (*_WIRE, "reset-after", "html", "html-after", "timeout", "empty")
-_ONLY = {
-    "SaveKernel": (*_ANY_METHOD, "capacity", "quota", "ghost", "drop-sources", "wrong-slug", "error"),
-    "GetKernelSessionStatus": (*_ANY_METHOD, "status", "stale"),
-    "ListKernelSessionOutput": (*_ANY_METHOD, "missing", "page", "traversal", "stale"),
-    "upload": (*_WIRE, "html", "reset"),
-    "output": (*_WIRE, "html", "timeout", "expired", "short", "cut"),
-    "log": (*_WIRE, "html", "timeout"),
-    "session": ("error", "for-ever", "cancelled", "no-output", "no-mount"),
+_CONNECTION = (*REFUSALS, "reset-before")
+_METHOD = (*_CONNECTION, "reset-after", "html", "html-after", "timeout", "empty")
+# The kinds of each place or method that has kinds of its own; all other methods have those of _METHOD.
+_KINDS = {
+    "SaveKernel": (*_METHOD, "capacity", "quota", "empty-kernel", "drop-sources", "wrong-slug", "error"),
+    "GetKernelSessionStatus": (*_METHOD, "status", "stale"),
+    "ListKernelSessionOutput": (*_METHOD, "missing", "truncated", "traversal", "stale"),
+    "upload": (*_CONNECTION, "html", "reset"),
+    "output": (*_CONNECTION, "html", "timeout", "expired", "short", "cut"),
+    "log": (*_CONNECTION, "html", "timeout"),
+    "session": ("error", "endless", "cancelled", "no-output", "no-mount"),
     "dataset": ("old-version", "failed", "drop-file"),
     "score": ("pending", "error"),
 }
-METHODS = (
-    "IntrospectToken", "StartBlobUpload", "GetDatasetStatus", "GetDataset", "ListDatasetFiles", "CreateDataset",
-    "CreateDatasetVersion", "SaveKernel", "GetKernelSessionStatus", "ListKernelSessionOutput", "GetKernel", "ListKernels",
-    "ListKernelFiles", "DeleteKernel", "GetAcceleratorQuotaStatistics", "StartSubmissionUpload", "CreateSubmission",
-    "ListSubmissions", "GetSubmission", "GetSubmissionLimits", "GetCompetition", "ListCompetitions", "ListDataFiles",
-    "DownloadDataFile", "DownloadDataFiles",
-)  # fmt: skip
-_NEED_TEXT = (
+_TEXT_VALUES = (
     ("SaveKernel", "error"),
     ("GetKernelSessionStatus", "status"),
     ("ListKernelSessionOutput", "missing"),
 )
+_NUMBER_VALUES = ("timeout", "429", "old-version")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong.
+    """One fault; the table at the top of this module explains all kinds.
 
     Attributes:
-        on: a method of the API; or upload (the PUT of a file), output (the GET of an output file), log, session (a run),
-            dataset (the processing of a version), score.
-        what: an HTTP status as text, reset-before or reset-after (the connection breaks before or after the request took
-            effect), html, html-after, timeout, empty; or what only makes sense in one place: capacity, quota, ghost,
-            drop-sources, wrong-slug, error (SaveKernel); status, stale (GetKernelSessionStatus); missing, page,
-            traversal, stale (ListKernelSessionOutput); 503 after half of the bytes, reset (upload); expired, short, cut
-            (output); error, for-ever, cancelled, no-output, no-mount (session); old-version, failed,
-            drop-file (dataset); pending, error (score).
-        slug: only requests about a kernel or dataset whose slug, or an uploaded file whose name, contains this text.
-        nth: the first such request it strikes, counted from 1.
-        times: how many in a row; 0 for ever.
-        value: seconds, a status, a message, or part of a file's name.
+        on: a method of the API or one of `PLACES`.
+        kind: of the fault.
+        slug: only requests about a kernel or dataset whose slug contains this text; for an uploaded file its
+            name.
+        nth: the first such request that fails, counted from 1.
+        times: number of requests in a row that fail; 0 for all later ones.
+        value: seconds, a status, a message, or a part of a file's name.
     """
 
     on: str
-    what: str
+    kind: str
     slug: str = ""
     nth: int = 1
     times: int = 1
     value: Any = None
 
     def problems(self) -> list[str]:
-        """Why it would never strike, or not as meant; empty for a fault that makes sense."""
-        found = []
+        """The reasons why the fault would never occur, or not as intended; empty for a valid one."""
         if self.on not in PLACES and self.on not in METHODS:
             return [f"on = {self.on!r} is neither a method of the API nor one of {', '.join(PLACES)}"]
-        known = _ONLY.get(self.on, _ANY_METHOD)
-        if self.what not in known:
-            found.append(f"what = {self.what!r} does not happen on {self.on}; there are {', '.join(known)}")
+        problems = []
+        kinds = _KINDS.get(self.on, _METHOD)
+        if self.kind not in kinds:
+            problems.append(f"kind = {self.kind!r} is unknown on {self.on}; use one of {', '.join(kinds)}")
         if self.nth < 1 or self.times < 0:
-            found.append("nth counts from 1, times from 0 (for ever)")
-        if (self.on, self.what) in _NEED_TEXT and not (isinstance(self.value, str) and self.value):
-            found.append(f"{self.what} on {self.on} needs a text as value")
-        if self.what in ("timeout", "429", "old-version") and not isinstance(self.value, int | float | None):
-            found.append(f"{self.what} needs seconds as value")
-        return found
+            problems.append("nth must be at least 1, and times at least 0 (0: always)")
+        if (self.on, self.kind) in _TEXT_VALUES and not (isinstance(self.value, str) and self.value):
+            problems.append(f"{self.kind} on {self.on} needs a text as value")
+        if self.kind in _NUMBER_VALUES and not isinstance(self.value, int | float | None):
+            problems.append(f"{self.kind} needs seconds as value")
+        return problems
 
 
 class Faults:
-    """The faults of a server, asked at every request; counts start anew with the server.
+    """The faults of a running server; it counts the requests of each from its start.
 
     Raises:
-        LaunchError: some of them make no sense.
+        LaunchError: a fault is not valid.
     """
 
     def __init__(self, faults: Sequence[Fault] = ()) -> None:
         if problems := [f"{fault}: {problem}" for fault in faults for problem in fault.problems()]:
             raise LaunchError("faults cannot be used:\n  - " + "\n  - ".join(problems))
         self._faults = list(faults)
-        self._seen = [0] * len(self._faults)
+        self._counts = [0] * len(self._faults)
         self._lock = threading.Lock()
         self.fired: list[Fault] = []
 
     def take(self, on: str, slug: str = "") -> Fault | None:
-        """The fault that strikes this request, if any; the request counts for all that match."""
+        """The fault of this request, or None; the request counts for every fault that matches."""
         with self._lock:
-            found = None
-            for number, fault in enumerate(self._faults):
+            active = None
+            for index, fault in enumerate(self._faults):
                 if fault.on != on or fault.slug not in slug:
                     continue
-                self._seen[number] += 1
-                late = fault.times != 0 and self._seen[number] >= fault.nth + fault.times
-                if found is None and self._seen[number] >= fault.nth and not late:
-                    found = fault
-            if found is not None:
-                self.fired.append(found)
-            return found
+                self._counts[index] += 1
+                over = fault.times != 0 and self._counts[index] >= fault.nth + fault.times
+                if active is None and self._counts[index] >= fault.nth and not over:
+                    active = fault
+            if active is not None:
+                self.fired.append(active)
+            return active
 
     def clear(self) -> None:
-        """From now on everything works."""
+        """Remove all faults."""
         with self._lock:
-            self._faults, self._seen = [], []
+            self._faults, self._counts = [], []
 
 
 def load_faults(path: Path) -> list[Fault]:
     """Read a JSON list of faults.
 
     Raises:
-        LaunchError: it cannot be read, with everything that is wrong.
+        LaunchError: the file cannot be read or holds problems; all of them are listed.
     """
     known = {item.name for item in fields(Fault)}
     try:
@@ -147,21 +209,18 @@ def load_faults(path: Path) -> list[Fault]:
         if not isinstance(entry, dict):
             problems.append(f"entry {number} is not an object")
             continue
-        before = len(problems)
+        entry_problems = []
         if unknown := sorted(set(entry) - known):
-            problems.append(
-                f"entry {number}: {', '.join(unknown)} unknown; there are {', '.join(sorted(known))}"
-            )
-        for name, kind in (("on", str), ("what", str), ("slug", str), ("nth", int), ("times", int)):
+            entry_problems.append(f"{', '.join(unknown)} unknown; use {', '.join(sorted(known))}")
+        for name, kind in (("on", str), ("kind", str), ("slug", str), ("nth", int), ("times", int)):
             if name in entry and (not isinstance(entry[name], kind) or isinstance(entry[name], bool)):
-                problems.append(
-                    f"entry {number}: {name} must be {'a text' if kind is str else 'a whole number'}"
-                )
-            elif name in ("on", "what") and not entry.get(name):
-                problems.append(f"entry {number}: {name} is missing")
-        if len(problems) == before:
+                entry_problems.append(f"{name} must be {'a text' if kind is str else 'a whole number'}")
+            elif name in ("on", "kind") and not entry.get(name):
+                entry_problems.append(f"{name} is missing")
+        if not entry_problems:
             faults.append(Fault(**entry))
-            problems += [f"entry {number}: {problem}" for problem in faults[-1].problems()]
+            entry_problems = faults[-1].problems()
+        problems += [f"entry {number}: {problem}" for problem in entry_problems]
     if problems:
         raise LaunchError(f"{path} cannot be used:\n  - " + "\n  - ".join(problems))
     return faults

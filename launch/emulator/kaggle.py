@@ -1,6 +1,6 @@
-"""The emulated Kaggle: one account and its parts, each in a file of its own.
+"""The emulated Kaggle: one account with its datasets, kernels, sessions, competition and submissions.
 
-How they answer follows the record of the platform: what the client's source and users' reports say.
+Its behaviour follows docs/platform.md, which records the client's source and the reports of users.
 """
 
 import os
@@ -19,21 +19,22 @@ from launch.emulator.uploads import Uploads
 
 
 class EmulatedKaggle:
-    """One account on a Kaggle of our own.
+    """The service behind the server: one account and all its parts.
 
     Args:
-        folder: where everything is kept.
+        folder: of the state and all files.
         data: the competition's files; None for a competition without data.
-        labels: the held-back labels of the test tiles (id,label); without them submissions get no score.
-        owner: the account.
-        token: what authenticates it.
-        settings: how it behaves.
-        faults: what goes wrong, and when.
-        executor: runs sessions; the default runs the scripts.
-        environ: what kernels with a network are given; this process's environment by default.
+        labels: the labels of the test tiles (id,label); without them submissions get no score.
+        owner: the account's name.
+        token: authenticates the account.
+        settings: limits and delays.
+        faults: to inject.
+        executor: runs sessions; by default the sandbox does.
+        environ: source of the environment variables of kernels with a network; by default that of this
+            process.
 
     Raises:
-        LaunchError: another server is at work in the folder, its state cannot be read, or a fault makes no sense.
+        LaunchError: another server uses the folder, its state cannot be read, or a fault is not valid.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class EmulatedKaggle:
         self.closed = threading.Event()
 
     def clear_faults(self) -> None:
-        """Everything works from now on, and every session that is still at work is ended, as a person would."""
+        """Remove all faults and end all sessions, as a user would on Kaggle's page."""
         self.account.faults.clear()
         with self.account.lock:
             self.submissions.clear_faults()
@@ -71,7 +72,7 @@ class EmulatedKaggle:
             self.account.save()
 
     def close(self) -> None:
-        """End what runs; a later start runs it again."""
+        """End all sessions and unlock the folder; a later start runs the sessions again."""
         if self.closed.is_set():
             return
         self.closed.set()

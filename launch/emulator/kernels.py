@@ -1,11 +1,11 @@
-"""Kernels of the emulated Kaggle: pushes and the versions they make, their status, output and logs."""
+"""Kernels of the emulated Kaggle: pushes, versions, status, output and logs."""
 
 import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
-from launch.emulator.account import Account, ApiError, Json, page, stamp
+from launch.emulator.account import Account, ApiError, JsonObject, format_time, paginate
 from launch.emulator.datasets import Datasets
 from launch.emulator.faults import Fault
 from launch.emulator.sessions import ACTIVE, Sessions, source_name
@@ -19,28 +19,28 @@ class Kernels:
     """The account's kernels.
 
     Args:
-        account: whose they are.
-        datasets: what they may name as sources; no kernel has the slug of one.
-        sessions: run their versions.
+        account: the owner.
+        datasets: possible sources; no kernel has the slug of a dataset.
+        sessions: run the versions.
     """
 
     def __init__(self, account: Account, datasets: Datasets, sessions: Sessions) -> None:
         self._account, self._datasets, self._sessions = account, datasets, sessions
 
-    def push(self, body: Json, fault: Fault | None) -> Json:
-        """A new version, of a new kernel where there is none of its slug."""
-        account, full, title = self._account, str(body.get("slug", "")), str(body.get("newTitle", ""))
-        what = fault.what if fault is not None else ""
-        if "/" in full:
-            account.check_owner(full.split("/")[0])
-        if what == "error":
+    def push(self, body: JsonObject, fault: Fault | None) -> JsonObject:
+        """Make a new version of a kernel, and the kernel where its slug is new."""
+        account, full_slug, title = self._account, str(body.get("slug", "")), str(body.get("newTitle", ""))
+        fault_kind = fault.kind if fault is not None else ""
+        if "/" in full_slug:
+            account.check_owner(full_slug.split("/")[0])
+        if fault_kind == "error":
             return {"error": str(fault.value if fault is not None else "")}
         if len(str(body.get("text", "")).encode()) >= SOURCE_LIMIT:
             raise ApiError(400, "The kernel source must be less than 1 megabytes in size.")
-        slug = full.split("/")[-1]
+        slug = full_slug.split("/")[-1]
         if slug not in account.state["kernels"] and title:
-            slug = _slugify(title)  # a new kernel is filed under its title, whatever its id says
-        if what == "wrong-slug":
+            slug = _slugify(title)  # Kaggle files a new kernel under its title, not under its id
+        if fault_kind == "wrong-slug":
             slug += "-copy"
         if not slug:
             raise ApiError(400, "Kernel slug must be specified")
@@ -48,77 +48,75 @@ class Kernels:
             raise ApiError(409, f"The slug {slug} is used by a dataset of yours")
         if not account.settings.phone_verified and (body.get("enableGpu") or body.get("enableInternet")):
             return {"error": "Phone verification is required to use GPUs and internet."}
-        if (
-            body.get("kernelType", "script") not in ("script", "notebook")
-            or body.get("language", "python") != "python"
-        ):
-            return {"error": "the emulated Kaggle runs Python only"}  # Kaggle runs R, too
-        filed = self._sessions.versions(slug)
-        if filed and filed[-1]["type"] != body.get("kernelType", "script"):
-            return {"error": f"Kernel type cannot be changed from {filed[-1]['type']}"}
-        refusal = self._refusal(slug, body, what)
+        kernel_type = body.get("kernelType", "script")
+        if kernel_type not in ("script", "notebook") or body.get("language", "python") != "python":
+            return {"error": "the emulated Kaggle runs Python only"}  # Kaggle also runs R
+        versions = self._sessions.versions(slug)
+        if versions and versions[-1]["type"] != kernel_type:
+            return {"error": f"Kernel type cannot be changed from {versions[-1]['type']}"}
+        refusal = self._refusal(slug, body, fault_kind)
         if refusal:
             return {"error": refusal, "versionNumber": 0}
-        return account.change("SaveKernel", slug, lambda: self._add_version(slug, body, what))
+        return account.change("SaveKernel", slug, lambda: self._add_version(slug, body, fault_kind))
 
-    def _refusal(self, slug: str, body: Json, what: str) -> str:
-        """Why no session can start; on the first push of a kernel that leaves a ghost, which takes no push any more."""
+    def _refusal(self, slug: str, body: JsonObject, fault_kind: str) -> str:
+        """The reason why no session can start; empty where one can start.
+
+        A refused first push leaves an empty kernel, without a version, which refuses all later pushes.
+        """
         kernel = self._account.state["kernels"].get(slug, {})
-        if kernel.get("ghost"):
+        if kernel.get("empty"):
             return "Notebook not found"
         if _is_quick(body):
             return ""
-        refusal = self._sessions.refusal(gpu=bool(body.get("enableGpu")), what=what)
+        refusal = self._sessions.refusal(gpu=bool(body.get("enableGpu")), fault_kind=fault_kind)
         if refusal and not kernel.get("versions"):
-            self._kernel(slug)["ghost"] = True
+            self._kernel(slug)["empty"] = True
             self._account.save()
         return refusal
 
-    def _kernel(self, slug: str) -> Json:
-        """A kernel, made if need be.
+    def _kernel(self, slug: str) -> JsonObject:
+        """The state of a kernel, created where it is missing.
 
-        One made again after it was deleted gets a folder of its own: its first version must not find what an earlier
-        first version left.
+        A kernel that is created again after a deletion gets a folder of its own: its first version must not
+        find the files of the deleted one.
         """
         state = self._account.state
         if slug not in state["kernels"]:
-            number = self._account.number()
-            folder = f"{slug}.{number}" if slug in state.setdefault("gone", []) else slug
+            number = self._account.next_id()
+            folder = f"{slug}.{number}" if slug in state["deleted_kernels"] else slug
             state["kernels"][slug] = {"id": number, "folder": folder, "versions": []}
-        kernel: Json = state["kernels"][slug]
+        kernel: JsonObject = state["kernels"][slug]
         return kernel
 
-    def _add_version(self, slug: str, body: Json, what: str) -> Json:
+    def _add_version(self, slug: str, body: JsonObject, fault_kind: str) -> JsonObject:
         account, kernel, gpu = self._account, self._kernel(slug), bool(body.get("enableGpu"))
-        dropped = self._invalid_sources(body)
-        if what == "drop-sources":
-            dropped = {
-                "invalidKernelSources": list(body.get("kernelDataSources") or []),
-                "invalidDatasetSources": list(body.get("datasetDataSources") or []),
-                "invalidCompetitionSources": list(body.get("competitionDataSources") or []),
-            }
+        sources = {
+            key: list(body.get(f"{key}DataSources") or []) for key in ("kernel", "dataset", "competition")
+        }
+        invalid = sources if fault_kind == "drop-sources" else self._invalid_sources(sources)
+        valid = {key: [name for name in sources[key] if name not in invalid[key]] for key in sources}
         number = len(kernel["versions"]) + 1
         folder = self._sessions.folder(slug, number)
         folder.mkdir(parents=True, exist_ok=True)
         name = source_name(str(body.get("kernelType", "script")))
         (folder / name).write_text(str(body.get("text", "")), encoding="utf-8")
-        gone = {source for sources in dropped.values() for source in sources}
         longest = account.settings.session_limit
         version = {
             "number": number,
             "status": "QUEUED",
             "message": "",
-            "pushed": self._account.now(),
-            "started": 0.0,
-            "ended": 0.0,
+            "pushed_at": account.now(),
+            "started_at": 0.0,
+            "ended_at": 0.0,
             "gpu": gpu,
             "slot": self._sessions.free_slot(gpu),
             "quick": _is_quick(body),
             "internet": bool(body.get("enableInternet", False)),
             "limit": min(_duration(body.get("sessionTimeoutSeconds")) or longest, longest),
-            "kernels": [each for each in body.get("kernelDataSources") or [] if each not in gone],
-            "datasets": [each for each in body.get("datasetDataSources") or [] if each not in gone],
-            "competitions": [each for each in body.get("competitionDataSources") or [] if each not in gone],
+            "kernels": valid["kernel"],
+            "datasets": valid["dataset"],
+            "competitions": valid["competition"],
             "machine_shape": str(body.get("machineShape") or (MACHINE_SHAPE if gpu else "None")),
             "title": str(body.get("newTitle", "")),
             "language": body.get("language", "python"),
@@ -126,9 +124,9 @@ class Kernels:
             "private": bool(body.get("isPrivate", True)),
         }
         kernel["versions"].append(version)
-        account.took_effect("SaveKernel", slug)
+        account.record_change("SaveKernel", slug)
         if version["quick"]:
-            version["status"], version["ended"] = "COMPLETE", self._account.now()
+            version["status"], version["ended_at"] = "COMPLETE", account.now()
         else:
             self._sessions.begin(slug, version)
         answer = {
@@ -137,120 +135,118 @@ class Kernels:
             "versionNumber": number,
             "kernelId": kernel["id"],
         }
-        return answer | {name: values for name, values in dropped.items() if values}
+        return answer | {f"invalid{key.title()}Sources": names for key, names in invalid.items() if names}
 
-    def _invalid_sources(self, body: Json) -> dict[str, list[str]]:
-        def bare(source: str) -> str:
-            return "/".join(source.split("/")[:2])
+    def _invalid_sources(self, sources: dict[str, list[str]]) -> dict[str, list[str]]:
+        """The sources that do not exist, by kind; Kaggle drops them and names them in its answer."""
 
-        owner, filed = self._account.owner, self._account.state["kernels"]
-        kernels = {f"{owner}/{slug}".lower() for slug, each in filed.items() if each["versions"]}
-        datasets = {f"{owner}/{slug}".lower() for slug in self._datasets.slugs()}
-        return {
-            "invalidKernelSources": [
-                s for s in body.get("kernelDataSources") or [] if bare(s).lower() not in kernels
-            ],
-            "invalidDatasetSources": [
-                s for s in body.get("datasetDataSources") or [] if bare(s).lower() not in datasets
-            ],
-            "invalidCompetitionSources": [
-                s for s in body.get("competitionDataSources") or [] if s != COMPETITION
-            ],
+        def owner_and_slug(source: str) -> str:
+            return "/".join(source.split("/")[:2]).lower()
+
+        owner, kernels = self._account.owner, self._account.state["kernels"]
+        known = {
+            "kernel": {f"{owner}/{slug}".lower() for slug, kernel in kernels.items() if kernel["versions"]},
+            "dataset": {f"{owner}/{slug}".lower() for slug in self._datasets.slugs()},
         }
+        invalid = {
+            key: [name for name in sources[key] if owner_and_slug(name) not in names]
+            for key, names in known.items()
+        }
+        return invalid | {"competition": [name for name in sources["competition"] if name != COMPETITION]}
 
-    def delete(self, body: Json) -> Json:
+    def delete(self, body: JsonObject) -> JsonObject:
         """Delete a kernel and end its run."""
         slug, state = str(body.get("kernelSlug", "")), self._account.state
         if slug not in state["kernels"]:
             raise ApiError(404, "Kernel not found")
 
-        def act() -> Json:
+        def act() -> JsonObject:
             self._sessions.stop(slug)
-            if state["kernels"].pop(slug)[
-                "versions"
-            ]:  # its files stay: a kernel at work may have them mounted
-                state.setdefault("gone", []).append(slug)
-            self._account.took_effect("DeleteKernel", slug)
+            # The files of its versions stay, because a running kernel may have mounted them.
+            if state["kernels"].pop(slug)["versions"]:
+                state["deleted_kernels"].append(slug)
+            self._account.record_change("DeleteKernel", slug)
             return {}
 
         return self._account.change("DeleteKernel", slug, act)
 
-    def status(self, body: Json, fault: Fault | None) -> Json:
-        """How the latest run stands."""
+    def status(self, body: JsonObject, fault: Fault | None) -> JsonObject:
+        """The status of the latest run, or of the version that the request names."""
         slug = str(body.get("kernelSlug", "")).split("/")[0]
         versions = self._versions(slug)
-        if fault is not None and fault.what == "status":
+        if fault is not None and fault.kind == "status":
             return {"status": str(fault.value)}
-        version = _labelled(versions, body)
-        fresh = self._account.now() - version["pushed"] < self._account.settings.status_delay
-        if (fault is not None and fault.what == "stale") or fresh:
+        version = _requested_version(versions, body)
+        new = self._account.now() - version["pushed_at"] < self._account.settings.status_delay
+        if (fault is not None and fault.kind == "stale") or new:
             if version["number"] == 1:
-                if fresh:
+                if new:
                     raise ApiError(404, "No runs found")
                 return {"status": "COMPLETE"}
             version = versions[-2]
         answer = {"status": version["status"]}
         return answer | ({"failureMessage": version["message"]} if version["message"] else {})
 
-    def _versions(self, slug: str) -> list[Json]:
+    def _versions(self, slug: str) -> list[JsonObject]:
         versions = self._sessions.versions(slug)
         if not versions:
             raise ApiError(404, "No runs found")
         return versions
 
-    def output(self, body: Json, fault: Fault | None, base: str) -> Json:
-        """A page of the files of the latest run, and its log."""
+    def output(self, body: JsonObject, fault: Fault | None, base: str) -> JsonObject:
+        """One page of the output files of the latest run, and its log."""
         slug = str(body.get("kernelSlug", ""))
         versions = self._versions(slug)
-        version = _labelled(versions, body)
-        what = fault.what if fault is not None else ""
+        version = _requested_version(versions, body)
+        fault_kind = fault.kind if fault is not None else ""
         folder = self._sessions.folder(slug, version["number"])
-        if what == "stale":
-            folder = (
-                self._sessions.folder(slug, versions[-2]["number"])
-                if len(versions) > 1
-                else folder / "nothing"
-            )
+        if fault_kind == "stale" and len(versions) > 1:
+            folder = self._sessions.folder(slug, versions[-2]["number"])
+        elif fault_kind == "stale":
+            folder /= "no-earlier-version"
         names = _output_names(folder / "working") if version.get("fault") != "no-output" else []
-        if what == "missing":
-            names = [name for name in names if str(fault.value if fault is not None else "") not in name]
-        asked, following = page(names, body if what != "page" else body | {"pageSize": 1})
+        if fault is not None and fault_kind == "missing":
+            names = [name for name in names if str(fault.value) not in name]
+        page_names, next_page = paginate(names, body)
+        if fault_kind == "truncated":
+            page_names, next_page = names[:1], {}
         place = f"{folder.parent.name}/{folder.name}"
-        files = [{"fileName": name, "url": self._link(base, place, name)} for name in asked]
-        if what == "traversal":
+        files = [{"fileName": name, "url": self._link(base, place, name)} for name in page_names]
+        if fault_kind == "traversal":
             files.append({"fileName": "../x", "url": self._link(base, place, names[0] if names else "x")})
-        return {"files": files, "log": _log(folder), **({} if what == "page" else following)}
+        return {"files": files, "log": _log(folder), **next_page}
 
     def _link(self, base: str, place: str, name: str) -> str:
-        return f"{base}/output/{place}?{self._account.signed(place, name)}"
+        return f"{base}/output/{place}?{self._account.sign_link(place, name)}"
 
     def output_file(self, place: str, name: str) -> Path:
-        """A file of the output of a version; the place is that of its link."""
+        """An output file of a version; `place` is the folder in its link."""
         path = self._account.folder / "kernels" / place / "working" / name
         if not path.is_file():
             raise ApiError(404, "no such file")
         return path
 
-    def files(self, body: Json) -> Json:
-        """A page of names and sizes of the output."""
+    def files(self, body: JsonObject) -> JsonObject:
+        """One page of the names and sizes of the output files."""
         slug = str(body.get("kernelSlug", ""))
-        version = _labelled(self._versions(slug), body)
-        working, date = self._sessions.folder(slug, version["number"]) / "working", stamp(version["pushed"])
-        names, following = page(_output_names(working), body)
+        version = _requested_version(self._versions(slug), body)
+        working = self._sessions.folder(slug, version["number"]) / "working"
+        date = format_time(version["pushed_at"])
+        names, next_page = paginate(_output_names(working), body)
         files = []
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a kernel at work may remove what it wrote
+            with contextlib.suppress(FileNotFoundError):  # a running kernel may remove its files
                 files.append({"name": name, "size": (working / name).stat().st_size, "creationDate": date})
-        return {"files": files, **following}
+        return {"files": files, **next_page}
 
-    def log_events(self, slug: str, label: str = "") -> tuple[bool, list[Json]]:
-        """Whether the latest run, or that of a version, is over, and its log so far."""
+    def log_events(self, slug: str, label: str = "") -> tuple[bool, list[JsonObject]]:
+        """Whether the run of the latest or the named version is over, and the events of its log until now."""
         with self._account.lock:
-            version = _labelled(self._versions(slug), {"versionLabel": label})
+            version = _requested_version(self._versions(slug), {"versionLabel": label})
         text = _log(self._sessions.folder(slug, version["number"]))
         return version["status"] not in ACTIVE, json.loads(text) if text else []
 
-    def get(self, body: Json) -> Json:
+    def get(self, body: JsonObject) -> JsonObject:
         """Source and metadata of the latest version."""
         slug = str(body.get("kernelSlug", "")).split("/")[0]
         kernel = self._account.state["kernels"].get(slug)
@@ -262,7 +258,7 @@ class Kernels:
         folder = self._sessions.folder(slug, version["number"])
         source = (folder / source_name(version["type"])).read_text(encoding="utf-8")
         return {
-            "metadata": self._facts(slug, kernel, version),
+            "metadata": self._describe(slug, kernel, version),
             "blob": {
                 "source": source,
                 "language": version["language"],
@@ -271,24 +267,25 @@ class Kernels:
             },
         }
 
-    def listing(self, body: Json) -> Json:
-        """A page of the account's kernels."""
-        found = [
-            self._facts(slug, kernel, kernel["versions"][-1])
+    def listing(self, body: JsonObject) -> JsonObject:
+        """One page of the account's kernels."""
+        kernels = [
+            self._describe(slug, kernel, kernel["versions"][-1])
             for slug, kernel in self._account.state["kernels"].items()
             if kernel["versions"] and str(body.get("search") or "") in slug
         ]
         number, size = max(1, int(body.get("page") or 1)), int(body.get("pageSize") or 20)
-        return {"kernels": found[(number - 1) * size : number * size]}
+        return {"kernels": kernels[(number - 1) * size : number * size]}
 
-    def _facts(self, slug: str, kernel: Json, version: Json) -> Json:
+    def _describe(self, slug: str, kernel: JsonObject, version: JsonObject) -> JsonObject:
+        """A kernel's metadata in the format of the API."""
         return {
             "id": kernel["id"],
             "ref": f"{self._account.owner}/{slug}",
             "title": version["title"],
             "author": self._account.owner,
             "slug": slug,
-            "lastRunTime": stamp(version["pushed"]),
+            "lastRunTime": format_time(version["pushed_at"]),
             "language": version["language"],
             "kernelType": version["type"],
             "isPrivate": version["private"],
@@ -302,24 +299,26 @@ class Kernels:
         }
 
 
-def _labelled(versions: list[Json], body: Json) -> Json:
-    """The version a request names, the latest where it names none."""
+def _requested_version(versions: list[JsonObject], body: JsonObject) -> JsonObject:
+    """The version that a request names, or the latest."""
     label = str(body.get("versionLabel") or "").removeprefix("v")
     if not label:
         return versions[-1]
-    found = next((each for each in versions if str(each["number"]) == label), None)
-    if found is None:
+    version = next((version for version in versions if str(version["number"]) == label), None)
+    if version is None:
         raise ApiError(404, "No such version")
-    return found
+    return version
 
 
 def _output_names(working: Path) -> list[str]:
-    found = (path for path in sorted(working.rglob("*")) if path.is_file())
-    names = [path.relative_to(working).as_posix() for path in found]
+    """The files of an output, without those that Kaggle adds."""
+    paths = (path for path in sorted(working.rglob("*")) if path.is_file())
+    names = [path.relative_to(working).as_posix() for path in paths]
     return [name for name in names if name not in (*ADDED_BY_KAGGLE, EXECUTED)]
 
 
 def _log(folder: Path) -> str:
+    """The log of a version in the format of the API, a JSON list of events; empty before its first line."""
     path = folder / "log.txt"
     if not path.is_file():
         return ""
@@ -329,8 +328,8 @@ def _log(folder: Path) -> str:
     )
 
 
-def _is_quick(body: Json) -> bool:
-    """Whether a push saves without running (2.2.5 `--no-run`); it needs no session."""
+def _is_quick(body: JsonObject) -> bool:
+    """Whether a push saves without a run (`--no-run` of client 2.2.5); it needs no session."""
     return body.get("kernelExecutionType") == "QUICK_SAVE"
 
 
@@ -341,6 +340,7 @@ def _slugify(title: str) -> str:
 
 
 def _duration(value: Any) -> float:
+    """Seconds of a duration such as "3600s"; 0 for None."""
     if value is None:
         return 0.0
     return float(str(value).removesuffix("s"))

@@ -1,4 +1,4 @@
-"""Pushed kernels at work: each session on a thread of its own, run as Kaggle runs it."""
+"""Scheduler of the emulated Kaggle: run each session on a thread of its own, in the sandbox."""
 
 import os
 import threading
@@ -19,14 +19,14 @@ class Job:
     Attributes:
         slug: of the kernel.
         version: of the kernel.
-        script: what was pushed.
-        folder: holds working/ and the log; an interrupted session goes on in it.
-        mounts: its inputs.
-        gpu: whether it asked for one.
-        internet: whether it has a network.
-        limit: seconds after which it is ended.
-        slot: its number among the sessions of its machine that run at a time.
-        stop: set when it shall end at once.
+        script: the pushed source.
+        folder: holds working/ and the log; an interrupted session is resumed in it.
+        mounts: the inputs.
+        gpu: whether the kernel requested a GPU.
+        internet: whether the session has a network.
+        limit: seconds until the session is killed.
+        slot: its number among the sessions of the same machine that run at a time.
+        stop: set to end the session at once.
     """
 
     slug: str
@@ -42,27 +42,27 @@ class Job:
 
 
 class Executor(Protocol):
-    """What runs a session."""
+    """Runs sessions; tests replace it."""
 
     def run(self, job: Job) -> Outcome:
-        """Run it to its end."""
+        """Run a session to its end."""
 
 
 @dataclass
 class KernelExecutor:
-    """The real one: the script alone, inputs read-only, no network unless asked for, a time limit.
+    """Runs sessions in the sandbox.
 
     Attributes:
-        gpu_sessions: how many GPU sessions share this machine.
-        environ: what kernels with a network are given of it.
+        gpu_sessions: number of GPU sessions that share the CPU of this machine.
+        environ: the source of the environment variables of kernels with a network.
     """
 
     gpu_sessions: int
     environ: Mapping[str, str]
 
     def run(self, job: Job) -> Outcome:
-        """Run it to its end."""
-        cards = gpus()
+        """Run a session to its end."""
+        gpu_names = gpus()
         cores = os.cpu_count() or 1
         return run_script(
             job.script,
@@ -73,14 +73,21 @@ class KernelExecutor:
             network=job.internet,
             limit=job.limit,
             workers=cpu_workers(job.slug),
-            gpu=cards[job.slot % len(cards)] if cards and job.gpu else None,
+            gpu=gpu_names[job.slot % len(gpu_names)] if gpu_names and job.gpu else None,
             stop=job.stop,
             environ=self.environ,
         )
 
 
 class Scheduler:
-    """Runs jobs and tells when each begins and ends."""
+    """Runs jobs on threads.
+
+    Args:
+        executor: runs one job.
+        sessions: most threads at a time.
+        began: called when a job starts.
+        ended: called when a job has ended; its outcome is None where the executor raised.
+    """
 
     def __init__(
         self,
@@ -109,9 +116,9 @@ class Scheduler:
         try:
             self._began(job)
             outcome = self._executor.run(job)
-        except Exception:  # whatever breaks a session, the server goes on and the session's log says it
+        except Exception:  # an error of one session must not end the server: it goes to the session's log
             with (job.folder / "log.txt").open("a", encoding="utf-8") as stream:
-                stream.write(f"the session broke:\n{traceback.format_exc()}")
+                stream.write(f"the session failed in the emulator:\n{traceback.format_exc()}")
         finally:
             with self._lock:
                 self._jobs.discard(job)
@@ -120,14 +127,14 @@ class Scheduler:
                 self._ended(job, outcome)
 
     def stop(self, slug: str, version: int | None = None) -> None:
-        """End the sessions of a kernel, or of one of its versions."""
+        """End the sessions of a kernel, or of one version."""
         with self._lock:
             for job in self._jobs:
                 if job.slug == slug and version in (None, job.version):
                     job.stop.set()
 
     def close(self) -> None:
-        """End all sessions without a word about how they ended: a later start runs them again."""
+        """End all sessions without a call of `ended`: a later start runs them again."""
         with self._lock:
             self._closed = True
             for job in self._jobs:

@@ -1,31 +1,31 @@
-"""Sessions of the emulated Kaggle: versions of kernels at work, what they find mounted, how they end, and the quota they use.
+"""Sessions of the emulated Kaggle: runs of kernel versions, their mounts, results and GPU quota.
 
-Sessions that ran when a server was killed are run again by the next one.
+Sessions that ran when a server was killed are run again by the next server.
 """
 
 import os
 from pathlib import Path
 
-from launch.emulator.account import Account, Json, stamp
+from launch.emulator.account import Account, JsonObject, format_time
 from launch.emulator.datasets import Datasets
 from launch.emulator.scheduler import Executor, Job, Scheduler
 from launch.sandbox import Mount, Outcome, add_kaggle_files
 from lib.runtime.inputs import COMPETITION
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
-_THREW = "Your notebook threw an error"
+_KERNEL_FAILED = "Your notebook threw an error"  # Kaggle's words
 
 
 class Sessions:
-    """What of the account's kernels runs.
+    """The sessions of the account's kernels.
 
-    `begin`, `stop` and `cancel` are part of a change: whoever makes it holds the lock and saves.
+    `begin`, `stop` and `cancel` are part of a change: their caller holds the lock and saves.
 
     Args:
-        account: whose they are.
-        datasets: what they may have mounted.
+        account: the owner.
+        datasets: that kernels may mount.
         data: the competition's files; None for a competition without data.
-        executor: runs them.
+        executor: runs the sessions.
     """
 
     def __init__(
@@ -35,84 +35,82 @@ class Sessions:
         self.use(executor)
 
     def use(self, executor: Executor) -> None:
-        """Let this run the sessions from now on."""
+        """Run all later sessions by this executor."""
         settings = self._account.settings
         sessions = (
             settings.gpu_sessions + settings.cpu_sessions + 8
-        )  # of versions pushed over running ones, too
+        )  # sessions that are being stopped need some
         self._scheduler = Scheduler(executor, sessions=sessions, began=self._began, ended=self._ended)
 
-    def versions(self, slug: str) -> list[Json]:
-        """The versions of a kernel in order; none of one that does not exist."""
-        versions: list[Json] = self._account.state["kernels"].get(slug, {"versions": []})["versions"]
+    def versions(self, slug: str) -> list[JsonObject]:
+        """The versions of a kernel in order; empty for an unknown kernel."""
+        versions: list[JsonObject] = self._account.state["kernels"].get(slug, {"versions": []})["versions"]
         return versions
 
     def folder(self, slug: str, number: int) -> Path:
-        """Where a version of a kernel has its source, log and output."""
+        """The folder of a version's source, log and output."""
         name = str(self._account.state["kernels"].get(slug, {}).get("folder", slug))
         return self._account.folder / "kernels" / name / f"v{number}"
 
-    def refusal(self, *, gpu: bool, what: str) -> str:
-        """Why no session can start now, in Kaggle's words; empty where one can.
+    def refusal(self, *, gpu: bool, fault_kind: str) -> str:
+        """The reason why no session can start now, in Kaggle's words; empty where one can start.
 
         Args:
-            gpu: whether it asks for one.
-            what: the fault of the push.
+            gpu: whether the session needs a GPU.
+            fault_kind: of the push's fault.
         """
         settings = self._account.settings
         running = sum(version["gpu"] == gpu for version in self._running())
         most = settings.gpu_sessions if gpu else settings.cpu_sessions
-        if what in ("capacity", "ghost") or running >= most:
+        if fault_kind in ("capacity", "empty-kernel") or running >= most:
             return f"Maximum batch {'GPU' if gpu else 'CPU'} session count of {most} reached."
-        if what == "quota" or (gpu and self._gpu_hours() >= settings.weekly_gpu_hours):
+        if fault_kind == "quota" or (gpu and self._gpu_hours() >= settings.weekly_gpu_hours):
             return f"Maximum weekly GPU quota of {settings.weekly_gpu_hours:.2f} hours reached."
         return ""
 
     def free_slot(self, gpu: bool) -> int:
-        """The lowest number no session of this machine has: sessions that run at a time get different cards."""
+        """The lowest number that no running session of this kind has, so that sessions get different GPUs."""
         taken = {version.get("slot", 0) for version in self._running() if version["gpu"] == gpu}
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
-    def begin(self, slug: str, version: Json) -> None:
+    def begin(self, slug: str, version: JsonObject) -> None:
         """Start the session of a version that was pushed."""
         fault = self._account.faults.take("session", slug)
-        what = fault.what if fault is not None else ""
-        if what:
-            version["fault"] = what
-        if what == "for-ever":
-            version["status"], version["started"], version["for_ever"] = "RUNNING", self._account.now(), True
-        elif what == "error":
-            self._note_log(slug, version, "Traceback (most recent call last):\nRuntimeError: injected\n")
-            self._finish(version, "ERROR", _THREW)
-        elif what == "cancelled":
-            self._note_log(slug, version, "cancelled\n")
+        kind = fault.kind if fault is not None else ""
+        if kind:
+            version["fault"] = kind
+        if kind == "endless":
+            version["status"], version["started_at"] = "RUNNING", self._account.now()
+        elif kind == "error":
+            self._write_log(slug, version, "Traceback (most recent call last):\nRuntimeError: injected\n")
+            self._finish(version, "ERROR", _KERNEL_FAILED)
+        elif kind == "cancelled":
+            self._write_log(slug, version, "cancelled\n")
             self._finish(version, "CANCEL_ACKNOWLEDGED")
         else:
             self._scheduler.start(self._job(slug, version))
 
     def resume(self) -> None:
-        """Run again what was at work when the server ended."""
+        """Run again the sessions that ran when the server ended."""
         with self._account.lock:
             for slug, kernel in self._account.state["kernels"].items():
                 for version in kernel["versions"]:
                     if version["status"] not in ACTIVE:
                         continue
                     if version["status"] == "RUNNING":
-                        version["started"] = (
-                            self._account.now()
-                        )  # the hours for which no server was there cost no quota
-                    if not version.get("for_ever"):
+                        version["started_at"] = self._account.now()  # time without a server costs no quota
+                    if version.get("fault") != "endless":
                         self._scheduler.start(self._job(slug, version))
             self._account.save()
 
     def stop(self, slug: str) -> None:
-        """End the sessions of a kernel that is deleted; what they took so far counts."""
+        """End the sessions of a kernel that is deleted; the GPU time they used counts."""
         self._scheduler.stop(slug)
         for version in self.versions(slug):
             self._charge(version)
 
     def cancel(self) -> None:
-        """End every session that is still at work, as a person would."""
+        """End all sessions, as a user would on Kaggle's page."""
         for slug in self._account.state["kernels"]:
             for version in self.versions(slug):
                 if version["status"] in ACTIVE:
@@ -120,35 +118,36 @@ class Sessions:
             self._scheduler.stop(slug)
 
     def close(self) -> None:
-        """End what runs; a later start runs it again."""
+        """End all sessions; a later start runs them again."""
         self._scheduler.close()
         with self._account.lock:
             for version in self._running():
                 self._charge(version)
             self._account.save()
 
-    def _running(self) -> list[Json]:
+    def _running(self) -> list[JsonObject]:
         kernels = self._account.state["kernels"].values()
-        return [each for kernel in kernels for each in kernel["versions"] if each["status"] in ACTIVE]
+        versions = [version for kernel in kernels for version in kernel["versions"]]
+        return [version for version in versions if version["status"] in ACTIVE]
 
-    def _finish(self, version: Json, status: str, message: str = "") -> None:
+    def _finish(self, version: JsonObject, status: str, message: str = "") -> None:
         self._charge(version)
-        version["status"], version["message"], version["ended"] = status, message, self._account.now()
+        version["status"], version["message"], version["ended_at"] = status, message, self._account.now()
 
-    def _note_log(self, slug: str, version: Json, text: str) -> None:
+    def _write_log(self, slug: str, version: JsonObject, text: str) -> None:
         (self.folder(slug, version["number"]) / "log.txt").write_text(text)
 
-    def _job(self, slug: str, version: Json) -> Job:
+    def _job(self, slug: str, version: JsonObject) -> Job:
         if "inputs" not in version:
             version["inputs"] = self._inputs(version)
         mounts = []
         if COMPETITION in version["competitions"] and self._data is not None:
             mounts.append(Mount(self._data, f"competitions/{COMPETITION}"))
-        for place, source in version["inputs"].items():
-            attached = (
-                self._datasets.attached(place.split("/")[-1]) if place.startswith("datasets/") else None
-            )
-            mounts.append(Mount(attached or self._account.folder / source, place))
+        for target, source in version["inputs"].items():
+            attached = None
+            if target.startswith("datasets/"):
+                attached = self._datasets.attached(target.split("/")[-1])
+            mounts.append(Mount(attached or self._account.folder / source, target))
         folder = self.folder(slug, version["number"])
         return Job(
             slug=slug,
@@ -162,10 +161,11 @@ class Sessions:
             slot=version.get("slot", 0),
         )
 
-    def _inputs(self, version: Json) -> dict[str, str]:
-        """Where each source is mounted, and the folder behind it as it stands at the start of the session.
+    def _inputs(self, version: JsonObject) -> dict[str, str]:
+        """The folder of each source by its mount target, chosen at the start of the session.
 
-        A session that is run again after the server ended sees the same. A kernel that has not completed is not mounted.
+        They are kept: a session that is run again sees the same versions. A kernel without a complete version
+        is not mounted.
         """
         account, inputs = self._account, {}
         for source in version["datasets"]:
@@ -175,17 +175,16 @@ class Sessions:
                 inputs[f"datasets/{account.owner}/{name}"] = os.path.relpath(folder, account.folder)
         for source in version["kernels"] if version.get("fault") != "no-mount" else ():
             name = source.split("/")[1]
-            done = [
-                each for each in self.versions(name) if each["status"] == "COMPLETE" and not each.get("quick")
-            ]
-            if done:
-                working = self.folder(name, done[-1]["number"]) / "working"
+            complete = [other for other in self.versions(name) if other["status"] == "COMPLETE"]
+            complete = [other for other in complete if not other.get("quick")]
+            if complete:
+                working = self.folder(name, complete[-1]["number"]) / "working"
                 working.mkdir(parents=True, exist_ok=True)
                 inputs[f"notebooks/{account.owner}/{name}"] = os.path.relpath(working, account.folder)
         return inputs
 
-    def _version(self, job: Job) -> Json | None:
-        """The version a session is of; None when it was deleted, though one of the same number may have followed it."""
+    def _version(self, job: Job) -> JsonObject | None:
+        """The version of a session; None where its kernel was deleted, even if a new one has its slug."""
         if self.folder(job.slug, job.version) != job.folder:
             return None
         return next(
@@ -196,7 +195,7 @@ class Sessions:
         with self._account.lock:
             version = self._version(job)
             if version is not None and version["status"] == "QUEUED":
-                version["status"], version["started"] = "RUNNING", self._account.now()
+                version["status"], version["started_at"] = "RUNNING", self._account.now()
                 self._account.save()
 
     def _ended(self, job: Job, outcome: Outcome | None) -> None:
@@ -205,11 +204,11 @@ class Sessions:
             if version is None or version["status"] not in ACTIVE:
                 return
             if outcome is None:
-                self._finish(version, "ERROR", "the session broke")
+                self._finish(version, "ERROR", "the session failed in the emulator")
             elif outcome.timed_out:
                 self._finish(version, "CANCEL_ACKNOWLEDGED")
             elif outcome.code != 0:
-                self._finish(version, "ERROR", _THREW)
+                self._finish(version, "ERROR", _KERNEL_FAILED)
             else:
                 working = job.folder / "working"
                 working.mkdir(exist_ok=True)
@@ -217,20 +216,20 @@ class Sessions:
                 self._finish(version, "COMPLETE")
             self._account.save()
 
-    def quota(self) -> Json:
-        """The week's GPU hours."""
+    def quota(self) -> JsonObject:
+        """The used and allowed GPU time of the week."""
         used, allowed = self._gpu_hours() * 3600, self._account.settings.weekly_gpu_hours * 3600
         return {
-            "quotaRefreshTime": stamp(self._account.state["refresh_at"]),
+            "quotaRefreshTime": format_time(self._account.state["refresh_at"]),
             "gpuQuota": {"timeUsed": f"{used:.3f}s", "totalTimeAllowed": f"{allowed:.0f}s"},
             "tpuQuota": {"timeUsed": "0s", "totalTimeAllowed": "72000s"},
         }
 
-    def _charge(self, version: Json) -> None:
-        """Take the GPU time of a session until now off the quota."""
+    def _charge(self, version: JsonObject) -> None:
+        """Count the GPU time of a session until now."""
         if version["gpu"] and version["status"] == "RUNNING":
-            self._account.state["gpu_seconds"] += self._account.now() - version["started"]
-            version["started"] = self._account.now()
+            self._account.state["gpu_seconds"] += self._account.now() - version["started_at"]
+            version["started_at"] = self._account.now()
 
     def _gpu_hours(self) -> float:
         state = self._account.state
@@ -242,10 +241,10 @@ class Sessions:
             seconds = float(state["gpu_seconds"])
             for version in self._running():
                 if version["gpu"] and version["status"] == "RUNNING":
-                    seconds += self._account.now() - version["started"]
+                    seconds += self._account.now() - version["started_at"]
             return seconds / 3600
 
 
 def source_name(kernel_type: str) -> str:
-    """What a version's source is called in its folder."""
+    """The file name of a version's source."""
     return "script.ipynb" if kernel_type == "notebook" else "script.py"

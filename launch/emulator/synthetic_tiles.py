@@ -1,10 +1,11 @@
-"""Drawn competition data: H&E-like tiles in the layout of Histopathologic Cancer Detection, for the rehearsal.
+"""Synthetic competition data: H&E-like tiles in the layout of Histopathologic Cancer Detection.
 
-A tile is drawn as two stain densities (haematoxylin and eosin), which are mixed by the law of Beer and Lambert with the
-stain vectors of one of twelve drawn slides. Only the centre 32 x 32 decides the label, as in the competition: 1 when a
-tumour nucleus lies in it. What surrounds it follows the same distribution under both labels (stroma, lymphocytes, fat,
-gaps, and nests of tumour nuclei that stay clear of the centre), and a label-0 centre may hold a crowd of normal nuclei
-of the same outline, darkness and extent. So colours alone say little; size, shape and texture of the nuclei say much.
+A tile is two maps of stain density (haematoxylin and eosin). The law of Beer and Lambert mixes them with the
+stain vectors of one of twelve synthetic slides. Only the centre 32 x 32 decides the label, as in the
+competition: 1 when it holds a tumour nucleus. The surroundings have the same distribution under both labels:
+stroma, lymphocytes, fat, gaps, and groups of tumour nuclei outside the centre. A label-0 centre may hold a
+group of normal nuclei of the same outline, darkness and extent. So colours predict the label badly; size,
+shape and texture of the nuclei predict it well.
 """
 
 import csv
@@ -29,15 +30,14 @@ CENTRE_SIZE = 32  # pixels a side of the region that decides the label (the comp
 SLIDES = 12
 PREVALENCE = 0.405  # share of label 1 in the competition's training set: 89,117 of 220,025
 
-# Ruifrok & Johnston, Quantification of histochemical staining by color deconvolution (2001): optical density of each
-# stain in red, green and blue, as unit vectors.
+# Ruifrok & Johnston, Quantification of histochemical staining by color deconvolution (2001): optical density
+# of each stain in red, green and blue, as unit vectors.
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 EOSIN = np.array([0.07, 0.99, 0.11])
-_SCANNED_EOSIN = np.array(
-    [0.08, 0.0, 0.22]
-)  # the competition's pinks absorb more blue (seen on its tiles, 2026-11)
+# The competition's pinks absorb more blue (seen on its tiles, 2026-11).
+_SCANNED_EOSIN = np.array([0.08, 0.0, 0.22])
 
-_MARGIN = 24  # drawn around the tile, so that nuclei are cut by its border and fields have no edge there
+_MARGIN = 24  # around the tile, so that its border cuts nuclei and noise fields have no edge there
 _CANVAS = TILE_SIZE + 2 * _MARGIN
 _MIDDLE = (_CANVAS - 1) / 2
 _ROWS, _COLUMNS = (axis.astype(np.float32) for axis in np.mgrid[:_CANVAS, :_CANVAS])
@@ -45,15 +45,15 @@ _ROWS, _COLUMNS = (axis.astype(np.float32) for axis in np.mgrid[:_CANVAS, :_CANV
 
 @dataclass(frozen=True)
 class Slide:
-    """How one drawn slide is stained and scanned.
+    """Stains and scanner of one synthetic slide.
 
     Attributes:
         haematoxylin: (3,) unit vector of optical density in R, G, B.
         eosin: (3,) unit vector of optical density in R, G, B.
         strengths: optical density (base 10) of full haematoxylin and of full eosin.
-        white: (3,) what the scanner shows where there is no tissue, 0 to 255.
-        sharpness: how much of the difference to a blurred copy the scanner adds, 0.3 to 1.
-        prevalence: how likely a tile of this slide is label 1, relative to the other slides.
+        white: (3,) the scanner's pixel values without tissue, 0 to 255.
+        sharpness: factor of the difference to a blurred copy that the scanner adds, 0.3 to 1.
+        prevalence: probability of label 1 on this slide, relative to the other slides.
     """
 
     haematoxylin: FloatArray
@@ -65,38 +65,38 @@ class Slide:
 
 
 @dataclass(frozen=True)
-class _NucleusLook:
-    """Ranges that nuclei of one kind are drawn from; lengths in pixels (about 1 micrometre each)."""
+class _NucleusShape:
+    """Parameter ranges of one kind of nucleus; lengths in pixels (about 1 micrometre each)."""
 
     radius: tuple[float, float]
     elongation: tuple[float, float]  # long over short semi-axis
     irregularity: float  # of the outline, as a share of the radius
-    rim: tuple[float, float]  # how much darker the nuclear membrane is than the inside
+    rim: tuple[float, float]  # extra darkness of the nuclear membrane
     clumps: float  # standard deviation of the chromatin's density
     nucleoli: float  # mean number
-    spacing: tuple[float, float]  # of the grid they stand on
-    half_patch: int  # half the side of the patch one is drawn in
+    spacing: tuple[float, float]  # of the grid of centres
+    half_patch: int  # half the side of the patch of one nucleus
 
 
-# At the competition's 1 micrometre a pixel a lymphocyte is 7 to 8 pixels across, a tumour nucleus 9 to 15 (seen on the
-# competition's tiles, 2026-11).
-_LOOKS: dict[NucleusKind, _NucleusLook] = {
-    "lymphocyte": _NucleusLook((3.0, 4.1), (1.0, 1.3), 0.05, (0.0, 0.25), 0.10, 0.0, (8.0, 10.5), 8),
-    "spindle": _NucleusLook((2.6, 3.6), (2.2, 4.0), 0.06, (0.0, 0.2), 0.08, 0.0, (17.0, 26.0), 12),
-    "histiocyte": _NucleusLook((3.7, 5.4), (1.0, 1.7), 0.09, (0.1, 0.45), 0.13, 0.5, (10.0, 13.5), 11),
-    "tumour": _NucleusLook((4.6, 7.0), (1.0, 1.6), 0.12, (0.2, 0.5), 0.16, 1.3, (11.5, 15.5), 14),
+# At the competition's 1 micrometre a pixel a lymphocyte is 7 to 8 pixels across, a tumour nucleus 9 to 15
+# (seen on the competition's tiles, 2026-11).
+_SHAPES: dict[NucleusKind, _NucleusShape] = {
+    "lymphocyte": _NucleusShape((3.0, 4.1), (1.0, 1.3), 0.05, (0.0, 0.25), 0.10, 0.0, (8.0, 10.5), 8),
+    "spindle": _NucleusShape((2.6, 3.6), (2.2, 4.0), 0.06, (0.0, 0.2), 0.08, 0.0, (17.0, 26.0), 12),
+    "histiocyte": _NucleusShape((3.7, 5.4), (1.0, 1.7), 0.09, (0.1, 0.45), 0.13, 0.5, (10.0, 13.5), 11),
+    "tumour": _NucleusShape((4.6, 7.0), (1.0, 1.6), 0.12, (0.2, 0.5), 0.16, 1.3, (11.5, 15.5), 14),
 }
 
 
 def draw_slides(generator: np.random.Generator, *, count: int = SLIDES) -> list[Slide]:
-    """Draw the stains of some slides.
+    """Draw the stains of synthetic slides.
 
     Args:
-        generator: what the slides are drawn from.
-        count: how many.
+        generator: of the random numbers.
+        count: number of slides.
 
     Returns:
-        The slides. Their stain vectors lie a few degrees from Ruifrok and Johnston's.
+        The slides. Their stain vectors are a few degrees from those of Ruifrok and Johnston.
     """
     return [
         Slide(
@@ -124,9 +124,10 @@ def draw_tile(generator: np.random.Generator, *, label: int, slide: Slide) -> ND
     """Draw one tile.
 
     Args:
-        generator: what the tile is drawn from.
-        label: 1 puts at least one tumour nucleus in the centre 32 x 32, 0 keeps every tumour nucleus out of it.
-        slide: its stains.
+        generator: of the random numbers.
+        label: 1 puts at least one tumour nucleus in the centre 32 x 32, 0 keeps every tumour nucleus out of
+            it.
+        slide: the stains.
 
     Returns:
         (96, 96, 3) uint8, RGB.
@@ -135,16 +136,16 @@ def draw_tile(generator: np.random.Generator, *, label: int, slide: Slide) -> ND
     surround = _blob(generator, distance=(34.0, 52.0), radius=(14.0, 30.0))
     centre = _blob(generator, distance=(0.0, 11.0), radius=(11.0, 34.0))
     if generator.random() < 0.5:
-        tissue.add_crowd(surround, kind="tumour", keep_clear=True)
+        tissue.add_group(surround, kind="tumour", keep_clear=True)
     if label == 1:
-        tissue.add_crowd(centre, kind="tumour", needs_centre=True)
+        tissue.add_group(centre, kind="tumour", needs_centre=True)
     elif generator.random() < 0.85:
-        tissue.add_crowd(centre, kind="histiocyte" if generator.random() < 0.5 else "lymphocyte")
+        tissue.add_group(centre, kind="histiocyte" if generator.random() < 0.5 else "lymphocyte")
     return _scan(generator, *tissue.finish(), slide)
 
 
 class _Tissue:
-    """Two stain densities under construction: background first, then crowds of nuclei, then the rest."""
+    """The stain densities of one tile: first the background, then groups of nuclei, then the other nuclei."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self.generator = generator
@@ -152,131 +153,133 @@ class _Tissue:
         fibres = _fibres(generator, direction)
         gaps = _gaps(generator, fibres)
         self.direction = direction
-        self.room = gaps  # (C, C) in [0, 1]: 1 where tissue is, 0 in fat and gaps
-        self.free = gaps > 0.5  # where a nucleus may still be put
+        self.tissue = gaps  # (C, C) in [0, 1]: 1 where tissue is, 0 in fat and gaps
+        self.free = gaps > 0.5  # (C, C) where a nucleus can still be placed
         density = np.float32(generator.uniform(0.25, 0.75))
         grain: FloatArray = generator.standard_normal((_CANVAS, _CANVAS), dtype=np.float32)
         texture = 0.7 + 0.28 * fibres + cv2.GaussianBlur(np.float32(0.3) * grain, (0, 0), 0.7)
         self.eosin: FloatArray = np.clip(density * texture + 0.08 * _smooth(generator, 14), 0.03, 1.2)
         self.haematoxylin = np.clip(0.07 + 0.05 * _smooth(generator, 6) + 0.03 * fibres, 0, None)
-        # Chromatin's darkness varies more between tiles than between kinds of nuclei, so it does not tell them apart.
+        # Darkness varies more between tiles than between kinds of nuclei, so it does not predict the label.
         self.darkness: float = generator.uniform(0.5, 1.0)
-        self.marks: list[tuple[FloatArray, NucleusKind]] = []
+        self.groups: list[tuple[FloatArray, NucleusKind]] = []  # centres (K, 2) and kind
 
-    def add_crowd(
+    def add_group(
         self, region: Mask, *, kind: NucleusKind, keep_clear: bool = False, needs_centre: bool = False
     ) -> None:
         """Fill a region with nuclei of one kind and the cytoplasm between them.
 
         Args:
-            region: (C, C), where the nuclei's middles may lie.
+            region: (C, C), the possible centres of the nuclei.
             kind: of the nuclei.
             keep_clear: leave out nuclei that would reach into the centre 32 x 32.
-            needs_centre: add a nucleus in the centre 32 x 32 if none of them lies in it.
+            needs_centre: add a nucleus in the centre 32 x 32 where none is in it.
         """
-        look = _LOOKS[kind]
-        middles = _grid(self.generator, look.spacing)
-        middles = middles[_at(region, middles)]
-        from_middle = np.abs(middles - _MIDDLE).max(
-            axis=1
-        )  # (K,) half the side of the square that just reaches it
+        shape = _SHAPES[kind]
+        middles = _grid(self.generator, shape.spacing)
+        middles = middles[_inside(region, middles)]
+        # (K,) half the side of the square around the middle of the tile that just reaches the nucleus's
+        # centre
+        from_middle = np.abs(middles - _MIDDLE).max(axis=1)
         if keep_clear:
-            reach = (
-                look.radius[1] * look.elongation[1] ** 0.5 * (1 + 2 * look.irregularity)
-            )  # of the longest nucleus
-            away = from_middle > CENTRE_SIZE / 2 + reach
-            middles = middles[away]
+            longest = shape.radius[1] * shape.elongation[1] ** 0.5 * (1 + 2 * shape.irregularity)
+            middles = middles[from_middle > CENTRE_SIZE / 2 + longest]
             region = region & ~_square(CENTRE_SIZE / 2 + 2)
         if needs_centre and not (from_middle < CENTRE_SIZE / 2 - 3).any():
             near = np.abs(middles - _MIDDLE).max(axis=1) < CENTRE_SIZE / 2 + 8
             inside = self.generator.uniform(-10, 10, (1, 2)).astype(np.float32) + np.float32(_MIDDLE)
             middles = np.concatenate([middles[~near], inside])
         cover = cv2.GaussianBlur(region.astype(np.float32), (0, 0), 1.5)
-        self.room = np.maximum(self.room, cover)
+        self.tissue = np.maximum(self.tissue, cover)
         cytoplasm = self.generator.uniform(0.2, 0.6) + 0.1 * _smooth(self.generator, 2.5)
         self.eosin += cover * (cytoplasm - self.eosin)
         self.haematoxylin += cover * self.generator.uniform(0.02, 0.16)
         self.free &= ~region
-        self.marks.append((middles, kind))
+        self.groups.append((middles, kind))
 
     def finish(self) -> tuple[FloatArray, FloatArray]:
-        """Strew the remaining nuclei, draw all of them, and return haematoxylin and eosin, (96, 96) each, in [0, 2]."""
+        """Add the other nuclei, draw all, and return haematoxylin and eosin, (96, 96) each, in [0, 2]."""
         lymphoid = (_smooth(self.generator, 22) > self.generator.uniform(-0.8, 1.6)) & self.free
         rest: tuple[tuple[NucleusKind, Mask], ...] = (
             ("lymphocyte", lymphoid),
             ("spindle", self.free & ~lymphoid),
         )
         for kind, region in rest:
-            middles = _grid(self.generator, _LOOKS[kind].spacing)
-            self.marks.append((middles[_at(region, middles)], kind))
-        self.haematoxylin *= self.room
-        self.eosin *= self.room
-        for middles, kind in self.marks:
+            middles = _grid(self.generator, _SHAPES[kind].spacing)
+            self.groups.append((middles[_inside(region, middles)], kind))
+        self.haematoxylin *= self.tissue
+        self.eosin *= self.tissue
+        for middles, kind in self.groups:
             self._draw_nuclei(middles, kind)
         inner = slice(_MARGIN, _MARGIN + TILE_SIZE)
         return np.clip(self.haematoxylin[inner, inner], 0, 2), np.clip(self.eosin[inner, inner], 0, 2)
 
     def _draw_nuclei(self, middles: FloatArray, kind: NucleusKind) -> None:
-        look = _LOOKS[kind]
-        half = look.half_patch
+        shape = _SHAPES[kind]
+        half = shape.half_patch
         corners = np.floor(middles).astype(int) - half  # (K, 2)
         fits = ((corners >= 0) & (corners + 2 * half + 1 <= _CANVAS)).all(axis=1)
         middles, corners = middles[fits], corners[fits]
         if len(middles) == 0:
             return
         inside = (middles - corners).astype(np.float32)  # (K, 2) middles within their patches
-        cover, density = _nuclei(self.generator, inside, look, darkness=self.darkness, along=self.direction)
+        cover, density = _nuclei(self.generator, inside, shape, darkness=self.darkness, along=self.direction)
         for (row, column), alpha, nucleus in zip(corners, cover, density, strict=True):
-            where = np.s_[row : row + 2 * half + 1, column : column + 2 * half + 1]
-            self.haematoxylin[where] += alpha * (nucleus - self.haematoxylin[where])
-            self.eosin[where] *= 1 - 0.6 * alpha
+            patch = np.s_[row : row + 2 * half + 1, column : column + 2 * half + 1]
+            self.haematoxylin[patch] += alpha * (nucleus - self.haematoxylin[patch])
+            self.eosin[patch] *= 1 - 0.6 * alpha
 
 
 def _nuclei(
-    generator: np.random.Generator, middles: FloatArray, look: _NucleusLook, *, darkness: float, along: float
+    generator: np.random.Generator,
+    middles: FloatArray,
+    shape: _NucleusShape,
+    *,
+    darkness: float,
+    along: float,
 ) -> tuple[FloatArray, FloatArray]:
     """Draw K nuclei, each in its own patch of side P.
 
     Args:
-        generator: what they are drawn from.
+        generator: of the random numbers.
         middles: (K, 2) row and column inside the patch.
-        look: their kind.
+        shape: of the kind of nucleus.
         darkness: haematoxylin density of the tile's nuclei.
         along: the direction of the fibres in radians, which long nuclei follow.
 
     Returns:
         (K, P, P) cover in [0, 1], soft at the outline, and (K, P, P) haematoxylin density.
     """
-    count, side = len(middles), 2 * look.half_patch + 1
+    count, side = len(middles), 2 * shape.half_patch + 1
 
     def draw(low: float, high: float) -> FloatArray:
         return generator.uniform(low, high, (count, 1, 1)).astype(np.float32)
 
-    radius = draw(*look.radius)
-    stretch = np.sqrt(draw(*look.elongation))
-    turn = along + draw(-0.3, 0.3) if look.elongation[0] > 2 else draw(0, np.pi)
+    radius = draw(*shape.radius)
+    stretch = np.sqrt(draw(*shape.elongation))
+    turn = along + draw(-0.3, 0.3) if shape.elongation[0] > 2 else draw(0, np.pi)
     axis = np.arange(side, dtype=np.float32)
     down = axis[None, :, None] - middles[:, 0, None, None]  # (K, P, 1)
     right = axis[None, None, :] - middles[:, 1, None, None]  # (K, 1, P)
-    u = (
-        right * np.cos(turn) + down * np.sin(turn)
-    ) / stretch  # (K, P, P), in pixels of a circle of the same area
+    # (K, P, P), in pixels of a circle of the same area
+    u = (right * np.cos(turn) + down * np.sin(turn)) / stretch
     v = (down * np.cos(turn) - right * np.sin(turn)) * stretch
     distance = np.sqrt(u * u + v * v)
-    # Two and three lobes, cos(2 x angle) and sin(3 x angle), as polynomials: the arctangent costs more than the rest.
+    # Two and three lobes, cos(2 x angle) and sin(3 x angle), as polynomials: the arctangent costs more than
+    # all else.
     cosine, sine = u / (distance + 1e-3), v / (distance + 1e-3)
-    outline = 1 + look.irregularity * (
+    outline = 1 + shape.irregularity * (
         draw(-1, 1) * (2 * cosine**2 - 1) + draw(-1, 1) * sine * (3 - 4 * sine**2)
     )
     depth = radius * outline - distance  # pixels from the outline, positive inside
     cover = np.clip(depth / 1.3 + 0.5, 0, 1)
-    rim = draw(*look.rim)
+    rim = draw(*shape.rim)
     coarse = (count, side // 2 + 1, side // 2 + 1)
-    grain = np.float32(look.clumps) * generator.standard_normal(coarse, dtype=np.float32)
+    grain = np.float32(shape.clumps) * generator.standard_normal(coarse, dtype=np.float32)
     clumps = np.repeat(np.repeat(grain, 2, axis=1), 2, axis=2)[:, :side, :side]
     density = 1 - rim + rim * np.exp(-np.square(depth / 1.3)) + clumps
-    for _ in range(2 if look.nucleoli else 0):
-        present = generator.random((count, 1, 1)) < look.nucleoli / 2
+    for _ in range(2 if shape.nucleoli else 0):
+        present = generator.random((count, 1, 1)) < shape.nucleoli / 2
         off = (u - radius * draw(-0.5, 0.5)) ** 2 + (v - radius * draw(-0.5, 0.5)) ** 2
         density += present * draw(0.3, 0.6) * np.exp(-off / 1.6)
     density *= np.float32(darkness) * draw(0.8, 1.2)
@@ -289,7 +292,7 @@ def _scan(
     """Turn densities into pixels: Beer-Lambert, the scanner's white, blur, sharpening and noise."""
     amounts = np.array(slide.strengths) * generator.uniform(
         0.85, 1.15, 2
-    )  # section thickness and staining vary
+    )  # the section's thickness and staining vary
     stains = (amounts[:, None] * np.stack([slide.haematoxylin, slide.eosin])).astype(np.float32)  # (2, 3)
     density = np.stack([haematoxylin, eosin], axis=-1) @ stains  # (H, W, 3) optical density, base 10
     in_focus = generator.random() < 0.85
@@ -321,7 +324,7 @@ def _fibres(generator: np.random.Generator, direction: float) -> FloatArray:
 
 
 def _gaps(generator: np.random.Generator, fibres: FloatArray) -> FloatArray:
-    """(C, C) in [0, 1]: 1 tissue, 0 nothing; clefts between fibres, and in some tiles fat cells or a lumen."""
+    """(C, C) in [0, 1], 1 where tissue is: clefts between fibres, in some tiles fat cells or a lumen."""
     clefts = _smooth(generator, generator.uniform(8, 20)) - generator.uniform(-2.6, -1.2)
     clefts = np.minimum(clefts, fibres - generator.uniform(-3.0, -1.0))
     room = np.clip(clefts / 0.5 + 0.5, 0, 1)
@@ -338,7 +341,7 @@ def _gaps(generator: np.random.Generator, fibres: FloatArray) -> FloatArray:
 def _blob(
     generator: np.random.Generator, *, distance: tuple[float, float], radius: tuple[float, float]
 ) -> Mask:
-    """(C, C) a region of irregular outline, at some distance from the middle of the tile; both in pixels."""
+    """(C, C) a region of irregular outline; `distance` is from the middle of the tile; both in pixels."""
     direction, away = generator.uniform(0, 2 * np.pi), generator.uniform(*distance)
     down = _ROWS - _MIDDLE - away * np.sin(direction)
     right = _COLUMNS - _MIDDLE - away * np.cos(direction)
@@ -347,7 +350,7 @@ def _blob(
 
 
 def _grid(generator: np.random.Generator, spacing: tuple[float, float]) -> FloatArray:
-    """(K, 2) rows and columns on the canvas: a hexagonal grid, shaken, so that nuclei crowd but seldom overlap."""
+    """(K, 2) rows and columns of nuclei on a jittered hexagonal grid: they are dense but seldom overlap."""
     step = generator.uniform(*spacing)
     rows = np.arange(generator.uniform(0, step), _CANVAS, step * 0.87)
     columns = np.arange(generator.uniform(0, step), _CANVAS, step)
@@ -355,14 +358,14 @@ def _grid(generator: np.random.Generator, spacing: tuple[float, float]) -> Float
     column = column + np.where(np.arange(len(rows)) % 2, step / 2, 0)[:, None]
     middles = np.stack([row.ravel(), column.ravel()], axis=1)
     middles += generator.normal(0, 0.14 * step, middles.shape)
-    shaken: FloatArray = middles.astype(np.float32)  # before it is looked at: rounding can reach the edge
-    kept = ((shaken >= 0) & (shaken < _CANVAS)).all(axis=1) & (generator.random(len(middles)) < 0.94)
-    inside: FloatArray = shaken[kept]
+    jittered: FloatArray = middles.astype(np.float32)  # before the check below: rounding can reach the edge
+    kept = ((jittered >= 0) & (jittered < _CANVAS)).all(axis=1) & (generator.random(len(middles)) < 0.94)
+    inside: FloatArray = jittered[kept]
     return inside
 
 
-def _at(region: Mask, middles: FloatArray) -> Mask:
-    """(K,) whether each place lies in the region."""
+def _inside(region: Mask, middles: FloatArray) -> Mask:
+    """(K,) whether each centre is inside the region."""
     row, column = middles.astype(int).T
     inside: Mask = region[row, column]
     return inside
@@ -382,44 +385,45 @@ def write_competition(
     seed: int = 2018,
     held_back: Path | None = None,
 ) -> None:
-    """Draw a whole competition and write it as Kaggle lays it out.
+    """Write a synthetic competition in Kaggle's layout.
 
-    `train/<id>.tif`, `train_labels.csv`, `test/<id>.tif` and `sample_submission.csv`; an id is the SHA-1 of the 27,648
-    pixel bytes. The same seed writes the same bytes. The folder appears whole or not at all.
+    `train/<id>.tif`, `train_labels.csv`, `test/<id>.tif` and `sample_submission.csv`; an id is the SHA-1 of
+    the 27,648 pixel bytes. The same seed writes the same bytes. The folder appears whole or not at all.
 
     Args:
-        folder: what to write; must not exist, its parent is made where needed.
-        labelled: tiles in `train`, at least 1.
-        unlabelled: tiles in `test`, at least 1.
-        seed: what everything is drawn from.
-        held_back: where to write the labels of the test tiles (id,label), outside `folder`; None writes them nowhere.
+        folder: to write; it must not exist. Its parent is created where it is missing.
+        labelled: number of tiles in `train`, at least 1.
+        unlabelled: number of tiles in `test`, at least 1.
+        seed: of all random numbers.
+        held_back: a file, outside `folder`, for the labels of the test tiles (id,label); None writes no such
+            file.
 
     Raises:
         ValueError: a part would be empty.
-        FileExistsError: the folder is there already.
+        FileExistsError: the folder exists.
     """
     if labelled < 1 or unlabelled < 1:
-        raise ValueError(f"{labelled} labelled and {unlabelled} unlabelled tiles: draw at least one of each")
+        raise ValueError(f"{labelled} labelled and {unlabelled} unlabelled tiles: make at least one of each")
     if folder.exists():
-        raise FileExistsError(f"{folder} exists: remove it, or draw the competition elsewhere")
+        raise FileExistsError(f"{folder} exists: remove it, or choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    part_folder = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        labels = _write_tiles(beside / "train", count=labelled, seed=seed, part=0)
-        _write_table(beside / "train_labels.csv", labels)
-        hidden = _write_tiles(beside / "test", count=unlabelled, seed=seed, part=1)
-        _write_table(beside / "sample_submission.csv", dict.fromkeys(hidden, 0))
+        labels = _write_tiles(part_folder / "train", count=labelled, seed=seed, part=0)
+        _write_table(part_folder / "train_labels.csv", labels)
+        hidden = _write_tiles(part_folder / "test", count=unlabelled, seed=seed, part=1)
+        _write_table(part_folder / "sample_submission.csv", dict.fromkeys(hidden, 0))
         if held_back is not None:
             _write_table(held_back, hidden)
-        beside.chmod(0o755)  # mkdtemp makes it private; a kernel may run as another user
-        beside.rename(folder)
+        part_folder.chmod(0o755)  # mkdtemp makes it private, but a kernel may run as another user
+        part_folder.rename(folder)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(part_folder, ignore_errors=True)
         raise
 
 
 def _write_tiles(folder: Path, *, count: int, seed: int, part: int) -> dict[str, int]:
-    """Draw one part (0 train, 1 test) into a new folder; returns the label of every id, in the ids' order."""
+    """Write one part (0 train, 1 test) into a new folder and return the label of every id, sorted by id."""
     slides = draw_slides(np.random.default_rng(np.random.SeedSequence([seed])))
     generator = np.random.default_rng(np.random.SeedSequence([seed, part]))
     slide_of = generator.integers(0, len(slides), count)
@@ -429,12 +433,12 @@ def _write_tiles(folder: Path, *, count: int, seed: int, part: int) -> dict[str,
     folder.mkdir()
     written: dict[str, int] = {}
     for index in range(count):
-        drawing = np.random.default_rng(np.random.SeedSequence([seed, part, index]))
-        pixels = draw_tile(drawing, label=int(labels[index]), slide=slides[slide_of[index]])
+        tile_generator = np.random.default_rng(np.random.SeedSequence([seed, part, index]))
+        pixels = draw_tile(tile_generator, label=int(labels[index]), slide=slides[slide_of[index]])
         name = hashlib.sha1(pixels.tobytes()).hexdigest()
         (folder / f"{name}.tif").write_bytes(encode_tile(pixels))
         written[name] = int(labels[index])
-    assert len(written) == count, "two drawn tiles are equal"
+    assert len(written) == count, "two synthetic tiles are equal"
     return dict(sorted(written.items()))
 
 

@@ -1,30 +1,29 @@
-"""Uploads to the emulated Kaggle: a place for the bytes, and the files of datasets and submissions that came that way."""
+"""Uploads to the emulated Kaggle: the files of datasets and submissions, and their bytes."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.emulator.account import Account, ApiError, Json
+from launch.emulator.account import Account, ApiError, JsonObject
 
 
 class Uploads:
-    """Files that were announced, and those of them that arrived.
+    """The uploaded files of an account.
 
     Args:
-        account: whose they are.
+        account: the owner.
     """
 
     def __init__(self, account: Account) -> None:
         self._account = account
 
-    def start(self, method: str, body: Json, base: str) -> Json:
-        """A place to put a file."""
+    def start(self, method: str, body: JsonObject, base: str) -> JsonObject:
+        """Announce a file; the response holds its token and the address for its bytes."""
         account, name = self._account, str(body.get("name") or body.get("fileName") or "file")
 
-        def act() -> Json:
-            token = hashlib.sha256(f"{account.token}{account.number()}{account.now()}".encode()).hexdigest()[
-                :24
-            ]
+        def act() -> JsonObject:
+            seed = f"{account.token}{account.next_id()}{account.now()}"
+            token = hashlib.sha256(seed.encode()).hexdigest()[:24]
             account.state["blobs"][token] = {
                 "name": Path(name).name,
                 "size": int(body.get("contentLength") or 0),
@@ -35,18 +34,22 @@ class Uploads:
 
         return account.change(method, name, act)
 
-    def blob(self, token: str) -> tuple[Json, Path]:
-        """A started upload and where its bytes lie."""
+    def blob(self, token: str) -> tuple[JsonObject, Path]:
+        """An announced file and the path of its bytes.
+
+        Raises:
+            ApiError: no file was announced with this token.
+        """
         entry = self._account.state["blobs"].get(token)
         if entry is None:
             raise ApiError(404, "the upload has expired")
         return entry, self._account.folder / "blobs" / token
 
     def complete(self, token: str) -> None:
-        """All bytes are there.
+        """Mark a file as complete.
 
         Raises:
-            ApiError: they are more than were announced.
+            ApiError: more bytes arrived than were announced.
         """
         entry, path = self.blob(token)
         if path.stat().st_size > entry["size"]:
@@ -58,11 +61,11 @@ class Uploads:
 
         self._account.change("upload", entry["name"], act)
 
-    def taken(self, tokens: Sequence[str]) -> list[tuple[str, Path]]:
-        """Name and place of each complete upload.
+    def completed(self, tokens: Sequence[str]) -> list[tuple[str, Path]]:
+        """Name and path of each file.
 
         Raises:
-            ApiError: one of them is not there, or not complete.
+            ApiError: a file is unknown or not complete.
         """
         files = []
         for token in tokens:

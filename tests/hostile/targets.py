@@ -784,7 +784,7 @@ def _faults(folder: Path) -> Target:
         load_faults(folder / "faults.json")
 
     return Target(
-        [b'[{"on": "SaveKernel", "what": "500", "slug": "fold-0", "nth": 2, "times": 1}]'],
+        [b'[{"on": "SaveKernel", "kind": "500", "slug": "fold-0", "nth": 2, "times": 1}]'],
         _from_json,
         take,
         (LaunchError,),

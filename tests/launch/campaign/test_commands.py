@@ -233,7 +233,7 @@ def test_a_push_whose_answer_was_lost_with_its_process_is_proved_before_another_
 
 
 def test_a_push_by_hand_does_not_wait_for_sessions_that_nobody_ends(account, monkeypatch, capsys):
-    kaggle = account(*(Fault("session", "for-ever", slug=f"fold-{fold}") for fold in (0, 1)))
+    kaggle = account(*(Fault("session", "endless", slug=f"fold-{fold}") for fold in (0, 1)))
     monkeypatch.setattr("launch.campaign.push.time_limit", lambda kernel, ended_before=0: 0.5)
     push(order(kaggle), ["prepare"], connect=reach)
     with pytest.raises(LaunchError):

@@ -13,7 +13,7 @@ DAILY = "Your team has used its daily Submission allowance (5) today, please try
 # name: faults, whether requests may have been repeated (a kernel that failed is pushed again, as it should be)
 FINISHES = {
     "capacity refused": [Fault("SaveKernel", "capacity", slug="fold-1", times=2)],
-    "ghost kernel": [Fault("SaveKernel", "ghost", slug="fold-1")],
+    "empty kernel": [Fault("SaveKernel", "empty-kernel", slug="fold-1")],
     "push answered 429": [Fault("SaveKernel", "429", slug="fold-0", value=0)],
     "push answered 500": [Fault("SaveKernel", "500", slug="fold-0")],
     "push answered 503": [Fault("SaveKernel", "503", slug="prepare")],
@@ -37,7 +37,7 @@ FINISHES = {
     "quota answered by nothing": [Fault("GetAcceleratorQuotaStatistics", "empty", times=0)],
     "listing lacks a file": [Fault("ListKernelSessionOutput", "missing", slug="fold-0", value="oof")],
     "listing lacks the record": [Fault("ListKernelSessionOutput", "missing", slug="fold-0", value="run.json")],
-    "second page never comes": [Fault("ListKernelSessionOutput", "page", slug="fold-0")],
+    "second page never comes": [Fault("ListKernelSessionOutput", "truncated", slug="fold-0")],
     "a name like ../x": [Fault("ListKernelSessionOutput", "traversal", times=0)],
     "output of an earlier push": [Fault("ListKernelSessionOutput", "stale", slug="fold-1")],
     "listing 500": [Fault("ListKernelSessionOutput", "500", times=2)],
@@ -85,7 +85,7 @@ STOPS = {
     "sources dropped every time": ([Fault("SaveKernel", "drop-sources", slug="fold-0", times=0)], "without some of its inputs"),
     "capacity refused for ever": ([Fault("SaveKernel", "capacity", slug="fold", times=0)], "session count"),
     "unknown status for ever": ([Fault("GetKernelSessionStatus", "status", slug="fold-0", times=0, value="X")], "unknown value"),
-    "running for ever": ([Fault("session", "for-ever", slug="fold-0")], "RUNNING"),
+    "running endlessly": ([Fault("session", "endless", slug="fold-0")], "RUNNING"),
     "kernel ERROR": ([Fault("session", "error", slug="fold-0", times=0)], "fold-0"),
     "inputs never mounted": ([Fault("session", "no-mount", slug="fold-0", times=0)], "had not mounted"),
     "cancelled every time": ([Fault("session", "cancelled", slug="fold-0", times=0)], "did not finish"),

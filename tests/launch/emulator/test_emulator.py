@@ -291,14 +291,14 @@ def _script():
 
 def test_faults_are_read_from_a_file_and_every_mistake_is_listed(tmp_path):
     path = tmp_path / "faults.json"
-    path.write_text('[{"on": "SaveKernel", "what": "500", "times": 2}]')
+    path.write_text('[{"on": "SaveKernel", "kind": "500", "times": 2}]')
     assert load_faults(path) == [Fault("SaveKernel", "500", times=2)]
-    path.write_text('[{"on": "nowhere", "what": "500"}, {"what": 5, "colour": "red"}, 7]')
+    path.write_text('[{"on": "nowhere", "kind": "500"}, {"kind": 5, "colour": "red"}, 7]')
     with pytest.raises(LaunchError) as failure:
         load_faults(path)
     assert all(
         words in str(failure.value)
-        for words in ("'nowhere'", "colour", "on is missing", "what must be", "entry 3")
+        for words in ("'nowhere'", "colour", "on is missing", "kind must be", "entry 3")
     )
 
 
@@ -480,7 +480,7 @@ def test_status_of_the_version_before(wire):
     ("what", "value", "names", "token"),
     [
         ("missing", "deep", ["left-0.txt"], None),
-        ("page", None, ["deep/file.txt"], None),
+        ("truncated", None, ["deep/file.txt"], None),
         ("traversal", None, ["deep/file.txt", "left-0.txt", "../x"], None),
         ("stale", None, [], None),
     ],
@@ -556,7 +556,7 @@ def test_a_session_that_ends_badly(wire, what):
 
 
 def test_a_session_that_never_ends_holds_its_slot_even_after_a_restart(wire):
-    kaggle = wire(Fault("session", "for-ever"), settings={"gpu_sessions": 1})
+    kaggle = wire(Fault("session", "endless"), settings={"gpu_sessions": 1})
     kaggle.push("one-kernel", enableGpu=True)
     kaggle.stop()
     kaggle.start()
@@ -763,7 +763,7 @@ def test_hours_without_a_server_cost_no_quota(wire):
     kaggle.stop()
     state = kaggle.kaggle.account.folder / "state.json"
     content = json.loads(state.read_text())
-    content["kernels"]["one-kernel"]["versions"][0]["started"] -= 40 * 3600
+    content["kernels"]["one-kernel"]["versions"][0]["started_at"] -= 40 * 3600
     state.write_text(json.dumps(content))
     kaggle.start()
     assert float(kaggle.call("GetAcceleratorQuotaStatistics")["gpuQuota"]["timeUsed"].removesuffix("s")) < 60
@@ -817,7 +817,7 @@ def test_one_server_a_folder_and_one_a_port(wire):
     from launch.emulator.server import Server
 
     kaggle = wire()
-    with pytest.raises(LaunchError, match="another emulated Kaggle runs"):
+    with pytest.raises(LaunchError, match="another emulated Kaggle uses"):
         Wire(kaggle.folder)
     with pytest.raises(LaunchError, match="cannot be used"):
         Server(kaggle.kaggle, port=kaggle.server.port)

@@ -1,4 +1,4 @@
-"""The drawn competition: files as Kaggle has them, the same bytes for the same seed, and not told by its colours."""
+"""The synthetic competition: Kaggle's layout, bytes that depend on the seed only, labels beyond colour."""
 
 import csv
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import launch.emulator.synthetic_tiles as drawing
+import launch.emulator.synthetic_tiles as synthetic_tiles
 from launch.emulator.synthetic_tiles import (
     _CANVAS,
     CENTRE_SIZE,
@@ -26,7 +26,7 @@ LABELLED, UNLABELLED = 60, 15
 
 @pytest.fixture(scope="module")
 def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "competition"
+    folder = tmp_path_factory.mktemp("synthetic") / "competition"
     write_competition(folder, labelled=LABELLED, unlabelled=UNLABELLED, seed=7)
     return folder
 
@@ -50,7 +50,7 @@ def _read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return tiles, np.array([int(label) for _, label in rows])
 
 
-def test_the_folder_holds_what_the_competition_holds(competition: Path) -> None:
+def test_the_folder_holds_the_files_of_the_competition(competition: Path) -> None:
     assert sorted(path.name for path in competition.iterdir()) == [
         "sample_submission.csv",
         "test",
@@ -75,7 +75,7 @@ def test_every_row_has_its_file_and_every_file_its_row(
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_files_are_laid_out_as_the_competitions(competition: Path, part: str) -> None:
+def test_tiles_have_the_format_of_the_competition(competition: Path, part: str) -> None:
     for path in (competition / part).iterdir():
         content = path.read_bytes()
         assert len(content) == 27_935
@@ -90,7 +90,7 @@ def test_no_tile_is_in_both_parts(competition: Path) -> None:
     }
 
 
-def test_labels_are_mixed_and_the_sample_says_nothing(competition: Path) -> None:
+def test_both_labels_occur_and_the_sample_holds_no_labels(competition: Path) -> None:
     labels = [label for _, label in _table(competition / "train_labels.csv")[1:]]
     assert set(labels) == {"0", "1"}
     assert 0.3 <= labels.count("1") / len(labels) <= 0.5
@@ -102,20 +102,20 @@ def test_the_same_seed_writes_the_same_bytes(competition: Path, tmp_path: Path) 
     assert _contents(tmp_path / "again") == _contents(competition)
 
 
-def test_another_seed_draws_other_tiles(competition: Path, tmp_path: Path) -> None:
+def test_another_seed_writes_other_tiles(competition: Path, tmp_path: Path) -> None:
     write_competition(tmp_path / "other", labelled=12, unlabelled=3, seed=8)
-    drawn = {path.name for path in competition.rglob("*.tif")}
-    assert not drawn & {path.name for path in (tmp_path / "other").rglob("*.tif")}
+    names = {path.name for path in competition.rglob("*.tif")}
+    assert not names & {path.name for path in (tmp_path / "other").rglob("*.tif")}
 
 
-def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="remove it"):
         write_competition(tmp_path, labelled=2, unlabelled=1)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
@@ -134,7 +134,7 @@ def test_slides_differ_in_stain() -> None:
     assert len({tuple(slide.eosin) for slide in slides}) == SLIDES
 
 
-def test_a_tile_is_a_tile() -> None:
+def test_a_tile_has_the_shape_and_contrast_of_a_tile() -> None:
     slide = draw_slides(np.random.default_rng(0))[0]
     for label in (0, 1):
         pixels = draw_tile(np.random.default_rng(1), label=label, slide=slide)
@@ -150,22 +150,23 @@ def test_an_empty_part_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_centre_decides_the_label(seed: int) -> None:
-    """A nest that must reach the centre does, and one that must stay clear of it does."""
+    """A group that must reach the centre reaches it, and one that must stay outside stays outside."""
     middle = (_CANVAS - 1) / 2
     generator = np.random.default_rng(seed)
     region = _blob(generator, distance=(0.0, 50.0), radius=(11.0, 34.0))
     tissue = _Tissue(generator)
-    tissue.add_crowd(region, kind="tumour", keep_clear=True)
-    tissue.add_crowd(region, kind="tumour", needs_centre=True)
-    clear, reaching = (np.abs(middles - middle).max(axis=1) for middles, _ in tissue.marks)
+    tissue.add_group(region, kind="tumour", keep_clear=True)
+    tissue.add_group(region, kind="tumour", needs_centre=True)
+    clear, reaching = (np.abs(middles - middle).max(axis=1) for middles, _ in tissue.groups)
     assert clear.min(initial=np.inf) > CENTRE_SIZE / 2 + 10
     assert reaching.min() < CENTRE_SIZE / 2 - 3
 
 
-def test_colours_alone_do_not_tell_the_label(tmp_path: Path) -> None:
-    """The rehearsal's network reaches about 0.96 out of fold; colour histograms of the tile must stay far below.
+def test_colours_alone_do_not_predict_the_label(tmp_path: Path) -> None:
+    """The rehearsal's network reaches about 0.96 out of fold; colour histograms must stay far below.
 
-    Gradient boosting on histograms, pooled out of fold, 1,000 tiles, 2026-11: 0.59 (whole tile), 0.71 (centre).
+    Gradient boosting on histograms, pooled out of fold, 1,000 tiles, 2026-11: 0.59 (whole tile), 0.71
+    (centre).
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
@@ -188,27 +189,27 @@ def test_colours_alone_do_not_tell_the_label(tmp_path: Path) -> None:
         (histograms(tiles), 0.70),
         (histograms(tiles[:, edge:-edge, edge:-edge]), 0.82),
     ):
-        rival = HistGradientBoostingClassifier(max_iter=50, max_leaf_nodes=15, random_state=0)
+        model = HistGradientBoostingClassifier(max_iter=50, max_leaf_nodes=15, random_state=0)
         folds = StratifiedKFold(5, shuffle=True, random_state=0)
-        with threadpool_limits(1):  # beside other tests, threads that wait cost more than the trees
-            scores = cross_val_predict(rival, features, labels, cv=folds, method="predict_proba")[:, 1]
+        with threadpool_limits(1):  # beside other tests, waiting threads cost more than the trees
+            scores = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")[:, 1]
         assert roc_auc_score(labels, scores) < bound
 
 
 class _Edge(np.random.Generator):
-    """Shakes the first nucleus to a place that is inside the canvas in float64 and on its edge in float32."""
+    """Moves the first nucleus to a position that is inside the canvas in float64 and on its edge in float32."""
 
     def normal(self, middle, spread, shape):
-        shaken = np.zeros(shape)
-        shaken[0] = np.nextafter(drawing._CANVAS, 0)
-        return shaken
+        moved = np.zeros(shape)
+        moved[0] = np.nextafter(synthetic_tiles._CANVAS, 0)
+        return moved
 
     def uniform(self, low, high, size=None):
         return float(low)
 
 
-def test_a_nucleus_on_the_very_edge_is_left_out():
-    """One tile in some 35,000 could not be drawn."""
-    middles = drawing._grid(_Edge(np.random.PCG64(0)), (10.0, 12.0))
-    assert len(middles) > 50 and middles.max() < drawing._CANVAS
-    drawing._at(np.zeros((drawing._CANVAS, drawing._CANVAS), dtype=bool), middles)
+def test_a_nucleus_on_the_edge_is_left_out():
+    """Without this, one tile in about 35,000 could not be made."""
+    middles = synthetic_tiles._grid(_Edge(np.random.PCG64(0)), (10.0, 12.0))
+    assert len(middles) > 50 and middles.max() < synthetic_tiles._CANVAS
+    synthetic_tiles._inside(np.zeros((synthetic_tiles._CANVAS, synthetic_tiles._CANVAS), dtype=bool), middles)
