@@ -44,7 +44,7 @@ def report_facts(folder: Path, kernels: Sequence[Kernel]) -> dict[str, Any]:
     if rehearsal := _rehearsal(folder):
         facts["rehearsal"] = rehearsal
     if beside := _other_splits(folder, kernels):
-        facts["beside"] = beside
+        facts["other_campaigns"] = beside
     return facts
 
 

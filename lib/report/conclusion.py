@@ -1,4 +1,4 @@
-"""The conclusion: sentences that follow from the numbers, and what the numbers cannot tell."""
+"""Conclusion of the report: sentences that follow from the numbers, and the limitations of the numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ _ENOUGH_GROUPS = (
     30  # fewer give an interval that is itself uncertain (a rule of thumb for cluster bootstraps)
 )
 _SAME = 5e-5  # AUCs that agree to four decimals
-_REHEARSED = (
-    "a rehearsal on this machine, on labels it held back itself: not comparable with Kaggle's leaderboard"
+_REHEARSAL = (
+    "a rehearsal on this machine, with labels that the rehearsal held back: not comparable with Kaggle"
 )
 
 
 def conclude(numbers: Mapping[str, Any]) -> list[str]:
-    """What can be said, each sentence true of these numbers; empty where there is no result."""
+    """Sentences that are true of these numbers; empty where no experiment could be scored."""
     experiments = numbers["experiments"]
     if not experiments:
         return []
@@ -25,176 +25,177 @@ def conclude(numbers: Mapping[str, Any]) -> list[str]:
     best = experiments[ranked[0]]
     sentences = [
         _best(ranked, experiments),
-        *_chance(ranked[0], best),
-        *_order(ranked, experiments),
-        *_spread(ranked[0], best),
-        *_mean(numbers, best["auc"]),
+        *_no_better_than_random(ranked[0], best),
+        *_runner_up(ranked, experiments),
+        *_range_of_folds(ranked[0], best),
+        *_average(numbers, best["auc"]),
     ]
     for name in ranked:
         sentences += _calibration(name, experiments[name])
-        sentences += _decision(name, experiments[name])
+        sentences += _thresholds(name, experiments[name])
         sentences += _attribution(name, experiments[name])
     sentences += _score(numbers)
-    sentences += _flatter(numbers, ranked)
+    sentences += _optimism_of_splits(numbers, ranked)
     return sentences
 
 
 def limitations(numbers: Mapping[str, Any]) -> list[str]:
-    """What is not known, and why."""
-    found = []
+    """What these numbers do not show, and why."""
+    sentences = []
     experiments = numbers["experiments"]
     if not experiments:
-        found.append("Any score: no fold of any experiment could be scored.")
-    found += numbers["rehearsal"]
-    found += [f"How {name} scores: {reason}" for name, reason in numbers["failed"].items()]
-    found += _unknown_score(numbers)
+        sentences.append("No score is known: no fold of any experiment could be scored.")
+    sentences += numbers["rehearsal"]
+    sentences += [
+        f"The score of {name} is not known: {reason}." for name, reason in numbers["failed"].items()
+    ]
+    sentences += _score_not_known(numbers)
     if numbers["is_full"] is False:
-        found.append(
-            f"What the full competition would give: these are {count(numbers['labelled'])} labelled and "
-            f"{count(numbers['test_tiles'])} test tiles, a part of it or other tiles."
+        sentences.append(
+            f"The result on the full competition is not known: these are {count(numbers['labelled'])} "
+            f"labelled and {count(numbers['test_tiles'])} test tiles, a subset of it or other tiles."
         )
-    for name, each in experiments.items():
-        found += _unknown_of(name, each, numbers)
+    for name, scores in experiments.items():
+        sentences += [f"{name}: {text}" for text in _limitations_of(name, scores, numbers)]
     if experiments and not numbers["searches"]:
-        found.append("Whether other settings would be better: no search was made.")
+        sentences.append("Other hyperparameters may be better: no search was made.")
     if experiments:
-        found.append(
-            "Whether any of it holds for tiles of other laboratories and scanners: all tiles come from one data set."
+        sentences.append(
+            "Tiles of other laboratories and scanners were not tested: all tiles come from one data set."
         )
     if numbers["problems"]:
-        found.append(
-            f"What {several(len(numbers['problems']), 'output')} held that could not be used (see The data)."
+        number = several(len(numbers["problems"]), "output")
+        sentences.append(
+            f"{number} could not be used and {_is_or_are(numbers['problems'])} missing (see The data)."
         )
-    return found
+    return sentences
 
 
-def _chance(name: str, best: Mapping[str, Any]) -> list[str]:
-    low, high = best["interval_95"]
-    if not is_number(low) or not low <= 0.5 <= high:
-        return []
-    return [f"{name} cannot be told from chance: its interval holds 0.5."]
+def _is_or_are(items: Sequence[Any]) -> str:
+    return "is" if len(items) == 1 else "are"
 
 
 def _best(ranked: Sequence[str], experiments: Mapping[str, Any]) -> str:
     best = experiments[ranked[0]]
     low, high = best["interval_95"]
-    resampled = ", with no interval, because no groups are known"
+    uncertainty = " (no interval, because the groups of the tiles are not known)"
     if is_number(low):
-        resampled = f" (95 % interval {interval(low, high)}, resampling {several(best['groups'], best['grouping'][:-1])})"
+        groups = several(best["groups"], best["grouping"].removesuffix("s"))
+        uncertainty = f" (95 % interval {interval(low, high)}, bootstrap over {groups})"
     part = ""
     if len(best["folds"]) < best["folds_expected"]:
         part = f" of {len(best['folds'])} of {best['folds_expected']} folds"
-    lead = (
-        f"{ranked[0]} reached"
-        if len(ranked) == 1
-        else f"Of {len(ranked)} experiments {ranked[0]} has the highest"
-    )
-    mark = " This score is transductive." if best["transductive"] else ""
+    subject = f"{ranked[0]} has a"
+    if len(ranked) > 1:
+        subject = f"Of {len(ranked)} experiments, {ranked[0]} has the highest"
+    transductive = " This score is transductive." if best["transductive"] else ""
     return (
-        f"{lead} {'a' if len(ranked) == 1 else ''} pooled out-of-fold AUC".replace("  ", " ")
-        + f"{' of' if len(ranked) == 1 else ','} {decimals(best['auc'])} on {count(best['tiles'])} tiles{part}{resampled}.{mark}"
+        f"{subject} pooled out-of-fold AUC{',' if len(ranked) > 1 else ' of'} {decimals(best['auc'])} on "
+        f"{count(best['tiles'])} tiles{part}{uncertainty}.{transductive}"
     )
 
 
-def _order(ranked: Sequence[str], experiments: Mapping[str, Any]) -> list[str]:
+def _no_better_than_random(name: str, best: Mapping[str, Any]) -> list[str]:
+    low, high = best["interval_95"]
+    if not is_number(low) or not low <= 0.5 <= high:
+        return []
+    return [f"{name} is not shown to be better than a random guess: its interval contains 0.5."]
+
+
+def _runner_up(ranked: Sequence[str], experiments: Mapping[str, Any]) -> list[str]:
     if len(ranked) < 2:
         return []
     best, other = experiments[ranked[0]], experiments[ranked[1]]
     ahead = best["auc"] - other["auc"]
     if abs(ahead) < _SAME:
-        text = f"{ranked[1]} is level with it to four decimals"
+        text = f"The AUC of {ranked[1]} is equal to four decimals"
     else:
-        text = f"It is {decimals(ahead)} above the next, {ranked[1]}"
+        text = f"It is {decimals(ahead)} above the next experiment, {ranked[1]}"
     cautions = []
     if len({experiments[name]["split"] for name in ranked[:2]}) > 1:
-        cautions.append("they were scored on different kinds of folds, so this is no ranking")
+        cautions.append("the two used different kinds of folds, so they cannot be ranked")
     if best["tiles"] != other["tiles"]:
-        cautions.append("they were scored on different numbers of tiles")
+        cautions.append("the two were scored on different numbers of tiles")
     ends = [*best["interval_95"], *other["interval_95"]]
     if not cautions and all(is_number(end) for end in ends):
         apart = best["interval_95"][0] > other["interval_95"][1]
-        cautions.append(
-            "their intervals do not overlap"
-            if apart
-            else "their intervals overlap, so these tiles do not settle the order"
-        )
-    return [f"{text}{'; ' if cautions else ''}{'; '.join(cautions)}."]
+        overlap = "their intervals overlap, so these tiles do not decide which is better"
+        cautions.append("their intervals do not overlap" if apart else overlap)
+    return ["; ".join([text, *cautions]) + "."]
 
 
-def _spread(name: str, found: Mapping[str, Any]) -> list[str]:
-    scored = [fold for fold in found["folds"] if is_number(fold["auc"])]
+def _range_of_folds(name: str, scores: Mapping[str, Any]) -> list[str]:
+    scored = [fold for fold in scores["folds"] if is_number(fold["auc"])]
     if len(scored) < 2:
         return []
     low, high = min(scored, key=lambda fold: fold["auc"]), max(scored, key=lambda fold: fold["auc"])
     return [
-        f"The folds of {name} range from {decimals(low['auc'])} (fold {low['fold']}) to {decimals(high['auc'])} "
-        f"(fold {high['fold']}), {decimals(high['auc'] - low['auc'])} apart."
+        f"The folds of {name} range from {decimals(low['auc'])} (fold {low['fold']}) to "
+        f"{decimals(high['auc'])} (fold {high['fold']}), a difference of "
+        f"{decimals(high['auc'] - low['auc'])}."
     ]
 
 
-def _mean(numbers: Mapping[str, Any], best: float) -> list[str]:
+def _average(numbers: Mapping[str, Any], best: float) -> list[str]:
     average = numbers["experiment_average"]
     if average is None:
         return []
-    more = average["auc"] - best
-    beside = (
-        "level with" if abs(more) < _SAME else f"{decimals(abs(more))} {'above' if more > 0 else 'below'}"
-    )
+    gain = average["auc"] - best
+    comparison = f"{decimals(abs(gain))} {'above' if gain > 0 else 'below'}"
+    if abs(gain) < _SAME:
+        comparison = "equal to four decimals to"
     return [
-        f"The plain mean of all experiments reaches {decimals(average['auc'])} on {count(average['tiles'])} tiles, "
-        f"{beside} the best of them alone."
+        f"The unweighted mean of all experiments has AUC {decimals(average['auc'])} on "
+        f"{count(average['tiles'])} tiles, {comparison} the best single experiment."
     ]
 
 
-def calibration_verdict(found: Mapping[str, Any]) -> str:
-    """What slopes and errors say of the probabilities, in a sentence without its subject's name."""
-    (before, after), scalings = found["expected_calibration_error"], found["platt_scaling"]
-    slopes = [scaling["slope"] for scaling in scalings]
+def calibration_verdict(calibration: Mapping[str, Any]) -> str:
+    """What error and slopes show about the probabilities: a clause that starts with `its`."""
+    before, after = calibration["expected_calibration_error"]
+    slopes = [scaling["slope"] for scaling in calibration["platt_scaling"]]
     if min(slopes) > 1:
-        lean = "lie too close to one half (the slope is above 1 in every fold)"
+        bias = "its probabilities are too close to 0.5 (the slope is above 1 in every fold)"
     elif max(slopes) < 1:
-        lean = "lie too close to 0 and 1 (the slope is below 1 in every fold)"
+        bias = "its probabilities are too close to 0 and 1 (the slope is below 1 in every fold)"
     else:
-        lean = "do not lean one way (the slope is not on one side of 1 in every fold)"
+        bias = "its probabilities have no consistent bias (the slope is above 1 in some folds, not in all)"
     if abs(after - before) < _SAME:
-        change = "leaves that error as it is"
+        change = "does not change the error"
     else:
-        change = f"{'lowers' if after < before else 'raises'} that error to {decimals(after)}"
+        change = f"{'lowers' if after < before else 'raises'} it to {decimals(after)}"
     return (
-        f"probabilities are off by {decimals(before)} on average (expected calibration error) and {lean}; "
-        f"a line fitted on the other folds {change}"
+        f"its expected calibration error is {decimals(before)}, and {bias}; "
+        f"Platt scaling fitted on the other folds {change}"
     )
 
 
-def _calibration(name: str, found: Mapping[str, Any]) -> list[str]:
-    return (
-        [] if found["calibration"] is None else [f"{name}: its {calibration_verdict(found['calibration'])}."]
-    )
+def _calibration(name: str, scores: Mapping[str, Any]) -> list[str]:
+    calibration = scores["calibration"]
+    return [] if calibration is None else [f"{name}: {calibration_verdict(calibration)}."]
 
 
-def _decision(name: str, found: Mapping[str, Any]) -> list[str]:
-    if found.get("f1_at_thresholds") is None:
+def _thresholds(name: str, scores: Mapping[str, Any]) -> list[str]:
+    if scores.get("f1_at_thresholds") is None:
         return []
-    half, tuned = found["f1_at_half"], found["f1_at_thresholds"]
+    half, tuned = scores["f1_at_half"], scores["f1_at_thresholds"]
+    change = f"and {decimals(tuned)}, {'higher' if tuned > half else 'lower'},"
     if abs(tuned - half) < _SAME:
-        text = f"F1 is {decimals(half)} at 0.5 and the same at thresholds chosen on the other folds"
-    else:
-        word = "higher" if tuned > half else "lower"
-        text = f"F1 is {decimals(half)} at 0.5 and {word} at thresholds chosen on the other folds, {decimals(tuned)}"
-    return [f"{name}: {text}."]
+        change = "and the same"
+    return [
+        f"{name}: F1 is {decimals(half)} at threshold 0.5, {change} at thresholds chosen on the other folds."
+    ]
 
 
-def _attribution(name: str, found: Mapping[str, Any]) -> list[str]:
-    explained = found["explained"]
+def _attribution(name: str, scores: Mapping[str, Any]) -> list[str]:
+    explained = scores["explained"]
     if explained is None:
         return []
     share = explained["mean"]
-    times = (
-        f"{share / CENTRE_SHARE:.2f} times the {percent(CENTRE_SHARE)} of a map that is the same everywhere"
-    )
     return [
-        f"{name}: {percent(share)} of the attribution ({explained['method']}, {several(explained['tiles'], 'tile')}) lies in the "
-        f"centre that decides the label, {times}."
+        f"{name}: {percent(share)} of the attribution ({explained['method']}, "
+        f"{several(explained['tiles'], 'tumour tile')}) is in the centre that decides the label, "
+        f"{share / CENTRE_SHARE:.2f} times the {percent(CENTRE_SHARE)} of a uniform map."
     ]
 
 
@@ -210,31 +211,35 @@ def _score(numbers: Mapping[str, Any]) -> list[str]:
     score = numbers["leaderboard"]
     if score is None or not _is_scored(score):
         return []
-    said = [f"{decimals(score[name])} {name}" for name in ("public", "private") if is_number(score[name])]
+    shown = " and ".join(
+        f"{decimals(score[name])} {name}" for name in ("public", "private") if is_number(score[name])
+    )
     if _is_kaggle(score):
-        return [f"On Kaggle's leaderboard the submission scored {' and '.join(said)}."]
-    return [
-        f"The submission scored {' and '.join(said)} by {score['scored_by'] or 'a judge without a name'}: {_REHEARSED}."
-    ]
+        return [f"The submission scored {shown} on Kaggle's leaderboard."]
+    return [f"The submission scored {shown}, scored by {scored_by(score)}: {_REHEARSAL}."]
 
 
-def _flatter(numbers: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
+def scored_by(score: Mapping[str, Any]) -> str:
+    """The name of the service that scored the submission."""
+    return score["scored_by"] or "an unnamed service"
+
+
+def _optimism_of_splits(numbers: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
     experiments = numbers["experiments"]
     sentences = []
     for pair in split_pairs(numbers):
-        one, other, gap = pair["stratified"], pair["grouped"], pair["difference"]
+        stratified, grouped, gap = pair["stratified"], pair["grouped"], pair["difference"]
+        comparison = f"an AUC {decimals(abs(gap))} {'higher' if gap > 0 else 'lower'} than"
         if abs(gap) < _SAME:
-            text = "gave the same AUC to four decimals"
-        else:
-            text = f"gave {decimals(abs(gap))} {'more' if gap > 0 else 'less'}"
+            comparison = "the same AUC to four decimals as"
         sentences.append(
-            f"Stratified folds ({one['experiment']}, {decimals(one['auc'])}) {text}{'' if abs(gap) < _SAME else ' AUC'} "
-            f"{'as' if abs(gap) < _SAME else 'than'} folds by {other['split']} ({other['experiment']}, {decimals(other['auc'])})."
+            f"Stratified folds ({stratified['experiment']}, {decimals(stratified['auc'])}) gave {comparison} "
+            f"{grouped['split']} folds ({grouped['experiment']}, {decimals(grouped['auc'])})."
         )
-    if stratified := [name for name in ranked if experiments[name]["split"] == "stratified"]:
+    if stratified_names := [name for name in ranked if experiments[name]["split"] == "stratified"]:
         sentences.append(
-            f"The folds of {' and '.join(stratified)} are stratified, so neighbours of a tile stand on both sides of the split: "
-            "such scores are optimistic as a rule."
+            f"The folds of {' and '.join(stratified_names)} are stratified: tiles of one slide are in "
+            "training and validation folds at the same time, so such scores are usually optimistic."
         )
     if transductive := [name for name in ranked if experiments[name]["transductive"]]:
         sentences.append(
@@ -242,60 +247,62 @@ def _flatter(numbers: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
         )
     if len(ranked) > 1:
         sentences.append(
-            "The best of several is chosen by the very score it is quoted with, which flatters it."
+            "The best experiment was chosen by the score that is reported for it: this is optimistic."
         )
     return sentences
 
 
-def _unknown_score(numbers: Mapping[str, Any]) -> list[str]:
+def _score_not_known(numbers: Mapping[str, Any]) -> list[str]:
     score = numbers["leaderboard"]
-    found = []
+    sentences = []
     if score is None:
-        found.append("The leaderboard score: no submission of this campaign has one here.")
+        sentences.append(
+            "The leaderboard score is not known: no submission of this campaign has been scored."
+        )
     elif not _is_scored(score):
-        found.append(
-            f"The leaderboard score: {score['scored_by'] or 'the judge'} took the submission and gave none."
+        sentences.append(
+            f"The leaderboard score is not known: {scored_by(score)} accepted the submission without a score."
         )
     elif not _is_kaggle(score):
-        found.append(f"The score on Kaggle: what is shown is {_REHEARSED}.")
+        sentences.append(f"The score on Kaggle is not known: the score shown is {_REHEARSAL}.")
     if numbers["place"] == "rehearsal" and (score is None or _is_kaggle(score)):
-        found.append("What Kaggle's machines would give: this report was made in a rehearsal.")
+        sentences.append("The result on Kaggle's machines is not known: this report was made in a rehearsal.")
     if not numbers["has_inference"]:
-        found.append("How the test tiles are predicted: there is no usable output of an inference kernel.")
-    return found
+        sentences.append(
+            "The test tiles have no predictions: there is no usable output of an inference kernel."
+        )
+    return sentences
 
 
-def _unknown_of(name: str, found: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
-    unknown = []
-    here, expected = len(found["folds"]), found["folds_expected"]
-    if here < expected:
-        unknown.append(f"{name}: how the other {several(expected - here, 'fold')} would score.")
-    if found["split"] == "stratified" and not any(
-        pair["stratified"]["experiment"] == name for pair in split_pairs(numbers)
-    ):
-        unknown.append(f"{name}: how much its stratified folds flatter; it was not run on grouped folds.")
-    if found["split"] in GROUPED and found["grouping"] == "stain groups":
-        unknown.append(
-            f"{name}: the slides of its tiles; stain groups stand in for them, and may split or join slides."
-        )
-    if not is_number(found["interval_95"][0]):
-        unknown.append(f"{name}: how uncertain its AUC is; there are no groups to resample.")
-    elif found["groups"] < _ENOUGH_GROUPS:
-        unknown.append(
-            f"{name}: how far its interval can be trusted; it resamples only {found['groups']} {found['grouping']}."
-        )
-    if len(found["folds"]) > 1 and found["calibration"] is None:
-        unknown.append(f"{name}: its calibration; no line can be fitted to these scores.")
-    elif len(found["folds"]) == 1:
-        unknown.append(f"{name}: a threshold and its calibration; both need a second fold.")
-    if found["members"] == 1 and found["train_mode"] != "linear_probe":
-        unknown.append(
-            f"{name}: what another seed would give; each fold was trained once, and the folds were drawn once."
+def _limitations_of(name: str, scores: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
+    """The limitations of one experiment, without its name."""
+    sentences = []
+    folds, expected = len(scores["folds"]), scores["folds_expected"]
+    if folds < expected:
+        missing = several(expected - folds, "fold")
+        sentences.append(f"{missing} of {expected} {'is' if expected - folds == 1 else 'are'} missing.")
+    compared = any(pair["stratified"]["experiment"] == name for pair in split_pairs(numbers))
+    if scores["split"] == "stratified" and not compared:
+        sentences.append("it was not run on grouped folds, so it is not known how optimistic its folds are.")
+    if scores["split"] in GROUPED and scores["grouping"] == "stain groups":
+        sentences.append("its slides are not known; stain groups replace them, and may split or join slides.")
+    if not is_number(scores["interval_95"][0]):
+        sentences.append("the uncertainty of its AUC is not known: there are no groups to resample.")
+    elif scores["groups"] < _ENOUGH_GROUPS:
+        groups = f"{scores['groups']} {scores['grouping']}"
+        sentences.append(f"its interval is itself uncertain, because only {groups} are resampled.")
+    if folds > 1 and scores["calibration"] is None:
+        sentences.append("its calibration is not known: Platt scaling cannot be fitted to these scores.")
+    elif folds == 1:
+        sentences.append("a tuned threshold and the calibration need at least two folds.")
+    if scores["members"] == 1 and scores["train_mode"] != "linear_probe":
+        sentences.append(
+            "other seeds may give other scores: each fold was trained once, and the folds were drawn once."
         )
     else:
-        unknown.append(
-            f"{name}: what other folds would give; they were drawn once, with seed {found['seed']}."
+        sentences.append(
+            f"other folds may give other scores: the folds were drawn once, with seed {scores['seed']}."
         )
-    if found["explained"] is None:
-        unknown.append(f"{name}: how much of what its networks look at lies in the centre.")
-    return unknown
+    if scores["explained"] is None:
+        sentences.append("it is not known how much of its attribution is in the centre.")
+    return sentences

@@ -1,6 +1,6 @@
-"""All that the sections of a report are made from, read and scored once."""
+"""Context of a report: outputs of the kernels, scores of the experiments, and all numbers, computed once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,74 +11,67 @@ from lib.report.numbers import collect_numbers
 from lib.report.page import Block, Heading, Note
 from lib.runtime.session import Session
 
-NO_FOLDS = "There is no usable output of a fold: run the train kernels and attach their outputs."
+NO_FOLDS = "There is no usable output of a fold. Run the train kernels and attach their outputs."
 
 
 @dataclass(frozen=True)
 class ReportContext:
-    """What the kernels left, and every number of it.
+    """Everything that the sections are made of.
 
     Attributes:
-        inputs: the outputs.
+        inputs: the outputs of the kernels.
         summaries: of the experiments that could be scored.
-        failed: why others could not, by name.
+        failed: by name, why the other experiments could not be scored.
         numbers: see lib.report.numbers.
-        facts: what no output holds.
-        experiments: those the campaign was asked for.
     """
 
     inputs: Inputs
     summaries: list[Summary]
     failed: dict[str, str]
     numbers: dict[str, Any]
-    facts: Mapping[str, Any]
-    experiments: tuple[str, ...]
 
     def each_experiment(self) -> Iterator[tuple[str, list[KernelOutput], list[Block]]]:
-        """Name, folds and the heading of every experiment with folds; no heading where it is the only one."""
-        several = len(self.inputs.folds) > 1
+        """Name, folds and heading of every experiment with folds; a single experiment needs no heading."""
+        needs_heading = len(self.inputs.folds) > 1
         for name, outputs in self.inputs.folds.items():
-            heading: list[Block] = [Heading(mark(name, outputs))] if several else []
+            heading: list[Block] = [Heading(marked_name(name, outputs))] if needs_heading else []
             yield name, outputs, heading
 
     def each_summary(self) -> Iterator[tuple[Summary | None, list[Block]]]:
-        """Every experiment's result under its heading; where it could not be scored, None and the heading with the reason."""
+        """Scores and heading of every experiment with folds; None and the reason where it has no scores."""
         by_name = {summary.experiment: summary for summary in self.summaries}
         for name, _, heading in self.each_experiment():
             if name in by_name:
                 yield by_name[name], heading
             else:
-                yield None, [*heading, Note(f"{name} could not be scored: {self.failed[name]}")]
+                yield None, [*heading, Note(f"{name} could not be scored: {self.failed[name]}.")]
 
-    def problems(self, *kinds: str) -> list[Block]:
-        """What is wrong with outputs of these kinds, to be shown where they would have been."""
+    def unusable_outputs(self, *kinds: str) -> list[Block]:
+        """A note for every output of these kinds that cannot be used, for the section that needs it."""
         return [
-            Note(f"Left out, because it cannot be used: {text}")
+            Note(f"An output is left out because it cannot be used: {problem.removesuffix('.')}.")
             for kind in kinds
-            for text in self.inputs.problems.get(kind, [])
+            for problem in self.inputs.problems.get(kind, [])
         ]
 
 
-def mark(name: str, outputs: list[KernelOutput]) -> str:
-    """The name of an experiment, with a word where its scores are transductive."""
-    return (
-        f"{name} (transductive)"
-        if any(output.record.scores.get("transductive") for output in outputs)
-        else name
-    )
+def marked_name(name: str, outputs: list[KernelOutput]) -> str:
+    """The name of an experiment, marked where its scores are transductive."""
+    transductive = any(output.record.scores.get("transductive") for output in outputs)
+    return f"{name} (transductive)" if transductive else name
 
 
 def read_context(session: Session) -> ReportContext:
-    """Read and score what lies under the session's inputs.
+    """Read and score the outputs below the session's inputs.
 
-    Nothing that is missing or damaged stops it: the sections say so in the place where it would have been.
+    Missing and damaged outputs raise nothing: each section names what it misses.
     """
     parameters = session.parameters
     inputs = read_inputs(session.input, first=parameters.experiments)
     summaries, failed = [], {}
     try:
         index = inputs.index()
-        inputs.exploration()
+        inputs.eda()
         inputs.test_tiles()
     except KernelError as error:
         inputs.problems.setdefault("prepare", []).append(str(error))
@@ -86,23 +79,23 @@ def read_context(session: Session) -> ReportContext:
     for name, outputs in inputs.folds.items():
         try:
             recorded_config(outputs[0].record)
-            if inputs.prepare is not None and outputs[0].record.data_id != inputs.prepare.record.data_id:
-                seen, here = outputs[0].record.data_id[:8], inputs.prepare.record.data_id[:8]
+            data_id = outputs[0].record.data_id
+            if inputs.prepare is not None and data_id != inputs.prepare.record.data_id:
+                prepared_id = inputs.prepare.record.data_id[:8]
                 failed[name] = (
-                    f"it was trained on data {seen}, the prepared data are {here}: run the folds again"
+                    f"it was trained on data {data_id[:8]}, the prepared data are {prepared_id}: "
+                    "run the folds again"
                 )
                 continue
             summaries.append(score_experiment(name, [output.folder for output in outputs], index))
         except KernelError as error:
-            failed[name] = str(error)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-        ) as error:  # a file that is what run.json says, and still no table
+            failed[name] = str(error).removesuffix(".")
+        except (OSError, ValueError, KeyError) as error:  # a file that matches run.json and is not a table
             failed[name] = f"its predictions cannot be read ({error})"
     for name in parameters.experiments:
         if name not in inputs.folds:
             failed[name] = "no fold of it is among the inputs"
-    numbers = collect_numbers(inputs, summaries, failed=failed, facts=parameters.facts, place=session.place)
-    return ReportContext(inputs, summaries, failed, numbers, parameters.facts, parameters.experiments)
+    numbers = collect_numbers(
+        inputs, summaries, failed=failed, campaign=parameters.facts, place=session.place
+    )
+    return ReportContext(inputs, summaries, failed, numbers)

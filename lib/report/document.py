@@ -1,4 +1,4 @@
-"""The report of a campaign: its sections one by one for a notebook, and all of them as report.html. Needs no torch."""
+"""Report of a campaign: single sections for a notebook, and all of them as report.html. It needs no torch."""
 
 import json
 from collections.abc import Callable
@@ -8,39 +8,35 @@ from typing import Any
 from lib.files import write_atomic
 from lib.report.context import ReportContext, read_context
 from lib.report.page import Block, Section, render_page
-from lib.report.sections import closing as closing_sections
-from lib.report.sections import data as data_sections
-from lib.report.sections import scores as score_sections
-from lib.report.sections import tiles as case_sections
-from lib.report.sections import training as training_sections
+from lib.report.sections import closing, data, scores, tiles, training
 from lib.runtime.session import Session
 
 REPORT_PAGE, REPORT_NUMBERS = "report.html", "results.json"
 
 _SECTIONS: dict[str, tuple[str, Callable[[ReportContext], list[Block]]]] = {
-    "problem": ("The problem", data_sections.problem),
-    "data": ("The data", data_sections.data),
-    "exploration": ("Exploration", data_sections.exploration),
-    "models": ("The models", training_sections.models),
-    "training": ("Training", training_sections.training),
-    "search": ("Search", training_sections.search),
-    "results": ("Results", score_sections.results),
-    "curves": ("ROC and precision-recall", score_sections.curves),
-    "decisions": ("Decisions", score_sections.decisions),
-    "calibration": ("Calibration", score_sections.calibration),
-    "splits": ("Grouped against stratified folds", score_sections.splits),
-    "mistakes": ("The hardest mistakes", case_sections.mistakes),
-    "explanations": ("What the networks look at", case_sections.explanations),
-    "ensemble": ("The ensemble", closing_sections.ensemble),
-    "leaderboard": ("Leaderboard", closing_sections.leaderboard),
-    "conclusion": ("Conclusion", closing_sections.conclusion),
+    "problem": ("The problem", data.problem),
+    "data": ("The data", data.data),
+    "exploration": ("Exploration", data.exploration),
+    "models": ("The models", training.models),
+    "training": ("Training", training.training),
+    "search": ("Hyperparameter search", training.search),
+    "results": ("Results", scores.results),
+    "curves": ("ROC and precision-recall curves", scores.curves),
+    "decisions": ("Decisions at a threshold", scores.decisions),
+    "calibration": ("Calibration", scores.calibration),
+    "splits": ("Grouped and stratified folds compared", scores.splits),
+    "mistakes": ("The hardest errors", tiles.mistakes),
+    "explanations": ("Attribution maps", tiles.explanations),
+    "ensemble": ("The ensemble", closing.ensemble),
+    "leaderboard": ("Leaderboard", closing.leaderboard),
+    "conclusion": ("Conclusion", closing.conclusion),
 }
 
 
 class Report:
-    """The report of one campaign; each section is made when it is first asked for, and once.
+    """The report of one campaign. A section is made when it is first requested, and only once.
 
-    Missing and damaged outputs stop nothing: a section says in their place what is missing and why.
+    Missing and damaged outputs raise nothing: each section names what it misses, and why.
     """
 
     def __init__(self, context: ReportContext) -> None:
@@ -49,7 +45,7 @@ class Report:
 
     @classmethod
     def of(cls, session: Session) -> "Report":
-        """Read, verify and score what lies under the session's inputs."""
+        """Read, verify and score the outputs below the session's inputs."""
         return cls(read_context(session))
 
     def section(self, name: str) -> Section:
@@ -64,11 +60,11 @@ class Report:
         return [self.section(name) for name in _SECTIONS]
 
     def problem(self) -> Section:
-        """What is asked."""
+        """The task, the metric, and the terms of the report."""
         return self.section("problem")
 
     def data(self) -> Section:
-        """Counts, damage, copies."""
+        """Counts, damaged tiles, near-duplicates."""
         return self.section("data")
 
     def exploration(self) -> Section:
@@ -76,23 +72,23 @@ class Report:
         return self.section("exploration")
 
     def models(self) -> Section:
-        """Which networks."""
+        """The networks of each experiment."""
         return self.section("models")
 
     def training(self) -> Section:
-        """How they learnt."""
+        """Training curves."""
         return self.section("training")
 
     def search(self) -> Section:
-        """What was searched."""
+        """The trials of the hyperparameter search."""
         return self.section("search")
 
     def results(self) -> Section:
-        """Folds and pooled scores with intervals."""
+        """AUC of each fold and pooled, with intervals."""
         return self.section("results")
 
     def curves(self) -> Section:
-        """ROC and precision-recall."""
+        """ROC and precision-recall curves."""
         return self.section("curves")
 
     def decisions(self) -> Section:
@@ -100,23 +96,23 @@ class Report:
         return self.section("decisions")
 
     def calibration(self) -> Section:
-        """Reliability."""
+        """Reliability curves and Platt scaling."""
         return self.section("calibration")
 
     def splits(self) -> Section:
-        """Grouped against stratified folds."""
+        """Results on grouped and on stratified folds."""
         return self.section("splits")
 
     def mistakes(self) -> Section:
-        """The hardest false positives and negatives."""
+        """The hardest false positives and false negatives."""
         return self.section("mistakes")
 
     def explanations(self) -> Section:
-        """Maps of what speaks for tumour."""
+        """Attribution maps."""
         return self.section("explanations")
 
     def ensemble(self) -> Section:
-        """The members and their mean."""
+        """The members of the submission and their mean."""
         return self.section("ensemble")
 
     def leaderboard(self) -> Section:
@@ -124,40 +120,37 @@ class Report:
         return self.section("leaderboard")
 
     def conclusion(self) -> Section:
-        """What follows, and what is not known."""
+        """Conclusions and limitations."""
         return self.section("conclusion")
 
     def ids(self) -> dict[str, Any]:
-        """What run.json says of the inputs: data_id and fold_table_id, empty where they are unknown or not all the same."""
+        """data_id and fold_table_id of the inputs for run.json; empty where they are unknown or differ."""
         folds = [output.record for outputs in self.context.inputs.folds.values() for output in outputs]
         prepare = self.context.inputs.prepare
-        data = {record.data_id for record in folds} | (
-            {prepare.record.data_id} if prepare is not None else set()
-        )
-        tables = {record.fold_table_id for record in folds}
+        data_ids = {record.data_id for record in folds}
+        if prepare is not None:
+            data_ids.add(prepare.record.data_id)
+        table_ids = {record.fold_table_id for record in folds}
         return {
-            "data_id": data.pop() if len(data) == 1 else "",
-            "fold_table_id": tables.pop() if len(tables) == 1 else "",
+            "data_id": data_ids.pop() if len(data_ids) == 1 else "",
+            "fold_table_id": table_ids.pop() if len(table_ids) == 1 else "",
         }
 
     def write(self, folder: Path) -> dict[str, bool]:
-        """Write report.html, its figures and results.json; their names, with whether each is worth fetching.
+        """Write report.html, its figures and results.json; returns their names and whether each is fetched.
 
-        The page holds all its figures, so that they need not be fetched beside it.
+        The page contains its figures, so they need not be fetched beside it.
         """
         sections = self.sections()
         campaign = self.context.numbers["campaign"]
         title = "Histopathologic cancer detection" + (f": {campaign}" if campaign else "")
+        subtitle = "Every number below was computed from the outputs of the campaign's kernels."
         names = {REPORT_PAGE: True, REPORT_NUMBERS: True}
         for section in sections:
             for picture in section.pictures:
                 write_atomic(folder / picture.name, picture.png)
                 names[picture.name] = False
-        write_atomic(
-            folder / REPORT_NUMBERS, json.dumps(self.context.numbers, indent=1, allow_nan=False) + "\n"
-        )
-        write_atomic(
-            folder / REPORT_PAGE,
-            render_page(title, "Every number below was computed from what the kernels left.", sections),
-        )
+        numbers = json.dumps(self.context.numbers, indent=1, allow_nan=False) + "\n"
+        write_atomic(folder / REPORT_NUMBERS, numbers)
+        write_atomic(folder / REPORT_PAGE, render_page(title, subtitle, sections))
         return names

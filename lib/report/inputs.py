@@ -1,9 +1,13 @@
-"""What the kernels of a campaign left, read and verified: what is missing or damaged is named, and the rest is used."""
+"""Outputs of a campaign's kernels: found, verified and read.
+
+An output that cannot be used is left out and named; the others are used.
+"""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +23,11 @@ from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, peek_
 
 OUTPUT_KINDS = ("prepare", "train", "inference", "search", "pretrain")
 _TILE = (96, 96)
-_Read = TypeVar("_Read")
+_Content = TypeVar("_Content")
 
 
 class InputError(KernelError):
-    """A file that a kernel left cannot be read as what it should be; the message names it."""
+    """A file of a kernel's output cannot be read in its format; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class KernelOutput:
     record: RunRecord
 
     def holds(self, name: str) -> bool:
-        """Whether the record lists the file and marks it to be fetched, so that it was verified."""
+        """Whether run.json lists the file and marks it to be fetched, so that it was verified."""
         entry = self.record.files.get(name)
         return entry is not None and entry.fetch
 
@@ -42,18 +46,18 @@ class KernelOutput:
         """A CSV file of the output.
 
         Raises:
-            InputError: it is no table, or lacks a column.
+            InputError: it is not a table, or a column is missing.
         """
         table = self._read(name, partial(pd.read_csv, **options))
-        if lacking := [column for column in columns if column not in table]:
-            raise InputError(f"{self.folder.name}/{name} has no column {' and no '.join(lacking)}")
+        if missing := [column for column in columns if column not in table]:
+            raise InputError(f"{self.folder.name}/{name} has no column {' and no '.join(missing)}")
         return table
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the output.
 
         Raises:
-            InputError: it is no JSON.
+            InputError: it is not JSON.
         """
         return self._read(name, lambda path: json.loads(path.read_bytes()))
 
@@ -61,24 +65,23 @@ class KernelOutput:
         """A file with one JSON object a line.
 
         Raises:
-            InputError: a line is no JSON object.
+            InputError: a line is not a JSON object.
         """
 
         def parse(path: Path) -> list[dict[str, Any]]:
-            lines = [
-                json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
+            text = path.read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
             if not all(isinstance(line, dict) for line in lines):
-                raise ValueError("a line is no object")
+                raise ValueError("a line is not a JSON object")
             return lines
 
         return self._read(name, parse)
 
     def read_array(self, name: str) -> np.ndarray:
-        """An array of the output; nothing is unpickled.
+        """A .npy file of the output; pickled objects are refused.
 
         Raises:
-            InputError: it is no array.
+            InputError: it is not an array.
         """
         array: np.ndarray = self._read(name, partial(np.load, allow_pickle=False))
         return array
@@ -87,17 +90,17 @@ class KernelOutput:
         """A PNG file of the output.
 
         Raises:
-            InputError: it is no PNG.
+            InputError: it is not a PNG file.
         """
         content = self._read(name, Path.read_bytes)
         if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise InputError(f"{self.folder.name}/{name} is no PNG file")
+            raise InputError(f"{self.folder.name}/{name} is not a PNG file")
         return content
 
-    def _read(self, name: str, how: Callable[[Path], _Read]) -> _Read:
+    def _read(self, name: str, parse: Callable[[Path], _Content]) -> _Content:
         try:
-            return how(self.folder / name)
-        except (OSError, ValueError, EOFError) as error:  # pandas' parser errors are ValueErrors
+            return parse(self.folder / name)
+        except (OSError, ValueError, EOFError) as error:  # the parser errors of pandas are ValueErrors
             raise InputError(f"{self.folder.name}/{name} cannot be read ({error})") from error
 
 
@@ -106,12 +109,12 @@ class Inputs:
     """The verified outputs of a campaign.
 
     Attributes:
-        prepare: the one output of its kind, or None.
+        prepare: the output of the prepare kernel, or None.
         folds: the outputs of train kernels by experiment, in the order of the folds.
-        inference: the one output of its kind, or None.
-        searches: of search kernels.
-        pretrains: of pretrain kernels.
-        problems: by kind, what is wrong with outputs that are left out; under "" those whose kind cannot be told.
+        inference: the output of the inference kernel, or None.
+        searches: the outputs of search kernels.
+        pretrains: the outputs of pretrain kernels.
+        problems: by kind, why outputs are left out; under "" those whose kind cannot be read.
     """
 
     prepare: KernelOutput | None = None
@@ -127,119 +130,109 @@ class Inputs:
         return [problem for problems in self.problems.values() for problem in problems]
 
     def index(self) -> pd.DataFrame | None:
-        """row, id, label, stain_group, slide of the labelled tiles; None where prepare is not there."""
+        """row, id, label, stain_group, slide of the labelled tiles; None without an output of prepare."""
         if self.prepare is None:
             return None
         return read_index(self.prepare.folder / TRAIN_INDEX)
 
     def test_tiles(self) -> int | None:
-        """How many unlabelled tiles there are; None where prepare is not there."""
+        """The number of unlabelled tiles; None without an output of prepare."""
         return None if self.prepare is None else len(read_index(self.prepare.folder / TEST_INDEX))
 
-    def exploration(self) -> dict[str, Any] | None:
-        """eda.json; None where prepare is not there."""
+    def eda(self) -> dict[str, Any] | None:
+        """The content of eda.json; None without an output of prepare."""
         if self.prepare is None:
             return None
-        found: dict[str, Any] = self.prepare.read_json(EDA)
-        return found
+        content: dict[str, Any] = self.prepare.read_json(EDA)
+        return content
 
 
 def read_inputs(root: Path, *, first: Sequence[str] = ()) -> Inputs:
-    """Find and verify every output below a folder, as it is mounted or as it was downloaded.
+    """Find and verify every output below a folder, whether it is mounted or was downloaded.
 
-    An output that does not match its run.json is left out and named, as are two outputs that claim to be the same.
+    An output that does not match its run.json is left out and named, as are outputs that claim to be the same
+    one.
 
     Args:
         root: of the inputs.
         first: experiments in the order in which they are reported; others follow by name.
     """
     inputs = Inputs()
-    found: dict[str, list[KernelOutput]] = {}
-    for kind in OUTPUT_KINDS:
+    by_kind: dict[str, list[KernelOutput]] = {kind: [] for kind in OUTPUT_KINDS}
+    for kind, outputs in by_kind.items():
         for folder in find_outputs(root, kind):
             try:
-                found.setdefault(kind, []).append(
-                    KernelOutput(folder, read_run_record(folder, kind=kind, fetched_only=True))
-                )
+                outputs.append(KernelOutput(folder, read_run_record(folder, kind=kind, fetched_only=True)))
             except RunRecordError as error:
                 inputs.problems.setdefault(kind, []).append(str(error))
     for mount in list_mounts(root):
         if (mount / RECORD_NAME).is_file() and not peek_kind(mount):
-            inputs.problems.setdefault("", []).append(
-                f"{mount.name}/{RECORD_NAME} cannot be read: run that kernel again"
-            )
-    inputs.prepare = _only(found.get("prepare", []), inputs, "prepare")
-    inputs.inference = _only(found.get("inference", []), inputs, "inference")
-    inputs.searches, inputs.pretrains = found.get("search", []), found.get("pretrain", [])
+            problem = f"{mount.name}/{RECORD_NAME} cannot be read: run that kernel again"
+            inputs.problems.setdefault("", []).append(problem)
+    inputs.prepare = _single(by_kind["prepare"], inputs, "prepare")
+    inputs.inference = _single(by_kind["inference"], inputs, "inference")
+    inputs.searches, inputs.pretrains = by_kind["search"], by_kind["pretrain"]
     by_experiment: dict[str, dict[int, list[KernelOutput]]] = {}
-    for output in found.get("train", []):
-        by_experiment.setdefault(output.record.experiment, {}).setdefault(output.record.fold, []).append(
-            output
-        )
-    for name in sorted(
-        by_experiment, key=lambda name: (list(first).index(name) if name in first else len(first), name)
-    ):
+    for output in by_kind["train"]:
+        folds = by_experiment.setdefault(output.record.experiment, {})
+        folds.setdefault(output.record.fold, []).append(output)
+    order = {name: number for number, name in enumerate(first)}
+    for name in sorted(by_experiment, key=lambda name: (order.get(name, len(order)), name)):
         for fold, outputs in sorted(by_experiment[name].items()):
             if len(outputs) == 1:
                 inputs.folds.setdefault(name, []).append(outputs[0])
             else:
-                _say_twice(inputs, "train", f"fold {fold} of {name}", outputs)
+                _name_duplicates(inputs, "train", f"fold {fold} of {name}", outputs)
     return inputs
 
 
-def _only(outputs: list[KernelOutput], inputs: Inputs, kind: str) -> KernelOutput | None:
+def _single(outputs: list[KernelOutput], inputs: Inputs, kind: str) -> KernelOutput | None:
     if len(outputs) > 1:
-        _say_twice(inputs, kind, f"the output of a {kind} kernel", outputs)
+        _name_duplicates(inputs, kind, f"the output of a {kind} kernel", outputs)
     return outputs[0] if len(outputs) == 1 else None
 
 
-def _say_twice(inputs: Inputs, kind: str, what: str, outputs: Sequence[KernelOutput]) -> None:
-    places = " and ".join(output.folder.name for output in outputs)
-    inputs.problems.setdefault(kind, []).append(
-        f"{what} is there {len(outputs)} times, in {places}: keep one of them"
-    )
+def _name_duplicates(inputs: Inputs, kind: str, subject: str, outputs: Sequence[KernelOutput]) -> None:
+    folders = " and ".join(output.folder.name for output in outputs)
+    problem = f"{subject} is present {len(outputs)} times, in {folders}: keep one of them"
+    inputs.problems.setdefault(kind, []).append(problem)
 
 
 def read_hard_tiles(outputs: Sequence[KernelOutput]) -> tuple[dict[str, list[HardTile]], list[int]]:
-    """The tiles that folds kept for people to look at, by kind, the hardest of all folds first; and the folds without any.
+    """The hard tiles of all folds by kind, the hardest first; and the folds that kept none.
 
     Raises:
-        InputError: table, tiles and maps of a fold do not fit each other.
+        InputError: the table, the images and the maps of a fold do not fit each other.
     """
-    cases: dict[str, list[HardTile]] = {}
-    without = []
+    by_kind: dict[str, list[HardTile]] = {}
+    folds_without = []
     for output in outputs:
-        fold = output.record.fold
-        names = HardTileFiles(fold)
+        names = HardTileFiles(output.record.fold)
         if not (output.holds(names.table) and output.holds(names.images)):
-            without.append(fold)
+            folds_without.append(output.record.fold)
             continue
-        table = output.read_table(names.table, ("id", "label", "probability", "kind"), dtype={"id": str})
-        tiles = output.read_array(names.images)
-        # A network that cannot be explained leaves no maps; its mistakes are worth looking at all the same.
-        maps = (
-            output.read_array(names.maps)
-            if output.holds(names.maps)
-            else np.zeros((len(table), *_TILE), np.float32)
-        )
-        if (
-            tiles.shape != (len(table), *_TILE, 3)
-            or maps.shape != (len(table), *_TILE)
-            or tiles.dtype != np.uint8
-        ):
-            shapes = f"{len(table)} rows, tiles {tiles.shape} {tiles.dtype}, maps {maps.shape}"
-            raise InputError(
-                f"{output.folder.name}: the files of {names.table} do not fit each other: {shapes}"
-            )
-        for at, row in enumerate(table.itertuples()):
-            cases.setdefault(str(row.kind), []).append(
-                HardTile(tiles[at], maps[at], float(row.probability), fold)
-            )
-    for kind, found in cases.items():
-        # The most confident first: of what was called tumour the highest probability, of the rest the lowest.
-        found.sort(
-            key=lambda case: (
-                -case.probability if kind in ("false_positive", "sure_tumour") else case.probability
-            )
-        )
-    return cases, without
+        for kind, tile in _hard_tiles_of(output, names):
+            by_kind.setdefault(kind, []).append(tile)
+    for kind, tiles in by_kind.items():
+        # The most confident first: the highest probability of what was called tumour, the lowest of the rest.
+        called_tumour = kind in ("false_positive", "sure_tumour")
+        tiles.sort(key=attrgetter("probability"), reverse=called_tumour)
+    return by_kind, folds_without
+
+
+def _hard_tiles_of(output: KernelOutput, names: HardTileFiles) -> list[tuple[str, HardTile]]:
+    """(kind, tile) of every row of a fold's table."""
+    table = output.read_table(names.table, ("id", "label", "probability", "kind"), dtype={"id": str})
+    images = output.read_array(names.images)
+    # A network that cannot be explained has no maps; its errors are shown all the same.
+    maps = np.zeros((len(table), *_TILE), np.float32)
+    if output.holds(names.maps):
+        maps = output.read_array(names.maps)
+    fits = images.shape == (len(table), *_TILE, 3) and maps.shape == (len(table), *_TILE)
+    if not fits or images.dtype != np.uint8:
+        shapes = f"{len(table)} rows, images {images.shape} {images.dtype}, maps {maps.shape}"
+        raise InputError(f"{output.folder.name}: the files of {names.table} do not fit each other: {shapes}")
+    return [
+        (str(row.kind), HardTile(image, map_, float(row.probability), output.record.fold))
+        for row, image, map_ in zip(table.itertuples(), images, maps, strict=True)
+    ]

@@ -1,7 +1,7 @@
-"""Every number of the report as plain values: what the sections show, the conclusion is built from, and results.json holds."""
+"""Numbers of the report as plain values, for the sections, the conclusion and results.json."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from lib.evaluation.out_of_fold import ExperimentAverage, Summary, average_exper
 from lib.report.formatting import is_number, plain
 from lib.report.inputs import Inputs, KernelOutput
 
-_HASH = re.compile(r"-[0-9a-f]{6}$")  # what --set adds to an experiment's name
+_HASH = re.compile(r"-[0-9a-f]{6}$")  # --set appends it to the name of an experiment
 GROUPED = ("stain", "slide")
 
 
@@ -22,23 +22,25 @@ def collect_numbers(
     summaries: Sequence[Summary],
     *,
     failed: Mapping[str, str],
-    facts: Mapping[str, Any],
+    campaign: Mapping[str, Any],
     place: str,
 ) -> dict[str, Any]:
-    """All numbers, None for each that does not exist.
+    """All numbers of the report, None for each that does not exist.
 
     Args:
-        inputs: what the kernels left.
+        inputs: the outputs of the kernels.
         summaries: of the experiments that could be scored.
-        failed: why others could not, by name.
-        facts: what no output holds: leaderboard, beside, campaign, rehearsal (sentences on what was not real).
+        failed: by name, why the other experiments could not be scored.
+        campaign: what no output holds: campaign (its name), leaderboard, other_campaigns, rehearsal
+            (sentences that say what was not real).
         place: kaggle, rehearsal or local.
     """
-    eda = inputs.exploration() or {}
+    eda = inputs.eda() or {}
     labelled, test = eda.get("train", {}).get("tiles"), eda.get("test", {}).get("tiles")
-    found = {
-        "campaign": str(facts.get("campaign", "")),
-        "rehearsal": [str(each) for each in facts.get("rehearsal") or ()],
+    others = campaign.get("other_campaigns") or ()
+    numbers = {
+        "campaign": str(campaign.get("campaign", "")),
+        "rehearsal": [str(sentence) for sentence in campaign.get("rehearsal") or ()],
         "place": place,
         "labelled": labelled,
         "test_tiles": test,
@@ -47,13 +49,13 @@ def collect_numbers(
         "experiments": {s.experiment: _of_experiment(s, inputs.folds[s.experiment]) for s in summaries},
         "failed": dict(failed),
         "experiment_average": average_numbers(average_of_experiments(summaries)),
-        "leaderboard": leaderboard_numbers(facts.get("leaderboard")),
-        "beside": [dict(each) for each in facts.get("beside") or () if isinstance(each, Mapping)],
+        "leaderboard": leaderboard_numbers(campaign.get("leaderboard")),
+        "other_campaigns": [dict(other) for other in others if isinstance(other, Mapping)],
         "searches": len(inputs.searches),
         "has_inference": inputs.inference is not None,
         "problems": inputs.all_problems,
     }
-    return dict(plain(found))
+    return dict(plain(numbers))
 
 
 def _of_experiment(summary: Summary, outputs: Sequence[KernelOutput]) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _of_experiment(summary: Summary, outputs: Sequence[KernelOutput]) -> dict[st
 
 
 def average_of_experiments(summaries: Sequence[Summary]) -> ExperimentAverage | None:
-    """The mean of several experiments; None where there are not two, or no common tiles of both classes."""
+    """The mean of several experiments; None for fewer than two, or without common tiles of both classes."""
     if len(summaries) < 2:
         return None
     try:
@@ -101,20 +103,19 @@ def average_numbers(average: ExperimentAverage | None) -> dict[str, Any] | None:
 
 
 def explained_numbers(outputs: Sequence[KernelOutput]) -> dict[str, Any] | None:
-    """How much of the attribution lies in the centre, the mean over the tiles of all folds; None where no fold has maps."""
+    """Share of the attribution in the centre: mean over the tiles of all folds; None without maps."""
     rows: list[dict[str, Any]] = []
     methods = set()
     for output in outputs:
-        said = output.record.scores.get("explained")
-        share = said.get("share_in_centre") if isinstance(said, Mapping) else None
-        if not isinstance(said, Mapping) or not isinstance(share, Mapping):
+        explained = output.record.scores.get("explained")
+        share = explained.get("share_in_centre") if isinstance(explained, Mapping) else None
+        if not isinstance(explained, Mapping) or not isinstance(share, Mapping):
             continue
-        if not is_number(share.get("mean")) or not is_number(said.get("tiles")):
+        if not is_number(share.get("mean")) or not is_number(explained.get("tiles")):
             continue
-        methods.add(str(said.get("method", "a method that is not named")))
-        rows.append(
-            {"fold": output.record.fold, "tiles": int(said["tiles"]), **{k: share.get(k) for k in _SHARES}}
-        )
+        methods.add(str(explained.get("method", "an unnamed method")))
+        row = {"fold": output.record.fold, "tiles": int(explained["tiles"])}
+        rows.append(row | {name: share.get(name) for name in ("mean", "q25", "median", "q75")})
     tiles: list[int] = [row["tiles"] for row in rows]
     if not sum(tiles):
         return None
@@ -122,78 +123,81 @@ def explained_numbers(outputs: Sequence[KernelOutput]) -> dict[str, Any] | None:
     return {"method": " and ".join(sorted(methods)), "tiles": sum(tiles), "mean": mean, "folds": rows}
 
 
-_SHARES = ("mean", "q25", "median", "q75")
-
-
 def why_not_explained(outputs: Sequence[KernelOutput]) -> list[str]:
-    """Of the folds without maps, why; each reason once."""
-    reasons = []
+    """The reasons why folds have no attribution maps, each once."""
+    reasons = set()
     for output in outputs:
-        said = output.record.scores.get("explained")
-        if said is None:
-            reasons.append("the run left none (it was made before maps were kept, or without them)")
-        elif isinstance(said, Mapping) and said.get("missing"):
-            reasons.append(str(said["missing"]))
-    return sorted(set(reasons))
+        explained = output.record.scores.get("explained")
+        if explained is None:
+            reasons.add("the run kept no maps (earlier code made it, or maps were off)")
+        elif isinstance(explained, Mapping) and explained.get("missing"):
+            reasons.add(str(explained["missing"]))
+    return sorted(reasons)
 
 
 def leaderboard_numbers(content: Any) -> dict[str, Any] | None:
-    """What leaderboard.json says of the score; None where there is none."""
+    """The scores in leaderboard.json; None where there are none."""
     if not isinstance(content, Mapping) or not isinstance(content.get("submission"), Mapping):
         return None
-    sent = content["submission"]
+    submission = content["submission"]
     return {
         "scored_by": str(content.get("scored_by", "")),
-        "public": sent.get("public_auc"),
-        "private": sent.get("private_auc"),
-        "sha256": str(sent.get("sha256", "")),
-        "ref": sent.get("ref"),
-        "at": str(sent.get("at", "")),
+        "public": submission.get("public_auc"),
+        "private": submission.get("private_auc"),
+        "sha256": str(submission.get("sha256", "")),
+        "ref": submission.get("ref"),
+        "at": str(submission.get("at", "")),
     }
 
 
 def split_pairs(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The same experiment scored on stratified and on grouped folds, here or in another campaign: what stratified flatters.
+    """The same experiment on stratified and on grouped folds, here or in another campaign.
 
-    Two are the same when their backbones agree, or, where one names none, their names without the hash that --set adds.
+    The difference of the two shows how optimistic stratified folds are. Two experiments are the same when
+    their backbones agree, or, where one names none, their names without the hash that --set appends.
 
     Returns:
-        Pairs with stratified and grouped (rows of `split_rows`) and their difference.
+        Pairs with stratified and grouped (rows of `split_rows`) and their difference in AUC.
     """
     rows = split_rows(numbers)
-    pairs = []
-    for one in rows:
-        for other in rows:
-            scored = is_number(one["auc"]) and is_number(other["auc"])
-            if scored and one["split"] == "stratified" and other["split"] in GROUPED and _same(one, other):
-                pairs.append({"stratified": one, "grouped": other, "difference": one["auc"] - other["auc"]})
-    return pairs
+    return [
+        {"stratified": one, "grouped": other, "difference": one["auc"] - other["auc"]}
+        for one in rows
+        for other in rows
+        if is_number(one["auc"])
+        and is_number(other["auc"])
+        and one["split"] == "stratified"
+        and other["split"] in GROUPED
+        and _same(one, other)
+    ]
 
 
 def split_rows(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every result at hand with its split: campaign, experiment, backbone, split, auc, interval_95, folds, tiles."""
+    """Every result with its split: campaign, experiment, backbone, split, auc, interval_95, folds, tiles."""
+    return [*_rows_of_this_campaign(numbers), *map(_row_of_another_campaign, numbers["other_campaigns"])]
+
+
+def _rows_of_this_campaign(numbers: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     campaign = numbers["campaign"] or "this campaign"
-    rows = [
-        {"campaign": campaign, "experiment": name, "folds": len(each["folds"])}
-        | {key: each[key] for key in ("backbone", "split", "auc", "interval_95", "tiles", "transductive")}
-        for name, each in numbers["experiments"].items()
-    ]
-    for each in numbers["beside"]:
-        folds = each.get("folds")
-        rows.append(
-            {
-                "campaign": str(each.get("name", "another campaign")),
-                "experiment": str(each.get("experiment", "")),
-                "backbone": str(each.get("backbone", "")),
-                "split": str(each.get("split", "")),
-                "auc": each.get("pooled"),
-                "interval_95": each.get("interval") or [None, None],
-                "folds": len(folds) if isinstance(folds, (list, tuple, Mapping)) else folds,
-                "tiles": each.get("tiles"),
-                "transductive": str(each.get("transductive") or ""),
-            }
-        )
-    return rows
+    kept = ("backbone", "split", "auc", "interval_95", "tiles", "transductive")
+    for name, scores in numbers["experiments"].items():
+        row = {"campaign": campaign, "experiment": name, "folds": len(scores["folds"])}
+        yield row | {key: scores[key] for key in kept}
+
+
+def _row_of_another_campaign(other: Mapping[str, Any]) -> dict[str, Any]:
+    folds = other.get("folds")
+    return {
+        "campaign": str(other.get("name", "another campaign")),
+        "experiment": str(other.get("experiment", "")),
+        "backbone": str(other.get("backbone", "")),
+        "split": str(other.get("split", "")),
+        "auc": other.get("pooled"),
+        "interval_95": other.get("interval") or [None, None],
+        "folds": len(folds) if isinstance(folds, (list, tuple, Mapping)) else folds,
+        "tiles": other.get("tiles"),
+        "transductive": str(other.get("transductive") or ""),
+    }
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -201,8 +205,6 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return False
     if bool(one["transductive"]) != bool(other["transductive"]):
         return False
-    if one["backbone"] and other["backbone"] and one["backbone"] != other["backbone"]:
-        return False
-    return _HASH.sub("", one["experiment"]) == _HASH.sub("", other["experiment"]) or bool(
-        one["backbone"] and other["backbone"]
-    )
+    if one["backbone"] and other["backbone"]:
+        return bool(one["backbone"] == other["backbone"])
+    return _HASH.sub("", one["experiment"]) == _HASH.sub("", other["experiment"])

@@ -1,4 +1,4 @@
-"""Figures of single tiles in rows: a tile is shown pixel for pixel, one pixel of it as one pixel of the figure."""
+"""Figures of single tiles in rows. One pixel of a tile is one pixel of the figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ import numpy as np
 from lib.files import write_atomic
 from lib.report.style import new_figure, png_of, with_palette
 
-COLUMNS = 5
+COLUMNS = 5  # of the figures of hard tiles: narrow enough for a page
 _DPI = 96
 _SIDE, _GAP, _LEFT, _TOP, _ABOVE = 96, 6, 26, 26, 18  # pixels
-_LETTER = 7  # pixels, of the title: no narrower than what it says
+_LETTER = 7  # pixels of width for a letter of the title
 _CENTRE = (32, 63)  # first and last row and column
 
 
 @dataclass(frozen=True)
-class Row:
+class TileRow:
     """Pictures side by side.
 
     Attributes:
-        name: written beside it.
+        name: written beside them.
         pictures: (96, 96, 3) uint8 each.
         texts: one above each picture, or none at all.
     """
@@ -33,18 +33,30 @@ class Row:
 
 @dataclass(frozen=True)
 class HardTile:
-    """One tile a fold left: (96, 96, 3) uint8, its map (96, 96) with a sum of 1 or 0, and what was said of it."""
+    """A hard tile of a fold.
+
+    Attributes:
+        tile: (96, 96, 3) uint8.
+        map: (96, 96) attribution with a sum of 1 or 0.
+        probability: of tumour, out of fold.
+        fold: number of the fold.
+    """
 
     tile: np.ndarray
     map: np.ndarray
     probability: float
     fold: int
 
+    @property
+    def text(self) -> str:
+        """The text above the tile."""
+        return f"{self.probability:.3f}, fold {self.fold}"
+
 
 def contact_sheet(
     tiles: np.ndarray, labels: np.ndarray, path: Path, *, columns: int = 10, seed: int = 0
 ) -> None:
-    """Tiles of both classes with the centre that decides the label framed.
+    """Draw random tiles of both classes, with a frame around the centre that decides the label.
 
     Args:
         tiles: (N, 96, 96, 3) uint8.
@@ -54,86 +66,86 @@ def contact_sheet(
         seed: of the choice.
     """
     generator = np.random.default_rng(seed)
-    lines = []
+    rows = []
     for label, name in ((0, "no tumour"), (1, "tumour")):
-        rows = np.flatnonzero(labels == label)
-        picked = generator.choice(rows, size=min(2 * columns, len(rows)), replace=False)
-        for at in (0, columns):
-            lines.append(Row(name, [framed(tiles[row]) for row in picked[at : at + columns]]))
+        of_class = np.flatnonzero(labels == label)
+        chosen = generator.choice(of_class, size=min(2 * columns, len(of_class)), replace=False)
+        for start in (0, columns):
+            rows.append(TileRow(name, [framed(tiles[index]) for index in chosen[start : start + columns]]))
     title = f"{2 * columns} tiles of each class, of n = {len(labels):,}; framed: the 32 x 32 centre"
-    write_atomic(path, sheet(lines, title=title, columns=columns))
+    write_atomic(path, draw_rows(rows, title=title, columns=columns))
 
 
 def outlier_sheet(tiles: np.ndarray, rows: Mapping[str, Sequence[int]], path: Path) -> None:
-    """The tiles furthest out in each respect, one respect a line.
+    """Draw the most extreme tiles, one property a row.
 
     Args:
         tiles: (N, 96, 96, 3) uint8.
-        rows: by what they are, such as "darkest".
+        rows: indices of tiles by property, such as "darkest".
         path: the PNG file.
     """
-    lines = [Row(name, [tiles[row] for row in picked]) for name, picked in rows.items()]
-    title = f"The tiles furthest out, of n = {len(tiles):,}; the furthest first"
-    write_atomic(path, sheet(lines, title=title, columns=max(len(each) for each in rows.values())))
+    lines = [TileRow(name, [tiles[index] for index in indices]) for name, indices in rows.items()]
+    title = f"The most extreme tiles, of n = {len(tiles):,}; the most extreme first"
+    columns = max(len(indices) for indices in rows.values())
+    write_atomic(path, draw_rows(lines, title=title, columns=columns))
 
 
 def copies_sheet(
     pairs: Sequence[tuple[tuple[np.ndarray, str], tuple[np.ndarray, str]]], path: Path, *, number: int
 ) -> None:
-    """Pairs of tiles that look the same, one above the other.
+    """Draw pairs of near-duplicate tiles, one above the other.
 
     Args:
-        pairs: of each tile its pixels (96, 96, 3) uint8 and what it is.
+        pairs: of each tile its pixels (96, 96, 3) uint8 and its label or set.
         path: the PNG file.
-        number: of pairs there are, of which these are shown.
+        number: of all pairs, of which these are shown.
     """
-    lines = [
-        Row(name, [pair[at][0] for pair in pairs], [pair[at][1] for pair in pairs])
-        for at, name in enumerate(("one", "other"))
+    rows = [
+        TileRow(name, [tile for tile, _ in tiles], [label for _, label in tiles])
+        for name, tiles in zip(("one", "other"), zip(*pairs, strict=True), strict=True)
     ]
     shown = f"{len(pairs)} of n = {number:,} pairs" if len(pairs) < number else f"n = {number:,} pairs"
-    title = f"Tiles that look the same, one above the other: {shown}"
-    write_atomic(path, sheet(lines, title=title, columns=len(pairs)))
+    title = f"Near-duplicate tiles, one above the other: {shown}"
+    write_atomic(path, draw_rows(rows, title=title, columns=len(pairs)))
 
 
-def draw_mistakes(cases: Mapping[str, Sequence[HardTile]], *, title: str) -> bytes:
-    """Two rows of tiles for each kind of mistake, the hardest first, with their probability and fold.
+def draw_mistakes(tiles: Mapping[str, Sequence[HardTile]], *, title: str) -> bytes:
+    """Two rows of tiles for each kind of error, the hardest first, with their probability and fold.
 
     Args:
-        cases: by what they are; at least one tile in all.
+        tiles: by the name of their kind; at least one tile in all.
         title: with n.
     """
     rows = []
-    for name, found in cases.items():
-        for at in range(0, min(len(found), 2 * COLUMNS), COLUMNS):
-            part = found[at : at + COLUMNS]
-            rows.append(Row(name, [framed(case.tile) for case in part], [_said(case) for case in part]))
-    return sheet(rows, title=title, columns=COLUMNS)
+    for name, of_kind in tiles.items():
+        for start in range(0, min(len(of_kind), 2 * COLUMNS), COLUMNS):
+            rows.append(_tile_row(name, of_kind[start : start + COLUMNS]))
+    return draw_rows(rows, title=title, columns=COLUMNS)
 
 
-def draw_maps(cases: Mapping[str, Sequence[HardTile]], *, title: str) -> bytes:
-    """Tiles, and under each its map: the brighter, the more speaks for tumour; each map on its own scale.
+def draw_maps(tiles: Mapping[str, Sequence[HardTile]], *, title: str) -> bytes:
+    """Tiles, and below each its attribution map: bright is evidence for tumour, each map has its own scale.
 
     Args:
-        cases: by what they are, at most `COLUMNS` of each are shown; at least one tile in all.
+        tiles: by the name of their kind, at most `COLUMNS` of each are shown; at least one tile in all.
         title: with n.
     """
     rows = []
-    for name, found in cases.items():
-        part = found[:COLUMNS]
-        if part:
-            rows.append(Row(name, [framed(case.tile) for case in part], [_said(case) for case in part]))
-            texts = ["" if case.map.any() else "nothing" for case in part]
-            rows.append(Row("maps", [framed(_coloured(case.map)) for case in part], texts))
-    return sheet(rows, title=title, columns=COLUMNS)
+    for name, of_kind in tiles.items():
+        shown = of_kind[:COLUMNS]
+        if shown:
+            rows.append(_tile_row(name, shown))
+            texts = ["" if tile.map.any() else "no evidence" for tile in shown]
+            rows.append(TileRow("maps", [framed(_coloured(tile.map)) for tile in shown], texts))
+    return draw_rows(rows, title=title, columns=COLUMNS)
 
 
-def _said(case: HardTile) -> str:
-    return f"{case.probability:.3f}, fold {case.fold}"
+def _tile_row(name: str, tiles: Sequence[HardTile]) -> TileRow:
+    return TileRow(name, [framed(tile.tile) for tile in tiles], [tile.text for tile in tiles])
 
 
 def _coloured(values: np.ndarray) -> np.ndarray:
-    """(96, 96, 3) uint8 of a map (96, 96), its highest value bright: a colour scale that is as light in grey as in colour."""
+    """(96, 96, 3) uint8 of a map (96, 96), its highest value bright; monotone in grey as well."""
     from matplotlib import colormaps
 
     highest = float(values.max())
@@ -142,23 +154,23 @@ def _coloured(values: np.ndarray) -> np.ndarray:
 
 
 def framed(picture: np.ndarray) -> np.ndarray:
-    """A copy of (96, 96, 3) uint8 with the centre that decides the label framed.
+    """A copy of (96, 96, 3) uint8 with a frame around the centre that decides the label.
 
-    White within black is seen on any tile. The frame lies around the centre, not on it.
+    A white frame inside a black one is visible on any tile. It is outside the centre and hides none of it.
     """
     copy = picture.copy()
     first, last = _CENTRE
-    for out, value in ((2, 0), (1, 255)):
-        low, high = first - out, last + out
+    for distance, value in ((2, 0), (1, 255)):
+        low, high = first - distance, last + distance
         copy[[low, high], low : high + 1] = value
         copy[low : high + 1, [low, high]] = value
     return copy
 
 
-def sheet(rows: Sequence[Row], *, title: str, columns: int) -> bytes:
-    """All rows as one PNG, `columns` pictures wide or as wide as its title.
+def draw_rows(rows: Sequence[TileRow], *, title: str, columns: int) -> bytes:
+    """All rows as one PNG, as wide as `columns` pictures or the title.
 
-    One picture on one pair of axes: an axis a tile would take seconds to lay out.
+    All pictures share one pair of axes: the layout of a pair for each tile would take seconds.
     """
     tops, height = [], _TOP
     for row in rows:
@@ -166,10 +178,10 @@ def sheet(rows: Sequence[Row], *, title: str, columns: int) -> bytes:
         tops.append(height)
         height += _SIDE + _GAP
     width = max(_LEFT + columns * (_SIDE + _GAP), _LETTER * len(title))
+    lefts = [_LEFT + column * (_SIDE + _GAP) for column in range(columns)]
     canvas = np.full((height, width, 3), 255, dtype=np.uint8)
     for row, top in zip(rows, tops, strict=True):
-        for at, picture in enumerate(row.pictures):
-            left = _LEFT + at * (_SIDE + _GAP)
+        for left, picture in zip(lefts, row.pictures, strict=False):
             canvas[top : top + _SIDE, left : left + _SIDE] = picture
     figure = new_figure(height / _DPI, width=width / _DPI)
     figure.set_layout_engine("none")
@@ -179,7 +191,6 @@ def sheet(rows: Sequence[Row], *, title: str, columns: int) -> bytes:
     axis.text(width / 2, _TOP / 2, title, ha="center", va="center", fontsize=8.5)
     for row, top in zip(rows, tops, strict=True):
         axis.text(_LEFT / 2, top + _SIDE / 2, row.name, ha="center", va="center", rotation=90, fontsize=8)
-        for at, text in enumerate(row.texts):
-            left = _LEFT + at * (_SIDE + _GAP)
+        for left, text in zip(lefts, row.texts, strict=False):
             axis.text(left + _SIDE / 2, top - 5, text, ha="center", va="baseline", fontsize=7.5)
     return with_palette(png_of(figure, dpi=_DPI))

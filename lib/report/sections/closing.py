@@ -1,160 +1,154 @@
-"""The last sections: the ensemble, the leaderboard, the conclusion."""
+"""Last sections: the ensemble, the leaderboard, the conclusion."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from lib.errors import KernelError
 from lib.files import sha256_of
-from lib.report.conclusion import conclude, limitations
-from lib.report.context import ReportContext, mark
+from lib.report.conclusion import conclude, limitations, scored_by
+from lib.report.context import ReportContext, marked_name
 from lib.report.formatting import count, decimals, interval, is_number, percent
 from lib.report.inputs import KernelOutput
 from lib.report.numbers import average_of_experiments
 from lib.report.page import Block, Heading, Items, Note, Picture, Table, Text
 from lib.report.score_figures import correlation_matrix, probability_histogram
 
-_MEMBERS = (
-    "name",
-    "fold",
-    "out_of_fold_auc",
-    "mean_probability",
-    "pearson_with_others",
-    "spearman_with_others",
-)
+_AVERAGES = {"mean": "mean of probabilities", "logit": "mean of logits", "rank": "mean of ranks"}
+_SCORES = ("out_of_fold_auc", "mean_probability", "pearson_with_others", "spearman_with_others")
 
 
 def ensemble(context: ReportContext) -> list[Block]:
-    """The members that were averaged, how alike they are, and the mean of several experiments."""
-    blocks = context.problems("inference")
+    """The members of the submission, their correlations, and the mean of several experiments."""
+    blocks = context.unusable_outputs("inference")
     output = context.inputs.inference
     if output is None:
-        blocks.append(
-            Note(
-                "There is no usable output of an inference kernel: nothing was averaged on the test tiles yet."
-            )
-        )
+        text = "There is no usable output of an inference kernel: the test tiles have no predictions yet."
+        blocks.append(Note(text))
     else:
         try:
-            blocks += _members(output, context)
+            blocks += [*_members(output, context), *_submission(output), *_correlations(output)]
         except KernelError as error:
             blocks.append(Note(str(error)))
-    average = average_of_experiments(context.summaries)
-    if average is None:
-        if len(context.summaries) == 1:
-            blocks.append(Text("One experiment only: there is no mean of several to score."))
-        return blocks
-    rows = [
-        [
-            mark(s.experiment, context.inputs.folds[s.experiment]),
-            count(len(s.table)),
-            decimals(s.pooled),
-            interval(*s.interval),
-        ]
-        for s in context.summaries
-    ]
-    anywhere = " (transductive in part)" if any(s.transductive for s in context.summaries) else ""
-    rows.append(
-        [
-            f"plain mean of all{anywhere}",
-            count(average.tiles),
-            decimals(average.pooled),
-            interval(*average.interval),
-        ]
-    )
-    head = ("experiment", "tiles", "pooled AUC", "95 % interval")
-    blocks.append(Table("Experiments alone and their plain mean, tile by tile, out of fold", head, rows))
-    names = list(average.correlations.columns)
-    cells = [[str(name), *(decimals(value, 3) for value in average.correlations.loc[name])] for name in names]
-    blocks.append(
-        Table(
-            f"Spearman's correlation of their probabilities, n = {count(average.tiles)}", ("", *names), cells
-        )
-    )
-    return blocks
+    return [*blocks, *_average(context)]
 
 
 def _members(output: KernelOutput, context: ReportContext) -> list[Block]:
-    scores, transductive = output.record.scores, {s.experiment for s in context.summaries if s.transductive}
-    table = (
-        output.read_table("ensemble.csv", ("name", "experiment", "fold", "out_of_fold_auc"))
-        if output.holds("ensemble.csv")
-        else None
+    if not output.holds("ensemble.csv"):
+        return [Note("ensemble.csv is missing, so the members are not listed (earlier code made the run).")]
+    table = output.read_table("ensemble.csv", ("name", "experiment", "fold", "out_of_fold_auc"))
+    transductive = {summary.experiment for summary in context.summaries if summary.transductive}
+
+    def cells(member: Mapping[str, Any]) -> list[str]:
+        mark = " (transductive)" if member["experiment"] in transductive else ""
+        scores = (decimals(member.get(name)) for name in _SCORES)
+        return [f"{member['name']}{mark}", str(member["fold"]), *scores]
+
+    rows = [cells(member) for member in table.to_dict("records")]
+    average = _AVERAGES.get(str(output.record.scores.get("average")), "mean")
+    caption = (
+        f"The n = {len(rows)} members of the submission ({average}). Correlations on test tiles, with the "
+        "mean of the other members"
     )
-    blocks: list[Block] = []
-    tiles = 0
-    if output.holds("submission.csv"):
-        submission = output.read_table("submission.csv", ("id", "label"), dtype={"id": str})
-        values = submission["label"].to_numpy(dtype=np.float64)
-        tiles = len(values)
-        positive = percent(float((values >= 0.5).mean())) if tiles else "none"
-        caption = (
-            f"The submitted probabilities, n = {count(tiles)} test tiles; {positive} of them are 0.5 or more."
-        )
-        blocks.append(Picture("submission.png", probability_histogram(values), caption, caption))
-    if table is None:
-        return [
-            *blocks,
-            Note("ensemble.csv is missing: the members are not listed (the run was made by earlier code)."),
+    head = ("member", "fold", "OOF AUC", "mean probability", "Pearson", "Spearman")
+    return [Table(caption, head, rows)]
+
+
+def _submission(output: KernelOutput) -> list[Block]:
+    if not output.holds("submission.csv"):
+        return []
+    table = output.read_table("submission.csv", ("id", "label"), dtype={"id": str})
+    values = table["label"].to_numpy(dtype=np.float64)
+    positive = percent(float((values >= 0.5).mean())) if len(values) else "none"
+    caption = (
+        f"Submitted probabilities, n = {count(len(values))} test tiles; {positive} of them are 0.5 or more."
+    )
+    return [Picture("submission.png", probability_histogram(values), caption, caption)]
+
+
+def _correlations(output: KernelOutput) -> list[Block]:
+    if not output.holds("correlations.csv") or not output.holds("ensemble.csv"):
+        return []
+    matrix = output.read_table("correlations.csv", index_col=0)
+    values = matrix.to_numpy(dtype=np.float64)
+    if len(matrix) < 2 or not is_number(float(np.nanmin(values))):
+        return []
+    tiles = len(output.read_table("submission.csv", ("id",))) if output.holds("submission.csv") else 0
+    lowest = decimals(float(np.nanmin(values)), 3)
+    caption = (
+        f"Spearman's correlation of all pairs of members, n = {count(tiles)} test tiles; lowest {lowest}."
+    )
+    alt = f"Correlation matrix of {len(matrix)} members; the lowest correlation is {lowest}."
+    return [Picture("correlations.png", correlation_matrix(matrix, tiles=tiles), alt, caption)]
+
+
+def _average(context: ReportContext) -> list[Block]:
+    """Experiments alone and their mean, out of fold."""
+    average = average_of_experiments(context.summaries)
+    if average is None:
+        single = Text("There is only one experiment, so no mean of experiments is scored.")
+        return [single] if len(context.summaries) == 1 else []
+    rows = [
+        [
+            marked_name(summary.experiment, context.inputs.folds[summary.experiment]),
+            count(len(summary.table)),
+            decimals(summary.pooled),
+            interval(*summary.interval),
         ]
-    rows = []
-    for row in table.to_dict("records"):
-        name = str(row["name"]) + (" (transductive)" if row["experiment"] in transductive else "")
-        rows.append([name, str(row["fold"]), *(decimals(row.get(key)) for key in _MEMBERS[2:])])
-    how = {"mean": "mean of probabilities", "logit": "mean of logits", "rank": "mean of ranks"}.get(
-        str(scores.get("average")), "mean"
+        for summary in context.summaries
+    ]
+    partly = any(summary.transductive for summary in context.summaries)
+    mean = f"unweighted mean{' (partly transductive)' if partly else ''}"
+    rows.append([mean, count(average.tiles), decimals(average.pooled), interval(*average.interval)])
+    head = ("experiment", "tiles", "pooled AUC", "95 % interval")
+    names = list(average.correlations.columns)
+    cells = [[str(name), *(decimals(value, 3) for value in average.correlations.loc[name])] for name in names]
+    caption = (
+        f"Spearman's correlation of the experiments' OOF probabilities, n = {count(average.tiles)} tiles"
     )
-    caption = f"The n = {len(rows)} members of the submission ({how}); correlations are with the mean of the others, on test tiles"
-    head = ("member", "fold", "AUC out of fold", "mean probability", "Pearson", "Spearman")
-    blocks = [Table(caption, head, rows), *blocks]
-    if output.holds("correlations.csv") and len(rows) > 1:
-        matrix = output.read_table("correlations.csv", index_col=0)
-        if not is_number(float(np.nanmin(matrix.to_numpy(dtype=np.float64)))):
-            return blocks
-        lowest = decimals(float(np.nanmin(matrix.to_numpy(dtype=np.float64))), 3)
-        caption = f"Spearman's correlation of every pair of members, n = {count(tiles)} test tiles; the lowest is {lowest}."
-        alt = f"A matrix of correlations of {len(rows)} members, the lowest {lowest}."
-        blocks.append(Picture("correlations.png", correlation_matrix(matrix, tiles=tiles), alt, caption))
-    return blocks
+    return [
+        Table("Single experiments and their unweighted mean, tile by tile, out-of-fold", head, rows),
+        Table(caption, ("", *names), cells),
+    ]
 
 
 def leaderboard(context: ReportContext) -> list[Block]:
-    """The score of the submission, who gave it, and whether it is that of the submission at hand."""
+    """The score of the submission, who scored it, and whether the scored file is that of this report."""
     score = context.numbers["leaderboard"]
     if score is None:
-        return [Note("There is no leaderboard result: no submission of this campaign has been scored.")]
-    judge = score["scored_by"] or "a judge without a name"
+        return [Note("There is no leaderboard score: no submission of this campaign has been scored.")]
+    service = scored_by(score)
     rows = [["public", decimals(score["public"])], ["private", decimals(score["private"])]]
-    rows += [
-        [f"out of fold, {mark(s.experiment, context.inputs.folds[s.experiment])}", f"{decimals(s.pooled)}"]
-        for s in context.summaries
-    ]
-    blocks: list[Block] = [
-        Table(f"AUC of submission {score['ref'] or ''}, scored by {judge}", ("on", "AUC"), rows)
-    ]
+    for summary in context.summaries:
+        name = marked_name(summary.experiment, context.inputs.folds[summary.experiment])
+        rows.append([f"out-of-fold, {name}", decimals(summary.pooled)])
+    caption = f"AUC of submission {score['ref'] or ''}, scored by {service}"
+    blocks: list[Block] = [Table(caption, ("tiles", "AUC"), rows)]
     if not is_number(score["public"]) and not is_number(score["private"]):
-        blocks.append(Note(f"{judge} took the submission and gave no score."))
+        blocks.append(Note(f"{service} accepted the submission and gave no score."))
     if score["scored_by"] != "Kaggle":
-        blocks.append(
-            Note(
-                f"Scored by {judge} in a rehearsal, on labels it held back: never comparable with Kaggle's leaderboard."
-            )
+        text = (
+            f"Scored by {service} in a rehearsal, with labels that the rehearsal held back: not comparable "
+            "with Kaggle's leaderboard."
         )
+        blocks.append(Note(text))
     output = context.inputs.inference
     if output is not None and output.holds("submission.csv") and score["sha256"]:
-        same = sha256_of(output.folder / "submission.csv") == score["sha256"]
-        blocks.append(
-            Text("The scored file is the submission.csv of this report's inference output (equal SHA-256).")
-            if same
-            else Note(
-                "The scored file is another one than the submission.csv of this report's inference output."
-            )
-        )
+        here = "the submission.csv of this report's inference output"
+        if sha256_of(output.folder / "submission.csv") == score["sha256"]:
+            blocks.append(Text(f"The scored file is {here} (equal SHA-256)."))
+        else:
+            blocks.append(Note(f"The scored file differs from {here} (different SHA-256)."))
     return blocks
 
 
 def conclusion(context: ReportContext) -> list[Block]:
-    """Sentences that follow from the numbers, and what is not known."""
-    said = conclude(context.numbers)
-    blocks: list[Block] = (
-        [Items(said)] if said else [Note("There is nothing to conclude from: no fold could be scored.")]
-    )
-    return [*blocks, Heading("What is not known"), Items(limitations(context.numbers))]
+    """Conclusions that follow from the numbers, and limitations."""
+    sentences = conclude(context.numbers)
+    nothing = Note("No conclusion is possible: no fold could be scored.")
+    return [
+        Items(sentences) if sentences else nothing,
+        Heading("Limitations"),
+        Items(limitations(context.numbers)),
+    ]

@@ -1,6 +1,6 @@
-"""Sections about scores: folds, curves, decisions, calibration, grouped against stratified folds."""
+"""Sections about scores: results by fold, curves, decisions, calibration, grouped and stratified folds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lib.evaluation.out_of_fold import Summary
@@ -9,33 +9,50 @@ from lib.report.context import NO_FOLDS, ReportContext
 from lib.report.formatting import ABSENT, count, decimals, file_name, interval, is_number, several
 from lib.report.numbers import average_of_experiments, split_pairs, split_rows
 from lib.report.page import Block, Note, Picture, Table, Text
-from lib.report.score_figures import decision_tables, draw_fold_scores, reliability_curves, roc_and_precision
+from lib.report.score_figures import (
+    decision_tables,
+    draw_fold_scores,
+    reliability_curves,
+    roc_and_precision,
+)
 
-_STRATIFIED = "The folds are stratified: neighbours of a tile stand on both sides of the split, so these scores are optimistic."
+_STRATIFIED = (
+    "The folds are stratified: tiles of one slide are in training and validation folds at the same time, so "
+    "these scores are optimistic."
+)
 
 
-def results(context: ReportContext) -> list[Block]:
-    """A table of folds for each experiment, and one figure of them all."""
-    blocks: list[Block] = context.problems("train")
+def _for_each_summary(
+    context: ReportContext, make: Callable[[Summary, Mapping[str, Any]], list[Block]]
+) -> list[Block]:
+    """The blocks of every experiment that could be scored, from its summary and its numbers."""
+    blocks: list[Block] = []
     for summary, heading in context.each_summary():
         blocks += heading
         if summary is not None:
-            blocks += _result(summary, context.numbers["experiments"][summary.experiment])
+            blocks += make(summary, context.numbers["experiments"][summary.experiment])
+    return blocks
+
+
+def _marked(summary: Summary) -> str:
+    return summary.experiment + (" (transductive)" if summary.transductive else "")
+
+
+def results(context: ReportContext) -> list[Block]:
+    """A table of folds for each experiment, and one figure of all experiments."""
+    blocks = [*context.unusable_outputs("train"), *_for_each_summary(context, _result)]
     if context.summaries:
-        names = ", ".join(f"{summary.experiment} {decimals(summary.pooled)}" for summary in context.summaries)
+        scores = ", ".join(
+            f"{summary.experiment} {decimals(summary.pooled)}" for summary in context.summaries
+        )
         tiles = ", ".join(sorted({count(len(summary.table)) for summary in context.summaries}))
         caption = (
-            f"AUC of each fold and pooled, with 95 % intervals where groups are known; n = {tiles} tiles."
+            f"Out-of-fold AUC of each fold and of all folds pooled, n = {tiles} tiles. Lines are 95 % "
+            "intervals, where the groups of the tiles are known."
         )
-        alt = f"Dots with intervals: pooled out-of-fold AUC {names}."
-        blocks.append(
-            Picture(
-                "results.png",
-                draw_fold_scores(context.summaries, average_of_experiments(context.summaries)),
-                alt,
-                caption,
-            )
-        )
+        figure = draw_fold_scores(context.summaries, average_of_experiments(context.summaries))
+        alt = f"AUC with intervals by fold. Pooled out-of-fold AUC: {scores}."
+        blocks.append(Picture("results.png", figure, alt, caption))
     for name, reason in context.failed.items():
         if name not in context.inputs.folds:
             blocks.append(Note(f"{name}: {reason}."))
@@ -56,122 +73,113 @@ def _result(summary: Summary, numbers: Mapping[str, Any]) -> list[Block]:
         ]
         for row in summary.folds.itertuples()
     ]
-    tuned = decimals(summary.decisions.get("f1_at_thresholds"))
-    pooled = [
-        count(numbers["tiles"]),
-        count(numbers["positives"]),
-        decimals(summary.pooled),
-        interval(*summary.interval),
-    ]
-    rows.append(["all", *pooled, decimals(summary.decisions["f1_at_half"]), ABSENT, tuned])
-    head = ("fold", "tiles", "of tumour", "AUC", "95 % interval", "F1 at 0.5", "threshold", "F1 at threshold")
+    rows.append(
+        [
+            "all",
+            count(numbers["tiles"]),
+            count(numbers["positives"]),
+            decimals(summary.pooled),
+            interval(*summary.interval),
+            decimals(summary.decisions["f1_at_half"]),
+            ABSENT,
+            decimals(summary.decisions.get("f1_at_thresholds")),
+        ]
+    )
+    head = ("fold", "tiles", "tumour", "AUC", "95 % interval", "F1 at 0.5", "threshold", "F1 at threshold")
     config = summary.config
     part = "" if summary.is_whole else f", {len(summary.folds)} of {config.num_folds} folds"
-    caption = f"{summary.experiment}: {config.fold_split} folds{part}, seed {config.seed}; each threshold is the best of the other folds"
-    blocks: list[Block] = [Table(caption, head, rows)]
+    caption = (
+        f"{summary.experiment}: {config.fold_split} folds{part}, seed {config.seed}. Each threshold has the "
+        "highest F1 on the other folds"
+    )
+    return [Table(caption, head, rows), *_result_notes(summary)]
+
+
+def _result_notes(summary: Summary) -> list[Block]:
+    config = summary.config
+    blocks: list[Block] = []
     if config.fold_split == "stratified":
         blocks.append(Note(_STRATIFIED))
     if summary.transductive:
         blocks.append(Note(f"Transductive: {summary.transductive}."))
     if not summary.is_whole:
+        missing = config.num_folds - len(summary.folds)
         blocks.append(
             Note(
-                f"{several(config.num_folds - len(summary.folds), 'fold')} of {config.num_folds} missing: pooled means those here."
+                f"{several(missing, 'fold')} of {config.num_folds} {'is' if missing == 1 else 'are'} "
+                "missing: pooled scores use the folds in the table."
             )
         )
     undefined = [str(row.fold) for row in summary.folds.itertuples() if not is_number(row.auc)]
     if undefined:
-        blocks.append(Note(f"No AUC of fold {', '.join(undefined)}: all its labels are the same."))
-    if not summary.groups:
-        blocks.append(
-            Note("No intervals: without the output of prepare it is not known which tiles belong together.")
-        )
+        blocks.append(Note(f"Fold {', '.join(undefined)} has no AUC: all its labels are the same."))
+    if summary.groups:
+        groups = f"{count(summary.groups)} {summary.grouping}"
+        blocks.append(Text(f"Intervals resample {groups}; those of a fold resample the groups of that fold."))
     else:
-        blocks.append(
-            Text(f"Intervals resample {count(summary.groups)} {summary.grouping}, those of a fold its own.")
-        )
+        blocks.append(Note("There are no intervals: the groups of the tiles are in the output of prepare."))
     return blocks
 
 
 def curves(context: ReportContext) -> list[Block]:
-    """ROC and precision-recall of each experiment."""
-    blocks: list[Block] = []
-    for summary, heading in context.each_summary():
-        blocks += heading
-        if summary is None:
-            continue
-        numbers = context.numbers["experiments"][summary.experiment]
-        precision = decimals(numbers["average_precision"])
-        caption = (
-            f"{_marked(summary)}: ROC (left) and precision-recall (right), out of fold, n = {count(numbers['tiles'])} tiles, "
-            f"{count(numbers['positives'])} of them tumour. AUC {decimals(summary.pooled)}, average precision {precision}."
-        )
-        alt = f"Two curves of {summary.experiment}: ROC with AUC {decimals(summary.pooled)}, precision-recall with {precision}."
-        blocks.append(
-            Picture(file_name("curves", summary.experiment), roc_and_precision(summary), alt, caption)
-        )
-    return blocks or [Note(NO_FOLDS)]
+    """ROC and precision-recall curves of each experiment."""
+    return _for_each_summary(context, _curves_of) or [Note(NO_FOLDS)]
 
 
-def _marked(summary: Summary) -> str:
-    return summary.experiment + (" (transductive)" if summary.transductive else "")
+def _curves_of(summary: Summary, numbers: Mapping[str, Any]) -> list[Block]:
+    auc, precision = decimals(summary.pooled), decimals(numbers["average_precision"])
+    caption = (
+        f"{_marked(summary)}: ROC curve (left) and precision-recall curve (right), out-of-fold, n = "
+        f"{count(numbers['tiles'])} tiles, {count(numbers['positives'])} of them tumour. AUC {auc}, average "
+        f"precision {precision}."
+    )
+    alt = f"ROC curve with AUC {auc} and precision-recall curve with average precision {precision}."
+    return [Picture(file_name("curves", summary.experiment), roc_and_precision(summary), alt, caption)]
 
 
 def decisions(context: ReportContext) -> list[Block]:
-    """Confusion matrices at 0.5 and at the thresholds of the other folds."""
-    blocks: list[Block] = []
-    for summary, heading in context.each_summary():
-        blocks += heading
-        if summary is not None:
-            blocks += _decisions_of(summary)
-    return blocks or [Note(NO_FOLDS)]
+    """Confusion matrices at threshold 0.5 and at the thresholds of the other folds."""
+    return _for_each_summary(context, _decisions_of) or [Note(NO_FOLDS)]
 
 
-def _decisions_of(summary: Summary) -> list[Block]:
-    found = summary.decisions
-    tables = {"at 0.5": found["confusion_at_half"]}
-    if "confusion_at_thresholds" in found:
-        tables["at the other folds' threshold"] = found["confusion_at_thresholds"]
-    rows = []
-    for name, table in tables.items():
-        (right, false), (missed, hit) = table
+def _decisions_of(summary: Summary, numbers: Mapping[str, Any]) -> list[Block]:
+    matrices = {"threshold 0.5": numbers["confusion_at_half"]}
+    f1_scores = {"threshold 0.5": numbers["f1_at_half"]}
+    tuned = "threshold of the other folds"
+    if "confusion_at_thresholds" in numbers:
+        matrices[tuned], f1_scores[tuned] = numbers["confusion_at_thresholds"], numbers["f1_at_thresholds"]
+    rows, counts = [], []
+    for name, ((tn, fp), (fn, tp)) in matrices.items():
+        counts.append(f"{name}: TN {tn:,}, FP {fp:,}, FN {fn:,}, TP {tp:,}")
         rows.append(
             [
                 name,
-                _ratio(hit, hit + missed),
-                _ratio(right, right + false),
-                _ratio(hit, hit + false),
-                decimals(found["f1_at_half" if name == "at 0.5" else "f1_at_thresholds"]),
-                _ratio(hit + right, hit + right + false + missed),
+                _ratio(tp, tp + fn),
+                _ratio(tn, tn + fp),
+                _ratio(tp, tp + fp),
+                decimals(f1_scores[name]),
+                _ratio(tp + tn, tp + tn + fp + fn),
             ]
         )
     tiles = count(len(summary.table))
-    said = "; ".join(
-        f"{name}: TN {t[0][0]:,}, FP {t[0][1]:,}, FN {t[1][0]:,}, TP {t[1][1]:,}"
-        for name, t in tables.items()
+    caption = (
+        f"{_marked(summary)}: confusion matrices, out-of-fold, n = {tiles} tiles. Percentages are of the row."
     )
-    caption = f"{_marked(summary)}: labels against decisions, n = {tiles} tiles; shares are of the row."
-    head = ("decided", "sensitivity", "specificity", "precision", "F1", "accuracy")
+    head = ("decision", "sensitivity", "specificity", "precision", "F1", "accuracy")
     blocks: list[Block] = [
         Picture(
             file_name("decisions", summary.experiment),
-            decision_tables(tables),
-            f"Confusion matrices. {said}.",
+            decision_tables(matrices),
+            f"Confusion matrices. {'; '.join(counts)}.",
             caption,
         ),
-        Table(f"{summary.experiment}: decisions on n = {tiles} tiles, out of fold", head, rows),
+        Table(f"{summary.experiment}: decisions on n = {tiles} tiles, out-of-fold", head, rows),
     ]
-    if len(tables) > 1:
+    if tuned in matrices:
         shown = ", ".join(f"fold {row.fold} {decimals(row.threshold)}" for row in summary.folds.itertuples())
-        blocks.append(
-            Text(f"A fold is judged by the threshold with the highest F1 on all other folds: {shown}.")
-        )
+        blocks.append(Text(f"The threshold of a fold has the highest F1 on all other folds: {shown}."))
     else:
-        blocks.append(
-            Note(
-                "No tuned threshold: one is chosen on other folds that hold both classes, and there are none."
-            )
-        )
+        blocks.append(Note("There is no tuned threshold: it needs other folds with both classes."))
     return blocks
 
 
@@ -180,60 +188,59 @@ def _ratio(part: int, whole: int) -> str:
 
 
 def calibration(context: ReportContext) -> list[Block]:
-    """Reliability of each experiment, before and after a line fitted on the other folds."""
-    blocks: list[Block] = []
-    for summary, heading in context.each_summary():
-        blocks += heading
-        if summary is not None:
-            blocks += _calibration_of(summary, context.numbers["experiments"][summary.experiment])
-    return blocks or [Note(NO_FOLDS)]
+    """Reliability of each experiment, before and after Platt scaling fitted on the other folds."""
+    return _for_each_summary(context, _calibration_of) or [Note(NO_FOLDS)]
 
 
 def _calibration_of(summary: Summary, numbers: Mapping[str, Any]) -> list[Block]:
-    found = summary.calibration
-    if found is None:
+    fitted = summary.calibration
+    if fitted is None:
         return [
             Note(
-                "No calibration: its line is fitted on other folds with both classes, and is undefined where scores part the "
-                "classes without a mistake."
+                "There is no calibration: Platt scaling needs other folds with both classes, and scores "
+                "that do not separate the classes perfectly."
             )
         ]
     verdict = calibration_verdict(numbers["calibration"])
     caption = (
-        f"{_marked(summary)}: predicted probability against the share of tumour, n = {count(len(summary.table))} tiles out of "
-        "fold; below, how many tiles have which probability."
+        f"{_marked(summary)}: reliability curve (predicted probability against observed share of tumour), "
+        f"out-of-fold, n = {count(len(summary.table))} tiles. Below: the distribution of the probabilities."
     )
-    alt = f"Reliability curves of {summary.experiment}: {verdict}."
-    lines = [
-        [str(row.fold), decimals(line.slope, 3), decimals(line.intercept, 3)]
-        for row, line in zip(summary.folds.itertuples(), found.scalings, strict=True)
+    scalings = [
+        [str(row.fold), decimals(scaling.slope, 3), decimals(scaling.intercept, 3)]
+        for row, scaling in zip(summary.folds.itertuples(), fitted.scalings, strict=True)
     ]
     scores = [
-        ["expected calibration error", decimals(found.error[0]), decimals(found.error[1])],
-        ["Brier score", decimals(found.brier[0]), decimals(found.brier[1])],
+        ["expected calibration error", *map(decimals, fitted.error)],
+        ["Brier score", *map(decimals, fitted.brier)],
     ]
+    head = ("score", "as predicted", "after Platt scaling")
     return [
-        Text(f"The {verdict}."),
-        Picture(
-            file_name("calibration", summary.experiment), reliability_curves(summary, found), alt, caption
+        Text(
+            f"{summary.experiment}: {verdict}. The expected calibration error is the mean distance of the "
+            "curve from the diagonal. Platt scaling changes each logit to slope * logit + intercept."
         ),
-        Table(f"{summary.experiment}: lower is better", ("score", "as predicted", "mended"), scores),
+        Picture(
+            file_name("calibration", summary.experiment),
+            reliability_curves(summary, fitted),
+            f"Reliability curves of {summary.experiment}: {verdict}.",
+            caption,
+        ),
+        Table(f"{summary.experiment}: calibration scores, lower is better", head, scores),
         Table(
-            "The line in logits that mends a fold, fitted on all others",
-            ("fold", "slope", "intercept"),
-            lines,
+            "Platt scaling of each fold, fitted on the other folds", ("fold", "slope", "intercept"), scalings
         ),
     ]
 
 
 def splits(context: ReportContext) -> list[Block]:
-    """Results on stratified and on grouped folds beside each other, where both are at hand."""
+    """Results on stratified and on grouped folds, where both exist."""
     rows = split_rows(context.numbers)
     if not rows:
         return [Note(NO_FOLDS)]
     table = Table(
-        "Every result at hand with its kind of folds",
-        ("campaign", "experiment", "folds by", "folds", "tiles", "pooled AUC", "95 % interval"),
+        "All results with their kind of folds",
+        ("campaign", "experiment", "split", "folds", "tiles", "pooled AUC", "95 % interval"),
         [
             [
                 row["campaign"],
@@ -249,32 +256,30 @@ def splits(context: ReportContext) -> list[Block]:
     )
     pairs = split_pairs(context.numbers)
     if not pairs:
-        kinds = ", ".join(sorted({row["split"] for row in rows}))
-        lacking = "stratified" if "stratified" not in {row["split"] for row in rows} else "grouped"
-        text = (
-            f"Only {kinds} folds are at hand"
-            if kinds != "stain, stratified"
-            else "No experiment was run on both kinds of folds"
+        return [table, Note(_no_pair({row["split"] for row in rows}))]
+    differences = [
+        Text(
+            f"{pair['stratified']['experiment']} on stratified folds has AUC "
+            f"{decimals(pair['stratified']['auc'])}, {pair['grouped']['experiment']} on "
+            f"{pair['grouped']['split']} folds {decimals(pair['grouped']['auc'])}: a difference of "
+            f"{pair['difference']:+.4f}."
         )
-        remedy = "--set fold_split=stain" if lacking == "grouped" else "--set fold_split=stratified"
-        return [
-            table,
-            Note(
-                f"{text}: how far they are apart is not known. Run the same experiment with {remedy} beside it."
-            ),
-        ]
-    blocks: list[Block] = [table]
-    for pair in pairs:
-        one, other = pair["stratified"], pair["grouped"]
-        blocks.append(
-            Text(
-                f"{one['experiment']} on stratified folds and {other['experiment']} on folds by {other['split']}: "
-                f"{decimals(one['auc'])} and {decimals(other['auc'])}, a difference of {pair['difference']:+.4f}."
-            )
-        )
-    blocks.append(
-        Note(
-            "Both learn from the same share of the tiles only where the number of folds agrees; other settings may differ."
-        )
+        for pair in pairs
+    ]
+    caution = Note(
+        "The two are trained on the same share of the tiles only if they have the same number of folds. "
+        "Other options may differ too."
     )
-    return blocks
+    return [table, *differences, caution]
+
+
+def _no_pair(kinds: set[str]) -> str:
+    """Why the two kinds of folds are not compared, and how to get the comparison."""
+    reason = f"There are results on {' and '.join(sorted(kinds))} folds only"
+    if "stratified" in kinds and len(kinds) > 1:
+        reason = "No experiment was run on both kinds of folds"
+    other = "stain" if "stratified" in kinds else "stratified"
+    return (
+        f"{reason}, so it is not known how optimistic stratified folds are. Run the same experiment with "
+        f"--set fold_split={other} as well."
+    )

@@ -1,4 +1,4 @@
-"""Sections about the networks: which they are, how they learnt, what was searched."""
+"""Sections about the networks: the models, their training, and the hyperparameter search."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from lib.config import Config
 from lib.errors import KernelError
 from lib.evaluation.out_of_fold import recorded_config
-from lib.report.context import NO_FOLDS, ReportContext, mark
+from lib.report.context import NO_FOLDS, ReportContext, marked_name
 from lib.report.formatting import ABSENT, count, decimals, file_name, is_number, several
 from lib.report.inputs import KernelOutput
 from lib.report.page import Block, Note, Picture, Table, Text
@@ -14,69 +14,70 @@ from lib.report.score_figures import training_curves
 from lib.search_space import TABLE
 
 _TRIALS_SHOWN = 50
+_PRETRAINED = {"timm": "timm's weights", "none": "no", "pretrain": "self-supervised, on these tiles"}
+_MODEL_ROWS = (
+    "experiment",
+    "backbone",
+    "parameters, millions",
+    "pretrained",
+    "head",
+    "input, pixels",
+    "networks",
+    "seconds per fold",
+    "devices",
+    "code",
+    "options",
+)
 
 
 def models(context: ReportContext) -> list[Block]:
-    """A column an experiment: that fits a page better than a row."""
-    rows, missing = [], []
+    """A table with a column for each experiment, because there are more rows than experiments."""
+    columns, problems = [], []
     for name, outputs in context.inputs.folds.items():
         try:
-            rows.append(_model_row(mark(name, outputs), outputs, recorded_config(outputs[0].record)))
+            columns.append(
+                _model_column(marked_name(name, outputs), outputs, recorded_config(outputs[0].record))
+            )
         except KernelError as error:
-            missing.append(Note(str(error)))
-    if not rows:
-        return [*missing, Note(NO_FOLDS)]
-    head = (
-        "backbone",
-        "parameters, millions",
-        "pretrained",
-        "head",
-        "input, px",
-        "networks",
-        "seconds a fold",
-        "devices",
-        "code",
-    )
-    names, *lines = zip(*rows, strict=True)
-    turned = [(name, *line) for name, line in zip((*head, "notes"), lines, strict=True)]
-    table = Table("The networks; seconds: the mean of a fold's whole kernel", ("experiment", *names), turned)
-    blocks: list[Block] = [table, *missing]
-    if any(row[2] == ABSENT for row in rows):
+            problems.append(Note(str(error)))
+    if not columns:
+        return [*problems, Note(NO_FOLDS)]
+    head, *rows = zip(_MODEL_ROWS, *columns, strict=True)
+    caption = "The networks. Seconds per fold: the mean time of a fold's whole kernel"
+    blocks: list[Block] = [Table(caption, head, rows), *problems]
+    if any(column[2] == ABSENT for column in columns):
         blocks.append(
             Note(
-                "Where the parameters are missing, the run did not record them (it was made by earlier code)."
+                "Where the number of parameters is missing, the run did not record it (earlier code made it)."
             )
         )
     return blocks
 
 
-def _model_row(name: str, outputs: Sequence[KernelOutput], config: Config) -> list[str]:
+def _model_column(name: str, outputs: Sequence[KernelOutput], config: Config) -> list[str]:
+    """One value for each of `_MODEL_ROWS`."""
     records = [output.record for output in outputs]
-    sizes = [record.scores.get("parameters_millions") for record in records]
-    size = next((value for value in sizes if is_number(value)), None)
+    recorded = (record.scores.get("parameters_millions") for record in records)
+    size = next((value for value in recorded if is_number(value)), None)
+    parameters = decimals(size, 3 if is_number(size) and size < 1 else 1)
+    head = f"{config.pooling} pooling, one logit"
+    if config.train_mode == "linear_probe":
+        parameters += " (head only)" if is_number(size) else ""
+        head = "logistic regression"
     members = sum(len(record.members) for record in records)
-    seconds = [record.seconds.get("total") for record in records]
-    timed = [value for value in seconds if value is not None]
-    head = (
-        "logistic regression"
-        if config.train_mode == "linear_probe"
-        else f"{config.pooling} pooling, one logit"
-    )
+    seconds = [value for record in records if (value := record.seconds.get("total")) is not None]
     return [
         name,
         config.backbone,
-        decimals(size, 3 if is_number(size) and size < 1 else 1)
-        + (" (head only)" if config.train_mode == "linear_probe" and is_number(size) else ""),
-        {"timm": "timm's weights", "none": "no", "pretrain": "on these tiles, self-supervised"}.get(
-            config.weights, config.weights
-        ),
+        parameters,
+        _PRETRAINED.get(config.weights, config.weights),
         head,
         str(config.input_size),
         f"{members} in {several(len(records), 'fold')} of {config.num_folds}",
-        decimals(sum(timed) / len(timed), 0) if timed else ABSENT,
+        decimals(sum(seconds) / len(seconds), 0) if seconds else ABSENT,
         "; ".join(sorted({device for record in records for device in record.devices})) or "not recorded",
         "; ".join(sorted({_code_of(record.bundle_id, record.git_commit) for record in records})),
-        ", ".join(_notes(config)),
+        ", ".join(_options(config)),
     ]
 
 
@@ -84,94 +85,102 @@ def _code_of(bundle: str, commit: str) -> str:
     return f"bundle {bundle[:8] or 'unknown'}" + (f", commit {commit[:8]}" if commit else "")
 
 
-def _notes(config: Config) -> list[str]:
-    learns = config.train_mode != "linear_probe"
-    notes = [
-        (config.train_mode == "linear_probe", "encoder frozen"),
-        (learns, several(config.epochs, "epoch")),
-        (learns and config.ddp, "all cards on one network"),
-        (learns and bool(config.ema_decay), f"averaged weights (decay {config.ema_decay:g})"),
+def _options(config: Config) -> list[str]:
+    """The options that differ from a plain training, in words."""
+    trains = config.train_mode != "linear_probe"
+    options = [
+        (not trains, "encoder frozen"),
+        (trains, several(config.epochs, "epoch")),
+        (trains and config.ddp, "all GPUs train one network (DDP)"),
+        (trains and bool(config.ema_decay), f"exponential moving average of weights ({config.ema_decay:g})"),
         (config.stem != "keep", f"stem {config.stem}"),
-        (config.stain_normalisation != "none", f"stains normalised ({config.stain_normalisation})"),
-        (learns and bool(config.mixup), f"mixup {config.mixup:g}"),
-        (learns and bool(config.cutmix), f"cutmix {config.cutmix:g}"),
-        (learns and bool(config.label_smoothing), f"labels smoothed by {config.label_smoothing:g}"),
-        (learns and config.class_balance != "none", f"classes balanced in the {config.class_balance}"),
-        (learns and config.layer_decay != 1, f"layer-wise rates ({config.layer_decay:g})"),
-        (learns and bool(config.freeze_epochs), f"head alone for {several(config.freeze_epochs, 'epoch')}"),
-        (bool(config.pseudo_labels), f"pseudo-labels of {config.pseudo_labels}"),
-        (True, several(config.tta_views, "view")),
+        (config.stain_normalisation != "none", f"stain normalisation ({config.stain_normalisation})"),
+        (trains and bool(config.mixup), f"mixup {config.mixup:g}"),
+        (trains and bool(config.cutmix), f"cutmix {config.cutmix:g}"),
+        (trains and bool(config.label_smoothing), f"label smoothing {config.label_smoothing:g}"),
+        (trains and config.class_balance != "none", f"class balance by {config.class_balance}"),
+        (trains and config.layer_decay != 1, f"layer-wise learning-rate decay {config.layer_decay:g}"),
+        (
+            trains and bool(config.freeze_epochs),
+            f"{several(config.freeze_epochs, 'epoch')} of the head alone",
+        ),
+        (bool(config.pseudo_labels), f"pseudo-labels by {config.pseudo_labels}"),
+        (True, several(config.tta_views, "test-time view")),
     ]
-    return [text for holds, text in notes if holds]
+    return [text for applies, text in options if applies]
 
 
 def training(context: ReportContext) -> list[Block]:
-    """Curves of every experiment, and what the clock or the scaler changed."""
+    """Training curves of every experiment, and steps that were shortened or skipped."""
     blocks: list[Block] = []
     for name, outputs, heading in context.each_experiment():
         blocks += heading
         try:
-            blocks += _training_of(name, outputs)
+            linear_probe = outputs[0].record.config.get("train_mode") == "linear_probe"
+            blocks += _linear_probe(outputs) if linear_probe else _training_of(name, outputs)
         except KernelError as error:
             blocks.append(Note(str(error)))
     for output in context.inputs.pretrains:
         loss = output.record.scores.get("loss")
-        text = f"; its last loss was {decimals(loss)}" if is_number(loss) else ""
+        text = f" Its last loss was {decimals(loss)}." if is_number(loss) else ""
         seconds = decimals(output.record.seconds.get("total"), 0)
         blocks.append(
-            Text(f"An encoder was pretrained on these tiles without their labels, in {seconds} s{text}.")
+            Text(f"An encoder was pretrained on these tiles without their labels, in {seconds} s.{text}")
         )
     return blocks or [Note(NO_FOLDS)]
 
 
+def _linear_probe(outputs: Sequence[KernelOutput]) -> list[Block]:
+    rows = [
+        [str(output.record.fold), f"{line['penalty']:g}" if is_number(line.get("penalty")) else ABSENT]
+        for output in outputs
+        for line in _history(output, 0)
+    ]
+    text = Text(
+        "The encoder is frozen and a logistic regression is fitted to its features (linear probe): there is "
+        "no training curve."
+    )
+    caption = "The inverse penalty C of each fold, chosen by cross-validation on the other folds"
+    return [text, Table(caption, ("fold", "C"), rows)] if rows else [text]
+
+
 def _training_of(name: str, outputs: Sequence[KernelOutput]) -> list[Block]:
-    if outputs[0].record.config.get("train_mode") == "linear_probe":
-        rows = []
-        for output in outputs:
-            for line in _history(output, 0):
-                rows.append(
-                    [
-                        str(output.record.fold),
-                        f"{line['penalty']:g}" if is_number(line.get("penalty")) else ABSENT,
-                    ]
-                )
-        text = Text(
-            "The encoder is frozen and only a logistic regression is fitted: there is no training curve."
-        )
-        table = Table("Its C, chosen on inner folds by group without the fold itself", ("fold", "C"), rows)
-        return [text, table] if rows else [text]
     histories: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    lacking, remarks = [], []
+    missing, remarks = [], []
     for output in outputs:
+        fold = output.record.fold
         for member in output.record.members:
             lines = [
                 line
                 for line in _history(output, member)
                 if is_number(line.get("epoch")) and is_number(line.get("loss"))
             ]
-            where = f"fold {output.record.fold}, member {member}"
+            network = f"fold {fold}, member {member}"
             if not lines:
-                lacking.append(where)
+                missing.append(network)
                 continue
-            histories[output.record.fold, member] = lines
-            remarks += _remarks(where, lines)
+            histories[fold, member] = lines
+            remarks += _remarks(network, lines)
     blocks: list[Block] = []
     if histories:
-        last = [lines[-1]["loss"] for lines in histories.values()]
-        epochs = sorted({len(lines) for lines in histories.values()})
-        shown = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-        loss = decimals(last[0]) if len(last) == 1 else f"{decimals(min(last))} to {decimals(max(last))}"
-        caption = (
-            f"{name}: training loss by epoch, and validation AUC where it was measured; n = "
-            f"{several(len(histories), 'network')}, {shown} epochs, loss at the end {loss}. Validation is logged and never "
-            "chooses weights."
-        )
-        alt = f"Lines of training loss over epochs for each fold of {name}, ending at {loss}."
-        blocks.append(Picture(file_name("training", name), training_curves(histories), alt, caption))
-    if lacking:
-        blocks.append(Note(f"No training curve was left by {'; '.join(lacking)}."))
-    blocks += [Text(remark) for remark in remarks]
-    return blocks
+        blocks.append(_training_picture(name, histories))
+    if missing:
+        blocks.append(Note(f"There is no training curve of {'; '.join(missing)}."))
+    return [*blocks, *map(Text, remarks)]
+
+
+def _training_picture(name: str, histories: Mapping[tuple[int, int], Sequence[Mapping[str, Any]]]) -> Picture:
+    losses = [lines[-1]["loss"] for lines in histories.values()]
+    epochs = sorted({len(lines) for lines in histories.values()})
+    shown = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+    loss = decimals(losses[0]) if len(losses) == 1 else f"{decimals(min(losses))} to {decimals(max(losses))}"
+    caption = (
+        f"{name}: training loss by epoch, and the validation AUC where it was measured. "
+        f"n = {several(len(histories), 'network')}, {shown} epochs, final loss {loss}. "
+        "The validation AUC is only logged: it selects no weights."
+    )
+    alt = f"Training loss by epoch for each fold of {name}; the final loss is {loss}."
+    return Picture(file_name("training", name), training_curves(histories), alt, caption)
 
 
 def _history(output: KernelOutput, member: int) -> list[dict[str, Any]]:
@@ -179,53 +188,50 @@ def _history(output: KernelOutput, member: int) -> list[dict[str, Any]]:
     return output.read_lines(name) if output.holds(name) else []
 
 
-def _remarks(where: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+def _remarks(network: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
     remarks = []
     if "shortened_to" in lines[-1]:
-        remarks.append(f"{where}: the clock shortened the plan to {count(lines[-1]['shortened_to'])} steps.")
+        steps = count(lines[-1]["shortened_to"])
+        remarks.append(f"{network}: the time budget shortened the training to {steps} steps.")
     if lines[-1].get("skipped"):
-        remarks.append(
-            f"{where}: {several(int(lines[-1]['skipped']), 'step')} skipped by the gradient scaler."
-        )
+        steps = several(int(lines[-1]["skipped"]), "step")
+        remarks.append(f"{network}: the gradient scaler skipped {steps}.")
     return remarks
 
 
 def search(context: ReportContext) -> list[Block]:
-    """The trials, the best first."""
-    blocks = context.problems("search")
+    """The trials of every search, the best first."""
+    blocks = context.unusable_outputs("search")
     if not context.inputs.searches:
-        return [
-            *blocks,
-            Note("No search was made in this campaign: its settings are those of the experiment files."),
-        ]
+        text = "No search was made in this campaign: the hyperparameters are those of the experiment files."
+        return [*blocks, Note(text)]
     for output in context.inputs.searches:
-        where = output.record.experiment or output.folder.name
-        if not output.holds(TABLE):
-            blocks.append(Note(f"The search of {where} left no {TABLE}."))
-            continue
         try:
-            table = output.read_table(TABLE, dtype=str, keep_default_na=False)
+            blocks += _search_of(output)
         except KernelError as error:
             blocks.append(Note(str(error)))
-            continue
-        if table.empty:
-            blocks.append(Note(f"The search of {where} finished no trial: its table has no row."))
-            continue
-        rows = [[_cell(value) for value in row] for row in table.head(_TRIALS_SHOWN).itertuples(index=False)]
-        shown = "" if len(table) <= _TRIALS_SHOWN else f", the first {_TRIALS_SHOWN} of them"
-        caption = f"Search of {where}, n = {several(len(table), 'trial')}{shown}, the best first"
-        blocks.append(Table(caption, [str(name).replace("_", " ") for name in table.columns], rows))
-        if len(table) > 1:
-            blocks.append(
-                Note(
-                    f"The first row is the best of {len(table)} by the very score it shows: that score is optimistic."
-                )
-            )
+    return blocks
+
+
+def _search_of(output: KernelOutput) -> list[Block]:
+    name = output.record.experiment or output.folder.name
+    if not output.holds(TABLE):
+        return [Note(f"The search of {name} has no {TABLE}.")]
+    table = output.read_table(TABLE, dtype=str, keep_default_na=False)
+    if table.empty:
+        return [Note(f"The search of {name} finished no trial: its table is empty.")]
+    rows = [[_cell(value) for value in row] for row in table.head(_TRIALS_SHOWN).itertuples(index=False)]
+    shown = "" if len(table) <= _TRIALS_SHOWN else f", the first {_TRIALS_SHOWN} of them"
+    caption = f"Search of {name}, n = {several(len(table), 'trial')}{shown}, the best first"
+    blocks: list[Block] = [Table(caption, [str(column).replace("_", " ") for column in table.columns], rows)]
+    if len(table) > 1:
+        text = f"The first of {len(table)} trials was chosen by the score it shows: that score is optimistic."
+        blocks.append(Note(text))
     return blocks
 
 
 def _cell(text: str) -> str:
-    """Long decimals shortened, everything else as it is."""
+    """Shorten long decimals; leave everything else as it is."""
     try:
         value = float(text)
     except ValueError:

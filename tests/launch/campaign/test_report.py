@@ -84,7 +84,7 @@ def test_campaigns_that_differ_in_the_split_alone_are_put_beside_each_other(acco
         for folder in list((other / "outputs").glob(f"hcd-{before}-*")):
             folder.rename(folder.with_name(folder.name.replace(before, experiment.name)))
     kernels = plan_kernels([load_experiment("smoke", KNOBS)])
-    [beside] = report_facts(one, kernels)["beside"]
+    [beside] = report_facts(one, kernels)["other_campaigns"]
     assert (beside["name"], beside["split"], len(beside["folds"])) == ("two", "stain", 3)
     assert (beside["backbone"], beside["tiles"]) == (kernels[1].configs[0].backbone, 40)
     assert beside["interval"][0] <= beside["pooled"] <= beside["interval"][1]

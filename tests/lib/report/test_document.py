@@ -226,7 +226,8 @@ def test_names_from_files_cannot_become_markup(
     assert "<script" not in html and "<b>" not in html and "&lt;script&gt;" in html
 
 
-# --- what is not there -----------------------------------------------------------------------------------------------
+# --- what is not there
+# -----------------------------------------------------------------------------------------------
 
 
 def all_sections(root: Path, tmp_path: Path, **more: Any) -> tuple[Report, str]:
@@ -241,7 +242,7 @@ def test_nothing_at_all(tmp_path: Path) -> None:
     assert report.ids() == {"data_id": "", "fold_table_id": ""}
     assert not [picture for section in report.sections() for picture in section.pictures]
     assert "no usable output of a prepare kernel" in said and "no usable output of a fold" in said
-    assert "There is nothing to conclude from" in said and "smoke: no fold of it is among the inputs" in said
+    assert "No conclusion is possible" in said and "smoke: no fold of it is among the inputs" in said
     assert report.write(tmp_path / "working") == {REPORT_PAGE: True, REPORT_NUMBERS: True}
 
 
@@ -249,14 +250,14 @@ def test_one_fold_has_neither_a_tuned_threshold_nor_a_calibration(
     one_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
     report, said = all_sections(one_experiment("prepare", "smoke-fold-1"), tmp_path)
-    assert "2 folds of 3 missing" in notes(report.results())
-    assert "No tuned threshold" in notes(report.decisions()) and "No calibration" in notes(
+    assert "2 folds of 3 are missing" in notes(report.results())
+    assert "There is no tuned threshold" in notes(report.decisions()) and "There is no calibration" in notes(
         report.calibration()
     )
     assert not report.calibration().pictures
-    assert "how the other 2 folds would score" in said and "both need a second fold" in said
+    assert "smoke: 2 folds of 3 are missing" in said and "need at least two folds" in said
     assert "no usable output of an inference kernel" in notes(report.ensemble())
-    assert "There is no leaderboard result" in notes(report.leaderboard())
+    assert "There is no leaderboard score" in notes(report.leaderboard())
     assert "No search was made" in notes(report.search())
 
 
@@ -268,7 +269,7 @@ def test_without_prepare_there_are_scores_and_no_intervals(
     table = recomputed(campaign, "smoke", EXPERIMENTS["smoke"])
     wanted = metrics.roc_auc_score(table["label"], table["score"])
     assert report.context.numbers["experiments"]["smoke"]["auc"] == pytest.approx(wanted, abs=1e-9)
-    assert "No intervals" in notes(report.results()) and report.context.numbers["experiments"]["smoke"][
+    assert "There are no intervals" in notes(report.results()) and report.context.numbers["experiments"]["smoke"][
         "interval_95"
     ] == [
         None,
@@ -287,9 +288,9 @@ def test_a_damaged_fold_is_named_and_left_out(one_experiment: Callable[..., Path
     said = texts(report.conclusion())
     for section in (report.data(), report.results()):
         assert "oof-1-member-0.csv is damaged" in notes(section)
-    assert "1 fold of 3 missing" in notes(report.results())
+    assert "1 fold of 3 is missing" in notes(report.results())
     assert [row["fold"] for row in report.context.numbers["experiments"]["smoke"]["folds"]] == [0, 2]
-    assert "What 1 output held that could not be used" in said
+    assert "1 output could not be used and is missing" in said
 
 
 def test_a_record_that_is_no_json_and_a_fold_that_is_there_twice(
@@ -303,7 +304,7 @@ def test_a_record_that_is_no_json_and_a_fold_that_is_there_twice(
     report = campaigns.report_of(root, tmp_path / "working")
     said = notes(report.data())
     assert "hcd-smoke-fold-0/run.json cannot be read" in said
-    assert "fold 1 of smoke is there 2 times, in copy-of-fold-1 and hcd-smoke-fold-1" in said
+    assert "fold 1 of smoke is present 2 times, in copy-of-fold-1 and hcd-smoke-fold-1" in said
     assert [row["fold"] for row in report.context.numbers["experiments"]["smoke"]["folds"]] == [2]
 
 
@@ -314,7 +315,7 @@ def test_folds_of_other_data_are_not_scored(one_experiment: Callable[..., Path],
     report = campaigns.report_of(root, tmp_path / "working")
     said = texts(report.conclusion())
     assert "they were trained on different data" in notes(report.results())
-    assert "How smoke scores:" in said and not report.results().pictures
+    assert "The score of smoke is not known:" in said and not report.results().pictures
     assert report.ids()["data_id"] == ""
 
 
@@ -335,7 +336,7 @@ def test_a_fold_with_one_class_has_no_auc_and_the_rest_has(
     root = one_experiment("smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
     rewrite_fold(root, 1, lambda table: table[table["label"] == 0])
     report = campaigns.report_of(root, tmp_path / "working")
-    assert "No AUC of fold 1: all its labels are the same" in notes(report.results())
+    assert "Fold 1 has no AUC: all its labels are the same" in notes(report.results())
     found = report.context.numbers["experiments"]["smoke"]
     assert found["folds"][1]["auc"] is None and 0 < found["auc"] < 1
 
@@ -346,7 +347,7 @@ def test_one_class_everywhere_cannot_be_scored(one_experiment: Callable[..., Pat
         rewrite_fold(root, fold, lambda table: table[table["label"] == 1])
     report, said = all_sections(root, tmp_path)
     assert "AUC is undefined" in notes(report.results()) and not report.curves().pictures
-    assert "Any score: no fold of any experiment could be scored" in said
+    assert "No score is known: no fold of any experiment could be scored" in said
 
 
 def test_labels_that_contradict_the_index_are_refused(
@@ -383,14 +384,14 @@ def test_an_older_run_without_cases_and_counts_says_so(
     report = campaigns.report_of(root, tmp_path / "working")
     said = texts(report.conclusion())
     assert not report.mistakes().pictures and not report.explanations().pictures
-    assert "Pictures are missing of fold 0, 1" in notes(report.mistakes())
+    assert "Pictures of fold 0, 1 are missing" in notes(report.mistakes())
     assert any(
         isinstance(block, Table) for block in report.mistakes().blocks
     )  # the tiles are named all the same
-    assert "the run left none" in notes(report.explanations()) and "the run did not record them" in notes(
+    assert "the run kept no maps" in notes(report.explanations()) and "the run did not record it" in notes(
         report.models()
     )
-    assert "how much of what its networks look at lies in the centre" in said
+    assert "not known how much of its attribution is in the centre" in said
 
 
 def test_why_there_is_no_map_is_said(
@@ -424,7 +425,7 @@ def test_a_frozen_encoder_has_no_training_curve(
     [
         (
             "trial,learning_rate,auc\n3,0.00030000000000000003,0.91234567891\n1,1e-4,0.9\n",
-            "the best of 2 by the very score it shows",
+            "The first of 2 trials was chosen by the score it shows",
         ),
         ("trial,learning_rate,auc\n", "finished no trial"),
     ],
@@ -470,8 +471,8 @@ def test_whether_the_scored_file_is_the_one_at_hand(campaign: Path, tmp_path: Pa
     same, other = said(sha256=sha256, judge="Kaggle"), said(sha256="0" * 64)
     assert "is the submission.csv of this report" in same and "rehearsal" not in same
     assert (
-        "is another one than the submission.csv" in other
-        and "never comparable with Kaggle's leaderboard" in other
+        "differs from the submission.csv" in other
+        and "not comparable with Kaggle's leaderboard" in other
     )
     assert "gave no score" in said(public_auc=None, private_auc=None)
 
@@ -488,13 +489,15 @@ def test_grouped_against_stratified_from_another_campaign(
         "interval": [0.4, 0.6],
         "folds": 3,
     }
-    report = campaigns.report_of(root, tmp_path / "one", facts={"beside": [beside]})
+    report = campaigns.report_of(root, tmp_path / "one", facts={"other_campaigns": [beside]})
     gap = report.context.numbers["experiments"]["smoke"]["auc"] - 0.5
-    assert f"a difference of {gap:+.4f}" in texts(report.splits())
-    assert "how much its stratified folds flatter" not in texts(report.conclusion())
-    alone = campaigns.report_of(root, tmp_path / "two", facts={"beside": [beside | {"experiment": "strong"}]})
-    assert "how far they are apart is not known" in notes(alone.splits())
-    assert "how much its stratified folds flatter" in texts(alone.conclusion())
+    assert f"difference of {gap:+.4f}" in texts(report.splits())
+    assert "not known how optimistic its folds are" not in texts(report.conclusion())
+    alone = campaigns.report_of(
+        root, tmp_path / "two", facts={"other_campaigns": [beside | {"experiment": "strong"}]}
+    )
+    assert "not known how optimistic stratified folds are" in notes(alone.splits())
+    assert "not known how optimistic its folds are" in texts(alone.conclusion())
 
 
 def test_the_report_needs_no_torch() -> None:

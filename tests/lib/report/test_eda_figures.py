@@ -97,7 +97,7 @@ def test_figures_say_what_they_count_and_in_which_unit(
     assert "20 tiles of each class, of n = 200" in said["tiles of both classes"]
     assert said["tiles of both classes"].split("\n").count("no tumour") == 2
     assert (
-        "of n = 200; the furthest first" in said["the furthest out"]
+        "of n = 200; the most extreme first" in said["the furthest out"]
         and "of one colour" in said["the furthest out"]
     )
     assert "2 of n = 77 pairs" in said["copies"] and "no tumour" in said["copies"]
