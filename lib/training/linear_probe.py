@@ -17,6 +17,46 @@ from lib.training.fold import FoldTask, MemberFiles, collect_outputs
 logger = logging.getLogger(__name__)
 
 
+logger = logging.getLogger(__name__)
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of LogisticRegression: the larger, the weaker
+_DEFAULT_PENALTY = 1e-2  # with too few groups for inner folds
+_INNER_FOLDS = 3
+
+
+def choose_penalty(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, seed: int) -> float:
+    """The penalty with the highest mean AUC over three inner folds by group.
+
+    Args:
+        features: (N, C) float32, without the tiles of the fold.
+        labels: (N,) 0 or 1.
+        groups: (N,) stain groups or slides; the tiles of a group are all in one inner fold.
+        seed: of the inner folds.
+
+    Returns:
+        One of PENALTIES.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(_INNER_FOLDS, shuffle=True, random_state=seed % 2**32)
+    splits = [] if len(np.unique(groups)) < _INNER_FOLDS else list(splitter.split(features, labels, groups))
+    splits = [split for split in splits if all(len(np.unique(labels[part])) == 2 for part in split)]
+    if not splits:
+        logger.info("too few groups for inner folds with both classes: C %g", _DEFAULT_PENALTY)
+        return _DEFAULT_PENALTY
+    means = []
+    for penalty in PENALTIES:
+        scores = [
+            auc(labels[held], fit_head(features[rest], labels[rest], penalty=penalty).logits(features[held]))
+            for rest, held in splits
+        ]
+        means.append(float(np.mean(scores)))
+    chosen = PENALTIES[int(np.argmax(means))]
+    shown = ", ".join(f"C {penalty:g}: {mean:.4f}" for penalty, mean in zip(PENALTIES, means, strict=True))
+    logger.info("mean AUC of %d inner folds by group: %s; chosen: C %g", len(splits), shown, chosen)
+    return chosen
+
+
 def train_head(
     task: FoldTask,
     features: np.ndarray,
@@ -46,9 +86,9 @@ def train_head(
         features.shape[1],
         f"{len(outside):,}",
     )
-    head, penalty = fit_head(
-        np.asarray(features[outside]), labels[outside], groups[outside], seed=config.seed
-    )
+    known = np.asarray(features[outside])
+    penalty = choose_penalty(known, labels[outside], groups[outside], seed=config.seed)
+    head = fit_head(known, labels[outside], penalty=penalty)
     logits = head.logits(np.asarray(features[inside]))  # (n,)
     score = auc(labels[inside], probability(logits))
     files = MemberFiles(task.fold, 0)
