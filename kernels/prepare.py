@@ -10,9 +10,8 @@ import pandas as pd
 
 from lib.data import prepared
 from lib.data.competition import data_id, read_competition
-from lib.data.eda import Description, describe_tiles, explore, outliers
-from lib.data.integrity import describe_integrity
-from lib.data.splits import describe_splits
+from lib.data.eda import Description, describe_integrity, describe_tiles, explore, outliers
+from lib.data.folds import describe_splits
 from lib.data.stain_groups import FEATURES
 from lib.report.eda_figures import (
     brightness_histogram,

@@ -279,10 +279,10 @@ MUTATIONS = (
     ),
     Mutation(
         "penalty-selected-by-group",
-        "lib/model/linear_head.py",
+        "lib/training/linear_probe.py",
         "splitter.split(features, labels, groups)",
         "splitter.split(features, labels, np.arange(len(groups)))",
-        ("tests/lib/model/test_linear_head.py",),
+        ("tests/lib/training/test_linear_probe.py",),
     ),
     Mutation(
         "groups-in-one-fold",

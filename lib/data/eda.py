@@ -1,7 +1,8 @@
-"""What there is to know about the tiles before any training: colours, stains, light, focus, copies, groups."""
+"""Exploratory data analysis (EDA) of the tiles: integrity, colours, stains, light, focus, copies, groups."""
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lib.config import Config
+from lib.data.competition import TEST_TILES, TRAIN_TILES, Competition
 from lib.data.stain_groups import FEATURES, group_auc, stain_features
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.data.tile_store import BuiltStore, array_layout
@@ -20,7 +22,7 @@ _PIECE = 512  # tiles a thread describes at a time: 14 MiB, and about 80 MiB for
 _CORES = 8  # at most: more would take memory, not time
 _CACHED = 8  # tiles, 0.9 MiB as float32: what a core's cache holds
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-_SHOWN = 12  # outliers of each kind, and copies, that are named
+_SHOWN = 12  # names of each kind of outlier, copy and faulty file
 _PLAIN = 6.0  # grey levels: a thumb that varies less is like too many others to be called a copy
 _ALIKE = 2.0  # grey levels that copies differ by at most, on average
 
@@ -247,3 +249,71 @@ def _colours(description: Description) -> dict[str, Any]:
             name: round(float(value), 5) for name, value in zip(FEATURES, medians, strict=True)
         }
     return found
+
+
+def same_content(arrays: Mapping[Path, tuple[Sequence[str], Sequence[str]]]) -> list[tuple[str, str]]:
+    """Pairs of ids with the same pixels.
+
+    An id is the SHA-1 of its tile. Two different ids can share their pixels only if one of them does not match
+    its tile, so only those few tiles are hashed again.
+
+    Args:
+        arrays: for each tile array its ids in order, and the ids that do not match their tile.
+
+    Returns:
+        (id that does not match, id with the same pixels), sorted.
+    """
+    wrong = {name for _, mismatches in arrays.values() for name in mismatches}
+    if not wrong:
+        return []
+    # The id of each content: by SHA-1.
+    holders = {name: name for ids, _ in arrays.values() for name in ids if name not in wrong}
+    pairs = []
+    for path, (ids, mismatches) in arrays.items():
+        rows = {name: row for row, name in enumerate(ids)} if mismatches else {}
+        start = array_layout(path)[1]
+        with path.open("rb") as stream:
+            for name in mismatches:
+                stream.seek(start + rows[name] * TILE_BYTES)
+                content = hashlib.sha1(stream.read(TILE_BYTES), usedforsecurity=False).hexdigest()
+                if content in holders:
+                    pairs.append((name, holders[content]))
+                holders.setdefault(content, name)
+    return sorted(pairs)
+
+
+def describe_integrity(competition: Competition, arrays: Mapping[Path, BuiltStore]) -> dict[str, Any]:
+    """The counts of tiles and of faulty files for eda.json, with the first names of each fault.
+
+    A fault that `stops_the_run` has count 0 in every eda.json: the run ends with a message that lists the files.
+
+    Args:
+        competition: as it was read, so with a file for every id and no id twice.
+        arrays: the two tile arrays, the labelled tiles first, with the results of building them.
+    """
+    train, test = competition.train["id"].tolist(), competition.test_ids
+    mismatches = [name for store in arrays.values() for name in store.mismatches]
+    ids = zip(arrays.items(), (train, test), strict=True)
+    copies = same_content({path: (names, store.mismatches) for (path, store), names in ids})
+    return {
+        "labelled_tiles": len(train),
+        "test_tiles": len(test),
+        "of_the_competition": {
+            "labelled_tiles": TRAIN_TILES,
+            "test_tiles": TEST_TILES,
+            "all_of_them": competition.is_full,
+        },
+        "missing": _finding([], stops=True),
+        "not_in_a_table": _finding([], stops=True),
+        "id_named_twice": _finding([], stops=True),
+        "undecodable": _finding([], stops=True),
+        "wrong_size": _finding([], stops=True),
+        "mismatched": _finding(mismatches, stops=False),
+        "same_content_under_two_ids": _finding([f"{name} = {other}" for name, other in copies], stops=False),
+        "labelled_and_test": _finding(sorted(set(train) & set(test)), stops=False),
+    }
+
+
+def _finding(names: Iterable[str], *, stops: bool) -> dict[str, Any]:
+    names = list(names)
+    return {"count": len(names), "first": names[:_SHOWN], "stops_the_run": stops}

@@ -1,6 +1,7 @@
 """Folds as a pure function of (index, split, number, seed), and the checks they are held to."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from lib.errors import KernelError, listed
 
 SIZE_TOLERANCE = 0.20  # a fold's size against the mean size
 SHARE_TOLERANCE = 0.05  # a fold's share of tumour against that of all tiles
+GROUPS_SHOWN = 60  # of the largest groups, whose spread over the folds is reported
 _ATTEMPTS = 20  # random starts for grouped folds, of which the most even is taken
 
 
@@ -195,3 +197,67 @@ def fold_table_csv(folds: pd.DataFrame) -> str:
 def fold_table_id(folds: pd.DataFrame) -> str:
     """SHA-256 of the fold table's CSV text: what members must share to be averaged."""
     return hashlib.sha256(fold_table_csv(folds).encode()).hexdigest()
+
+
+def describe_splits(index: pd.DataFrame, *, number: int, seed: int) -> dict[str, Any]:
+    """Compare the folds of every possible split of the same tiles, for eda.json and its figure.
+
+    Args:
+        index: id, label, stain_group, slide; sorted by id.
+        number: folds.
+        seed: of the folds, as in training.
+
+    Returns:
+        `folds` (their number), `group` (slide if a map is attached, else stain_group), `groups` (their number),
+        and an entry for each split. It holds `fold_table_id`; `table`, for each fold its tiles, positives,
+        positive_share, groups and known_group_share (the share of its tiles whose group is also in the training
+        tiles); and `spread`, for each of the largest groups the share of its tiles in each fold. For a split
+        that cannot be made the entry holds `missing`, the reason.
+    """
+    mapped = bool((index["slide"] != "").all())
+    groups = index["slide" if mapped else "stain_group"].to_numpy()
+    splits: dict[str, Any] = {
+        "folds": number,
+        "group": "slide" if mapped else "stain_group",
+        "groups": len(np.unique(groups)),
+    }
+    for split in ("stratified", "stain", *(["slide"] if mapped else [])):
+        try:
+            table = make_folds(index, split=split, number=number, seed=seed)
+        except FoldError as error:
+            splits[split] = {"missing": str(error)}
+        else:
+            splits[split] = {"fold_table_id": fold_table_id(table)} | _describe_split(
+                index["label"].to_numpy(), groups, table["fold"].to_numpy(), number=number
+            )
+    return splits
+
+
+def _describe_split(
+    labels: np.ndarray, groups: np.ndarray, fold: np.ndarray, *, number: int
+) -> dict[str, Any]:
+    names, group = np.unique(groups, return_inverse=True)
+    counts = np.bincount(group * number + fold, minlength=len(names) * number)
+    tiles = counts.reshape(len(names), number)  # (G, F)
+    size = tiles.sum(axis=1, keepdims=True)  # (G, 1)
+    known = np.where(size > tiles, tiles, 0).sum(axis=0)  # (F,) tiles whose group is in other folds, too
+    positives = np.bincount(fold, weights=labels, minlength=number)  # (F,)
+    largest = np.argsort(-size[:, 0], kind="stable")[:GROUPS_SHOWN]
+    return {
+        "table": [
+            {
+                "fold": column,
+                "tiles": int(tiles[:, column].sum()),
+                "positives": int(positives[column]),
+                "positive_share": round(float(positives[column] / tiles[:, column].sum()), 4),
+                "groups": int((tiles[:, column] > 0).sum()),
+                "known_group_share": round(float(known[column] / tiles[:, column].sum()), 4),
+            }
+            for column in range(number)
+        ],
+        "spread": [
+            {"group": str(names[row]), "tiles": int(size[row, 0])}
+            | {"shares": [round(float(share), 4) for share in tiles[row] / size[row]]}
+            for row in largest
+        ],
+    }

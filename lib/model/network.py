@@ -3,7 +3,7 @@
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -14,7 +14,6 @@ from lib.config import Config
 from lib.errors import KernelError
 from lib.image.stain import normalise_stains
 from lib.model.pooling import PooledBackbone, build_pool, feature_map
-from lib.model.stem import refine_stem
 from lib.model.weights import WEIGHTS_NAME, check_weight_file
 
 _ENCODER_CONFIG = "config.json"
@@ -101,6 +100,45 @@ class Classifier(nn.Module):
         """Logits of tumour, (B,), from images (B, 3, H, W) in [0, 1], RGB, after `normalise_stain`."""
         logits: torch.Tensor = self.backbone(self.normalise(self.resize(images)))
         return logits.squeeze(-1)
+
+
+class StemError(ValueError):
+    """The first layers of this backbone have nothing to remove."""
+
+
+def refine_stem(backbone: nn.Module, stem: str) -> None:
+    """Make the feature map finer: remove the max-pool of the first layers, or the stride too, in place.
+
+    No weight changes its shape.
+
+    Args:
+        backbone: a timm network.
+        stem: keep, no_pool or no_stride, see Config.
+
+    Raises:
+        StemError: the backbone has no max-pool, or its first convolution has no stride smaller than its kernel.
+    """
+    if stem == "keep":
+        return
+    pools = [name for name, module in backbone.named_modules() if isinstance(module, nn.MaxPool2d)]
+    if pools:
+        *path, last = pools[0].split(".")
+        owner = backbone.get_submodule(".".join(path))
+        # DenseNet and others run their modules in sequence, ResNet by name: both accept an identity.
+        setattr(owner, last, nn.Identity())
+    if stem == "no_pool":
+        if not pools:
+            raise StemError("it has no max-pool in its first layers: use stem = keep, or no_stride")
+        return
+    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    stride, kernel = (
+        cast(tuple[int, int], getattr(first, name, (1, 1))) for name in ("stride", "kernel_size")
+    )
+    if stride[0] == 1 or stride[0] >= kernel[0]:
+        raise StemError(
+            f"its first convolution ({kernel[0]} wide, stride {stride[0]}) has no stride to spare: use stem = keep"
+        )
+    cast(nn.Conv2d, first).stride = (1, 1)
 
 
 def build_network(

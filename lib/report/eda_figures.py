@@ -173,7 +173,7 @@ def splits_figure(splits: Mapping[str, Any], path: Path) -> None:
     """Draw the folds that each split would make: size, share of tumour, groups in the training folds.
 
     Args:
-        splits: of lib.data.splits.
+        splits: of lib.data.folds.describe_splits.
         path: the PNG file.
     """
     names = [name for name in _TITLES if name in splits]

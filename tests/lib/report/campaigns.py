@@ -14,10 +14,8 @@ import pandas as pd
 from lib.config import Config
 from lib.data import prepared
 from lib.data.competition import data_id, read_competition
-from lib.data.eda import describe_tiles, explore
-from lib.data.folds import fold_table_id, make_folds
-from lib.data.integrity import describe_integrity
-from lib.data.splits import describe_splits
+from lib.data.eda import describe_integrity, describe_tiles, explore
+from lib.data.folds import describe_splits, fold_table_id, make_folds
 from lib.evaluation.metrics import auc, probability
 from lib.model.checkpoint import CHECKPOINT_FORMAT
 from lib.report.document import Report

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib.data.splits import describe_splits
+from lib.data.folds import describe_splits
 from lib.data.stain_groups import FEATURES
 from lib.report.eda_figures import focus_histogram, group_stains, splits_figure
 from lib.report.tile_figures import contact_sheet, copies_sheet, outlier_sheet
