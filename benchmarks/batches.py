@@ -1,11 +1,15 @@
-"""Augmented batches on the CPU: ours against casting alone and against what other libraries offer for it.
+"""Augmented batches on the CPU: this project against albumentations, kornia, torchvision, timm and fastai.
 
-    python benchmarks/batches.py DIR        a folder in competition layout; the peers are those of benchmarks/requirements.txt
+    python benchmarks/batches.py DIR        a folder in competition layout
 
-From uint8 tiles in memory to normalised float32 batches of 128, in an order drawn anew each round: flips, right angles,
-jitter of stains (HED), brightness, contrast, saturation and hue. Every peer does the nearest it offers, and its row says what
-it lacks; ours is therefore timed without the stains, too. In one process each has as many threads as it takes by default; a
-worker has one, and workers are kept from round to round. Contenders take turns; ratios are taken within a round.
+The other libraries are those of benchmarks/requirements.txt. The work: uint8 tiles in memory become
+normalised float32 batches of 128, in a new order each round, with flips, right-angle rotations, HED stain
+jitter, and jitter of brightness, contrast, saturation and hue. Each library does the nearest it offers, and
+its row names the missing part. Ours is therefore also timed without stain jitter. A lower bound is the
+conversion to float32 alone.
+
+Within one process each library uses its default number of threads. A worker process has one thread, and
+workers live from round to round. The methods run in turn; ratios are taken within a round.
 """
 
 import argparse
@@ -32,12 +36,12 @@ from lib.training.epoch import TrainingSet, plan_epoch  # noqa: E402
 BATCH, ROUNDS, TILES = 128, 7, 2000
 CPU = torch.device("cpu")
 OURS, OURS_PLAIN = "ours", "ours, without HED"
-LIMIT, IN_PLACE = "limit: cast and normalise", "cast and normalise, in place"
-WANTED_OF_LIMIT, WANTED_OF_PEERS = 0.35, 4.0
+LIMIT, IN_PLACE = "limit: cast and normalise", "limit: cast and normalise in place"
+TARGET_OF_LIMIT, TARGET_OF_PEERS = 0.35, 4.0
 
 
 def our_batches(tiles: np.ndarray, labels: np.ndarray, config: Config) -> Callable[[], int]:
-    """An epoch of our batches at each call, draws and order included."""
+    """A function that loads and augments one epoch of batches; it includes the order and the random draws."""
     network = Classifier(torch.nn.Identity(), input_size=tiles.shape[1], mean=peers.MEAN, std=peers.STD)
     training_set = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
     epochs = iter(range(1_000_000))
@@ -45,7 +49,7 @@ def our_batches(tiles: np.ndarray, labels: np.ndarray, config: Config) -> Callab
     @torch.no_grad()
     def work() -> int:
         plan = plan_epoch(training_set, config, epoch=next(epochs))
-        sizes = [size for each in plan.micro_batches for size in each]
+        sizes = [size for step in plan.micro_batches for size in step]
         batches = load_batches(
             tiles, plan.rows, batch_size=sizes, device=CPU, columns=(plan.labels, plan.draws)
         )
@@ -55,20 +59,20 @@ def our_batches(tiles: np.ndarray, labels: np.ndarray, config: Config) -> Callab
 
 
 def cast(tiles: torch.Tensor) -> torch.Tensor:
-    """(B, 96, 96, 3) uint8 to normalised (B, 3, 96, 96) float32, one line as tutorials have it."""
+    """Convert (B, 96, 96, 3) uint8 to normalised (B, 3, 96, 96) float32 in one line, as in tutorials."""
     mean, std = torch.tensor(peers.MEAN).view(3, 1, 1), torch.tensor(peers.STD).view(3, 1, 1)
     return (tiles.permute(0, 3, 1, 2).float().div_(255) - mean) / std
 
 
 def cast_in_place(tiles: torch.Tensor) -> torch.Tensor:
-    """The same in the fewest passes: the fastest of seven ways of writing it (2026-11-24)."""
+    """Convert in the fewest passes over memory: the fastest of seven variants (2026-11-24)."""
     std = torch.tensor(peers.STD).view(3, 1, 1)
     images = tiles.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return images.mul_(1 / (255 * std)).sub_(torch.tensor(peers.MEAN).view(3, 1, 1) / std)
 
 
 def batch_by_batch(tiles: np.ndarray, transform: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], int]:
-    """An epoch of gathered batches, each through `transform`, at each call."""
+    """A function that gathers the batches of one epoch and applies `transform` to each."""
     source = torch.from_numpy(tiles)
 
     @torch.no_grad()
@@ -79,10 +83,10 @@ def batch_by_batch(tiles: np.ndarray, transform: Callable[[torch.Tensor], torch.
     return work
 
 
-def contenders(
+def all_methods(
     tiles: np.ndarray, labels: np.ndarray, config: Config, workers: int
 ) -> dict[str, Callable[[], int]]:
-    """All there are, by the names their rows carry."""
+    """All methods, by the name of their row."""
     plain = dataclasses.replace(config, hed_jitter=0.0)
 
     def loaded(make: Callable[..., object], count: int, **rest: bool) -> Callable[[], int]:
@@ -104,9 +108,9 @@ def contenders(
         f"albumentations (no HED), {workers} workers": loaded(peers.albumentations_loader, workers),
         "albumentations (no HED), 0 workers": loaded(peers.albumentations_loader, 0),
         "kornia, batches (no HED)": batch_by_batch(tiles, peers.kornia_batches(config)),
-        "torchvision v2, batches (1 draw, no HED)": batch_by_batch(tiles, peers.torchvision_batches(config)),
+        "torchvision v2, one draw a batch (no HED)": batch_by_batch(tiles, peers.torchvision_batches(config)),
         f"torchvision v2 (no HED), {workers} workers": loaded(peers.torchvision_loader, workers),
-        f"timm (no HED, no turns), {workers} workers": loaded(peers.timm_loader, workers),
+        f"timm (no HED, no rotation), {workers} workers": loaded(peers.timm_loader, workers),
         "fastai, batch transforms (no HED)": batch_by_batch(tiles, peers.fastai_batches(config)),
         f"fastai, DataLoaders (no HED), {workers} workers": loaded(fastai, workers),
         "fastai, DataLoaders (no HED), 0 workers": loaded(fastai, 0),
@@ -114,53 +118,59 @@ def contenders(
 
 
 def verdicts(rates: dict[str, list[float]]) -> dict[str, str]:
-    """What was wanted and what came out: median of the rounds' ratios and their range."""
+    """Ratios of ours to the limit and to the fastest library: median of the rounds and range."""
 
     def ratio(ours: str, other: str) -> str:
-        each = np.array(rates[ours]) / np.array(rates[other])
-        return f"{np.median(each):.2f} ({each.min():.2f} to {each.max():.2f})"
+        ratios = np.array(rates[ours]) / np.array(rates[other])
+        return f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
 
-    def best(names: list[str]) -> str:
+    def fastest(names: list[str]) -> str:
         return max(names, key=lambda name: float(np.median(rates[name])))
 
-    rivals = [name for name in rates if name not in (OURS, OURS_PLAIN, LIMIT, IN_PLACE)]
-    stains, rest = [n for n in rivals if "H&E" in n], [n for n in rivals if "H&E" not in n]
+    libraries = [name for name in rates if name not in (OURS, OURS_PLAIN, LIMIT, IN_PLACE)]
+    with_stains = [name for name in libraries if "H&E" in name]
+    without = [name for name in libraries if "H&E" not in name]
     out = {
-        f"ours / limit (wanted {WANTED_OF_LIMIT})": ratio(OURS, LIMIT),
-        "ours / in place": ratio(OURS, IN_PLACE),
+        f"ours / limit (target {TARGET_OF_LIMIT})": ratio(OURS, LIMIT),
+        "ours / limit in place": ratio(OURS, IN_PLACE),
     }
-    if stains:
-        out[f"ours / best that jitters stains (wanted {WANTED_OF_PEERS:g}), {best(stains)}"] = ratio(
-            OURS, best(stains)
-        )
-    if rest:
-        out[f"ours without HED / best without, {best(rest)}"] = ratio(OURS_PLAIN, best(rest))
-        out[f"ours with HED / best without, {best(rest)}"] = ratio(OURS, best(rest))
+    if with_stains:
+        best = fastest(with_stains)
+        out[f"ours / fastest with stain jitter (target {TARGET_OF_PEERS:g}), {best}"] = ratio(OURS, best)
+    if without:
+        best = fastest(without)
+        out[f"ours without HED / fastest without, {best}"] = ratio(OURS_PLAIN, best)
+        out[f"ours with HED / fastest without, {best}"] = ratio(OURS, best)
     return out
 
 
 def main() -> None:
-    """Time them in turn."""
+    """Time all methods in turn and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--tiles", type=int, default=TILES)
+    parser.add_argument("data", type=Path, help="a folder in competition layout")
+    parser.add_argument("--tiles", type=int, default=TILES, help="tiles of an epoch")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument(
-        "--workers", type=int, default=min(2, os.cpu_count() or 1), help="of the peers' loaders"
+        "--workers",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="worker processes of the libraries' loaders",
     )
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", category=UserWarning)  # of the peers, on what they will change
+    warnings.filterwarnings("ignore", category=UserWarning)  # deprecation notices of the other libraries
     tiles, labels = read_tiles(arguments.data, limit=arguments.tiles)
     if len(tiles) < BATCH:
-        sys.exit(f"{arguments.data} holds {len(tiles)} labelled tiles, fewer than a batch of {BATCH}")
+        sys.exit(
+            f"{arguments.data} holds {len(tiles)} labelled tiles, fewer than a batch of {BATCH}: use more"
+        )
     config = Config(hed_jitter=0.05, batch_size=BATCH)
-    works = contenders(tiles, labels, config, arguments.workers)
+    works = all_methods(tiles, labels, config, arguments.workers)
     rates = interleave(works, rounds=arguments.rounds)
-    facts = {"tiles": len(tiles), "batch": BATCH, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    outcome = verdicts(rates)
-    report("batches", rates, ours=OURS, facts=facts)
-    for wanted, came in outcome.items():
-        print(f"  {wanted}: {came}")
+    threads, cores = torch.get_num_threads(), os.cpu_count()
+    conditions = {"tiles": len(tiles), "batch": BATCH, "threads": threads, "cores": cores}
+    report("batches", rates, ours=OURS, conditions=conditions)
+    for name, ratio in verdicts(rates).items():
+        print(f"  {name}: {ratio}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
-"""Training on a GPU: tiles per second, the share of pure computation, compiling, memory, start; beside other libraries.
+"""Training on a GPU: tiles per second, share of pure computation, compilation, memory and start-up time.
 
     python benchmarks/gpu.py                                        every network, half an hour or so
     python benchmarks/gpu.py --networks resnet34:96 --steps 100     NAME:SIDE, in pixels
 
-Tiles are noise and weights random, because only time is asked for. Per network, in turn: `train_one_epoch` as it is; with one
-batch that stays on the device (pure computation: augmentation, forward, loss, backward, step); with each batch fetched only
-when asked for; compiled; and the usual notebook's loop, timm's prefetching loader and fastai, whose rows say what they lack of
-our augmentation. All in the number format `precision = auto` takes. Then: seconds from a process's start to its first step
-with a training set of full size in a scratch folder (read from the page cache, because it was just written), and peak memory
-of that process; and an epoch under torch.cuda.set_sync_debug_mode("error"), which passes when the loop waits for the device
-only where it looks at the loss.
+Tiles are noise and weights are random, because only time is measured. For each network, these methods run
+in turn: `train_one_epoch` unchanged; with one fixed batch on the device (pure computation: augmentation,
+forward, loss, backward, step); without prefetch; compiled; and, for comparison, the loop of most notebooks,
+timm's prefetching loader and fastai. The names of their rows state what they lack of our augmentation. All
+use the number format of `precision = auto`.
+
+One epoch runs under torch.cuda.set_sync_debug_mode("error"). It passes when the loop waits for the device
+only to check the loss.
+
+Finally, the benchmark measures the start: seconds from the start of a process to its first step, and the
+peak memory of that process. The training set has full size and is in a scratch folder. It is read from the
+page cache, because it was just written.
 """
 
 import argparse
@@ -31,17 +36,17 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.rounds import interleave, report, write  # noqa: E402
-from benchmarks.training import (
+from benchmarks.rounds import interleave, report, write_result  # noqa: E402
+from benchmarks.training import (  # noqa: E402
     FIXED,
-    LATE,
+    NO_PREFETCH,
     REAL,
-    FixedFeed,
+    FixedLoader,
     OurTraining,
     backbone_of,
-    fetch_when_asked,
-    peers_loops,
-)  # noqa: E402
+    load_without_prefetch,
+    other_loops,
+)
 from lib.config import Config  # noqa: E402
 from lib.data.tile_store import read_array  # noqa: E402
 from lib.training import epoch  # noqa: E402
@@ -57,24 +62,24 @@ NETWORKS = (
 )
 FULL_SIZE = 220_025  # tiles of the competition's training set: 5.67 GiB
 COMPILED = "ours, compiled"
-WANTED_OF_COMPUTE = 0.95
+TARGET_OF_COMPUTE = 0.95
 
 
 def noise(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 96, 96, 3) uint8 and (N,) float32 labels of both kinds."""
+    """Random tiles (N, 96, 96, 3) uint8, and (N,) float32 labels of both classes."""
     generator = np.random.default_rng(0)
     tiles = np.frombuffer(generator.bytes(count * 96 * 96 * 3), dtype=np.uint8).reshape(count, 96, 96, 3)
     return tiles.copy(), (np.arange(count) % 5 < 2).astype(np.float32)
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done all it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """GiB this process had at most, on the host and (by torch's allocator) on the device."""
+    """Peak memory of this process in GiB, on the host and (by torch's allocator) on the device."""
     unit = 1 if platform.system() == "Darwin" else 1024  # getrusage(2)
     peaks = {"host GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
@@ -82,27 +87,27 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {name: round(size / 2**30, 2) for name, size in peaks.items()}
 
 
-def waits_only_where_it_looks(ours: OurTraining) -> str:
-    """Train an epoch during which torch refuses to wait for the device, but for the looks at the loss.
+def waits_only_for_loss_checks(ours: OurTraining) -> str:
+    """Train one epoch during which torch refuses to wait for the device, except for checks of the loss.
 
     Returns:
-        "yes", or what it waited for.
+        "yes" with the counts, or "no" with torch's error.
     """
     if ours.device.type != "cuda":
         return "not tried: no GPU"
     last = epoch.steps_per_epoch(ours.training_set, ours.config) - 1
-    look, looks = epoch._require_finite, 0
+    check_loss, checks = epoch._require_finite, 0
 
-    def looking(total: torch.Tensor, *, number: int, **rest: object) -> None:
-        nonlocal looks
+    def check_and_count(total: torch.Tensor, *, number: int, **rest: object) -> None:
+        nonlocal checks
         torch.cuda.set_sync_debug_mode("default")
-        look(total, number=number, **rest)  # type: ignore[arg-type]
-        looks += 1
-        if number < last:  # the epoch's end reads the loss
+        check_loss(total, number=number, **rest)  # type: ignore[arg-type]
+        checks += 1
+        if number < last:  # after the last step the epoch reads its loss
             torch.cuda.set_sync_debug_mode("error")
 
-    ours.train()  # allocates, chooses algorithms
-    epoch._require_finite = looking
+    ours.train()  # the first epoch allocates memory and selects algorithms
+    epoch._require_finite = check_and_count
     torch.cuda.set_sync_debug_mode("error")
     try:
         ours.train()
@@ -112,12 +117,12 @@ def waits_only_where_it_looks(ours: OurTraining) -> str:
         return f"no: {error}"
     finally:
         torch.cuda.set_sync_debug_mode("default")
-        epoch._require_finite = look
-    return f"yes: {last + 1} steps, {looks} looks"
+        epoch._require_finite = check_loss
+    return f"yes: {last + 1} steps, {checks} loss checks"
 
 
 def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.device) -> None:
-    """All contenders on one network."""
+    """Time all methods on one network."""
     config = Config(hed_jitter=0.05, batch_size=arguments.batch, input_size=size)
     tiles, labels = noise(arguments.tiles or arguments.steps * arguments.batch)
     torch.manual_seed(0)
@@ -126,72 +131,72 @@ def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.d
     ours = OurTraining(backbone_of(name, size=size), tiles, labels, config, device=device)
     ours.train()
     memory = peak_memory(device)
-    waits = waits_only_where_it_looks(ours)
-    fixed = FixedFeed()
+    waits = waits_only_for_loss_checks(ours)
+    fixed = FixedLoader()
     works: dict[str, Callable[[], int]] = {
         REAL: ours.train,
         FIXED: lambda: ours.train(fixed),
-        LATE: lambda: ours.train(fetch_when_asked),
+        NO_PREFETCH: lambda: ours.train(load_without_prefetch),
     }
-    begun = 0.0
+    first_epoch = 0.0  # seconds, compilation included
     if not arguments.no_compile:
         compiled = OurTraining(
             backbone_of(name, size=size), tiles, labels, config, device=device, compiled=True
         )
-        began = time.perf_counter()
+        started = time.perf_counter()
         compiled.train()
         wait_for(device)
-        begun = time.perf_counter() - began
+        first_epoch = time.perf_counter() - started
         works[COMPILED] = compiled.train
     if not arguments.no_peers:
-        works |= peers_loops(name, tiles, labels, config, device=device, workers=arguments.workers, size=size)
+        works |= other_loops(name, tiles, labels, config, device=device, workers=arguments.workers, size=size)
 
-    def waiting(work: Callable[[], int]) -> Callable[[], int]:
-        def whole() -> int:
+    def completed(work: Callable[[], int]) -> Callable[[], int]:
+        def work_and_wait() -> int:
             trained = work()
             wait_for(device)
             return trained
 
-        return whole
+        return work_and_wait
 
-    rates = interleave({each: waiting(work) for each, work in works.items()}, rounds=arguments.rounds)
+    rates = interleave({method: completed(work) for method, work in works.items()}, rounds=arguments.rounds)
     shares = np.array(rates[REAL]) / np.array(rates[FIXED])
     share = f"{np.median(shares):.3f} ({shares.min():.3f} to {shares.max():.3f})"
-    facts: dict[str, object] = {
+    conditions: dict[str, object] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "network": name,
         "pixels": size,
         "batch": config.batch_size,
         "steps a round": len(tiles) // config.batch_size,
         "precision": str(ours.precision).removeprefix("torch."),
-        f"share of pure computation (wanted {WANTED_OF_COMPUTE})": share,
-        "waits only where it looks": waits,
+        f"share of pure computation (target {TARGET_OF_COMPUTE})": share,
+        "waits only for loss checks": waits,
         **{f"peak {where}": peak for where, peak in memory.items()},
     }
     if COMPILED in works:
-        facts |= compiling(
-            begun,
+        conditions |= compiling(
+            first_epoch,
             plain=float(np.median(rates[REAL])),
             fast=float(np.median(rates[COMPILED])),
             tiles=len(tiles),
             config=config,
         )
-    report(f"gpu-{name}-{size}", rates, ours=REAL, facts=facts)
+    report(f"gpu-{name}-{size}", rates, ours=REAL, conditions=conditions)
 
 
 def compiling(first: float, *, plain: float, fast: float, tiles: int, config: Config) -> dict[str, object]:
-    """What compiling costs and gains.
+    """Cost and gain of compilation.
 
     Args:
-        first: seconds of the first epoch, which compiles.
-        plain: tiles per second without.
-        fast: tiles per second with.
-        tiles: of an epoch.
-        config: batch_size.
+        first: seconds of the first epoch, which includes compilation.
+        plain: tiles per second without compilation.
+        fast: tiles per second with compilation.
+        tiles: tiles of an epoch.
+        config: only its batch_size is used.
     """
     seconds = max(0.0, first - tiles // config.batch_size * config.batch_size / fast)
-    each = config.batch_size / plain - config.batch_size / fast  # seconds a step saves
-    even = f"{seconds / each:,.0f}" if each > 0 else "never"
+    saved = config.batch_size / plain - config.batch_size / fast  # seconds a step
+    even = f"{seconds / saved:,.0f}" if saved > 0 else "never"
     return {
         "compiling, s": round(seconds, 1),
         "compiled / not": round(fast / plain, 3),
@@ -200,34 +205,34 @@ def compiling(first: float, *, plain: float, fast: float, tiles: int, config: Co
 
 
 def write_store(path: Path, count: int) -> str:
-    """Write a tile array of noise; its SHA-256. A hundredth of it is drawn, and repeated."""
+    """Write a tile array of noise, a random block repeated a hundred times; returns its SHA-256."""
     digest = hashlib.sha256()
     block = noise(max(1, count // 100))[0]
     with path.open("wb") as stream:
         np.lib.format.write_array_header_1_0(
             stream, {"descr": "|u1", "fortran_order": False, "shape": (count, 96, 96, 3)}
         )
-        for at in range(0, count, len(block)):
-            stream.write(block[: count - at].data)
+        for start in range(0, count, len(block)):
+            stream.write(block[: count - start].data)
     with path.open("rb") as stream:
-        while piece := stream.read(2**24):
-            digest.update(piece)
+        while chunk := stream.read(2**24):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def first_step(path: Path, sha256: str, name: str, batch: int, device: torch.device, started: float) -> None:
-    """Read the whole store, build a network, take one step: the other process of `measure_start`."""
+    """Read the whole store, build a network and take one step, in the process that `measure_start` starts."""
     tiles = read_array(path, sha256=sha256)
-    read = time.time()
+    tiles_read = time.time()
     labels = (np.arange(len(tiles)) % 5 < 2).astype(np.float32)
     config = Config(hed_jitter=0.05, batch_size=batch)
     ours = OurTraining(backbone_of(name), tiles, labels, config, device=device)
-    ours.step.total = 1  # the plan ends there
+    ours.step.total = 1  # the plan ends after one step
     ours.train()
     wait_for(device)
     seconds = {
         "first step, s": round(time.time() - started, 2),
-        "of it until the tiles were read": round(read - started, 2),
+        "until the tiles were read, s": round(tiles_read - started, 2),
     }
     print(
         json.dumps(
@@ -237,7 +242,7 @@ def first_step(path: Path, sha256: str, name: str, batch: int, device: torch.dev
 
 
 def measure_start(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Seconds from a process's start to the end of its first step, with a store of full size."""
+    """Measure the seconds from a process's start to the end of its first step, with a store of full size."""
     name = arguments.networks[0].split(":")[0]
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         path = Path(folder) / "tiles-train.npy"
@@ -252,7 +257,7 @@ def measure_start(arguments: argparse.Namespace, device: torch.device) -> None:
             "--networks",
             name,
         ]
-        seen = []
+        processes = []
         for _ in range(arguments.rounds):
             done = subprocess.run(
                 [*command, "--first-step", str(path), sha256, str(time.time())],
@@ -261,39 +266,46 @@ def measure_start(arguments: argparse.Namespace, device: torch.device) -> None:
                 check=True,
                 cwd=ROOT,
             )
-            seen.append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"\nstart: {name}, {seen[0]['tiles']:,} tiles, {seen[0]['GiB']} GiB; {len(seen)} processes")
-    for key in [key for key in seen[0] if key not in ("tiles", "GiB")]:
-        values = [each[key] for each in seen]
+            processes.append(json.loads(done.stdout.splitlines()[-1]))
+    first = processes[0]
+    print(f"\nstart: {name}, {first['tiles']:,} tiles, {first['GiB']} GiB; {len(processes)} processes")
+    for key in [key for key in first if key not in ("tiles", "GiB")]:
+        values = [process[key] for process in processes]
         print(f"  {key}: {np.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
-    write("gpu-start", {"network": name, "processes": seen})
+    write_result("gpu-start", {"network": name, "processes": processes})
 
 
 def main() -> None:
-    """Network by network, then the start."""
+    """Measure each network, then the start of a process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NAME:SIDE")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=60, help="of a round")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="of the peers' loaders")
-    parser.add_argument("--no-peers", action="store_true", help="ours alone")
-    parser.add_argument("--no-compile", action="store_true")
     parser.add_argument(
-        "--store-tiles", type=int, default=FULL_SIZE, help="of the store that is started from; 0: none"
+        "--workers", type=int, default=os.cpu_count() or 1, help="worker processes of the other loaders"
     )
-    parser.add_argument("--scratch", type=Path, help="folder for that store; the system's by default")
-    # To try the benchmark itself where there is no GPU: --device cpu --tiles 256 --networks resnet18 --steps 2.
+    parser.add_argument("--no-peers", action="store_true", help="without the other libraries")
+    parser.add_argument("--no-compile", action="store_true", help="without compilation")
+    parser.add_argument(
+        "--store-tiles",
+        type=int,
+        default=FULL_SIZE,
+        help="tiles of the training set for the start; 0: skip it",
+    )
+    parser.add_argument("--scratch", type=Path, help="folder for that training set; default: the system's")
+    # To test the benchmark without a GPU: --device cpu --tiles 256 --networks resnet18 --steps 2.
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--tiles", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--first-step", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit(
-            f"torch {torch.__version__} sees no CUDA device here: run `make bench-gpu` on a machine with an NVIDIA GPU"
+            f"torch {torch.__version__} sees no CUDA device here: "
+            "run `make bench-gpu` on a machine with an NVIDIA GPU"
         )
     device = torch.device(arguments.device)
-    warnings.filterwarnings("ignore", category=UserWarning)  # of the peers, on what they will change
+    warnings.filterwarnings("ignore", category=UserWarning)  # deprecation notices of the other libraries
     if arguments.first_step:
         path, sha256, started = arguments.first_step
         first_step(Path(path), sha256, arguments.networks[0], arguments.batch, device, float(started))
@@ -307,10 +319,7 @@ def main() -> None:
         name, _, size = network.partition(":")
         try:
             measure(name, int(size or 96), arguments, device)
-        except (
-            RuntimeError,
-            ImportError,
-        ) as error:  # memory that does not suffice for one network leaves the others
+        except (RuntimeError, ImportError) as error:  # too little memory for one network: measure the others
             failed.append(f"{network}: {error}")
             print(failed[-1], file=sys.stderr)
         torch.compiler.reset()

@@ -1,7 +1,9 @@
-"""What the other libraries offer for the same work, each set up as its own documentation has it.
+"""Other libraries' loaders and training loops for the same work, set up as in their own documentation.
 
-Tiles are in memory for all of them, as ours are, and the strengths of the augmentation are those of the Config. What a peer
-lacks it is not charged for: its row says so. They are imported where they are used, so that this module imports without them.
+Libraries: albumentations, torchvision, kornia, fastai and timm. Their tiles are in memory, as ours are, and
+the strengths of the augmentation are those of the Config. A library without some augmentation does not have
+to replace it: the name of its row states the missing part. Each library is imported in the function that
+uses it, so this module can be imported without them.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.config import Config
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class MemoryDataset(Dataset):
-    """One tile and its label at a time, through a transform, as notebooks have it."""
+    """A dataset of single tiles and labels with a transform, as in most notebooks."""
 
     def __init__(
         self, tiles: np.ndarray, labels: np.ndarray, transform: Callable[[np.ndarray], Any] | None = None
@@ -35,10 +37,11 @@ class MemoryDataset(Dataset):
 
 
 def _loader(dataset: Dataset, *, batch_size: int, workers: int, device: torch.device) -> DataLoader:
-    """Workers stay between epochs: short epochs are not to be charged with starting them.
+    """A DataLoader whose workers stay between epochs, so that short epochs do not pay for starting them.
 
-    Each works with one thread. torch sees to that for itself, but not for the BLAS under NumPy, which HEStain calls for every
-    tile: with its default of one thread a core two workers get 830 tiles/s instead of 2,440 (2 cores, 2026-11-24).
+    Each worker uses one thread. torch limits its own threads, but not those of the BLAS library under
+    NumPy, which HEStain calls for every tile. With the default of one BLAS thread per core, two workers
+    reach 830 tiles/s instead of 2,440 (2 cores, 2026-11-24).
     """
     return DataLoader(
         dataset,
@@ -67,9 +70,9 @@ def albumentations_loader(
     size: int = 96,
     hed: bool = False,
 ) -> DataLoader:
-    """The usual notebook's: OpenCV and albumentations a tile, in a DataLoader.
+    """The loader of most notebooks: albumentations on one tile at a time, in a DataLoader.
 
-    `hed` adds HEStain, the nearest it has to jitter of haematoxylin, eosin and DAB: two stains of fixed vectors.
+    `hed` adds HEStain, the nearest to jitter of haematoxylin, eosin and DAB: two stains with fixed vectors.
     """
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
@@ -79,18 +82,20 @@ def albumentations_loader(
         "contrast": config.contrast,
         "saturation": config.saturation,
     }
-    around = {name: (1 - strength, 1 + strength) for name, strength in strengths.items()}
-    parts: list[Any] = [A.RandomRotate90(p=1), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
+    ranges = {name: (1 - strength, 1 + strength) for name, strength in strengths.items()}
+    transforms: list[Any] = [A.RandomRotate90(p=1), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
     if hed:
-        near = {
+        strength_ranges = {
             "intensity_scale_range": (1 - config.hed_jitter, 1 + config.hed_jitter),
             "intensity_shift_range": (-config.hed_jitter, config.hed_jitter),
         }
-        parts.append(A.HEStain(method="preset", preset="ruifrok", augment_background=True, p=1, **near))
-    parts += [A.ColorJitter(**around, hue=(-config.hue, config.hue), p=1)]
+        transforms.append(
+            A.HEStain(method="preset", preset="ruifrok", augment_background=True, p=1, **strength_ranges)
+        )
+    transforms += [A.ColorJitter(**ranges, hue=(-config.hue, config.hue), p=1)]
     if size != tiles.shape[1]:
-        parts.append(A.Resize(size, size))
-    compose = A.Compose([*parts, A.Normalize(mean=MEAN, std=STD), ToTensorV2()])
+        transforms.append(A.Resize(size, size))
+    compose = A.Compose([*transforms, A.Normalize(mean=MEAN, std=STD), ToTensorV2()])
     dataset = MemoryDataset(tiles, labels, lambda tile: compose(image=tile)["image"])
     return _loader(dataset, batch_size=batch_size, workers=workers, device=device)
 
@@ -104,7 +109,7 @@ def torchvision_loader(
     workers: int,
     device: torch.device,
 ) -> DataLoader:
-    """The v2 transforms of torchvision, one tile at a time in a DataLoader."""
+    """The v2 transforms of torchvision on one tile at a time, in a DataLoader."""
     transform = _torchvision_transform(config)
     dataset = MemoryDataset(tiles, labels, lambda tile: transform(torch.from_numpy(tile).permute(2, 0, 1)))
     return _loader(dataset, batch_size=batch_size, workers=workers, device=device)
@@ -127,13 +132,13 @@ def _torchvision_transform(config: Config) -> nn.Module:
 
 
 def torchvision_batches(config: Config) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The v2 transforms of torchvision on (B, 96, 96, 3) uint8 at once: one draw for all tiles of a batch."""
+    """The v2 transforms of torchvision on batches (B, 96, 96, 3) uint8: one draw for all tiles of a batch."""
     transform = _torchvision_transform(config)
     return lambda tiles: transform(tiles.permute(0, 3, 1, 2))
 
 
 def kornia_batches(config: Config) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The augmentations of kornia on (B, 96, 96, 3) uint8, each tile with its own draw."""
+    """The augmentations of kornia on batches (B, 96, 96, 3) uint8, each tile with its own draw."""
     import kornia.augmentation as K
 
     sequence = K.AugmentationSequential(
@@ -152,7 +157,7 @@ def _fastai_transforms(config: Config, size: int | None = None) -> list[Any]:
 
     colours = [Saturation(max_lighting=config.saturation, p=1.0), Hue(max_hue=config.hue, p=1.0)]
     lighting = {"max_lighting": max(config.brightness, config.contrast), "p_lighting": 1.0}
-    # flip_vert makes the flip a Dihedral: the eight symmetries. No other turns, warps or zooms.
+    # flip_vert makes the flip a Dihedral: the eight symmetries. No other rotation, warp or zoom.
     geometry = {"flip_vert": True, "max_rotate": 0.0, "max_zoom": 1.0, "max_warp": 0.0, "size": size}
     augmentations = aug_transforms(**geometry, **lighting, xtra_tfms=colours)
     return [
@@ -180,17 +185,17 @@ def fastai_loaders(
     device: torch.device,
     size: int | None = None,
 ) -> Any:
-    """The DataLoaders of fastai: a DataBlock whose items are tiles, augmented in batches."""
+    """The DataLoaders of fastai: a DataBlock of single tiles, augmented in batches."""
     from fastai.vision.all import DataBlock, ImageBlock, IndexSplitter, RegressionBlock
 
     block = DataBlock(
         blocks=(ImageBlock, RegressionBlock),
         get_x=lambda row: tiles[row],
         get_y=lambda row: labels[row],
-        splitter=IndexSplitter([]),  # nothing is validated: only training is timed
-        batch_tfms=_fastai_transforms(config, size)[1:],  # ImageBlock has IntToFloatTensor
+        splitter=IndexSplitter([]),  # no validation set: only training is timed
+        batch_tfms=_fastai_transforms(config, size)[1:],  # without IntToFloatTensor, which ImageBlock adds
     )
-    # pin_memory and persistent_workers as for the others
+    # pin_memory and persistent_workers as in _loader
     rest = {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0}
     return block.dataloaders(list(range(len(tiles))), bs=batch_size, device=device, **rest)
 
@@ -205,17 +210,17 @@ def timm_loader(
     device: torch.device,
     size: int = 96,
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """The prefetching loader of timm: its transforms on Pillow images in workers, normalised on the device."""
+    """The prefetching loader of timm: transforms on Pillow images in workers, normalisation on the device."""
     from PIL import Image
     from timm.data import create_loader
 
-    class Pictures(MemoryDataset):
+    class PillowDataset(MemoryDataset):
         def __getitem__(self, row: int) -> tuple[Any, int]:
             assert self.transform is not None
             return self.transform(Image.fromarray(self.tiles[row])), int(self.labels[row])
 
     return create_loader(
-        Pictures(tiles, labels),
+        PillowDataset(tiles, labels),
         input_size=(3, size, size),
         batch_size=batch_size,
         is_training=True,
@@ -234,19 +239,19 @@ def timm_loader(
 
 
 class OneLogit(nn.Module):
-    """A backbone with one logit, as a vector."""
+    """A backbone with one output, whose logits are a vector."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B,) from (B, 3, H, W)."""
+        """Compute (B,) logits from (B, 3, H, W)."""
         return self.backbone(images).squeeze(-1)
 
 
 class Notebook:
-    """The usual notebook's loop: AdamW, autocast where it helps, and a look at the loss at every step."""
+    """The training loop of most notebooks: AdamW, autocast, and the loss read at every step."""
 
     def __init__(
         self, network: nn.Module, loader: Iterable, *, device: torch.device, precision: torch.dtype
@@ -257,7 +262,7 @@ class Notebook:
         self.loss = nn.BCEWithLogitsLoss()
 
     def train(self, steps: int | None = None) -> int:
-        """One epoch, or that many steps of it; how many tiles it took."""
+        """Train one epoch or `steps` of it; returns the number of tiles."""
         self.network.train()
         trained, running = 0, 0.0
         for number, (images, labels) in enumerate(self.loader, start=1):
@@ -279,7 +284,7 @@ class Notebook:
 
 
 class Fastai:
-    """The loop of fastai: Learner.fit_one_cycle."""
+    """The training loop of fastai: Learner.fit_one_cycle."""
 
     def __init__(self, network: nn.Module, loaders: Any, *, precision: torch.dtype) -> None:
         from fastai.vision.all import BCEWithLogitsLossFlat, Learner
@@ -291,7 +296,7 @@ class Fastai:
             self.learner.to_bf16()
 
     def train(self) -> int:
-        """One epoch; how many tiles it took."""
+        """Train one epoch; returns the number of tiles."""
         with self.learner.no_bar(), self.learner.no_logging():
             self.learner.fit_one_cycle(1, 1e-4)
         return len(self.learner.dls.train) * self.learner.dls.train.bs

@@ -1,11 +1,14 @@
-"""Reading, proving and writing the tiles: ours beside a bare loop, OpenCV and Pillow; and the whole kernel at full size.
+"""Preparation of the tiles (read, check, write): this project against a bare loop, OpenCV and Pillow.
 
-    python benchmarks/prepare.py DIR                        a folder in competition layout
-    python benchmarks/prepare.py DIR --full --scratch S     all 277,483 tiles, made of those in DIR, and the built kernel on them
+    python benchmarks/prepare.py DIR                      a folder in competition layout
+    python benchmarks/prepare.py DIR --full --scratch S   the built kernel on 277,483 tiles made from DIR
 
-Every contender reads each file, takes the SHA-1 of its pixels, holds it against the id, and writes the pixels to their place
-in one file, which is on the disk at the end (fsync). Ours also takes the SHA-256 that run.json holds, and keeps a journal.
-The files are in the page cache; in the last table each open takes 5 ms more, as a network file system may.
+Each method reads every file, compares the SHA-1 of its pixels with the id, writes the pixels to their
+position in one file, and flushes that file to the disk (fsync). Ours also computes the SHA-256 for run.json
+and keeps a journal. The files are in the page cache. In the last table each open takes 5 ms longer, as on a
+network file system.
+
+--full runs the whole prepare kernel at full size and prints its time and memory.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.rounds import interleave, report, write  # noqa: E402
+from benchmarks.rounds import interleave, report, write_result  # noqa: E402
 from launch.experiments import load_experiment  # noqa: E402
 from launch.packaging.builder import build  # noqa: E402
 from lib.data import prepared  # noqa: E402
@@ -39,26 +42,26 @@ ROUNDS = 7
 LATENCY = 0.005  # seconds
 THREADS = (8, 16, 32, 64)
 _NAME = "tiles.npy"
-_VARIANTS = 4096  # of one tile, at most
+_MAX_VARIANTS = 4096  # of one tile
 
 Pixels = Callable[[str], "memoryview | np.ndarray"]
 
 
 def bare_pixels(path: str) -> memoryview:
-    """The pixels by plain Python, of a file known to be the competition's."""
+    """Read the pixels of a file with the competition's fixed header, in plain Python."""
     with open(path, "rb") as stream:  # noqa: PTH123
         return memoryview(stream.read())[len(HEADER) :]
 
 
 def opencv_pixels(path: str) -> np.ndarray:
-    """The pixels as most public kernels read them."""
+    """Read the pixels with OpenCV, as most public kernels do."""
     import cv2
 
     return np.ascontiguousarray(cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB))
 
 
 def pillow_pixels(path: str) -> np.ndarray:
-    """The pixels as the rest of them does."""
+    """Read the pixels with Pillow, as the other public kernels do."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -66,7 +69,7 @@ def pillow_pixels(path: str) -> np.ndarray:
 
 
 def slowly(pixels: Pixels) -> Pixels:
-    """The same with 5 ms before it, which is where the file is opened."""
+    """The same reader with a delay of 5 ms where the file is opened."""
 
     def read(path: str) -> memoryview | np.ndarray:
         time.sleep(LATENCY)
@@ -77,40 +80,40 @@ def slowly(pixels: Pixels) -> Pixels:
 
 @contextmanager
 def slow_opens() -> Iterator[None]:
-    """5 ms more for every file that the store opens."""
-    real = os.open
+    """Delay every `os.open` of the tile store by 5 ms."""
+    original = os.open
 
     def slow(path: str, *rest: int) -> int:
         time.sleep(LATENCY)
-        return real(path, *rest)
+        return original(path, *rest)
 
     os.open = slow  # type: ignore[assignment]
     try:
         yield
     finally:
-        os.open = real
+        os.open = original
 
 
-class Work:
-    """The tiles of a folder, often enough to be worth timing, and a place to write to."""
+class TileJob:
+    """The tiles of a folder, repeated up to a number, and the folder to write to."""
 
-    def __init__(self, folder: Path, place: Path, *, tiles: int) -> None:
-        self.folder, self.place = folder / "train", place
+    def __init__(self, folder: Path, target: Path, *, tiles: int) -> None:
+        self.folder, self.target = folder / "train", target
         names = sorted(path.stem for path in self.folder.glob("*.tif"))
         self.names = (names * -(-tiles // len(names)))[:tiles]
 
     def plain(self, pixels: Pixels, threads: int) -> int:
-        """A loop over chunks, in threads if there are more than one."""
-        target = self.place / "plain"
-        target.unlink(missing_ok=True)
-        file = os.open(target, os.O_RDWR | os.O_CREAT)
+        """Prepare the tiles in a loop over chunks, in threads if there are several; returns their number."""
+        path = self.target / "plain"
+        path.unlink(missing_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
 
         def chunk(start: int) -> None:
-            for at in range(start, min(start + CHUNK, len(self.names))):
-                content = pixels(f"{self.folder}/{self.names[at]}.tif")
-                if hashlib.sha1(content, usedforsecurity=False).hexdigest() != self.names[at]:
-                    raise ValueError(self.names[at])
-                os.pwrite(file, content, 128 + at * TILE_BYTES)
+            for row in range(start, min(start + CHUNK, len(self.names))):
+                content = pixels(f"{self.folder}/{self.names[row]}.tif")
+                if hashlib.sha1(content, usedforsecurity=False).hexdigest() != self.names[row]:
+                    raise ValueError(f"the pixels of {self.names[row]}.tif do not match its id")
+                os.pwrite(file, content, 128 + row * TILE_BYTES)
 
         starts = range(0, len(self.names), CHUNK)
         if threads == 1:
@@ -124,8 +127,8 @@ class Work:
         return len(self.names)
 
     def ours(self, threads: int) -> int:
-        """The store, from nothing."""
-        builder = StoreBuilder(self.place, _NAME, ids=self.names)
+        """Prepare the tiles with the tile store, from an empty folder; returns their number."""
+        builder = StoreBuilder(self.target, _NAME, ids=self.names)
         for path in (builder.target, builder.part, builder.journal):
             path.unlink(missing_ok=True)
         builder.build(self.folder, readers=threads, strict=True)
@@ -133,31 +136,31 @@ class Work:
         builder.forget()
         return len(self.names)
 
-    def ours_slowly(self, threads: int) -> int:
-        """The store, where every open takes 5 ms more."""
+    def ours_with_slow_opens(self, threads: int) -> int:
+        """Prepare the tiles with the tile store, where every open takes 5 ms longer."""
         with slow_opens():
             return self.ours(threads)
 
 
-def compare(data: Path, place: Path, *, tiles: int, rounds: int) -> None:
-    """The tables: as fast as the files come, each number of threads, and slow opens."""
+def compare(data: Path, scratch: Path, *, tiles: int, rounds: int) -> None:
+    """Print three tables: all methods, several numbers of threads, and slow opens."""
     import cv2
 
     cv2.setNumThreads(1)
-    work, readers = Work(data, place, tiles=tiles), prepared._READERS
-    facts = {
+    job, readers = TileJob(data, scratch, tiles=tiles), prepared._READERS
+    conditions: dict[str, object] = {
         "tiles": tiles,
         "cores": os.cpu_count(),
-        "written to": os.fspath(place),
+        "written to": os.fspath(scratch),
         "files": "in the page cache",
     }
 
     def plain(pixels: Pixels, threads: int) -> Callable[[], int]:
-        return lambda: work.plain(pixels, threads)
+        return lambda: job.plain(pixels, threads)
 
     ours = f"ours, {readers} threads"
     works = {
-        ours: lambda: work.ours(readers),
+        ours: lambda: job.ours(readers),
         f"bare loop, {readers} threads": plain(bare_pixels, readers),
         "bare loop, 8 threads": plain(bare_pixels, 8),
         "bare loop, 1 thread": plain(bare_pixels, 1),
@@ -166,61 +169,67 @@ def compare(data: Path, place: Path, *, tiles: int, rounds: int) -> None:
         f"Pillow, {readers} threads": plain(pillow_pixels, readers),
         "Pillow, 1 thread": plain(pillow_pixels, 1),
     }
-    report("prepare", interleave(works, rounds=rounds), ours=ours, facts=facts)
+    report("prepare", interleave(works, rounds=rounds), ours=ours, conditions=conditions)
 
     works = {}
     for threads in THREADS:
-        works |= {f"ours, {threads} threads": lambda n=threads: work.ours(n)}  # type: ignore[misc]
+        works |= {f"ours, {threads} threads": lambda n=threads: job.ours(n)}  # type: ignore[misc]
         works |= {f"bare loop, {threads} threads": plain(bare_pixels, threads)}
-    report("prepare-threads", interleave(works, rounds=rounds), ours=ours, facts=facts)
+    report("prepare-threads", interleave(works, rounds=rounds), ours=ours, conditions=conditions)
 
-    work = Work(data, place, tiles=min(tiles, 8192))
-    works = {f"ours, {threads} threads": lambda n=threads: work.ours_slowly(n) for threads in THREADS}  # type: ignore[misc]
+    job = TileJob(data, scratch, tiles=min(tiles, 8192))
+    works = {
+        f"ours, {threads} threads": lambda n=threads: job.ours_with_slow_opens(n)  # type: ignore[misc]
+        for threads in THREADS
+    }
     works |= {
         f"{name}, {readers} threads": plain(slowly(pixels), readers)
         for name, pixels in (("bare loop", bare_pixels), ("OpenCV", opencv_pixels), ("Pillow", pillow_pixels))
     }
-    facts |= {"tiles": len(work.names), "each open": f"{LATENCY * 1000:.0f} ms longer"}
-    report("prepare-slow-opens", interleave(works, rounds=rounds, warmup=0), ours=ours, facts=facts)
+    conditions |= {"tiles": len(job.names), "each open": f"{LATENCY * 1000:.0f} ms longer"}
+    report("prepare-slow-opens", interleave(works, rounds=rounds, warmup=0), ours=ours, conditions=conditions)
 
 
-def draw_full(data: Path, folder: Path, *, labelled: int, unlabelled: int) -> None:
-    """A competition of full size out of a small one: turned, mirrored, brighter or darker, a corner pixel numbered."""
+def write_full_size(data: Path, folder: Path, *, labelled: int, unlabelled: int) -> None:
+    """Write a competition of full size from a small one.
+
+    The new tiles are rotated, mirrored, and brighter or darker. Their corner pixels hold a number, so that all
+    tiles differ.
+    """
     table = dict(line.split(",") for line in (data / "train_labels.csv").read_text().split()[1:])
     names = sorted(table)
     base = np.stack([decode_tile((data / "train" / f"{name}.tif").read_bytes()) for name in names])
     (folder / "train").mkdir(parents=True)
     (folder / "test").mkdir()
-    assert len(names) < 1 << 16 and (labelled + unlabelled) // len(names) < _VARIANTS
+    if len(names) >= 1 << 16 or (labelled + unlabelled) // len(names) >= _MAX_VARIANTS:
+        sys.exit(f"{data} holds {len(names):,} labelled tiles: use 68 to 65,535")
 
-    def draw(number: int) -> tuple[str, str]:
-        variant, at = divmod(number, len(names))
-        tile = np.rot90(base[at], variant % 4)
+    def write_tile(number: int) -> tuple[str, str]:
+        variant, source = divmod(number, len(names))
+        tile = np.rot90(base[source], variant % 4)
         tile = tile[:, ::-1] if variant % 8 > 3 else tile
         shift = variant // 8 * (3 if variant % 2 else -3)
         tile = np.clip(tile.astype(np.int16) + shift, 0, 255).astype(np.uint8)
-        tile[0, 0], tile[0, 1, 0] = (
-            (at % 256, at // 256, variant % 256),
-            variant // 256,
-        )  # every tile is another
+        # The number of the tile in five bytes, so that no two tiles are equal.
+        tile[0, 0], tile[0, 1, 0] = (source % 256, source // 256, variant % 256), variant // 256
         name = hashlib.sha1(tile.tobytes(), usedforsecurity=False).hexdigest()
         (folder / ("train" if number < labelled else "test") / f"{name}.tif").write_bytes(encode_tile(tile))
-        return name, table[names[at]]
+        return name, table[names[source]]
 
     with ThreadPoolExecutor(4) as pool:
-        drawn = list(pool.map(draw, range(labelled + unlabelled), chunksize=1))
-    assert len(dict(drawn)) == len(drawn), "two drawn tiles are equal"
-    rows = [f"{name},{label}" for name, label in sorted(drawn[:labelled])]
+        written = list(pool.map(write_tile, range(labelled + unlabelled), chunksize=1))
+    assert len(dict(written)) == len(written), "two tiles are equal"
+    rows = [f"{name},{label}" for name, label in sorted(written[:labelled])]
     (folder / "train_labels.csv").write_text("\n".join(["id,label", *rows]) + "\n")
-    rows = [f"{name},0" for name, _ in sorted(drawn[labelled:])]
+    rows = [f"{name},0" for name, _ in sorted(written[labelled:])]
     (folder / "sample_submission.csv").write_text("\n".join(["id,label", *rows]) + "\n")
 
 
-def run_kernel(inputs: Path, place: Path) -> tuple[float, int, dict[str, object]]:
-    """Run the built prepare kernel as a process; seconds, most bytes of memory, and run.json."""
-    built = build([load_experiment("smoke")], out=place / "dist", owner="someone")
+def run_kernel(inputs: Path, folder: Path) -> tuple[float, int, dict[str, object]]:
+    """Run the built prepare kernel as a process; returns seconds, peak memory in bytes, and run.json."""
+    built = build([load_experiment("smoke")], out=folder / "dist", owner="someone")
     script = built.script(next(kernel for kernel in built.kernels if kernel.kind == "prepare"))
-    working = place / "working"
+    working = folder / "working"
     working.mkdir()
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     environment |= {"HCD_INPUT": str(inputs), "HCD_PLACE": "rehearsal"}
@@ -229,50 +238,53 @@ def run_kernel(inputs: Path, place: Path) -> tuple[float, int, dict[str, object]
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"the kernel ended with {process.returncode}")
+        sys.exit(f"the prepare kernel ended with exit code {process.returncode}: its log is above")
     record = json.loads((working / "run.json").read_text())
     return time.perf_counter() - started, usage.ru_maxrss * 1024, record
 
 
 def full(data: Path, scratch: Path, *, labelled: int, unlabelled: int) -> None:
-    """All tiles through the built kernel, stage by stage."""
+    """Run the built prepare kernel on all tiles; print and write its time and memory."""
     scratch.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix="prepare-", dir=scratch))
+    folder = Path(tempfile.mkdtemp(prefix="prepare-", dir=scratch))
     try:
         started = time.perf_counter()
-        inputs = place / "input"
-        draw_full(data, inputs / "competitions" / COMPETITION, labelled=labelled, unlabelled=unlabelled)
-        print(f"{labelled + unlabelled:,} tiles drawn in {time.perf_counter() - started:.0f} s", flush=True)
-        os.sync()  # what was drawn is no debt of the run that is timed
-        seconds, memory, record = run_kernel(inputs, place)
+        inputs = folder / "input"
+        write_full_size(data, inputs / "competitions" / COMPETITION, labelled=labelled, unlabelled=unlabelled)
+        print(f"wrote {labelled + unlabelled:,} tiles in {time.perf_counter() - started:.0f} s", flush=True)
+        os.sync()  # flush the new tiles now, not during the timed run
+        seconds, memory, record = run_kernel(inputs, folder)
         files: dict[str, dict[str, object]] = record["files"]  # type: ignore[assignment]
         for name in (prepared.TRAIN_TILES, prepared.TEST_TILES):
-            assert files[name]["sha256"] == sha256_of(place / "working" / name), name
-        print(f"whole kernel: {seconds:.1f} s, at most {memory / (1 << 30):.2f} GiB of memory")
+            assert files[name]["sha256"] == sha256_of(folder / "working" / name), name
+        print(f"prepare kernel: {seconds:.1f} s, peak memory {memory / (1 << 30):.2f} GiB")
         content = {"tiles": labelled + unlabelled, "seconds": round(seconds, 1), "peak_bytes": memory}
-        write("prepare-full", {**content, "stages": record["seconds"], "cores": os.cpu_count()})
+        stages = record["seconds"]
+        write_result("prepare-full", {**content, "stages": stages, "cores": os.cpu_count()})
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
 
 
 def main() -> None:
-    """Compare, or run the whole kernel."""
+    """Compare the methods, or run the whole kernel."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--tiles", type=int, default=16384, help="of a comparison")
+    parser.add_argument("data", type=Path, help="a folder in competition layout")
+    parser.add_argument("--tiles", type=int, default=16384, help="tiles a round of the comparison")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()), help="where to write")
     parser.add_argument(
-        "--full", action="store_true", help="run the whole kernel on as many tiles as the competition has"
+        "--scratch", type=Path, default=Path(tempfile.gettempdir()), help="folder to write to"
     )
-    parser.add_argument("--labelled", type=int, default=TRAIN_TILES, help="of --full")
-    parser.add_argument("--unlabelled", type=int, default=TEST_TILES, help="of --full")
+    parser.add_argument(
+        "--full", action="store_true", help="run the prepare kernel at the competition's size"
+    )
+    parser.add_argument("--labelled", type=int, default=TRAIN_TILES, help="tiles for --full")
+    parser.add_argument("--unlabelled", type=int, default=TEST_TILES, help="tiles for --full")
     arguments = parser.parse_args()
     if arguments.full:
         full(arguments.data, arguments.scratch, labelled=arguments.labelled, unlabelled=arguments.unlabelled)
         return
-    with tempfile.TemporaryDirectory(prefix="prepare-", dir=arguments.scratch) as place:
-        compare(arguments.data, Path(place), tiles=arguments.tiles, rounds=arguments.rounds)
+    with tempfile.TemporaryDirectory(prefix="prepare-", dir=arguments.scratch) as folder:
+        compare(arguments.data, Path(folder), tiles=arguments.tiles, rounds=arguments.rounds)
 
 
 if __name__ == "__main__":

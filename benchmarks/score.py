@@ -1,12 +1,13 @@
-"""Out-of-fold AUC on real tiles, from random weights: ours beside fastai, the usual notebook loop and gradient boosting.
+"""Out-of-fold AUC on real tiles, from random weights: ours, fastai, a notebook loop, gradient boosting.
 
     python benchmarks/score.py train runs/real ours --folds 0 --seeds 0 --epochs 25 --set learning_rate=3e-3
     python benchmarks/score.py compare runs/real ours notebook fastai boosting
 
-RUN is a finished rehearsal on real tiles (`build_kernel.py smoke --data DIR --out RUN`): its prepare kernel's tiles and index are
-used. The folds are those of benchmarks/results/real-folds.csv, by stain group. Every contender gets the same backbone, the same
-96 px and one thread; what a trial took is written beside its predictions, in seconds of processor time, so that other work on
-the machine does not count. A trial that is there is not repeated.
+RUN is a finished rehearsal on real tiles (`build_kernel.py smoke --data DIR --out RUN`). The tiles and the
+index come from its prepare kernel. The folds are those of benchmarks/results/real-folds.csv, grouped by
+stain. Every method trains the same backbone at 96 px with one thread. The cost of a trial is written beside
+its predictions, in seconds of processor time, so that other work on the machine does not count. A finished
+trial is not repeated.
 """
 
 import argparse
@@ -41,14 +42,14 @@ class Data:
         table = pd.read_csv(FOLDS, dtype={"id": str}).set_index("id")
         self.folds = table["fold"].reindex(self.index["id"]).to_numpy()
         if np.isnan(self.folds).any():
-            raise SystemExit(f"{FOLDS} was made from other tiles than those of {run}")
+            raise SystemExit(f"{FOLDS} does not hold all tiles of {run}: use the run on the real tiles")
         self.groups = table["group"].loc[self.index["id"]].to_numpy()
         self.labels = self.index["label"].to_numpy()
         self.tiles: np.ndarray = np.load(self.folder / "tiles-train.npy")
 
 
 def write_folds(index: pd.DataFrame) -> None:
-    """The table all contenders share: five folds by stain group."""
+    """Write the fold table that all methods share: five folds, grouped by stain."""
     from lib.data.folds import make_folds
 
     folds = make_folds(index, split="stain", number=5, seed=2018).set_index("id")["fold"]
@@ -56,13 +57,13 @@ def write_folds(index: pd.DataFrame) -> None:
     table.sort_values("id").to_csv(FOLDS, index=False, lineterminator="\n")
 
 
-# --- the contenders: each predicts the tiles of a fold after it has learnt from the others -----------------------------
+# Methods: each trains on all other folds and predicts the tiles of one fold.
 
-Predictions = dict[str, np.ndarray]  # by the name of what was predicted with: each (M,) logits
+Predictions = dict[str, np.ndarray]  # by the column of the trial's table: (N of the fold,) logits
 
 
 def ours(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder: Path) -> Predictions:
-    """Our own fold, with the views of its config and with one."""
+    """This project's training of a fold; predictions with 8 views and with one."""
     from lib.config import Config, apply_overrides
     from lib.model.checkpoint import load_checkpoint
     from lib.model.predict import predict_logits
@@ -108,7 +109,7 @@ OURS: dict[str, Any] = {
 
 
 def notebook(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder: Path) -> Predictions:
-    """The usual notebook: AdamW, cosine, flips, right-angle turns, colour jitter; the last weights, one view."""
+    """A typical notebook: AdamW, cosine, flips, rotations, colour jitter; last weights, one view."""
     import albumentations as A
     import timm
     from albumentations.pytorch import ToTensorV2
@@ -119,7 +120,7 @@ def notebook(data: Data, fold: int, seed: int, arguments: argparse.Namespace, fo
     jitter = A.ColorJitter(
         brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.05, 0.05), p=0.5
     )
-    learning = A.Compose(
+    training = A.Compose(
         [A.RandomRotate90(p=1), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), jitter, *norm]
     )
     plain = A.Compose(norm)
@@ -133,13 +134,13 @@ def notebook(data: Data, fold: int, seed: int, arguments: argparse.Namespace, fo
     torch.manual_seed(seed)
     np.random.seed(seed)
     network = OneLogit(timm.create_model(BACKBONE, num_classes=1)).train()
-    batches = loader(outside, learning, shuffle=True)
+    batches = loader(outside, training, shuffle=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=arguments.epochs * len(batches))
     loss_function = torch.nn.BCEWithLogitsLoss()
     for epoch in range(arguments.epochs):
-        for images, truth in batches:
-            loss = loss_function(network(images), truth)
+        for images, targets in batches:
+            loss = loss_function(network(images), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -147,12 +148,12 @@ def notebook(data: Data, fold: int, seed: int, arguments: argparse.Namespace, fo
         print(f"notebook, fold {fold}, epoch {epoch + 1}: loss {loss.item():.4f}", flush=True)
     network.eval()
     with torch.inference_mode():
-        found = torch.cat([network(images) for images, _ in loader(inside, plain, shuffle=False)])
-    return {"logit": found.numpy()}
+        logits = torch.cat([network(images) for images, _ in loader(inside, plain, shuffle=False)])
+    return {"logit": logits.numpy()}
 
 
 def fastai(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder: Path) -> Predictions:
-    """Fastai's own way: vision_learner, its default augmentation, fit_one_cycle."""
+    """The defaults of fastai: vision_learner, its augmentation, fit_one_cycle; with and without its TTA."""
     from fastai.vision.all import (
         CategoryBlock,
         DataBlock,
@@ -176,9 +177,9 @@ def fastai(data: Data, fold: int, seed: int, arguments: argparse.Namespace, fold
     learner = vision_learner(loaders, BACKBONE.split(".")[0], pretrained=False, n_out=2)
     with learner.no_bar():
         learner.fit_one_cycle(arguments.epochs, arguments.rate)
-        found, _ = learner.get_preds(dl=loaders.test_dl(inside.tolist()))
+        one_view, _ = learner.get_preds(dl=loaders.test_dl(inside.tolist()))
         views, _ = learner.tta(dl=loaders.test_dl(inside.tolist()), use_max=False)
-    return {"logit": _logit(found), "with_its_views": _logit(views)}
+    return {"logit": _logit(one_view), "with_its_views": _logit(views)}
 
 
 def _logit(probabilities: torch.Tensor) -> np.ndarray:
@@ -192,18 +193,18 @@ def boosting(data: Data, fold: int, seed: int, arguments: argparse.Namespace, fo
 
     from benchmarks.colour_boosting import colour_statistics
 
-    kept = folder.parent / "statistics.npy"
-    if not kept.is_file():
-        np.save(kept, colour_statistics(data.tiles))
-    features, inside = np.load(kept), data.folds == fold
+    cache = folder.parent / "statistics.npy"
+    if not cache.is_file():
+        np.save(cache, colour_statistics(data.tiles))
+    features, inside = np.load(cache), data.folds == fold
     booster = HistGradientBoostingClassifier(
         max_iter=arguments.epochs, learning_rate=arguments.rate, l2_regularization=1.0, random_state=seed
     )
-    found = booster.fit(features[~inside], data.labels[~inside]).predict_proba(features[inside])
-    return {"logit": _logit(torch.from_numpy(found))}
+    pair = booster.fit(features[~inside], data.labels[~inside]).predict_proba(features[inside])
+    return {"logit": _logit(torch.from_numpy(pair))}
 
 
-CONTENDERS: dict[str, Callable[..., Predictions]] = {
+METHODS: dict[str, Callable[..., Predictions]] = {
     "ours": ours,
     "notebook": notebook,
     "fastai": fastai,
@@ -212,10 +213,10 @@ CONTENDERS: dict[str, Callable[..., Predictions]] = {
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Every fold and seed asked for that is not there yet."""
+    """Train and predict the requested folds and seeds that are not finished."""
     torch.set_num_threads(1)
     data = Data(arguments.run)
-    name = arguments.name or arguments.contender
+    name = arguments.name or arguments.method
     for seed in arguments.seeds:
         for fold in arguments.folds:
             folder = arguments.out / name / f"seed-{seed}"
@@ -223,103 +224,102 @@ def train(arguments: argparse.Namespace) -> None:
             if target.is_file():
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            before = time.process_time()
-            found = CONTENDERS[arguments.contender](data, fold, seed, arguments, folder)
-            seconds = time.process_time() - before
+            started = time.process_time()
+            predictions = METHODS[arguments.method](data, fold, seed, arguments, folder)
+            seconds = time.process_time() - started
             inside = data.folds == fold
-            table = pd.DataFrame({"id": data.index["id"][inside], **found})
+            table = pd.DataFrame({"id": data.index["id"][inside], **predictions})
             table.to_csv(target, index=False, float_format="%.9g", lineterminator="\n")
-            facts = {
+            trial = {
                 "seconds": seconds,
                 "epochs": arguments.epochs,
                 "rate": arguments.rate,
                 "set": arguments.set,
             }
-            target.with_suffix(".json").write_text(json.dumps(facts) + "\n")
+            target.with_suffix(".json").write_text(json.dumps(trial) + "\n")
             from sklearn.metrics import roc_auc_score
 
             scores = ", ".join(
-                f"{key} {roc_auc_score(data.labels[inside], values):.4f}" for key, values in found.items()
+                f"{key} {roc_auc_score(data.labels[inside], values):.4f}"
+                for key, values in predictions.items()
             )
             print(
                 f"{name}, seed {seed}, fold {fold}: {scores}, {seconds:.0f} s of processor time", flush=True
             )
 
 
-# --- the comparison ----------------------------------------------------------------------------------------------------
-
-
 def read_trials(data: Data, out: Path, name: str, column: str) -> pd.DataFrame:
-    """(N tiles of the folds there are, seeds) probabilities; rows in the order of the index."""
+    """Read the probabilities (N tiles of the finished folds, seeds); rows in the order of the index."""
     by_seed = {}
     for folder in sorted((out / name).glob("seed-*")):
-        parts = [
+        tables = [
             pd.read_csv(path, dtype={"id": str}).set_index("id") for path in sorted(folder.glob("fold-*.csv"))
         ]
-        if parts and all(column in part for part in parts):
-            joined = pd.concat(parts)[column]
-            by_seed[folder.name] = 1 / (1 + np.exp(-joined))
+        if tables and all(column in table for table in tables):
+            logits = pd.concat(tables)[column]
+            by_seed[folder.name] = 1 / (1 + np.exp(-logits))
     table = pd.DataFrame(by_seed)
     return table.reindex(data.index["id"]).dropna()
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Pooled AUC of each contender, and the paired difference to the first, resampling groups and seeds."""
+    """Print the pooled AUC of each method and its paired difference to the first.
+
+    The intervals resample stain groups and seeds.
+    """
     from sklearn.metrics import roc_auc_score
 
     data = Data(arguments.run)
-    place = pd.Series(np.arange(len(data.index)), index=data.index["id"])
+    row_of = pd.Series(np.arange(len(data.index)), index=data.index["id"])
     tables: dict[str, pd.DataFrame] = {}
-    for each in arguments.names:
-        name, _, column = each.partition(":")
-        tables[each] = read_trials(data, arguments.out, name, column or "logit")
+    for method in arguments.names:
+        name, _, column = method.partition(":")
+        tables[method] = read_trials(data, arguments.out, name, column or "logit")
     common = sorted(set.intersection(*[set(table.index) for table in tables.values()]))
-    rows = place[common].to_numpy()
+    rows = row_of[common].to_numpy()
     labels, groups, folds = data.labels[rows], data.groups[rows], data.folds[rows]
-    values = {each: table.loc[common].to_numpy() for each, table in tables.items()}  # (N, seeds)
-    names, number = np.unique(groups, return_inverse=True)
-    members = [np.flatnonzero(number == at) for at in range(len(names))]
+    probabilities = {method: table.loc[common].to_numpy() for method, table in tables.items()}  # (N, seeds)
+    names, group_index = np.unique(groups, return_inverse=True)
+    group_rows = [np.flatnonzero(group_index == index) for index in range(len(names))]
 
-    def pooled(scores: np.ndarray, some: np.ndarray) -> float:
-        return float(
-            np.mean([roc_auc_score(labels[some], scores[some, seed]) for seed in range(scores.shape[1])])
-        )
+    def pooled(scores: np.ndarray, sample: np.ndarray) -> float:
+        aucs = [roc_auc_score(labels[sample], scores[sample, seed]) for seed in range(scores.shape[1])]
+        return float(np.mean(aucs))
 
-    everything = np.arange(len(rows))
     generator = np.random.default_rng(0)
-    samples: dict[str, list[float]] = {each: [] for each in values}
+    samples: dict[str, list[float]] = {method: [] for method in probabilities}
     for _ in range(ROUNDS):
-        some = np.concatenate([members[at] for at in generator.integers(0, len(names), len(names))])
-        for each, scores in values.items():
-            seeds = generator.integers(0, scores.shape[1], scores.shape[1])  # seeds are resampled as well
-            samples[each].append(pooled(scores[:, seeds], some))
-    lines = []
+        picked = generator.integers(0, len(names), len(names))
+        sample = np.concatenate([group_rows[index] for index in picked])
+        for method, scores in probabilities.items():
+            seeds = generator.integers(0, scores.shape[1], scores.shape[1])  # seeds are resampled, too
+            samples[method].append(pooled(scores[:, seeds], sample))
+    all_rows = np.arange(len(rows))
     first = arguments.names[0]
-    for each, scores in values.items():
-        spread = [pooled(scores, np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
-        facts = [
-            json.loads(path.read_text())
-            for path in (arguments.out / each.split(":")[0]).glob("seed-*/fold-*.json")
-        ]
-        low, high = np.quantile(samples[each], [0.025, 0.975])
-        gap = np.asarray(samples[first]) - np.asarray(samples[each])
-        below, above = np.quantile(gap, [0.025, 0.975])
+    lines = []
+    for method, scores in probabilities.items():
+        fold_aucs = [pooled(scores, np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+        trials = (arguments.out / method.split(":")[0]).glob("seed-*/fold-*.json")
+        seconds = [json.loads(path.read_text())["seconds"] for path in trials]
+        low, high = np.quantile(samples[method], [0.025, 0.975])
+        differences = np.asarray(samples[first]) - np.asarray(samples[method])
+        gap_low, gap_high = np.quantile(differences, [0.025, 0.975])
         lines.append(
             {
-                "contender": each,
-                "auc": pooled(scores, everything),
+                "contender": method,  # the column names are those of benchmarks/results/*.csv
+                "auc": pooled(scores, all_rows),
                 "low": low,
                 "high": high,
-                "fold_low": min(spread),
-                "fold_high": max(spread),
-                "first_minus_it": pooled(values[first], everything) - pooled(scores, everything),
-                "gap_low": below,
-                "gap_high": above,
+                "fold_low": min(fold_aucs),
+                "fold_high": max(fold_aucs),
+                "first_minus_it": pooled(probabilities[first], all_rows) - pooled(scores, all_rows),
+                "gap_low": gap_low,
+                "gap_high": gap_high,
                 "seeds": scores.shape[1],
                 "folds": len(np.unique(folds)),
                 "tiles": len(rows),
                 "groups": len(names),
-                "seconds_a_fold": float(np.median([fact["seconds"] for fact in facts])),
+                "seconds_a_fold": float(np.median(seconds)),
             }
         )
     table = pd.DataFrame(lines)
@@ -328,37 +328,45 @@ def compare(arguments: argparse.Namespace) -> None:
         table.to_csv(arguments.csv, index=False, float_format="%.6g", lineterminator="\n")
 
 
-def _numbers(text: str) -> Sequence[int]:
+def _integers(text: str) -> Sequence[int]:
     return [int(part) for part in text.split(",")]
 
 
 def main() -> None:
-    """Train, or compare what was trained."""
+    """Train a method, or compare trained ones."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("train", help="predict folds out of fold")
-    one.add_argument("run", type=Path)
-    one.add_argument("contender", choices=sorted(CONTENDERS))
-    one.add_argument("--name", default="", help="what to call this variant")
-    one.add_argument("--folds", type=_numbers, default=[0, 1, 2, 3, 4])
-    one.add_argument("--seeds", type=_numbers, default=[0])
-    one.add_argument("--epochs", type=int, default=20, help="of boosting: rounds")
-    one.add_argument("--rate", type=float, default=1e-3, help="learning rate of a rival")
-    one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob of ours")
-    one.set_defaults(do=train)
-    two = commands.add_parser(
-        "compare", help="NAME or NAME:COLUMN each; differences are those of the first to it"
+    training = commands.add_parser("train", help="train a method and predict each fold out of fold")
+    training.add_argument("run", type=Path, help="a finished rehearsal on real tiles")
+    training.add_argument("method", choices=sorted(METHODS))
+    training.add_argument("--name", default="", help="name of this variant; default: the method")
+    training.add_argument("--folds", type=_integers, default=[0, 1, 2, 3, 4], metavar="K,K,...")
+    training.add_argument("--seeds", type=_integers, default=[0], metavar="N,N,...")
+    training.add_argument("--epochs", type=int, default=20, help="for boosting: its rounds")
+    training.add_argument("--rate", type=float, default=1e-3, help="learning rate of the other methods")
+    training.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of ours (see lib/config.py)",
     )
-    two.add_argument("run", type=Path)
-    two.add_argument("names", nargs="+")
-    two.add_argument("--csv", type=Path)
-    two.set_defaults(do=compare)
-    for each in (one, two):
-        each.add_argument("--out", type=Path, default=Path("runs/score"))
+    training.set_defaults(function=train)
+    comparison = commands.add_parser(
+        "compare", help="compare finished trials; differences are to the first NAME"
+    )
+    comparison.add_argument("run", type=Path, help="a finished rehearsal on real tiles")
+    comparison.add_argument(
+        "names", nargs="+", metavar="NAME[:COLUMN]", help="a variant, and a column of its trials"
+    )
+    comparison.add_argument("--csv", type=Path, help="file to write the table to")
+    comparison.set_defaults(function=compare)
+    for command in (training, comparison):
+        command.add_argument("--out", type=Path, default=Path("runs/score"), help="folder of the trials")
     arguments = parser.parse_args()
-    arguments.do(arguments)
+    arguments.function(arguments)
 
 
 if __name__ == "__main__":

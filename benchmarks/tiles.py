@@ -1,6 +1,8 @@
-"""Tiles for the benchmarks: drawn into a folder in competition layout where there is none, and read from one.
+"""Tiles for the benchmarks: generate synthetic ones, and read labelled ones.
 
-python benchmarks/tiles.py runs/benchmarks/data        draws 2,000 labelled and 100 test tiles; leaves what is there
+    python benchmarks/tiles.py DIR
+
+Generates 2,000 labelled and 100 test tiles in competition layout. Does nothing where DIR exists.
 """
 
 import argparse
@@ -18,14 +20,14 @@ LABELLED, UNLABELLED = 2000, 100
 
 
 def read_tiles(folder: Path, *, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first tiles of `folder`/train and their labels.
+    """Read the first tiles of `folder`/train and their labels.
 
     Args:
-        folder: in competition layout.
-        limit: how many at most.
+        folder: a folder in competition layout.
+        limit: the most tiles to read.
 
     Returns:
-        (N, 96, 96, 3) uint8 in memory, and (N,) float32, 0 or 1.
+        (N, 96, 96, 3) uint8, and (N,) float32 labels, 0 or 1.
     """
     with (folder / "train_labels.csv").open(newline="") as stream:
         labels = {row["id"]: float(row["label"]) for row in csv.DictReader(stream)}
@@ -35,13 +37,13 @@ def read_tiles(folder: Path, *, limit: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Draw them, unless the folder is there."""
+    """Generate the tiles, unless the folder exists."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--labelled", type=int, default=LABELLED)
     arguments = parser.parse_args()
     if not arguments.folder.exists():
-        print(f"drawing {arguments.labelled:,} tiles into {arguments.folder}")
+        print(f"generating {arguments.labelled:,} labelled tiles in {arguments.folder}")
         write_competition(arguments.folder, labelled=arguments.labelled, unlabelled=UNLABELLED)
 
 

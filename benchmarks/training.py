@@ -1,11 +1,13 @@
-"""What feeding costs a training step on the CPU, and our epoch beside other libraries' on the same network and tiles.
+"""Training on the CPU: the cost of loading batches, and one epoch of this project against other libraries.
 
-    python benchmarks/training.py DIR       a folder in competition layout; the peers are those of benchmarks/requirements.txt
+    python benchmarks/training.py DIR       a folder in competition layout
 
-Two networks so small that feeding matters: two convolutions, and timm's test_resnet, at 96 pixels, batches of 128. Our
-`train_one_epoch` runs as it is, then with one batch that stays where it is in place of the loader (so: augmentation, forward,
-loss, backward, step, and no feeding), then with a loader that fetches a batch only when it is asked for. Contenders take
-turns; ratios are taken within a round. A peer's row says what it lacks of our augmentation; its workers stay between epochs.
+The other libraries are those of benchmarks/requirements.txt. The two networks are so small that loading
+matters: two convolutions, and timm's test_resnet, at 96 pixels in batches of 128. `train_one_epoch` runs in
+three ways: unchanged; with one fixed batch instead of the loader (augmentation, forward, loss, backward and
+step, without loading); and with a loader without prefetch. The methods run in turn; ratios are taken within
+a round. The name of a library's row states what it lacks of our augmentation. Its workers stay between
+epochs.
 """
 
 import argparse
@@ -35,16 +37,16 @@ from lib.training.optimizer import OptimizerStep, build_optimizer  # noqa: E402
 
 BATCH, ROUNDS, TILES = 128, 5, 2000
 TWO_LAYERS, NETWORKS = "two convolutions", ("two convolutions", "test_resnet.r160_in1k")
-REAL, FIXED, LATE = (
+REAL, FIXED, NO_PREFETCH = (
     "ours",
-    "ours, one batch that stays: no feeding",
-    "ours, each batch fetched when asked for",
+    "ours, one fixed batch: no loading",
+    "ours, without prefetch",
 )
-Feed = Callable[..., Iterator[Batch]]
+Loader = Callable[..., Iterator[Batch]]
 
 
 def backbone_of(name: str, *, size: int = 96) -> nn.Module:
-    """A network with one logit and random weights."""
+    """Build a network with one logit and random weights."""
     if name == TWO_LAYERS:
         convolutions = [nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU()]
         return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1))
@@ -52,31 +54,32 @@ def backbone_of(name: str, *, size: int = 96) -> nn.Module:
     return timm.create_model(name, pretrained=False, num_classes=1, **fixed_size)
 
 
-class TimedFeed:
-    """A feed that counts the seconds for which its caller had to wait.
+class TimedLoader:
+    """A loader that measures for how long its caller waits.
 
     Attributes:
-        first: seconds until the first batch of each epoch, which nothing can hide.
-        waited: seconds for all the others.
+        first: seconds until the first batch of each epoch, which prefetch cannot hide.
+        waited: seconds of waiting for all other batches.
     """
 
-    def __init__(self, feed: Feed) -> None:
-        self.feed, self.first, self.waited = feed, 0.0, 0.0
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.first, self.waited = loader, 0.0, 0.0
 
     def __call__(self, *parts: object, **rest: object) -> Iterator[Batch]:
-        """As `load_batches`."""
-        batches, began = self.feed(*parts, **rest), time.perf_counter()
+        """Load the batches of an epoch; arguments as for `load_batches`."""
+        batches, started = self.loader(*parts, **rest), time.perf_counter()
         for number, batch in enumerate(batches):
-            seconds = time.perf_counter() - began
-            self.first, self.waited = (
-                (self.first, self.waited + seconds) if number else (self.first + seconds, self.waited)
-            )
+            seconds = time.perf_counter() - started
+            if number == 0:
+                self.first += seconds
+            else:
+                self.waited += seconds
             yield batch
-            began = time.perf_counter()
+            started = time.perf_counter()
 
 
-class FixedFeed:
-    """A feed that hands out the first batch it ever had, on the device, again and again."""
+class FixedLoader:
+    """A loader that loads one batch and returns it at every step, from the device's memory."""
 
     def __init__(self) -> None:
         self.batch: Batch | None = None
@@ -90,7 +93,7 @@ class FixedFeed:
         device: torch.device,
         columns: Sequence[torch.Tensor],
     ) -> Iterator[Batch]:
-        """As `load_batches`, for batches of one size."""
+        """Return the fixed batch at every step; arguments as for `load_batches`, with one batch size."""
         if self.batch is None:
             self.batch = next(
                 load_batches(tiles, rows, batch_size=batch_size, device=device, columns=columns)
@@ -99,7 +102,7 @@ class FixedFeed:
             yield self.batch
 
 
-def fetch_when_asked(
+def load_without_prefetch(
     tiles: np.ndarray,
     rows: np.ndarray,
     *,
@@ -107,33 +110,28 @@ def fetch_when_asked(
     device: torch.device,
     columns: Sequence[torch.Tensor],
 ) -> Iterator[Batch]:
-    """As `load_batches`, without doing anything ahead."""
-    source, order, begin = torch.from_numpy(tiles), torch.from_numpy(rows), 0
+    """Load each batch when the caller needs it; arguments as for `load_batches`."""
+    source, order, start = torch.from_numpy(tiles), torch.from_numpy(rows), 0
     for size in batch_size:
-        cut = slice(begin, begin + size)
-        images = source.index_select(0, order[cut]).to(device).permute(0, 3, 1, 2)
-        yield images, tuple(column[cut].to(device) for column in columns)
-        begin += size
+        batch = slice(start, start + size)
+        images = source.index_select(0, order[batch]).to(device).permute(0, 3, 1, 2)
+        yield images, tuple(column[batch].to(device) for column in columns)
+        start += size
 
 
 @contextmanager
-def fed_by(feed: Feed) -> Iterator[None]:
-    """Let `train_one_epoch` take its batches from there."""
-    own = epoch.load_batches
-    epoch.load_batches = feed  # type: ignore[assignment]
+def use_loader(loader: Loader) -> Iterator[None]:
+    """Replace `load_batches` in `train_one_epoch` by another loader."""
+    original = epoch.load_batches
+    epoch.load_batches = loader  # type: ignore[assignment]
     try:
         yield
     finally:
-        epoch.load_batches = own
+        epoch.load_batches = original
 
 
 class OurTraining:
-    """A network of ours, trained epoch after epoch.
-
-    Attributes:
-        seconds: of all epochs so far, by feed.
-        epochs: their count, by feed.
-    """
+    """A network of this project that trains one epoch at a time."""
 
     def __init__(
         self,
@@ -150,15 +148,16 @@ class OurTraining:
         network = Classifier(backbone, input_size=config.input_size, mean=peers.MEAN, std=peers.STD)
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.network) if compiled else None
-        self.training_set = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(len(tiles)), entropy=(0, 0, 0))
+        rows = np.arange(len(tiles))
+        self.training_set = TrainingSet(tiles=tiles, labels=labels, rows=rows, entropy=(0, 0, 0))
         scaled = self.precision == torch.float16
         optimizer = build_optimizer(self.network, config)
         self.step = OptimizerStep(optimizer, peak=1e-4, total=100_000, warmup=0, clip=0.0, scaled=scaled)
         self.epoch = 0
 
-    def train(self, feed: Feed = load_batches) -> int:
-        """One epoch from this feed; how many tiles it took."""
-        with fed_by(feed):
+    def train(self, loader: Loader = load_batches) -> int:
+        """Train one epoch with batches of this loader; returns the number of tiles."""
+        with use_loader(loader):
             train_one_epoch(
                 self.network,
                 self.training_set,
@@ -170,10 +169,11 @@ class OurTraining:
                 forward=self.forward,
             )
         self.epoch += 1
-        return epoch.steps_per_epoch(self.training_set, self.config) * epoch.tiles_per_step(self.training_set, self.config)
+        steps = epoch.steps_per_epoch(self.training_set, self.config)
+        return steps * epoch.tiles_per_step(self.training_set, self.config)
 
 
-def peers_loops(
+def other_loops(
     name: str,
     tiles: np.ndarray,
     labels: np.ndarray,
@@ -183,7 +183,7 @@ def peers_loops(
     workers: int,
     size: int = 96,
 ) -> dict[str, Callable[[], int]]:
-    """One epoch of each peer's own loop, on a network of its own with this name."""
+    """By name, a function that trains one epoch in a library's own loop; each loop has its own network."""
     precision = choose_precision("auto", device)
     rest = {"batch_size": config.batch_size, "workers": workers, "device": device, "size": size}
 
@@ -199,7 +199,7 @@ def peers_loops(
         f"notebook loop, {workers} workers (no HED)": peers.Notebook(
             network(), notebook, device=device, precision=precision
         ).train,
-        f"timm's loader, {workers} workers (no HED, turns)": peers.Notebook(
+        f"timm's loader, {workers} workers (no HED, no rotation)": peers.Notebook(
             network(), prefetched, device=device, precision=precision
         ).train,
         f"fastai fit_one_cycle, {workers} workers (no HED)": peers.Fastai(
@@ -209,64 +209,72 @@ def peers_loops(
 
 
 def percent(shares: np.ndarray) -> str:
-    """Median and range of shares, in percent."""
+    """Median and range of shares, in percent, as text."""
     low, middle, high = 100 * shares.min(), 100 * np.median(shares), 100 * shares.max()
     return f"{middle:.2f} % ({low:.2f} to {high:.2f})"
 
 
 def measure(name: str, tiles: np.ndarray, labels: np.ndarray, *, rounds: int, workers: int) -> None:
-    """All contenders on one network, and what feeding costs ours."""
+    """Time all methods on one network and compute the cost of loading for ours."""
     device = torch.device("cpu")
     config = Config(hed_jitter=0.05, batch_size=BATCH)
-    timed, late, fixed = TimedFeed(load_batches), TimedFeed(fetch_when_asked), FixedFeed()
+    timed, late, fixed = TimedLoader(load_batches), TimedLoader(load_without_prefetch), FixedLoader()
     ours = OurTraining(backbone_of(name), tiles, labels, config, device=device)
-    shares: dict[str, list[float]] = {"first": [], "prefetched": [], "late": []}
+    first_waits: list[float] = []  # seconds until the first batch of each epoch
+    waiting: dict[TimedLoader, list[float]] = {timed: [], late: []}  # waiting, as a share of a step
 
-    def epoch(feed: TimedFeed) -> int:
-        feed.first = feed.waited = 0.0
-        began = time.perf_counter()
-        trained = ours.train(feed)
-        seconds = time.perf_counter() - began
+    def train_timed(loader: TimedLoader) -> int:
+        loader.first = loader.waited = 0.0
+        started = time.perf_counter()
+        trained = ours.train(loader)
+        seconds = time.perf_counter() - started
         steps = trained // BATCH
-        shares["prefetched" if feed is timed else "late"].append(
-            feed.waited / (steps - 1) / (seconds / steps)
-        )
-        if feed is timed:
-            shares["first"].append(feed.first)
+        waiting[loader].append(loader.waited / (steps - 1) / (seconds / steps))
+        if loader is timed:
+            first_waits.append(loader.first)
         return trained
 
-    works = {REAL: lambda: epoch(timed), FIXED: lambda: ours.train(fixed), LATE: lambda: epoch(late)}
-    works |= peers_loops(name, tiles, labels, config, device=device, workers=workers)
+    works = {
+        REAL: lambda: train_timed(timed),
+        FIXED: lambda: ours.train(fixed),
+        NO_PREFETCH: lambda: train_timed(late),
+    }
+    works |= other_loops(name, tiles, labels, config, device=device, workers=workers)
     rates = interleave(works, rounds=rounds)
-    facts = {
+    conditions = {
         "network": name,
         "tiles": len(tiles),
         "batch": BATCH,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "waiting for batches, share of a step": percent(np.array(shares["prefetched"][1:])),
-        "without prefetch": percent(np.array(shares["late"][1:])),
-        "(real - fixed) / real": percent(1 - np.array(rates[REAL]) / np.array(rates[FIXED])),
-        "first batch of an epoch, ms": round(1000 * float(np.median(shares["first"][1:])), 1),
+        "waiting for batches, share of a step": percent(np.array(waiting[timed][1:])),
+        "the same without prefetch": percent(np.array(waiting[late][1:])),
+        "loading, share of an epoch": percent(1 - np.array(rates[REAL]) / np.array(rates[FIXED])),
+        "first batch of an epoch, ms": round(1000 * float(np.median(first_waits[1:])), 1),
     }
-    report(f"training-{name.split('.')[0].replace(' ', '-')}", rates, ours=REAL, facts=facts)
+    report(f"training-{name.split('.')[0].replace(' ', '-')}", rates, ours=REAL, conditions=conditions)
 
 
 def main() -> None:
-    """Time them in turn, network by network."""
+    """Time all methods in turn, one network after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, help="a folder in competition layout")
     parser.add_argument("--tiles", type=int, default=TILES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument(
-        "--workers", type=int, default=min(2, os.cpu_count() or 1), help="of the peers' loaders"
+        "--workers",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="worker processes of the other loaders",
     )
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", category=UserWarning)  # of the peers, on what they will change
+    warnings.filterwarnings("ignore", category=UserWarning)  # deprecation notices of the other libraries
     tiles, labels = read_tiles(arguments.data, limit=arguments.tiles)
     if len(tiles) < 2 * BATCH:
-        sys.exit(f"{arguments.data} holds {len(tiles)} labelled tiles, fewer than two batches of {BATCH}")
+        sys.exit(
+            f"{arguments.data} holds {len(tiles)} labelled tiles, fewer than two batches of {BATCH}: use more"
+        )
     for name in arguments.networks:
         measure(name, tiles, labels, rounds=arguments.rounds, workers=arguments.workers)
 

@@ -2,12 +2,13 @@
 
     python tests/mutations.py [NAME...] [--list]
 
-Each mutation is a fault that lowers the score and raises no error: every file is written, and the submission is
-worse, or the out-of-fold score is too high. The checkout is copied to a temporary folder. There the named tests run
-once on the unchanged code. Then they run once for each mutation and stop at the first failure.
+Each mutation is a fault that lowers the score and raises no error: every file is written, and the
+submission is worse, or the out-of-fold score is too high. The checkout is copied to a temporary folder.
+There the named tests run once on the unchanged code. Then they run once for each mutation and stop at the
+first failure.
 
-The exit code is 1 where no test detected a mutation, where a mutation's text is no longer in its file (then correct
-the list below), or where the tests fail on the unchanged code.
+The exit code is 1 where no test detected a mutation, where a mutation's text is no longer in its file (then
+correct the list below), or where the tests fail on the unchanged code.
 
 pytest does not collect this file. tests/test_mutations.py checks that the list fits the code.
 """
