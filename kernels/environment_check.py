@@ -1,4 +1,4 @@
-"""A canary: look at everything the other kernels take for granted here, in a few minutes, and write it down."""
+"""Environment check kernel: measure in a few minutes what the other kernels assume about Kaggle."""
 
 import logging
 import sys
@@ -12,7 +12,8 @@ from lib.runtime.session import Session, run_kernel
 
 logger = logging.getLogger(__name__)
 
-# The other recipes, imported here to see whether they can be. A module that is named is embedded with all that it imports.
+# The other recipes, which this kernel tries to import. The builder embeds each named module with all its
+# imports.
 _RECIPES = (
     "kernels.embed",
     "kernels.inference",
@@ -25,38 +26,38 @@ _RECIPES = (
 
 
 def recipe(session: Session) -> None:
-    """Every look is taken whatever became of the others; `launch.doctor.environment_check` compares the facts with what the code assumes."""
-    facts: dict[str, Any] = {"place": session.place}
-    looks = {
-        "paths": lambda: environment_check.paths(session.working, session.input),
-        "environment": environment_check.environment,
-        "machine": environment_check.machine,
-        "mounts": lambda: environment_check.mounts(session.input),
-        "outputs": lambda: environment_check.mounted_outputs(session.input, kind="environment_check"),
-        "internet": environment_check.internet,
-        "packages": environment_check.packages,
-        "imports": lambda: environment_check.importable(_RECIPES),
-        "cards": environment_check.cards,
-        "tiles": lambda: environment_check.tiles(session.input),
+    """Make every measurement, whatever becomes of the others, and write them to run.json."""
+    results: dict[str, Any] = {"place": session.place}
+    measurements = {
+        "paths": lambda: environment_check.describe_paths(session.working, session.input),
+        "environment": environment_check.describe_environment,
+        "machine": environment_check.describe_machine,
+        "mounts": lambda: environment_check.describe_mounts(session.input),
+        "outputs": lambda: environment_check.check_mounted_outputs(session.input, kind="environment_check"),
+        "internet": environment_check.try_internet,
+        "packages": environment_check.package_versions,
+        "imports": lambda: environment_check.try_imports(_RECIPES),
+        "gpus": environment_check.describe_gpus,
+        "tiles": lambda: environment_check.measure_reading(session.input),
     }
-    for name, question in looks.items():
+    for name, measurement in measurements.items():
         with session.stage(name):
-            facts[name] = environment_check.look(name, question)
-    number = len(facts["cards"]) if isinstance(facts["cards"], list) else 0
+            results[name] = environment_check.measure(name, measurement)
+    number = len(results["gpus"]) if isinstance(results["gpus"], list) else 0
     if number >= 2:
         with session.stage("all_reduce"):
-            facts["all_reduce"] = environment_check.look("all_reduce", lambda: environment_check.all_reduce(processes=2))
+            results["all_reduce"] = environment_check.measure("all_reduce", environment_check.try_all_reduce)
     else:
-        facts["all_reduce"] = {"skipped": f"it needs two cards, here are {number}"}
-    for name, fact in facts.items():
-        logger.info("%s: %s", name, fact)
+        results["all_reduce"] = {"skipped": f"two GPUs are needed, there are {number}"}
+    for name, result in results.items():
+        logger.info("%s: %s", name, result)
     session.invalidate_record()
     sample = session.working / environment_check.SAMPLE
     sample.parent.mkdir(exist_ok=True)
     write_atomic(sample, environment_check.SAMPLE_BYTES)
-    names = [card["name"] for card in facts["cards"]] if number else ["CPU"]
-    facts["ended_at"] = datetime.now(UTC).isoformat()
-    session.write_outputs({environment_check.SAMPLE: True}, data_id="", devices=names, scores=facts)
+    devices = [gpu["name"] for gpu in results["gpus"]] if number else ["CPU"]
+    results["ended_at"] = datetime.now(UTC).isoformat()
+    session.write_outputs({environment_check.SAMPLE: True}, data_id="", devices=devices, scores=results)
 
 
 def main(parameters: Mapping[str, Any]) -> int:

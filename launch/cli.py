@@ -270,7 +270,7 @@ def doctor(experiments: tuple[str, ...], check_kaggle: bool, overrides: tuple[st
     from launch.doctor.command import CHECK_FOLDER
     from launch.doctor.command import doctor as examine
 
-    examine(_load(experiments, overrides), check_kaggle=check_kaggle, folder=CHECK_FOLDER, say=click.echo)
+    examine(_load(experiments, overrides), check_kaggle=check_kaggle, folder=CHECK_FOLDER)
 
 
 @main.command()
@@ -402,7 +402,7 @@ def _offer_environment_check(spec: Any, folder: Path) -> None:
         "0.1 h of GPU quota. Run it first?"
     )
     if click.confirm(text, default=True):
-        examine(spec.experiments, check_kaggle=True, folder=CHECK_FOLDER, say=click.echo)
+        examine(spec.experiments, check_kaggle=True, folder=CHECK_FOLDER)
 
 
 @main.command()

@@ -1,14 +1,16 @@
-"""Canaries: three kernels of a few minutes that look at the real Kaggle, and what of it is not as the code assumes.
+"""Environment check: three short kernels that measure what the code assumes about Kaggle.
 
-One on a CPU with internet, one on 2 x T4 without, one that mounts the first one's output and the competition. They are a
-small campaign: pushed, proved, waited for and fetched by the same code, so an interrupted command goes on when it is repeated.
+The first runs on a CPU with internet, the second on 2 x T4 without, the third mounts the output of the
+first and the competition's data. They are a small campaign: the campaign's code pushes them, waits for them
+and fetches their outputs. An interrupted command is resumed when it is repeated.
 """
 
 import functools
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from launch.campaign.schedule import ENVIRONMENT_CHECK_HOURS, ENVIRONMENT_CHECK_
 from launch.campaign.spec import CampaignSpec
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import REHEARSAL, Timeouts
+from launch.doctor.finding import OK, Finding, ok, problem, warning
 from launch.kaggle_api.client import Kaggle
-from launch.kaggle_api.errors import ClientError, CredentialsError
+from launch.kaggle_api.errors import RULES, ClientError, CredentialsError
 from launch.packaging.builder import Checkout, read_checkout
 from launch.packaging.secret_scan import clean
 from launch.plan import Kernel
@@ -34,46 +37,29 @@ from lib.runtime.inputs import COMPETITION
 from lib.runtime.run_record import read_run_record
 from lib.validation import UNREADABLE
 
+logger = logging.getLogger(__name__)
+
 RESULTS = "environment-check.json"
 KIND = "environment_check"
 CPU, GPU, MOUNT = "hcd-environment-check-cpu", "hcd-environment-check-gpu", "hcd-environment-check-mount"
-_FORMAT = 1
+_FORMAT = 2
 
-# What the code takes for granted (KAGGLE.md sections g and h). Sizes in bytes.
+# What the code assumes about Kaggle (KAGGLE.md, sections g and h). Sizes in bytes.
 _WORKING, _INPUT = "/kaggle/working", "/kaggle/input"
 _DISK, _DISK_NEEDED = 20e9, 9e9  # prepare writes 7.7 GB of tiles
 _MEMORY, _MEMORY_NEEDED = 29e9, 12e9  # a fold holds 6.1 GB of tiles
 _CORES = 4
-_CARDS, _CAPABILITY = 2, "7.5"
+_GPUS, _CAPABILITY = 2, "7.5"
 _PYTHONS = ((3, 12), (3, 13))
 _TILES = 277_483  # of the competition, train and test
+
+_RUN_AGAIN = "Run doctor --check-kaggle again"
 _PHONE = (
     "Verify your phone number at kaggle.com/settings: without it Kaggle gives neither internet nor a GPU."
 )
 
-
-@dataclass(frozen=True)
-class Finding:
-    """What was found about one thing.
-
-    Attributes:
-        name: of what was looked at.
-        ok: True, False when something must be done, None when it is unknown or only worth knowing.
-        found: what it is.
-        remedy: what to do about it.
-    """
-
-    name: str
-    ok: bool | None
-    found: str
-    remedy: str = ""
-
-
-_Check = Callable[[Mapping[str, Any], Mapping[str, Any]], Finding]  # of a record's scores and the record
-
-
-# A canary is pushed once, and nobody waits for days in front of it.
-PACE = Timeouts(
+# Each kernel is pushed once, and the waits are short: a person waits for the result.
+TIMEOUTS = Timeouts(
     poll=15.0,
     capacity=60.0,
     capacity_patience=3600.0,
@@ -88,67 +74,67 @@ EMULATOR_TIMEOUTS = replace(REHEARSAL, quota_patience=0.0, foreign_patience=60.0
 
 
 def plan_environment_checks() -> list[Kernel]:
-    """The canaries, in an order in which they can run."""
-    plain: dict[str, Any] = {"kind": KIND, "experiments": (), "configs": (Config(),)}
+    """The three kernels, in an order in which they can run."""
+    common: dict[str, Any] = {"kind": KIND, "experiments": (), "configs": (Config(),)}
     return [
-        Kernel(slug=CPU, internet=True, **plain),
-        Kernel(slug=GPU, needs_gpu=True, **plain),
-        Kernel(slug=MOUNT, competition=True, sources=(CPU,), **plain),
+        Kernel(slug=CPU, internet=True, **common),
+        Kernel(slug=GPU, needs_gpu=True, **common),
+        Kernel(slug=MOUNT, competition=True, sources=(CPU,), **common),
     ]
 
 
-# --- pushing and waiting ---------------------------------------------------------------------------------------------
+# --- pushing and waiting ------------------------------------------------------------------------------------
 
 
 def run_environment_checks(
     kaggle: Kaggle,
     folder: Path,
-    say: Callable[[str], None],
     *,
-    pace: Timeouts | None = None,
-    source: Checkout | None = None,
+    timeouts: Timeouts | None = None,
+    checkout: Checkout | None = None,
 ) -> list[Finding]:
-    """Push the canaries, wait for them, keep what they saw in `folder`/environment-check.json, and hold it against what the code assumes.
+    """Push the kernels, wait for them, and compare what they measured with what the code assumes.
 
     Args:
         kaggle: the account.
-        folder: of results, ledger and what was pushed; an interrupted run is taken up from it.
-        say: takes a line.
-        pace: waits.
-        source: what kernels are rendered from; the checkout when None.
+        folder: of the results (environment-check.json), the ledger and the pushed files. An interrupted run
+            is resumed from it.
+        timeouts: waits.
+        checkout: what kernels are built from; the one of this file when None.
 
     Raises:
-        CredentialsError: the service does not know us.
-        LaunchError: it has not answered for too long, or another probe is at work; the same command goes on.
+        CredentialsError: Kaggle does not accept the credentials.
+        LaunchError: Kaggle has not responded for too long, or another environment check is running.
     """
     with campaign_lock(folder):
-        ledger = _ledger(folder, kaggle, say)
+        ledger = _read_or_create_ledger(folder, kaggle)
         problems: dict[str, list[str]] = {}
         kernels = plan_environment_checks()
-        if (short := _short_of_quota(kaggle)) and ledger.entry(GPU, KIND).open is None:
-            problems[GPU] = [short, "Probe again when the week's quota is back."]
+        missing_quota = _missing_quota(kaggle)
+        if missing_quota and ledger.entry(GPU, KIND).open is None:
+            problems[GPU] = [missing_quota, f"{_RUN_AGAIN} after the quota's weekly reset."]
             kernels = [kernel for kernel in kernels if kernel.slug != GPU]
         campaign = Campaign(
             kaggle=kaggle,
-            source=source or read_checkout(owner=kaggle.user),
+            source=checkout or read_checkout(owner=kaggle.user),
             kernels=kernels,
             ledger=ledger,
             folder=folder,
             dataset=None,
-            pace=pace or PACE,
-            say=say,
+            pace=timeouts or TIMEOUTS,
+            say=logger.info,
         )
         try:
             campaign.run()
         except CampaignStoppedError:
-            if not campaign.desk.failures:  # an outage: what was pushed goes on, and so does the same command
+            if not campaign.desk.failures:  # an outage: the kernels still run, and the same command resumes
                 raise
         for kernel in kernels:
             if kernel.slug in campaign.desk.failures:
-                problems[kernel.slug] = _problem(campaign.desk, kernel)
+                problems[kernel.slug] = _describe_failure(campaign.desk, kernel)
             elif not campaign.progress.is_done(kernel):
-                text = "not pushed: the canary whose output it mounts did not finish"
-                problems[kernel.slug] = [text, "Mend that one first."]
+                text = "not pushed: the kernel whose output it mounts did not finish"
+                problems[kernel.slug] = [text, f"Fix the problem of {CPU} first."]
         records = {
             kernel.slug: asdict(read_run_record(folder / OUTPUTS / kernel.slug, kind=KIND, fetched_only=True))
             for kernel in kernels
@@ -163,327 +149,330 @@ def run_environment_checks(
             "problems": problems,
         }
         write_atomic(folder / RESULTS, json.dumps(results, indent=1) + "\n")
-        (folder / LEDGER_NAME).unlink()  # the next probe is a new one
-        say(f"what the canaries saw is kept in {folder.name}/{RESULTS}")
-        return _judged(results)
+        (folder / LEDGER_NAME).unlink()  # the next run pushes all kernels again
+        logger.info("the results are in %s/%s", folder.name, RESULTS)
+        return _findings(results)
 
 
-def _ledger(folder: Path, kaggle: Kaggle, say: Callable[[str], None]) -> Ledger:
-    """That of an interrupted probe of this account, or a new one."""
+def _read_or_create_ledger(folder: Path, kaggle: Kaggle) -> Ledger:
+    """The ledger of an interrupted run of this account, or a new one."""
     ledger = read_ledger(folder)
     if ledger is not None and ledger.owner == kaggle.user:
-        say("an earlier probe was interrupted: going on with it")
+        logger.info("an earlier environment check was interrupted: resuming it")
         for entry in ledger.kernels.values():
             if entry.last is not None and entry.last.state not in OPEN and entry.output is None:
                 entry.series = len(entry.pushes)
         return ledger
     shutil.rmtree(folder / OUTPUTS, ignore_errors=True)
-    say(
-        f"three canaries of a few minutes each, private kernels of {kaggle.user}: {CPU}, {GPU}, {MOUNT}. The second costs about "
-        f"0.05 to {ENVIRONMENT_CHECK_HOURS} h of GPU quota (never over {ENVIRONMENT_CHECK_LIMIT / 3600:.2f} h), the others none"
+    logger.info(
+        "pushing three private kernels of %s, a few minutes each: %s, %s, %s. "
+        "The second costs about 0.05 to %s h of GPU quota (at most %.2f h), the others none",
+        kaggle.user,
+        CPU,
+        GPU,
+        MOUNT,
+        ENVIRONMENT_CHECK_HOURS,
+        ENVIRONMENT_CHECK_LIMIT / 3600,
     )
     return new_ledger(folder, campaign=KIND, spec=CampaignSpec(owner=kaggle.user))
 
 
-def _short_of_quota(kaggle: Kaggle) -> str:
-    """Why the GPU canary is not worth pushing; empty when it is, or when the service does not say."""
+def _missing_quota(kaggle: Kaggle) -> str:
+    """Why the quota does not allow the GPU kernel; empty where it does, or where it is unknown."""
     try:
         quota = kaggle.quota()
     except CredentialsError:
         raise
     except ClientError:
-        return ""  # not knowing is no reason not to ask: the refusal is what counts
+        return ""  # an unknown quota does not stop the push: Kaggle refuses it if there is too little
     if quota is None or quota.left >= ENVIRONMENT_CHECK_HOURS:
         return ""
     return f"not pushed: {quota.left:.2f} of {quota.allowed:.0f} h of GPU quota are left"
 
 
-def _problem(desk: CampaignState, kernel: Kernel) -> list[str]:
-    """What was found about a canary that failed, and what to do."""
-    last = desk.ledger.entry(kernel.slug, KIND).last
-    found = last.note if last is not None and last.state == DROPPED else desk.failures[kernel.slug]
-    low = found.lower()
-    if "without some of its inputs" in low and kernel.competition:
-        remedy = f"Accept the rules: kaggle.com/competitions/{COMPETITION}/rules"
-    elif "phone" in low:
+def _describe_failure(state: CampaignState, kernel: Kernel) -> list[str]:
+    """Why a kernel failed, and what to do."""
+    last = state.ledger.entry(kernel.slug, KIND).last
+    text = last.note if last is not None and last.state == DROPPED else state.failures[kernel.slug]
+    lower = text.lower()
+    if "without some of its inputs" in lower and kernel.competition:
+        remedy = RULES
+    elif "phone" in lower:
         remedy = _PHONE
-    elif "session count" in low:
-        remedy = "End the other sessions of your account, and probe again."
-    elif "quota" in low:
-        remedy = "Probe again when the week's quota is back."
+    elif "session count" in lower:
+        remedy = f"End the other sessions of your account. {_RUN_AGAIN}."
+    elif "quota" in lower:
+        remedy = f"{_RUN_AGAIN} after the quota's weekly reset."
     else:
-        remedy = f"Look at https://www.kaggle.com/code/{desk.kaggle.user}/{kernel.slug}, mend the cause, and probe again."
-    return [clean(found, ()), remedy]
+        address = f"https://www.kaggle.com/code/{state.kaggle.user}/{kernel.slug}"
+        remedy = f"See {address}, fix the cause. {_RUN_AGAIN}."
+    return [clean(text, ()), remedy]
 
 
 def kept_results(folder: Path) -> tuple[datetime, dict[str, Any], list[Finding]] | None:
-    """The last probe's date, its records by slug, and what this code finds in them; None where there was none."""
+    """The last run's date, its records by slug, and the findings about them; None where there was none."""
     try:
         results = json.loads((folder / RESULTS).read_bytes())
         if results["format"] != _FORMAT:
             return None
-        return datetime.fromisoformat(results["date"]), dict(results["records"]), _judged(results)
+        return datetime.fromisoformat(results["date"]), dict(results["records"]), _findings(results)
     except (KeyError, TypeError, AttributeError, *UNREADABLE):
         return None
 
 
-def _judged(results: Mapping[str, Any]) -> list[Finding]:
-    problems = [Finding(slug, False, found, remedy) for slug, (found, remedy) in results["problems"].items()]
-    return problems + expectations(results["records"])
+def _findings(results: Mapping[str, Any]) -> list[Finding]:
+    problems = [problem(slug, text, remedy) for slug, (text, remedy) in results["problems"].items()]
+    return problems + compare_with_assumptions(results["records"])
 
 
-def expectations(records: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Hold what canaries saw, by slug as run.json has it, against what the code takes for granted."""
+# --- comparing what was measured with what the code assumes -------------------------------------------------
+
+_Check = Callable[
+    [str, Mapping[str, Any], Mapping[str, Any]], Finding
+]  # of a name, run.json's scores, run.json
+
+
+class _NotMeasuredError(Exception):
+    """The kernel could not measure something; the message says why."""
+
+
+def compare_with_assumptions(records: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """Compare the measurements in each run.json, by slug, with what the code assumes."""
     findings = []
     for slug, record in records.items():
         checks: dict[str, _Check] = {
-            "place": _place,
-            "paths": _paths,
-            "python": _python,
-            "packages": _packages,
-            "room": _room,
+            "place": _check_place,
+            "paths": _check_paths,
+            "Python": _check_python,
+            "packages": _check_packages,
+            "disk and memory": _check_disk_and_memory,
         }
-        checks |= {"internet on": _internet_on} if slug == CPU else {"internet off": _internet_off}
+        checks |= (
+            {"internet on": _check_internet_on} if slug == CPU else {"internet off": _check_internet_off}
+        )
         if slug == GPU:
-            checks |= {"cards": _cards, "two cards together": _all_reduce}
+            checks |= {"GPUs": _check_gpus, "all-reduce": _check_all_reduce}
         if slug == MOUNT:
-            wanted = records.get(CPU, {}).get("push_id")
-            mounted = functools.partial(_mounted, wanted=wanted)
-            checks |= {"mounted output": mounted, "competition": _competition, "reading tiles": _reading}
-        for name, check in checks.items():
-            findings.append(_seen(f"{slug.removeprefix('hcd-').replace('-', ' ')}: {name}", check, record))
+            push_id = records.get(CPU, {}).get("push_id")
+            mounted_output = functools.partial(_check_mounted_output, push_id=push_id)
+            checks |= {
+                "mounted output": mounted_output,
+                "competition": _check_competition,
+                "reading tiles": _check_reading,
+            }
+        kernel = slug.removeprefix("hcd-").replace("-", " ")
+        findings += [_compare(f"{kernel}: {name}", check, record) for name, check in checks.items()]
     return findings
 
 
-class _UntoldError(Exception):
-    """The canary could not find out; the message says why."""
-
-
-def _seen(name: str, check: _Check, record: Mapping[str, Any]) -> Finding:
+def _compare(name: str, check: _Check, record: Mapping[str, Any]) -> Finding:
     try:
-        found = check(record["scores"], record)
-    except _UntoldError as error:
-        return Finding(
-            name,
-            None,
-            str(error),
-            "The code may trip over the same: see lib/runtime/environment_check.py for what was tried.",
+        finding = check(name, record["scores"], record)
+    except _NotMeasuredError as error:
+        remedy = (
+            "Other kernels may fail in the same way. lib/runtime/environment_check.py shows what was tried."
         )
+        return warning(name, str(error), remedy)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
-        return Finding(
-            name,
-            None,
-            f"the canary does not say ({type(error).__name__})",
-            "Probe again with this version of the code.",
-        )
-    return Finding(name, found.ok, found.found, found.remedy if found.ok is not True else "")
+        text = f"the kernel did not record it ({type(error).__name__})"
+        return warning(name, text, f"{_RUN_AGAIN} with this version of the code.")
+    return replace(finding, remedy="") if finding.level == OK else finding
 
 
-def _told(scores: Mapping[str, Any], name: str) -> Any:
-    """A fact, or the error that says why it could not be had."""
-    fact = scores[name]
-    if isinstance(fact, dict) and "error" in fact:
-        raise _UntoldError(str(fact["error"]))
-    return fact
+def _measured(scores: Mapping[str, Any], name: str) -> Any:
+    """A measurement, or the error that says why there is none."""
+    value = scores[name]
+    if isinstance(value, dict) and "error" in value:
+        raise _NotMeasuredError(str(value["error"]))
+    return value
 
 
-def _place(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    run_type = _told(scores, "environment")["run_type"]
-    found = f"{scores['place']}, run type {run_type or 'not said'}"
-    remedy = "lib/runtime/session.py (open_session) tells Kaggle by KAGGLE_KERNEL_RUN_TYPE: without it the full data are not demanded."
-    if scores["place"] == "rehearsal":
-        return Finding(
-            "",
-            None,
-            f"{found}: the emulator, not Kaggle",
-            "It shows that the chain works, nothing about Kaggle.",
-        )
-    if scores["place"] != "kaggle":
-        return Finding("", False, found, remedy)
-    return Finding("", True if run_type == "Batch" else None, found, remedy)
+def _check_place(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    place, run_type = scores["place"], _measured(scores, "environment")["run_type"]
+    text = f"{place}, run type {run_type or 'not set'}"
+    remedy = (
+        "lib/runtime/session.py (open_session) recognises Kaggle by KAGGLE_KERNEL_RUN_TYPE. "
+        "Without it kernels do not require the full data."
+    )
+    if place == "rehearsal":
+        remedy = "It shows that the kernels run, and nothing about Kaggle."
+        return warning(name, f"{text}: the emulator, not Kaggle", remedy)
+    if place != "kaggle":
+        return problem(name, text, remedy)
+    return ok(name, text) if run_type == "Batch" else warning(name, text, remedy)
 
 
-def _paths(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    facts = _told(scores, "paths")
-    writable = "can be written to" if facts["script_folder_writable"] else "read-only"
-    found = f"works in {facts['working']}, inputs in {facts['input']}, script {facts['script']} ({writable})"
-    right = facts["working"] == _WORKING and facts["input"] == _INPUT
-    remedy = f"Outputs are written to the current folder, which should be {_WORKING}; inputs are looked for in {_INPUT}."
-    return Finding("", True if right else None, found, remedy)
+def _check_paths(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    paths = _measured(scores, "paths")
+    access = "writable" if paths["script_folder_writable"] else "read-only"
+    text = (
+        f"working folder {paths['working']}, inputs in {paths['input']}, "
+        f"script {paths['script']} in a {access} folder"
+    )
+    if paths["working"] == _WORKING and paths["input"] == _INPUT:
+        return ok(name, text)
+    remedy = (
+        f"Kernels write to the current folder, which should be {_WORKING}, and read inputs from {_INPUT}."
+    )
+    return warning(name, text, remedy)
 
 
-def _python(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    text = record["versions"]["python"]
-    numbers = _numbers(text)[:2]
+def _check_python(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    version = record["versions"]["python"]
+    numbers = _major_minor(version)
     if numbers < (3, 11):
-        return Finding("", False, text, "The library needs Python 3.11: pin a newer image (docker_image).")
-    ok = True if numbers in _PYTHONS else None
-    return Finding("", ok, text, "Kaggle's images had 3.12 and 3.13; this one is new to the code.")
+        return problem(name, version, "The library needs Python 3.11: pin a newer image (docker_image).")
+    if numbers not in _PYTHONS:
+        return warning(
+            name, version, "The code was tested with 3.12 and 3.13, the versions of Kaggle's images."
+        )
+    return ok(name, version)
 
 
-def _packages(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    versions, imports = record["versions"], _told(scores, "imports")
-    broken = [f"{name}: {said}" for name, said in imports.items() if not said.startswith("ok")]
+def _check_packages(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    versions, imports = record["versions"], _measured(scores, "imports")
+    broken = [f"{module}: {result}" for module, result in imports.items() if not result.startswith("ok")]
     if broken:
         remedy = (
             "These recipes cannot run there: change the import, or pin an image that has it (docker_image)."
         )
-        return Finding("", False, "not importable: " + "; ".join(broken), remedy)
+        return problem(name, "not importable: " + "; ".join(broken), remedy)
     old = [
-        f"{name} {versions.get(name, 'absent')} (tried with {tried} or newer)"
-        for name, tried in TESTED_WITH.items()
-        if _numbers(versions.get(name, "0")) < _numbers(tried)
+        f"{package} {versions.get(package, 'absent')} (tested with {tested} or newer)"
+        for package, tested in TESTED_WITH.items()
+        if _major_minor(versions.get(package, "0")) < _major_minor(tested)
     ]
     if old:
-        return Finding("", None, "; ".join(old), "Everything imports, but was not tried with these.")
-    shown = ", ".join(f"{name} {versions[name]}" for name in TESTED_WITH)
-    return Finding("", True, f"{shown}; all {len(imports)} recipes import")
+        return warning(name, "; ".join(old), "All recipes import, but were not tested with these versions.")
+    installed = ", ".join(f"{package} {versions[package]}" for package in TESTED_WITH)
+    return ok(name, f"{installed}; all {len(imports)} recipes import")
 
 
-def _room(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    disk = _told(scores, "paths")["free"]["working"]
-    facts = _told(scores, "machine")
-    memory, cores = facts["memory"] or 0, facts["cores"]
-    found = f"{disk / 1e9:.1f} GB of disk free, {memory / 1e9:.1f} GB of memory, {cores} cores"
-    remedy = f"Assumed are {_DISK / 1e9:.0f} GB of disk, {_MEMORY / 1e9:.0f} GB of memory and {_CORES} cores"
+def _check_disk_and_memory(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    disk = _measured(scores, "paths")["free"]["working"]
+    machine = _measured(scores, "machine")
+    memory, cores = machine["memory"] or 0, machine["cores"]
+    text = f"{disk / 1e9:.1f} GB of disk free, {memory / 1e9:.1f} GB of memory, {cores} cores"
+    assumed = f"{_DISK / 1e9:.0f} GB of disk, {_MEMORY / 1e9:.0f} GB of memory and {_CORES} cores"
     if disk < _DISK_NEEDED or memory < _MEMORY_NEEDED:
-        return Finding("", False, found, f"{remedy}; prepare writes 7.7 GB, a fold holds 6.1 GB.")
-    enough = disk >= 0.95 * _DISK and memory >= 0.95 * _MEMORY and cores >= _CORES
-    return Finding("", True if enough else None, found, f"{remedy}: folds may be slower, nothing fails.")
+        remedy = f"The code assumes {assumed}. prepare writes 7.7 GB, a fold holds 6.1 GB."
+        return problem(name, text, remedy)
+    if disk < 0.95 * _DISK or memory < 0.95 * _MEMORY or cores < _CORES:
+        return warning(name, text, f"The code assumes {assumed}. Folds may be slower; nothing fails.")
+    return ok(name, text)
 
 
-def _internet_on(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    facts = _told(scores, "internet")
-    found = ", ".join(f"{name}: {said}" for name, said in facts.items())
-    if facts["huggingface"] == "reached":
-        return Finding("", True, found)
-    remedy = (
-        _PHONE
-        if all(said != "reached" for said in facts.values())
-        else "The weights kernel fetches from huggingface.co."
+def _check_internet_on(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    hosts = _measured(scores, "internet")
+    text = ", ".join(f"{host}: {result}" for host, result in hosts.items())
+    if hosts["huggingface"] == "reached":
+        return ok(name, text)
+    if "reached" in hosts.values():
+        return problem(name, text, "The weights kernel downloads from huggingface.co.")
+    return problem(name, text, _PHONE)
+
+
+def _check_internet_off(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    reached = [host for host, result in _measured(scores, "internet").items() if result == "reached"]
+    if reached:
+        text = f"reached although internet was off: {', '.join(reached)}"
+        return warning(name, text, "Harmless; docs/platform.md describes Kaggle wrongly here.")
+    return ok(name, "no host can be reached")
+
+
+def _check_gpus(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    gpus = _measured(scores, "gpus")
+    if not gpus:
+        remedy = f"{_PHONE} Then check the accelerator in the kernel's settings: NvidiaTeslaT4 was requested."
+        return problem(name, "torch sees no GPU", remedy)
+    text = "; ".join(
+        f"{gpu['name']}, capability {gpu['capability']}, {gpu['memory'] / 2**30:.1f} GiB, "
+        f"bfloat16 {'yes' if gpu['bfloat16'] else 'no'}, float16 {_float16_speed(gpu['float16'])}"
+        for gpu in gpus
     )
-    return Finding("", False, found, remedy)
+    if any(gpu["float16"].get("correct") is not True for gpu in gpus):
+        remedy = "A GPU does not compute in float16: train with --set precision=float32, or pin an image."
+        return problem(name, text, remedy)
+    if any(float(gpu["capability"]) < 7 for gpu in gpus):
+        return problem(name, text, "Current images do not support these GPUs: check machine_shape.")
+    if len(gpus) == _GPUS and all(gpu["capability"] == _CAPABILITY for gpu in gpus):
+        return ok(name, text)
+    return warning(name, text, "The code assumes two T4 of capability 7.5; expected hours will be wrong.")
 
 
-def _internet_off(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    reached = [name for name, said in _told(scores, "internet").items() if said == "reached"]
-    if not reached:
-        return Finding("", True, "nothing can be reached, as asked")
-    return Finding(
-        "",
-        None,
-        f"reached although it was asked off: {', '.join(reached)}",
-        "Harmless; the record of Kaggle is wrong here.",
-    )
+def _float16_speed(float16: Mapping[str, Any]) -> str:
+    return f"{float16['tflops']} TFLOP/s" if "tflops" in float16 else str(float16.get("error", "not tried"))
 
 
-def _cards(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    cards = _told(scores, "cards")
-    if not cards:
-        return Finding(
-            "",
-            False,
-            "torch sees no GPU",
-            f"{_PHONE} Then look at the kernel's settings: it asks for NvidiaTeslaT4.",
-        )
-    found = "; ".join(
-        f"{card['name']}, capability {card['capability']}, {card['memory'] / 2**30:.1f} GiB, "
-        f"bfloat16 {'yes' if card['bfloat16'] else 'no'}, float16 {_speed(card['float16'])}"
-        for card in cards
-    )
-    if any(card["float16"].get("right") is not True for card in cards):
-        return Finding(
-            "",
-            False,
-            found,
-            "A card does not compute in float16: train with --set precision=float32, or pin an image.",
-        )
-    if any(float(card["capability"]) < 7 for card in cards):
-        return Finding(
-            "", False, found, "Kaggle gave cards that current images do not support: check machine_shape."
-        )
-    usual = len(cards) == _CARDS and all(card["capability"] == _CAPABILITY for card in cards)
-    return Finding(
-        "", True if usual else None, found, "Assumed are two T4 of capability 7.5; hours will differ."
-    )
+def _check_all_reduce(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    result = scores["all_reduce"]
+    if result.get("correct") is True:
+        speed = f"{result['gigabytes_per_second']} GB/s"
+        return ok(name, f"{result['backend']} sums over {result['processes']} GPUs at {speed}")
+    text = result.get("skipped") or result.get("error") or "the sum over both GPUs is wrong"
+    return warning(name, text, "One member on both GPUs (ddp) will not work; one member for each GPU will.")
 
 
-def _speed(facts: Mapping[str, Any]) -> str:
-    return f"{facts['tflops']} TFLOP/s" if "tflops" in facts else str(facts.get("error", "not tried"))
+def _check_competition(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    tiles = _measured(scores, "tiles")
+    if "absent" in tiles:
+        return problem(name, tiles["absent"], f"{RULES}, or see lib/runtime/inputs.py (find_competition).")
+    text = f"mounted at {tiles['place']}"
+    if tiles["place"] == f"competitions/{COMPETITION}":
+        return ok(name, text)
+    return warning(name, text, "Kaggle mounted it elsewhere in 2026. The code finds it here, too.")
 
 
-def _all_reduce(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    facts = scores["all_reduce"]
-    if facts.get("right") is True:
-        found = (
-            f"{facts['backend']} sums over {facts['processes']} cards at {facts['gigabytes_per_second']} GB/s"
-        )
-        return Finding("", True, found)
-    found = facts.get("skipped") or facts.get("error") or "the sum over both cards is wrong"
-    return Finding(
-        "", None, found, "Training one network on both cards (ddp) will not work; one member a card does."
-    )
-
-
-def _competition(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    facts = _told(scores, "tiles")
-    if "absent" in facts:
-        remedy = f"Accept the rules (kaggle.com/competitions/{COMPETITION}/rules), or see lib/runtime/session.py (find_competition)."
-        return Finding("", False, facts["absent"], remedy)
-    usual = facts["place"] == f"competitions/{COMPETITION}"
-    remedy = "Not where Kaggle mounted competitions in 2026; the code finds it there, too."
-    return Finding("", True if usual else None, f"found at {facts['place']}", remedy)
-
-
-def _reading(scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
-    facts = _told(scores, "tiles")
-    if "absent" in facts:
-        return Finding("", None, "no tiles to read", "See the competition above.")
-    listing, alone, together = facts["listing"], facts["alone"], facts["together"]
+def _check_reading(name: str, scores: Mapping[str, Any], record: Mapping[str, Any]) -> Finding:
+    tiles = _measured(scores, "tiles")
+    if "absent" in tiles:
+        return warning(name, "no tiles to read", "See the competition above.")
+    listing, alone, together = tiles["listing"], tiles["alone"], tiles["together"]
     rate = together["tiles_per_second"]
     hours = _TILES / rate / 3600
-    found = (
+    text = (
         f"{rate:,.0f} tiles/s by {together['readers']} threads (n = {together['tiles']:,}), "
-        f"one tile {alone['median_milliseconds']} ms; {listing['entries']:,} files listed in {listing['seconds']:.1f} s; "
+        f"one tile {alone['median_milliseconds']} ms; "
+        f"{listing['entries']:,} files listed in {listing['seconds']:.1f} s; "
         f"all {_TILES:,} would take {hours:.2f} h"
     )
-    ok = True if hours <= PREPARE_HOURS else None if hours <= 2.5 * PREPARE_HOURS else False
-    return Finding(
-        "", ok, found, f"prepare is expected to take {PREPARE_HOURS:g} h and ended after three times that."
-    )
+    remedy = f"prepare is expected to take {PREPARE_HOURS:g} h, and is ended after three times that."
+    if hours <= PREPARE_HOURS:
+        return ok(name, text)
+    return warning(name, text, remedy) if hours <= 2.5 * PREPARE_HOURS else problem(name, text, remedy)
 
 
-def _mounted(scores: Mapping[str, Any], record: Mapping[str, Any], *, wanted: str | None) -> Finding:
-    outputs = [each for each in _told(scores, "outputs") if each.get("place", "").rsplit("/", 1)[-1] == CPU]
-    if len(outputs) != 1:
-        places = ", ".join(mount["place"] for mount in _told(scores, "mounts")) or "nothing"
-        remedy = "lib/runtime/session.py (list_mounts) must find it: see where it lies."
-        return Finding(
-            "", False, f"the output of {CPU} was found {len(outputs)} times; mounted: {places}", remedy
-        )
-    facts = outputs[0]
-    if "problem" in facts:
-        return Finding(
-            "",
-            False,
-            facts["problem"],
-            "A mounted output is not what its kernel left: every kernel would refuse it.",
-        )
-    if wanted is not None and facts["push_id"] != wanted:
-        remedy = "Kernels check this themselves where it matters; wait longer between a kernel's end and the next push."
-        return Finding(
-            "", False, "an earlier run's output was mounted, not the one that had just ended", remedy
-        )
-    age = facts.get("seconds_since_it_ended")
-    delay = f", readable at most {age:.0f} s after its kernel ended" if isinstance(age, int | float) else ""
-    added = facts["added"]
-    unknown = [
-        name for name in added if name not in (*ADDED_BY_KAGGLE, EXECUTED) and not name.endswith(".log")
+def _check_mounted_output(
+    name: str, scores: Mapping[str, Any], record: Mapping[str, Any], *, push_id: str | None
+) -> Finding:
+    """The output of the first kernel, mounted in the third; `push_id` is that of the first kernel's push."""
+    outputs = [
+        output for output in _measured(scores, "outputs") if output.get("place", "").rsplit("/", 1)[-1] == CPU
     ]
-    usual = facts["place"].startswith("notebooks/") and not unknown
-    found = f"found at {facts['place']}, whole{delay}; added by Kaggle: {', '.join(added) or 'nothing'}"
-    return Finding("", True if usual else None, found, "Not as recorded in 2026, but the code reads it.")
+    if len(outputs) != 1:
+        mounts = ", ".join(mount["place"] for mount in _measured(scores, "mounts")) or "nothing"
+        text = f"the output of {CPU} is mounted {len(outputs)} times; mounted: {mounts}"
+        return problem(
+            name, text, "lib/runtime/inputs.py (list_mounts) must find it: see where it is mounted."
+        )
+    output = outputs[0]
+    if "problem" in output:
+        remedy = "The mounted output differs from what its kernel wrote: every kernel would refuse it."
+        return problem(name, output["problem"], remedy)
+    if push_id is not None and output["push_id"] != push_id:
+        text = "the output of an earlier run is mounted, not that of the run that had just ended"
+        remedy = "Kernels refuse such an output. Wait longer between the end of a kernel and the next push."
+        return problem(name, text, remedy)
+    age = output.get("seconds_since_it_ended")
+    delay = f", readable at most {age:.0f} s after its kernel ended" if isinstance(age, int | float) else ""
+    added = output["added"]
+    text = f"mounted at {output['place']}, complete{delay}; added by Kaggle: {', '.join(added) or 'nothing'}"
+    known = (*ADDED_BY_KAGGLE, EXECUTED)
+    unknown = [file for file in added if file not in known and not file.endswith(".log")]
+    if output["place"].startswith("notebooks/") and not unknown:
+        return ok(name, text)
+    return warning(name, text, "Kaggle did not do so in 2026, but the code can read it.")
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _major_minor(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())

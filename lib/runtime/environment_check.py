@@ -1,7 +1,8 @@
-"""What a canary sees of the machine it runs on: paths, mounts, packages, cards, network, speed of the tiles.
+"""Measurements of the machine that a kernel runs on: paths, mounts, packages, GPUs, network, reading speed.
 
-Nothing here judges, and nothing found is an error: whoever pushed the canary compares its facts with what the code takes
-for granted. Every look is bounded in time. Of environment variables only names are taken, never values: some are tokens.
+Nothing is compared here: `launch.doctor.environment_check` compares the measurements with what the code
+assumes. Each has a time limit. Of environment variables only the names are recorded, because some values
+are tokens.
 """
 
 import http.client
@@ -30,31 +31,38 @@ from lib.runtime.hardware import free_memory
 from lib.runtime.inputs import find_competition, list_mounts
 from lib.runtime.run_record import RECORD_NAME, peek_kind, read_run_record
 
-SAMPLE = "environment-check/sample.bin"  # in a folder, because the weights kernel leaves its files in one
+SAMPLE = "environment-check/sample.bin"  # in a folder, as the outputs of the weights kernel are
 SAMPLE_BYTES = bytes(range(256)) * 4096  # 1 MiB
 _RUN_TYPES = ("Batch", "Interactive")
-_ALSO = ("opencv-python-headless", "opencv-python", "scipy", "matplotlib", "kaggle", "albumentations")
-_MOUNTS_SHOWN = 40
+_OTHER_PACKAGES = (
+    "opencv-python-headless",
+    "opencv-python",
+    "scipy",
+    "matplotlib",
+    "kaggle",
+    "albumentations",
+)
+_MAX_LISTED = 40  # mounts, or files added to one
 _READERS = 8  # threads, as many as prepare reads with
-_ALONE = 500  # tiles read one after another, to see how long one takes
-_NUMBERS = 1 << 24  # float32 values summed over the cards: 64 MiB
-_SUMS = 10
-_LOG_TAIL = 600  # characters of a failed worker
+_ALONE = 500  # tiles read one after another, for the time that one takes
+_VALUES = 1 << 24  # float32 values summed over the GPUs: 64 MiB
+_REPETITIONS = 10  # of the all-reduce that is timed
+_LOG_TAIL = 600  # characters of the log of a failed process
 
 
-def look(name: str, question: Callable[[], Any]) -> Any:
-    """The answer to a question, or `{"error": ...}`: a canary that falls silent at the first surprise is of no use."""
+def measure(name: str, measurement: Callable[[], Any]) -> Any:
+    """The result of a measurement, or `{"error": ...}`, so that the others are still made."""
     try:
-        return question()
+        return measurement()
     except Exception as error:
         return {"error": f"{name}: {type(error).__name__}: {str(error)[:300]}"}
 
 
-# --- the machine -----------------------------------------------------------------------------------------------------
+# --- the machine --------------------------------------------------------------------------------------------
 
 
-def paths(working: Path, inputs: Path) -> dict[str, Any]:
-    """Where the kernel finds itself, what it may write to, and how many bytes are free there."""
+def describe_paths(working: Path, inputs: Path) -> dict[str, Any]:
+    """Folders of the kernel, whether its script's folder is writable, and free bytes."""
     import shutil
 
     script = Path(sys.modules["__main__"].__file__ or "").resolve()
@@ -70,7 +78,7 @@ def paths(working: Path, inputs: Path) -> dict[str, Any]:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Tried, not asked: root may write by its rights where the mount is read-only."""
+    """Whether a file can be created. Permissions do not tell: root has them on a read-only mount, too."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
@@ -78,8 +86,8 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
-def machine() -> dict[str, Any]:
-    """Cores this process may use, bytes of memory of the machine and still free."""
+def describe_machine() -> dict[str, Any]:
+    """Cores that this process may use, and memory in bytes: total (or the container's limit) and free."""
     total = None
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -96,110 +104,110 @@ def machine() -> dict[str, Any]:
     return {"cores": cores, "memory": total, "memory_free": free_memory()}
 
 
-def environment() -> dict[str, Any]:
-    """Names of the KAGGLE_* variables, and whether this is a batch run; the only value read is one of two known words."""
+def describe_environment() -> dict[str, Any]:
+    """Names of the KAGGLE_* variables, and the run type, which is recorded only if it is a known word."""
     run_type = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
-    known = run_type if run_type in _RUN_TYPES else "another word"
-    names = sorted(name for name in os.environ if name.startswith("KAGGLE_"))
-    return {"names": names, "run_type": None if run_type is None else known}
+    if run_type is not None and run_type not in _RUN_TYPES:
+        run_type = "another word"
+    return {"names": sorted(name for name in os.environ if name.startswith("KAGGLE_")), "run_type": run_type}
 
 
-def packages() -> dict[str, str]:
-    """Versions of packages the record of a run does not list by itself."""
-    found = {}
-    for name in _ALSO:
+def package_versions() -> dict[str, str]:
+    """Versions of packages that run.json does not list."""
+    versions = {}
+    for name in _OTHER_PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def importable(modules: Iterable[str]) -> dict[str, str]:
-    """What became of importing each module: "ok in 3.2 s", or the error."""
-    outcome = {}
+def try_imports(modules: Iterable[str]) -> dict[str, str]:
+    """Result of importing each module: "ok in 3.2 s", or the error."""
+    results = {}
     for name in modules:
         before = time.monotonic()
         try:
             importlib.import_module(name)
         except Exception as error:
-            outcome[name] = f"{type(error).__name__}: {str(error)[:300]}"
+            results[name] = f"{type(error).__name__}: {str(error)[:300]}"
         else:
-            outcome[name] = f"ok in {time.monotonic() - before:.1f} s"
-    return outcome
+            results[name] = f"ok in {time.monotonic() - before:.1f} s"
+    return results
 
 
-# --- the inputs ------------------------------------------------------------------------------------------------------
+# --- the inputs ---------------------------------------------------------------------------------------------
 
 
-def mounts(root: Path) -> list[dict[str, str]]:
-    """Every mounted folder, relative to the input root, and the kind of kernel that left it."""
+def describe_mounts(root: Path) -> list[dict[str, str]]:
+    """Each mounted folder, relative to the input root, and the kind of kernel that wrote it."""
     return [
         {"place": mount.relative_to(root).as_posix(), "kind": peek_kind(mount)}
-        for mount in list_mounts(root)[:_MOUNTS_SHOWN]
+        for mount in list_mounts(root)[:_MAX_LISTED]
     ]
 
 
-def mounted_outputs(root: Path, *, kind: str) -> list[dict[str, Any]]:
-    """The mounted outputs of kernels of a kind: are they whole, what was added to them, and how old are they."""
-    found = []
+def check_mounted_outputs(root: Path, *, kind: str) -> list[dict[str, Any]]:
+    """The mounted outputs of kernels of a kind: damage, files that were added, and age in seconds."""
+    outputs = []
     for mount in list_mounts(root):
         if peek_kind(mount) != kind:
             continue
-        facts: dict[str, Any] = {"place": mount.relative_to(root).as_posix()}
+        output: dict[str, Any] = {"place": mount.relative_to(root).as_posix()}
         try:
             record = read_run_record(mount, kind=kind)
         except KernelError as error:
-            facts["problem"] = str(error)
+            output["problem"] = str(error)
         else:
-            here = {path.relative_to(mount).as_posix() for path in mount.rglob("*") if path.is_file()}
+            names = {path.relative_to(mount).as_posix() for path in mount.rglob("*") if path.is_file()}
             ended = record.scores.get("ended_at")
-            facts |= {
+            output |= {
                 "push_id": record.push_id,
-                "added": sorted(here - set(record.files) - {RECORD_NAME})[:_MOUNTS_SHOWN],
+                "added": sorted(names - set(record.files) - {RECORD_NAME})[:_MAX_LISTED],
             }
             if isinstance(ended, str):
-                facts["seconds_since_it_ended"] = (
-                    datetime.now(UTC) - datetime.fromisoformat(ended)
-                ).total_seconds()
-        found.append(facts)
-    return found
+                age = datetime.now(UTC) - datetime.fromisoformat(ended)
+                output["seconds_since_it_ended"] = age.total_seconds()
+        outputs.append(output)
+    return outputs
 
 
-def tiles(root: Path, *, number: int = 2000, seconds: float = 60.0) -> dict[str, Any]:
-    """How fast the competition's tiles can be listed and read; each part ends after so many seconds.
+def measure_reading(root: Path, *, number: int = 2000, seconds: float = 60.0) -> dict[str, Any]:
+    """Speed of listing and of reading the competition's tiles.
 
     Args:
         root: of the inputs.
-        number: of tiles to read, drawn evenly; some alone, to see how long one takes, the others by eight threads.
-        seconds: for listing, for reading alone, and for reading by threads.
+        number: of tiles to read, drawn at random: some one after another, the others by eight threads.
+        seconds: time limit of each of the three parts.
     """
     try:
         folder = find_competition(root)
     except KernelError as error:
         return {"absent": str(error)}
-    facts: dict[str, Any] = {"place": folder.relative_to(root).as_posix()}
+    result: dict[str, Any] = {"place": folder.relative_to(root).as_posix()}
     before, listed = time.monotonic(), 0
     with os.scandir(folder / "train") as entries:
         for listed, _ in enumerate(entries, start=1):  # noqa: B007  counted
             if time.monotonic() - before > seconds:
                 break
-    facts["listing"] = {"entries": listed, "seconds": round(time.monotonic() - before, 3)}
+    result["listing"] = {"entries": listed, "seconds": round(time.monotonic() - before, 3)}
     with (folder / "train_labels.csv").open(encoding="utf-8") as stream:
         ids = [line.partition(",")[0] for line in stream][1:]
     chosen = random.Random(2018).sample(ids, min(number, len(ids)))
     alone = min(_ALONE, len(chosen) // 4)
-    facts["alone"] = _read(folder, chosen[:alone], readers=1, seconds=seconds)
-    facts["together"] = _read(folder, chosen[alone:], readers=_READERS, seconds=seconds)
-    return facts
+    result["alone"] = _read_tiles(folder, chosen[:alone], readers=1, seconds=seconds)
+    result["together"] = _read_tiles(folder, chosen[alone:], readers=_READERS, seconds=seconds)
+    return result
 
 
-def _read(folder: Path, ids: list[str], *, readers: int, seconds: float) -> dict[str, Any]:
-    until = time.monotonic() + seconds
+def _read_tiles(folder: Path, ids: list[str], *, readers: int, seconds: float) -> dict[str, Any]:
+    """Read tiles by threads; those whose turn comes after the time limit are skipped."""
+    deadline = time.monotonic() + seconds
 
     def read(name: str) -> float | None:
         before = time.monotonic()
-        if before > until:
+        if before > deadline:
             return None
         (folder / "train" / f"{name}.tif").read_bytes()
         return time.monotonic() - before
@@ -219,30 +227,30 @@ def _read(folder: Path, ids: list[str], *, readers: int, seconds: float) -> dict
     }
 
 
-# --- the network -----------------------------------------------------------------------------------------------------
+# --- the network --------------------------------------------------------------------------------------------
 
 
-def internet(*, seconds: float = 10.0) -> dict[str, str]:
-    """What can be reached from here: an address without a name, and the hosts that weights and packages come from."""
+def try_internet(*, seconds: float = 10.0) -> dict[str, str]:
+    """Result of connecting to an address without a name, and to the hosts of weights and packages."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    questions: dict[str, Callable[[], str]] = {
+    attempts: dict[str, Callable[[], str]] = {
         "address": lambda: _connect("1.1.1.1", 443, seconds=seconds),
         "huggingface": lambda: _head(endpoint, seconds=seconds),
         "pypi": lambda: _head("https://pypi.org/simple/six/", seconds=seconds),
     }
-    answers: dict[str, str] = {}
+    results: dict[str, str] = {}
 
-    def ask(name: str) -> None:
-        answers[name] = questions[name]()
+    def attempt(name: str) -> None:
+        results[name] = attempts[name]()
 
-    # Name look-ups have no timeout of their own: a thread that does not come back is left behind.
-    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in questions]
-    until = time.monotonic() + 2 * seconds
+    # Resolving a name has no timeout of its own: a thread that does not return is left behind.
+    threads = [threading.Thread(target=attempt, args=(name,), daemon=True) for name in attempts]
+    deadline = time.monotonic() + 2 * seconds
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    return {name: answers.get(name, f"no answer within {2 * seconds:.0f} s") for name in questions}
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return {name: results.get(name, f"no response within {2 * seconds:.0f} s") for name in attempts}
 
 
 def _connect(host: str, port: int, *, seconds: float) -> str:
@@ -254,7 +262,10 @@ def _connect(host: str, port: int, *, seconds: float) -> str:
 
 
 def _head(address: str, *, seconds: float) -> str:
-    """Any answer but a failure of the server counts; an error is named by its type, its text may hold a proxy's password."""
+    """Request only the header of an address. Any response but a server error counts as reached.
+
+    An error is recorded by its type alone, because its text may hold the password of a proxy.
+    """
     try:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds):
             return "reached"
@@ -267,11 +278,11 @@ def _head(address: str, *, seconds: float) -> str:
         return type(error).__name__
 
 
-# --- the cards -------------------------------------------------------------------------------------------------------
+# --- the GPUs -----------------------------------------------------------------------------------------------
 
 
-def cards() -> list[dict[str, Any]]:
-    """Every GPU: name, capability, bytes of memory, whether it has bfloat16, and how fast it multiplies float16 matrices."""
+def describe_gpus() -> list[dict[str, Any]]:
+    """Each GPU: name, capability, memory in bytes, bfloat16 in hardware, speed of float16 matrix products."""
     import torch
 
     if not torch.cuda.is_available():
@@ -282,7 +293,7 @@ def cards() -> list[dict[str, Any]]:
             "capability": "{}.{}".format(*torch.cuda.get_device_capability(number)),
             "memory": torch.cuda.get_device_properties(number).total_memory,
             "bfloat16": _has_bfloat16(number),
-            "float16": look("float16", lambda number=number: _multiply(number)),  # type: ignore[misc]
+            "float16": measure("float16", lambda number=number: _multiply(number)),  # type: ignore[misc]
         }
         for number in range(torch.cuda.device_count())
     ]
@@ -296,26 +307,27 @@ def _has_bfloat16(number: int) -> bool:
 
 
 def _multiply(number: int, *, side: int = 4096, times: int = 20) -> dict[str, Any]:
-    """TFLOP/s of a float16 matrix product, proved by one whose result is known."""
+    """TFLOP/s of float16 matrix products, and whether a product of known result is correct."""
     import torch
 
-    one = torch.ones(side, side, dtype=torch.float16, device=f"cuda:{number}")
-    right = bool((one @ one == side).all().item())  # 4096 is exact in float16
+    ones = torch.ones(side, side, dtype=torch.float16, device=f"cuda:{number}")  # (side, side), 32 MiB
+    correct = bool((ones @ ones == side).all().item())  # 4096 is exact in float16
     torch.cuda.synchronize(number)
     before = time.monotonic()
     for _ in range(times):
-        one @ one
+        ones @ ones
     torch.cuda.synchronize(number)
-    return {"right": right, "tflops": round(times * 2 * side**3 / (time.monotonic() - before) / 1e12, 2)}
+    taken = time.monotonic() - before
+    return {"correct": correct, "tflops": round(times * 2 * side**3 / taken / 1e12, 2)}
 
 
-def all_reduce(*, processes: int = 2, backend: str = "nccl", seconds: float = 120.0) -> dict[str, Any]:
-    """Sum numbers over processes as distributed training does, in processes of their own that are ended after a time.
+def try_all_reduce(*, processes: int = 2, backend: str = "nccl", seconds: float = 120.0) -> dict[str, Any]:
+    """Sum values over child processes, as distributed training does.
 
     Args:
-        processes: one a card.
-        backend: nccl, or gloo without a card.
-        seconds: until the processes are ended: a NCCL that does not get through waits for ever.
+        processes: one for each GPU.
+        backend: nccl, or gloo without GPUs.
+        seconds: until the processes are ended: NCCL without a connection between them waits without end.
     """
     root = Path(__file__).resolve().parents[2]
     with tempfile.TemporaryDirectory() as folder:
@@ -353,27 +365,23 @@ def all_reduce(*, processes: int = 2, backend: str = "nccl", seconds: float = 12
             for worker in workers:
                 worker.kill()
                 worker.wait()
-        facts: dict[str, Any] = {
+        result: dict[str, Any] = {
             "backend": backend,
             "processes": processes,
             "seconds": round(time.monotonic() - before, 1),
         }
         if any(code != 0 for code in codes):
-            wrong = (
-                next(rank for rank, code in enumerate(codes) if code not in (None, 0)) if any(codes) else 0
-            )
-            said = logs[wrong].read_text(encoding="utf-8", errors="replace").strip()
-            why = (
-                f"process {wrong} ended with {codes[wrong]}"
-                if any(codes)
-                else f"no end within {seconds:.0f} s"
-            )
-            return {**facts, "error": f"{why}: {said[-_LOG_TAIL:]}"}
-        return {**facts, **json.loads((Path(folder) / "result-0").read_text())}
+            failed_rank = next((rank for rank, code in enumerate(codes) if code), None)
+            cause = f"no end within {seconds:.0f} s"
+            if failed_rank is not None:
+                cause = f"process {failed_rank} ended with exit code {codes[failed_rank]}"
+            log_text = logs[failed_rank or 0].read_text(encoding="utf-8", errors="replace").strip()
+            return {**result, "error": f"{cause}: {log_text[-_LOG_TAIL:]}"}
+        return {**result, **json.loads((Path(folder) / "result-0").read_text())}
 
 
-def _sum_over_processes(backend: str, processes: int, folder: Path, seconds: float, rank: int) -> None:
-    """One of the processes: it meets the others through a file, so that no port need be free."""
+def _all_reduce_in_process(backend: str, processes: int, folder: Path, seconds: float, rank: int) -> None:
+    """Work of one child process. The processes find each other through a file, so no free port is needed."""
     from datetime import timedelta
 
     import torch
@@ -390,20 +398,20 @@ def _sum_over_processes(backend: str, processes: int, folder: Path, seconds: flo
         world_size=processes,
         timeout=timedelta(seconds=seconds),
     )
-    numbers = torch.full((_NUMBERS,), float(rank + 1), device=device)
-    distributed.all_reduce(numbers)
-    expected = processes * (processes + 1) / 2
-    right = bool((numbers == expected).all().item())
+    values = torch.full((_VALUES,), float(rank + 1), device=device)
+    distributed.all_reduce(values)
+    expected = processes * (processes + 1) / 2  # 1 + 2 + ... + processes
+    correct = bool((values == expected).all().item())
     before = time.monotonic()
-    for _ in range(_SUMS):
-        distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX)
-    numbers[0].item()  # waits for the card
-    taken = (time.monotonic() - before) / _SUMS
-    facts = {"right": right, "gigabytes_per_second": round(4 * _NUMBERS / taken / 1e9, 2)}
-    (folder / f"result-{rank}").write_text(json.dumps(facts))
+    for _ in range(_REPETITIONS):
+        distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
+    values[0].item()  # waits for the GPU
+    taken = (time.monotonic() - before) / _REPETITIONS
+    result = {"correct": correct, "gigabytes_per_second": round(4 * _VALUES / taken / 1e9, 2)}
+    (folder / f"result-{rank}").write_text(json.dumps(result))
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     _backend, _processes, _folder, _seconds, _rank = sys.argv[1:]
-    _sum_over_processes(_backend, int(_processes), Path(_folder), float(_seconds), int(_rank))
+    _all_reduce_in_process(_backend, int(_processes), Path(_folder), float(_seconds), int(_rank))

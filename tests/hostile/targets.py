@@ -792,7 +792,7 @@ def _faults(folder: Path) -> Target:
 
 
 def _credentials(folder: Path) -> Target:
-    from launch.doctor.command import credential_traps, find_credentials
+    from launch.doctor.credentials import check_local_credentials, find_credentials
     from launch.packaging.secret_scan import own_secrets
 
     (folder / ".kaggle").mkdir()
@@ -802,7 +802,7 @@ def _credentials(folder: Path) -> Target:
             (folder / ".kaggle" / name).write_bytes(content)
         own_secrets({}, folder)
         find_credentials({}, folder)
-        credential_traps({}, folder)
+        check_local_credentials({}, folder)
 
     return Target([json.dumps({"username": "a", "key": "0" * 32}).encode()], _from_json, take, ())
 

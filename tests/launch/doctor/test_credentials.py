@@ -1,0 +1,106 @@
+"""Credentials on this machine are found in the order of the client, and mistakes are named."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from fake_account import KEY, PLACES, TOKEN, FakeKaggle, check, write
+
+from launch import ROOT
+from launch.doctor.credentials import find_credentials
+from launch.doctor.finding import PROBLEM
+
+
+@pytest.mark.parametrize("first", range(len(PLACES)))
+def test_of_several_credentials_the_one_the_client_uses_is_named(first, tmp_path, root):
+    environment: dict[str, str] = {}
+    for place, text in list(PLACES.values())[first:]:
+        if place.startswith("."):
+            write(tmp_path / place, text)
+        else:
+            environment[place] = text
+    place = list(PLACES.values())[first][0]
+    credentials = find_credentials(environment, tmp_path)
+    assert place in credentials[0].place
+    assert len(credentials) == len(PLACES) - first
+    findings = check(FakeKaggle(), tmp_path, root, environment=environment)
+    assert ("several credentials" in findings) == (first < len(PLACES) - 1)
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_the_order_of_credentials_is_that_of_the_client(first, tmp_path):
+    """The package itself reports, for each combination, the credential that it would send."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    values = {}
+    for number, (place, text) in enumerate(list(PLACES.values())[:4]):
+        if number < first:
+            continue
+        values[place] = text.replace(KEY, f"{number}" * 32) if "json" in place else f"KGAT_{number}"
+        if place.startswith("."):
+            write(tmp_path / place, values[place])
+        else:
+            environment[place] = values[place]
+    code = """
+import kagglesdk.kaggle_env as sdk
+from kaggle.api.kaggle_api_extended import KaggleApi
+KaggleApi._introspect_token = lambda self, token: "alice"
+api = KaggleApi()
+api.authenticate()
+print(api.config_values["auth_method"], api.config_values.get("token") or api.config_values["key"])
+"""
+    # Offline, because importing the package checks a token with the service; this port is closed.
+    offline = {
+        **environment,
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "NO_PROXY": "",
+    }
+    code = "import sys\nsys.argv = ['kaggle', '--help']\n" + code
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=offline, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    method, used = done.stdout.split()[-2:]
+    first_credential = find_credentials(environment, tmp_path)[0]
+    assert first_credential.method == method
+    path = first_credential.path
+    content = environment.get("KAGGLE_API_TOKEN") if path is None else path.read_text()
+    assert used in content
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "word"),
+    [
+        ({"KAGGLE_API_TOKEN": "/no/such/file"}, "KAGGLE_API_TOKEN", "looks like a path"),
+        ({"KAGGLE_API_TOKEN": f"{TOKEN}\n"}, "KAGGLE_API_TOKEN", "line ends"),
+        ({"KAGGLE_API_TOKEN": "EMPTY"}, "KAGGLE_API_TOKEN", "empty file"),
+        ({"KAGGLE_TOKEN": TOKEN}, "KAGGLE_TOKEN", "without checking"),
+    ],
+)
+def test_a_misleading_variable_is_named_and_its_value_is_not_shown(environment, name, word, home, root):
+    if environment.get("KAGGLE_API_TOKEN") == "EMPTY":
+        write(home / "empty", "")
+        environment = {"KAGGLE_API_TOKEN": str(home / "empty")}
+    finding = check(FakeKaggle(), home, root, environment=environment)[name]
+    assert finding.level == PROBLEM
+    assert word in finding.text
+    assert TOKEN not in finding.text + finding.remedy
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as on posix")
+def test_a_file_that_others_can_read_gets_a_warning(home, root):
+    (home / ".kaggle" / "access_token").chmod(0o644)
+    assert "chmod 600 ~/.kaggle/access_token" in check(FakeKaggle(), home, root)["file permissions"].remedy
+    (home / ".kaggle" / "access_token").chmod(0o600)
+    assert "file permissions" not in check(FakeKaggle(), home, root)
+
+
+def test_a_damaged_or_misplaced_kaggle_json_is_a_problem(tmp_path, root):
+    write(tmp_path / ".kaggle" / "kaggle.json", "{")
+    assert "not a JSON object" in check(None, tmp_path, root)["kaggle.json"].text
+    (tmp_path / ".kaggle" / "kaggle.json").unlink()
+    write(tmp_path / ".config" / "kaggle" / "kaggle.json", PLACES["kaggle.json"][1])
+    finding = check(None, tmp_path, root)["kaggle.json"]
+    assert finding.level == PROBLEM
+    assert "Move it to ~/.kaggle/kaggle.json" in finding.remedy
