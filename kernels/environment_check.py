@@ -12,8 +12,7 @@ from lib.runtime.session import Session, run_kernel
 
 logger = logging.getLogger(__name__)
 
-# The other recipes, which this kernel tries to import. The builder embeds each named module with all its
-# imports.
+# The other recipes, which this kernel tries to import. The builder embeds each of them with all its imports.
 _RECIPES = (
     "kernels.embed",
     "kernels.inference",

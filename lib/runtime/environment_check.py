@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import socket
 import statistics
 import subprocess
@@ -63,8 +64,6 @@ def measure(name: str, measurement: Callable[[], Any]) -> Any:
 
 def describe_paths(working: Path, inputs: Path) -> dict[str, Any]:
     """Folders of the kernel, whether its script's folder is writable, and free bytes."""
-    import shutil
-
     script = Path(sys.modules["__main__"].__file__ or "").resolve()
     temporary = Path(tempfile.gettempdir())
     return {
