@@ -49,7 +49,7 @@ def recipe(session: Session) -> None:
     for name, (_, store) in stores.items():
         wrong = f": {', '.join(store.mismatches)}" if store.mismatches else ""
         logger.info(
-            f"{name}: {store.tiles:,} tiles, {len(store.mismatches):,} not what their SHA-1 says{wrong}"
+            f"{name}: {store.tiles:,} tiles, {len(store.mismatches):,} of which do not match their SHA-1{wrong}"
         )
     builders = {name: builder for name, (builder, _) in stores.items()}
     with session.stage("describe the tiles and group them by stain"):

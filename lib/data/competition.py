@@ -16,15 +16,15 @@ TEST_TILES = 57_458
 
 
 class CompetitionError(KernelError):
-    """The competition's folder cannot be used; the message lists everything that is wrong with it."""
+    """The competition's folder cannot be used; the message lists every problem."""
 
 
 @dataclass(frozen=True)
 class Competition:
-    """What there is to learn from and to predict.
+    """The labelled and unlabelled tiles of the competition, or a part of them.
 
     Attributes:
-        folder: where it lies.
+        folder: with the tables and the tiles.
         train: id (str) and label (0 or 1, int64), sorted by id.
         test_ids: the ids to predict, in the order of sample_submission.csv.
         sample: the bytes of sample_submission.csv.
@@ -37,12 +37,12 @@ class Competition:
 
     @property
     def is_full(self) -> bool:
-        """Whether these are all tiles of the competition, not a part of them."""
+        """True for all tiles of the competition, false for a part of them."""
         return len(self.train) == TRAIN_TILES and len(self.test_ids) == TEST_TILES
 
 
 def read_table(path: Path, columns: list[str], problems: list[str]) -> pd.DataFrame | None:
-    """Read a CSV file as text and hold its columns against what is expected; what is wrong is added to `problems`."""
+    """Read a CSV file as text and check its columns; every problem is appended to `problems`."""
     if not path.is_file():
         problems.append(f"{path.name} is missing")
         return None
@@ -54,9 +54,8 @@ def read_table(path: Path, columns: list[str], problems: list[str]) -> pd.DataFr
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         problems.append(f"{path.name} is not a CSV file: {error}")
         return None
-    if not isinstance(
-        table.index, pd.RangeIndex
-    ):  # pandas takes the first of too many values for the row's name
+    # With too many values in a row pandas uses the first one as the row's name.
+    if not isinstance(table.index, pd.RangeIndex):
         problems.append(f"{path.name} has rows with more values than its header has columns")
         return None
     if list(table.columns) != columns:
@@ -69,18 +68,18 @@ def read_table(path: Path, columns: list[str], problems: list[str]) -> pd.DataFr
         return None
     duplicates = table["id"][table["id"].duplicated()].unique()
     if len(duplicates):
-        problems.append(f"{path.name} names {len(duplicates):,} ids more than once: {_some(duplicates)}")
+        problems.append(f"{path.name} names {len(duplicates):,} ids more than once: {_first(duplicates)}")
     return table
 
 
-def _some(names: Iterable[str], *, at_most: int = 3) -> str:
+def _first(names: Iterable[str], *, limit: int = 3) -> str:
     names = [str(name) for name in names]
-    shown = ", ".join(names[:at_most])
-    return shown + (f" and {len(names) - at_most:,} more" if len(names) > at_most else "")
+    shown = ", ".join(names[:limit])
+    return shown + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 def _tiles_in(folder: Path, problems: list[str]) -> set[str] | None:
-    """The ids with a file in train/ or test/, from one listing of the folder."""
+    """The ids that have a file in train/ or test/, from one listing of the folder."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith(".")]
@@ -90,9 +89,9 @@ def _tiles_in(folder: Path, problems: list[str]) -> set[str] | None:
     if not names:
         problems.append(f"the folder {folder.name}/ is empty")
         return None
-    foreign = sorted(name for name in names if not name.endswith(".tif"))
-    if foreign:
-        problems.append(f"{folder.name}/ holds {len(foreign):,} files that are not .tif: {_some(foreign)}")
+    others = sorted(name for name in names if not name.endswith(".tif"))
+    if others:
+        problems.append(f"{folder.name}/ holds {len(others):,} files that are not .tif: {_first(others)}")
     return {name.removesuffix(".tif") for name in names if name.endswith(".tif")}
 
 
@@ -102,20 +101,20 @@ def _compare(
     wanted = set(listed_ids)
     missing, extra = sorted(wanted - tiles), sorted(tiles - wanted)
     if missing:
-        problems.append(f"{len(missing):,} ids of {table} have no file in {folder}/: {_some(missing)}")
+        problems.append(f"{len(missing):,} ids of {table} have no file in {folder}/: {_first(missing)}")
     if extra:
-        problems.append(f"{len(extra):,} files in {folder}/ are not in {table}: {_some(extra)}")
+        problems.append(f"{len(extra):,} files in {folder}/ are not in {table}: {_first(extra)}")
 
 
 def read_competition(folder: Path, *, expect_full: bool) -> Competition:
-    """Read the tables and hold them against the folders. No tile is opened yet.
+    """Read the tables and compare them with the folders. No tile is opened.
 
     Args:
         folder: the competition's folder.
-        expect_full: demand all 220,025 and 57,458 tiles, as on Kaggle.
+        expect_full: require all 220,025 and 57,458 tiles, as on Kaggle.
 
     Raises:
-        CompetitionError: with every finding.
+        CompetitionError: a table or a folder is wrong; every problem is listed.
     """
     problems: list[str] = []
     labels = read_table(folder / "train_labels.csv", ["id", "label"], problems)
@@ -125,7 +124,7 @@ def read_competition(folder: Path, *, expect_full: bool) -> Competition:
     if labels is not None:
         wrong = labels[~labels["label"].isin(["0", "1"])]
         if len(wrong):
-            shown = _some([f"{row.id}: {row.label!r}" for row in wrong.itertuples()])
+            shown = _first([f"{row.id}: {row.label!r}" for row in wrong.itertuples()])
             problems.append(f"train_labels.csv has {len(wrong):,} labels that are not 0 or 1: {shown}")
         elif labels["label"].nunique() == 1:
             problems.append(
@@ -156,6 +155,6 @@ def read_competition(folder: Path, *, expect_full: bool) -> Competition:
 
 
 def data_id(train: pd.DataFrame) -> str:
-    """SHA-256 of the sorted (id, label) pairs, one `id,label` a line: what members must share to be averaged."""
+    """SHA-256 of the sorted `id,label` lines; members are averaged only if they agree in it."""
     pairs = sorted(zip(train["id"], train["label"].astype(int), strict=True))
     return hashlib.sha256("".join(f"{name},{label}\n" for name, label in pairs).encode()).hexdigest()

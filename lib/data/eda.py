@@ -17,24 +17,24 @@ from lib.data.stain_groups import FEATURES, group_auc, stain_features
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.data.tile_store import BuiltStore, array_layout
 
-THUMB = 16  # side in pixels of the grey picture by which copies are found
+THUMB = 16  # side in pixels of the grey thumbnail by which copies are found
 _PIECE = 512  # tiles a thread describes at a time: 14 MiB, and about 80 MiB for their stain features
 _CORES = 8  # at most: more would take memory, not time
 _CACHED = 8  # tiles, 0.9 MiB as float32: what a core's cache holds
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _SHOWN = 12  # names of each kind of outlier, copy and faulty file
-_PLAIN = 6.0  # grey levels: a thumb that varies less is like too many others to be called a copy
-_ALIKE = 2.0  # grey levels that copies differ by at most, on average
+_PLAIN = 6.0  # grey levels: a thumbnail that varies less resembles too many others to count as a copy
+_ALIKE = 2.0  # grey levels: the largest mean difference of copies
 
 
 @dataclass(frozen=True)
 class Description:
-    """Statistics of the tiles: for eda.json, for the groups, for the figures.
+    """Statistics of tiles, for eda.json, the stain groups and the figures.
 
     Attributes:
         means: (N, 3) mean of each channel, 0 to 255.
         deviations: (N, 3) standard deviation of each channel.
-        focus: (N,) variance of the Laplacian of the luma (Pech-Pacheco et al. 2000): low where nothing is sharp.
+        focus: (N,) variance of the Laplacian of the luma (Pech-Pacheco et al. 2000): low for blurred tiles.
         thumbs: (N, 16, 16) uint8 luma.
         features: (N, 7) of lib.data.stain_groups; empty for test tiles.
     """
@@ -47,37 +47,41 @@ class Description:
 
 
 def describe_tiles(path: Path, *, with_stain: bool) -> Description:
-    """One pass over an array, some tiles at a time on every core; plain reads, because mapped pages count as memory in use."""
+    """Describe the tiles of an array in one pass, in pieces on all cores.
+
+    The file is read, not mapped, because mapped pages count as memory in use.
+    """
     tiles, start = array_layout(path)
 
-    def describe(at: int) -> tuple[np.ndarray, ...]:
-        count = min(_PIECE, tiles - at)
-        pixels = np.fromfile(path, dtype=np.uint8, count=count * TILE_BYTES, offset=start + at * TILE_BYTES)
+    def describe(row: int) -> tuple[np.ndarray, ...]:
+        count = min(_PIECE, tiles - row)
+        pixels = np.fromfile(path, dtype=np.uint8, count=count * TILE_BYTES, offset=start + row * TILE_BYTES)
         piece = pixels.reshape(count, *TILE_SHAPE)
-        return (*_look_at(piece), stain_features(piece) if with_stain else np.empty((0, len(FEATURES))))
+        return (*_statistics(piece), stain_features(piece) if with_stain else np.empty((0, len(FEATURES))))
 
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, _CORES)) as pool:
         columns = zip(*pool.map(describe, range(0, tiles, _PIECE)), strict=True)
     return Description(*(np.concatenate(column) for column in columns))
 
 
-def _look_at(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _statistics(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel, (N, 3) each; focus (N,); thumbs (N, 16, 16).
 
-    The sums are whole numbers and exact, however they are added: down a column of 96 pixels the squares add up to 6.2 million
-    at most, which float32 still holds; float64 from the start takes ten times as long.
+    The sums are whole numbers and exact in any order of addition: the squares of a column of 96 pixels add up
+        to
+    at most 6.2 million, which float32 holds. With float64 from the start it takes ten times as long.
     """
     number, side = len(tiles), tiles.shape[1]
     area, cell = side * side, side // THUMB
     sums, squares = np.empty((2, number, 3))
     focus, thumbs = np.empty(number), np.empty((number, THUMB, THUMB), dtype=np.uint8)
-    for at in range(0, number, _CACHED):
-        these = slice(at, at + _CACHED)
-        part = tiles[these].astype(np.float32)  # (b, H, W, 3)
-        sums[these] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
+    for row in range(0, number, _CACHED):
+        rows = slice(row, row + _CACHED)
+        part = tiles[rows].astype(np.float32)  # (b, H, W, 3)
+        sums[rows] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
         grey = part @ _LUMA  # (b, H, W)
         part *= part
-        squares[these] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
+        squares[rows] = part.sum(axis=1).sum(axis=1, dtype=np.float64)
         edges = (
             4 * grey[:, 1:-1, 1:-1]
             - grey[:, :-2, 1:-1]
@@ -85,17 +89,18 @@ def _look_at(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
             - grey[:, 1:-1, :-2]
             - grey[:, 1:-1, 2:]
         )
-        focus[these] = edges.var(axis=(1, 2))
-        thumbs[these] = grey.reshape(-1, THUMB, cell, THUMB, cell).mean(axis=(2, 4)).round()
+        focus[rows] = edges.var(axis=(1, 2))
+        thumbs[rows] = grey.reshape(-1, THUMB, cell, THUMB, cell).mean(axis=(2, 4)).round()
     means = sums / area
     return means, np.sqrt(np.maximum(squares / area - means**2, 0)), focus, thumbs
 
 
 def near_copies(thumbs: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of tiles that look the same: the same difference hash, and thumbs that differ by 2 grey levels at most, on average.
+    """Pairs of near copies: equal difference hashes, and thumbs at most 2 grey levels apart on average.
 
-    The hash says of neighbouring cells of an 8 x 8 picture which one is lighter (56 bits); tiles with hardly any contrast have
-    no copies. Source: the difference hash of Krawetz (2013). A copy whose hash differs in one bit is not found.
+    The hash tells for neighbouring cells of an 8 x 8 image which one is lighter (56 bits); see the difference
+    hash of Krawetz (2013). Tiles with little contrast have no copies. A copy whose hash differs in one bit is
+    not found.
 
     Args:
         thumbs: (N, 16, 16) uint8.
@@ -117,15 +122,14 @@ def near_copies(thumbs: np.ndarray) -> list[tuple[int, int]]:
 
 
 def outliers(description: Description) -> dict[str, list[int]]:
-    """Rows of the darkest, lightest, plainest and least and most sharp tiles, the furthest out first."""
+    """Rows of the darkest, lightest, plainest, most blurred and sharpest tiles, the most extreme first."""
     light = description.means.mean(axis=1)
     orders = {
         "darkest": light,
         "lightest": -light,
         "plainest": description.deviations.max(axis=1),
-        "blurred": np.where(
-            description.deviations.max(axis=1) < _PLAIN, np.inf, description.focus
-        ),  # plain ones are no blur
+        # A plain tile is not a blurred one.
+        "blurred": np.where(description.deviations.max(axis=1) < _PLAIN, np.inf, description.focus),
         "sharpest": -description.focus,
     }
     return {name: np.argsort(values, kind="stable")[:_SHOWN].tolist() for name, values in orders.items()}
@@ -140,9 +144,9 @@ def explore(
     *,
     test_ids: list[str],
 ) -> dict[str, Any]:
-    """What eda.json holds: counts, colours by set, class and group, outliers, copies, and what the group number is worth.
+    """The content of eda.json: counts, colours by set, class and group, outliers, copies, the AUC of groups.
 
-    Of the copies those with different labels are named first, then those between labelled and test tiles.
+    Copies with different labels are listed first, then copies between labelled and test tiles.
 
     Args:
         index: of the labelled tiles: id, label, stain_group, slide.
@@ -155,17 +159,17 @@ def explore(
     labels, groups = index["label"].to_numpy(), index["stain_group"].to_numpy()
     ids = np.array([*index["id"], *test_ids])
 
-    def worth(names: np.ndarray) -> float | None:
+    def auc_of(names: np.ndarray) -> float | None:
         value = group_auc(labels, names, seed=config.seed)
         return None if np.isnan(value) else value
 
     copies = near_copies(np.concatenate([train.thumbs, test.thumbs]))
     labelled = len(index)
 
-    def dull(pair: tuple[int, int]) -> tuple[bool, bool]:
-        return not (pair[1] < labelled and labels[pair[0]] != labels[pair[1]]), not pair[
-            0
-        ] < labelled <= pair[1]
+    def rank(pair: tuple[int, int]) -> tuple[bool, bool]:
+        first, second = pair
+        other_label = second < labelled and labels[first] != labels[second]
+        return not other_label, not first < labelled <= second
 
     sizes = np.bincount(groups)
     light = train.means.mean(axis=1)
@@ -188,13 +192,13 @@ def explore(
             "pairs": len(copies),
             "between_labelled_and_test": sum(a < labelled <= b for a, b in copies),
             "with_another_label": sum(b < labelled and bool(labels[a] != labels[b]) for a, b in copies),
-            "examples": [[str(ids[a]), str(ids[b])] for a, b in sorted(copies, key=dull)[:_SHOWN]],
+            "examples": [[str(ids[a]), str(ids[b])] for a, b in sorted(copies, key=rank)[:_SHOWN]],
         },
         "stain_groups": {
             "number": len(sizes),
             "smallest": int(sizes.min()),
             "largest": int(sizes.max()),
-            "auc_of_group_number": worth(groups),
+            "auc_of_group_number": auc_of(groups),
             "table": [
                 {
                     "group": int(group),
@@ -210,7 +214,9 @@ def explore(
         },
         "slides": {
             "number": int(index.loc[index["slide"] != "", "slide"].nunique()),
-            "auc_of_slide_number": worth(index["slide"].to_numpy()) if (index["slide"] != "").any() else None,
+            "auc_of_slide_number": auc_of(index["slide"].to_numpy())
+            if (index["slide"] != "").any()
+            else None,
         },
     }
 
@@ -227,13 +233,13 @@ def _part(description: Description, rows: np.ndarray) -> Description:
 
 
 def _colours(description: Description) -> dict[str, Any]:
-    """Mean and standard deviation over all pixels, in units of 255; how many tiles are black or blank; light and focus."""
+    """Mean and standard deviation of all pixels in units of 255; black and blank tiles; focus; stains."""
     if not len(description.means):
         return {"tiles": 0}
     dark, flat = description.means.max(axis=1) < 10, description.deviations.max(axis=1) < 2
     mean = description.means.mean(axis=0)
     spread = np.sqrt((description.deviations**2 + (description.means - mean) ** 2).mean(axis=0))
-    found: dict[str, Any] = {
+    colours: dict[str, Any] = {
         "tiles": len(description.means),
         "mean": [round(float(value) / 255, 6) for value in mean],
         "std": [round(float(value) / 255, 6) for value in spread],
@@ -245,17 +251,17 @@ def _colours(description: Description) -> dict[str, Any]:
     }
     if len(description.features):
         medians = np.median(description.features, axis=0)
-        found["stain_medians"] = {
+        colours["stain_medians"] = {
             name: round(float(value), 5) for name, value in zip(FEATURES, medians, strict=True)
         }
-    return found
+    return colours
 
 
 def same_content(arrays: Mapping[Path, tuple[Sequence[str], Sequence[str]]]) -> list[tuple[str, str]]:
     """Pairs of ids with the same pixels.
 
-    An id is the SHA-1 of its tile. Two different ids can share their pixels only if one of them does not match
-    its tile, so only those few tiles are hashed again.
+    An id is the SHA-1 of its tile. Two different ids can share their pixels only if one of them does not
+    match its tile, so only those few tiles are hashed again.
 
     Args:
         arrays: for each tile array its ids in order, and the ids that do not match their tile.
@@ -266,7 +272,7 @@ def same_content(arrays: Mapping[Path, tuple[Sequence[str], Sequence[str]]]) -> 
     wrong = {name for _, mismatches in arrays.values() for name in mismatches}
     if not wrong:
         return []
-    # The id of each content: by SHA-1.
+    # The id that has each content, by the SHA-1 of the content.
     holders = {name: name for ids, _ in arrays.values() for name in ids if name not in wrong}
     pairs = []
     for path, (ids, mismatches) in arrays.items():
@@ -285,7 +291,8 @@ def same_content(arrays: Mapping[Path, tuple[Sequence[str], Sequence[str]]]) -> 
 def describe_integrity(competition: Competition, arrays: Mapping[Path, BuiltStore]) -> dict[str, Any]:
     """The counts of tiles and of faulty files for eda.json, with the first names of each fault.
 
-    A fault that `stops_the_run` has count 0 in every eda.json: the run ends with a message that lists the files.
+    A fault that `stops_the_run` has count 0 in every eda.json: the run ends with a message that lists the
+    files.
 
     Args:
         competition: as it was read, so with a file for every id and no id twice.

@@ -1,4 +1,4 @@
-"""Folds as a pure function of (index, split, number, seed), and the checks they are held to."""
+"""Folds as a pure function of (index, split, number, seed), their checks, and a comparison of the splits."""
 
 import hashlib
 from typing import Any
@@ -11,11 +11,11 @@ from lib.errors import KernelError, listed
 SIZE_TOLERANCE = 0.20  # a fold's size against the mean size
 SHARE_TOLERANCE = 0.05  # a fold's share of tumour against that of all tiles
 GROUPS_SHOWN = 60  # of the largest groups, whose spread over the folds is reported
-_ATTEMPTS = 20  # random starts for grouped folds, of which the most even is taken
+_ATTEMPTS = 20  # random starts for grouped folds; the most even result is used
 
 
 class FoldError(KernelError):
-    """The tiles cannot be split as asked; the message says what is uneven or missing."""
+    """The tiles cannot be split into these folds; the message lists what is uneven or missing."""
 
 
 def make_folds(index: pd.DataFrame, *, split: str, number: int, seed: int) -> pd.DataFrame:
@@ -31,23 +31,24 @@ def make_folds(index: pd.DataFrame, *, split: str, number: int, seed: int) -> pd
         A table (id, fold), sorted by id. It does not depend on the order of the rows of `index`.
 
     Raises:
-        FoldError: too few tiles or groups, no slide map where one is needed, or groups too uneven for the tolerances.
+        FoldError: too few tiles or groups, no slide map for a split by slide, or groups too uneven for the
+            tolerances.
     """
     from sklearn.model_selection import StratifiedKFold
 
     table = index.sort_values("id", ignore_index=True)
     labels = table["label"].to_numpy(dtype=np.int64)
     fewest = int(np.bincount(labels, minlength=2).min())
-    if fewest < 2 * number:  # two a fold, so that a threshold can be chosen on one and tried on the other
+    if fewest < 2 * number:  # two a fold: a threshold is chosen on one and tested on the other
         raise FoldError(
-            f"{number} folds need at least {2 * number} tiles of each class, the rarer one has {fewest}: "
+            f"{number} folds need at least {2 * number} tiles of each class, the rarer class has {fewest}: "
             "use more tiles, or fewer folds (--set num_folds=2)"
         )
     fold = np.empty(len(table), dtype=np.int64)
     if split == "stratified":
-        parts = StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels)
-        for at, (_, outside) in enumerate(parts):
-            fold[outside] = at
+        splits = StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels)
+        for assigned, (_, held_out) in enumerate(splits):
+            fold[held_out] = assigned
     else:
         fold = _grouped_folds(labels, groups_of(table, split=split), number=number, seed=seed, split=split)
     return pd.DataFrame({"id": table["id"], "fold": fold})
@@ -57,14 +58,14 @@ def groups_of(table: pd.DataFrame, *, split: str) -> np.ndarray:
     """The group of each row: its slide, or its stain group (also for the stratified split, which ignores it).
 
     Raises:
-        FoldError: `fold_split = "slide"` and no slide is known.
+        FoldError: `fold_split = "slide"` and a tile has no slide.
     """
     if split == "slide":
         slides = table["slide"].fillna("").astype(str)
         if (slides == "").any():
             raise FoldError(
-                "fold_split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset that holds one and name the "
-                "file with --set slide_map=FILE.csv, or use --set fold_split=stain"
+                "fold_split = slide needs a tile-to-slide map (columns id, wsi): attach a dataset that holds "
+                "one and name the file with --set slide_map=FILE.csv, or use --set fold_split=stain"
             )
         return np.asarray(slides)
     return np.asarray(table["stain_group"])
@@ -73,10 +74,10 @@ def groups_of(table: pd.DataFrame, *, split: str) -> np.ndarray:
 def _grouped_folds(
     labels: np.ndarray, groups: np.ndarray, *, number: int, seed: int, split: str
 ) -> np.ndarray:
-    """Whole groups to folds, as even as the tolerances ask.
+    """Assign whole groups to folds within the tolerances.
 
-    scikit-learn's StratifiedGroupKFold balances classes only: on 4,320 real tiles in 30 stain groups it left folds 45 %
-    off in size and 11 points off in class share (2026-11-23).
+    scikit-learn's StratifiedGroupKFold balances classes only: on 4,320 real tiles in 30 stain groups its
+    folds were up to 45 % off in size and 11 points off in class share (2026-11-23).
     """
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < number:
@@ -113,10 +114,8 @@ def _totals(
 
 def _cost(size: np.ndarray, positive: np.ndarray, number: int) -> np.ndarray:
     """Squared deviations in units of the tolerances, summed over folds (the last axis)."""
-    total, share = (
-        size.sum(axis=-1, keepdims=True),
-        positive.sum(axis=-1, keepdims=True) / size.sum(axis=-1, keepdims=True),
-    )
+    total = size.sum(axis=-1, keepdims=True)
+    share = positive.sum(axis=-1, keepdims=True) / total
     uneven_size = (size * number / total - 1.0) / SIZE_TOLERANCE
     uneven_share = (positive / np.maximum(size, 1.0) - share) / SHARE_TOLERANCE
     cost: np.ndarray = (uneven_size**2 + uneven_share**2).sum(axis=-1)
@@ -126,7 +125,7 @@ def _cost(size: np.ndarray, positive: np.ndarray, number: int) -> np.ndarray:
 def _pack(
     tiles: np.ndarray, positives: np.ndarray, *, number: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Groups to folds: in random order to the smallest fold, then moves and swaps for as long as one of them helps."""
+    """Assign groups in random order to the smallest fold, then move and swap them while the cost falls."""
     count = len(tiles)
     assigned = np.zeros(count, dtype=np.int64)
     filled = np.zeros(number)
@@ -140,18 +139,18 @@ def _pack(
     while improved:
         improved = False
         for group in range(count):
-            # To every fold alone (rows 0 to F - 1), or in exchange for any other group (rows F to F + G - 1).
-            home = assigned[group]
+            # Move to a fold (rows 0 to F - 1), or swap with another group (rows F to F + G - 1).
+            source = assigned[group]
             targets = np.concatenate([np.arange(number), assigned])  # (F + G,)
             back_tiles = np.concatenate([np.zeros(number), tiles])[:, None]
             back_positives = np.concatenate([np.zeros(number), positives])[:, None]
-            way = eye[targets] - eye[home]  # (F + G, F): what leaves home arrives at the target
-            sizes = size + way * (tiles[group] - back_tiles)
-            costs = _cost(sizes, positive + way * (positives[group] - back_positives), number)
+            moved = eye[targets] - eye[source]  # (F + G, F): -1 for the source fold, +1 for the target
+            sizes = size + moved * (tiles[group] - back_tiles)
+            costs = _cost(sizes, positive + moved * (positives[group] - back_positives), number)
             pick = int(np.argmin(costs))
             if costs[pick] < cost - 1e-9:
                 if pick >= number:
-                    assigned[pick - number] = home
+                    assigned[pick - number] = source
                 assigned[group] = targets[pick]
                 size, positive = _totals(tiles, positives, assigned, number)
                 cost, improved = float(_cost(size, positive, number)), True
@@ -159,30 +158,27 @@ def _pack(
 
 
 def fold_report(labels: np.ndarray, fold: np.ndarray, *, number: int) -> pd.DataFrame:
-    """Per fold: tiles, positives, size relative to the mean (1 is even), tumour share minus that of all tiles."""
+    """For each fold: tiles, positives, size relative to the mean, tumour share minus that of all tiles."""
     rows = []
-    for at in range(number):
-        inside = labels[fold == at]
+    for row in range(number):
+        inside = labels[fold == row]
         share = float(inside.mean()) if len(inside) else float("nan")
         size = len(inside) * number / len(labels)
-        rows.append((at, len(inside), int(inside.sum()), size, share - float(labels.mean())))
+        rows.append((row, len(inside), int(inside.sum()), size, share - float(labels.mean())))
     return pd.DataFrame(rows, columns=["fold", "tiles", "positives", "size", "share"])
 
 
 def unevenness(labels: np.ndarray, fold: np.ndarray, *, number: int) -> list[str]:
-    """What breaks the tolerances: sizes within 20 % of the mean, class shares within 5 points; empty when all is well."""
+    """The violations of the tolerances: sizes within 20 % of the mean, class shares within 5 points."""
     problems = []
     for row in fold_report(labels, fold, number=number).itertuples():
         if not abs(row.size - 1.0) <= SIZE_TOLERANCE:
             problems.append(
                 f"fold {row.fold} has {row.tiles:,} tiles, {row.size - 1.0:+.0%} against the mean"
             )
-        if (
-            min(row.positives, row.tiles - row.positives) < 2
-        ):  # a threshold is chosen on one and tried on the other
-            problems.append(
-                f"fold {row.fold} has {row.positives:,} tiles of tumour and {row.tiles - row.positives:,} others"
-            )
+        negatives = row.tiles - row.positives
+        if min(row.positives, negatives) < 2:  # a threshold is chosen on one tile and tested on the other
+            problems.append(f"fold {row.fold} has {row.positives:,} tiles with tumour, {negatives:,} without")
         if not abs(row.share) <= SHARE_TOLERANCE:
             problems.append(f"fold {row.fold} has {100 * row.share:+.1f} points of tumour against all tiles")
     return problems
@@ -195,7 +191,7 @@ def fold_table_csv(folds: pd.DataFrame) -> str:
 
 
 def fold_table_id(folds: pd.DataFrame) -> str:
-    """SHA-256 of the fold table's CSV text: what members must share to be averaged."""
+    """SHA-256 of the fold table's CSV text; members are averaged only if they agree in it."""
     return hashlib.sha256(fold_table_csv(folds).encode()).hexdigest()
 
 
@@ -208,11 +204,11 @@ def describe_splits(index: pd.DataFrame, *, number: int, seed: int) -> dict[str,
         seed: of the folds, as in training.
 
     Returns:
-        `folds` (their number), `group` (slide if a map is attached, else stain_group), `groups` (their number),
-        and an entry for each split. It holds `fold_table_id`; `table`, for each fold its tiles, positives,
-        positive_share, groups and known_group_share (the share of its tiles whose group is also in the training
-        tiles); and `spread`, for each of the largest groups the share of its tiles in each fold. For a split
-        that cannot be made the entry holds `missing`, the reason.
+        `folds` (their number), `group` (slide if a map is attached, else stain_group), `groups` (their
+        number), and an entry for each split. It holds `fold_table_id`; `table`, for each fold its tiles,
+        positives, positive_share, groups and known_group_share (the share of its tiles whose group is also in
+        the training tiles); and `spread`, for each of the largest groups the share of its tiles in each fold.
+        For a split that cannot be made the entry holds `missing`, the reason.
     """
     mapped = bool((index["slide"] != "").all())
     groups = index["slide" if mapped else "stain_group"].to_numpy()

@@ -1,4 +1,4 @@
-"""What the prepare kernel leaves and every later kernel reads."""
+"""Prepared data: the files that the prepare kernel writes and every later kernel reads."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,19 +23,19 @@ SAMPLE, EDA = "sample_submission.csv", "eda.json"
 SHEET, BRIGHTNESS, OUTLIERS = "tiles.png", "brightness.png", "outliers.png"
 GROUPS, STAINS = "groups.png", "stains.png"
 FOCUS, GROUP_STAINS, COPIES, SPLITS = "focus.png", "group-stains.png", "copies.png", "splits.png"
-_READERS = 32  # threads: the mounted network file system answers slowly, and many questions at a time
+_READERS = 32  # threads: the mounted network file system is slow, but serves many requests at a time
 
 
 class PreparedError(KernelError):
-    """Prepared data that contradict themselves."""
+    """The prepared data are inconsistent or not valid."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared data, with the tiles still on disk.
+    """The tables of the prepared data; the tiles are still on disk.
 
     Attributes:
-        folder: where they are mounted.
+        folder: the output of the prepare kernel.
         hashes: SHA-256 of the two arrays, which are checked when they are read.
         train: row, id, label, stain_group, slide; sorted by id, row r of the array is row r here.
         test: row, id; in the order of the sample.
@@ -53,11 +53,12 @@ class Prepared:
         return (self.folder / name).stat().st_size
 
     def read_tiles(self, name: str, *, allocate: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
-        """TRAIN_TILES or TEST_TILES as (N, 96, 96, 3) uint8, by one sequential read, hashed on the way.
+        """Read an array as (N, 96, 96, 3) uint8 in one sequential read, and check its hash.
 
         Args:
-            name: which.
-            allocate: gives the memory for so many bytes, as uint8; new memory of this process by default.
+            name: TRAIN_TILES or TEST_TILES.
+            allocate: returns memory of a given size in bytes, as uint8; by default new memory of this
+                process.
         """
         return read_array(self.folder / name, sha256=self.hashes[name], allocate=allocate)
 
@@ -74,29 +75,30 @@ def read_prepared(folder: Path, *, recorded_data_id: str, hashes: Mapping[str, s
         PreparedError: an index is not a table of tiles, or the index has another data id than run.json.
     """
     train, test = read_index(folder / TRAIN_INDEX), read_index(folder / TEST_INDEX)
-    if (found := data_id(train)) != recorded_data_id:
+    if (computed := data_id(train)) != recorded_data_id:
         raise PreparedError(
-            f"{folder}: the index has data id {found[:8]}..., run.json {recorded_data_id[:8]}...: prepare again"
+            f"{folder}: the index has data id {computed[:8]}..., run.json {recorded_data_id[:8]}...: "
+            "prepare again"
         )
-    return Prepared(folder, hashes, train, test, found)
+    return Prepared(folder, hashes, train, test, computed)
 
 
 def read_index(path: Path) -> pd.DataFrame:
-    """One of the two tables of prepared tiles, its row numbers, labels and groups as int64.
+    """Read an index of prepared tiles, with row numbers, labels and groups as int64.
 
     Raises:
-        PreparedError: it is no such table; everything that is wrong with it.
+        PreparedError: it is not such a table; every problem is listed.
     """
     problems: list[str] = []
     columns = ["row", "id", "label", "stain_group", "slide"] if path.name == TRAIN_INDEX else ["row", "id"]
     table = read_table(path, columns, problems)
     if table is not None:
         if table["row"].tolist() != [str(row) for row in range(len(table))]:
-            problems.append(f"{path.name} does not number its rows from 0 on")
+            problems.append(f"{path.name} does not number its rows from 0")
         if "label" in table and not table["label"].isin(["0", "1"]).all():
             problems.append(f"{path.name} has labels that are not 0 or 1")
         if "stain_group" in table and not table["stain_group"].str.fullmatch("[0-9]{1,9}").all():
-            problems.append(f"{path.name} has stain groups that are no numbers")
+            problems.append(f"{path.name} has stain groups that are not numbers")
     if problems:
         raise PreparedError(
             listed(f"{path} cannot be used:", problems, remedy="Run the prepare kernel again.")
@@ -109,8 +111,12 @@ def read_index(path: Path) -> pd.DataFrame:
 def build_stores(
     competition: Competition, folder: Path, *, strict: bool
 ) -> dict[str, tuple[StoreBuilder, BuiltStore]]:
-    """Read all tiles, from where an interrupted run stopped. Nothing of an earlier run is replaced yet."""
-    built, problems = {}, []
+    """Build both tile arrays, resuming an interrupted run. The files of an earlier run are not replaced.
+
+    Raises:
+        StoreError: tiles cannot be read or do not match their ids, in either array.
+    """
+    stores, problems = {}, []
     parts = (
         (TRAIN_TILES, "train", competition.train["id"].tolist()),
         (TEST_TILES, "test", competition.test_ids),
@@ -124,14 +130,14 @@ def build_stores(
         except StoreError as error:
             problems.append(str(error))
         else:
-            built[name] = (builder, result)
+            stores[name] = (builder, result)
     if problems:
         raise StoreError("\n".join(problems))
-    return built
+    return stores
 
 
 def bytes_to_write(competition: Competition, folder: Path) -> int:
-    """What building the stores will still add to the disk, figures and tables included."""
+    """Bytes that building the stores will still write, with figures and tables."""
     total = 32 << 20
     for name, ids in ((TRAIN_TILES, competition.train["id"].tolist()), (TEST_TILES, competition.test_ids)):
         builder = StoreBuilder(folder, name, ids=ids)
@@ -142,7 +148,7 @@ def bytes_to_write(competition: Competition, folder: Path) -> int:
 def index_table(
     competition: Competition, features: np.ndarray, config: Config, slide_map: Path | None
 ) -> pd.DataFrame:
-    """row, id, label, stain_group, slide of the training tiles."""
+    """The table row, id, label, stain_group, slide of the training tiles."""
     train = competition.train
     slides = np.full(len(train), "", dtype=object)
     if slide_map is not None:
@@ -167,7 +173,11 @@ def publish(
     builders: dict[str, StoreBuilder],
     figures: Sequence[str],
 ) -> dict[str, bool]:
-    """Put everything but the figures, which lie there already, in place; the names, with whether each is worth fetching."""
+    """Write the tables and put the arrays in place; the figures are already there.
+
+    Returns:
+        The names of all files; the value is true if the file is fetched to the user's machine.
+    """
     for builder in builders.values():
         builder.publish()
     test = pd.DataFrame({"row": np.arange(len(competition.test_ids)), "id": competition.test_ids})

@@ -1,4 +1,4 @@
-"""Memory that several processes see: one copy of the tiles for all workers of a fold."""
+"""Shared memory: one copy of the tiles for all worker processes of a fold."""
 
 import mmap
 import os
@@ -8,10 +8,10 @@ import numpy as np
 
 
 class SharedMemory:
-    """Memory that other processes can map by its descriptor, as large as the array it is asked for.
+    """Memory that other processes can map by its file descriptor.
 
-    An anonymous file in memory where the system has one: not /dev/shm, which a container often limits to 64 MiB. Elsewhere an
-    unlinked temporary file.
+    It is an anonymous file in memory where the system has them, not in /dev/shm, which a container often
+    limits to 64 MiB. Elsewhere it is an unlinked temporary file.
     """
 
     def __init__(self) -> None:
@@ -22,12 +22,12 @@ class SharedMemory:
             os.unlink(name)  # noqa: PTH108
 
     def allocate(self, size: int) -> np.ndarray:
-        """(size,) uint8: all of the memory, which has this size from now on."""
+        """Resize the memory and return all of it, (size,) uint8."""
         os.truncate(self.descriptor, max(size, 1))
         return np.frombuffer(mmap.mmap(self.descriptor, max(size, 1)), dtype=np.uint8, count=size)
 
 
 def map_shared(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The memory behind a descriptor that another process lent, as uint8 of this shape."""
+    """The memory of a descriptor inherited from another process, as uint8 of this shape."""
     size = int(np.prod(shape))
     return np.frombuffer(mmap.mmap(descriptor, max(size, 1)), dtype=np.uint8, count=size).reshape(shape)

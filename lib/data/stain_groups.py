@@ -1,7 +1,8 @@
-"""Which tiles may come from the same slide: stain groups from the tiles themselves, or a map the user attached.
+"""Stain groups of tiles that may come from the same slide, and the tile-to-slide map.
 
-A slide gives all its tiles the same dyes and the same lamp: the directions of its stain vectors in optical density and the
-white of its background. How much stain a tile holds depends on its cells, so on tumour, and is left out.
+All tiles of a slide share its dyes and its lamp: the directions of the stain vectors in optical density and
+the white of the background. The amount of stain in a tile depends on its cells, so on tumour, and is not
+used.
 """
 
 from pathlib import Path
@@ -22,34 +23,35 @@ FEATURES = (
     "white_blue",
 )
 
-_PIXEL_STRIDE = 3  # every third row and column: 1,024 of 9,216 pixels tell the same directions
+_PIXEL_STRIDE = 3  # every third row and column: 1,024 of 9,216 pixels give the same directions
 _TISSUE_DENSITY = 0.15  # optical density below which a pixel is background (Macenko et al. 2009, beta)
 _ANGLE_PERCENTILES = (1.0, 99.0)  # robust extremes of the stain angle (Macenko et al. 2009, alpha = 1)
 _WHITE_PERCENTILE = 99.0
-_LEAST_SPREAD = (
-    0.02  # five grey levels: most tiles have the same white, and noise below this must not rule the clusters
-)
+# Five grey levels. Most tiles have the same white, and smaller noise must not decide the clusters.
+_LEAST_SPREAD = 0.02
 _BATCH = 512  # tiles at a time: about 60 MiB of float64 optical densities
 
 
 class GroupError(KernelError):
-    """A tile-to-slide map cannot be used; the message lists everything that is wrong with it."""
+    """A tile-to-slide map cannot be used; the message lists every problem."""
 
 
 def stain_features(tiles: np.ndarray) -> np.ndarray:
-    """What a slide gives to every one of its tiles.
+    """The features that all tiles of a slide share: stain vectors and the white of the background.
 
-    Stain vectors as in Macenko et al. 2009 ("A method for normalizing histology slides for quantitative analysis"): the
-    plane of the two largest principal directions of the optical density, and in it the extreme angles.
+    Stain vectors as in Macenko et al. 2009 ("A method for normalizing histology slides for quantitative
+    analysis"): the extreme angles in the plane of the two largest principal directions of the optical
+    density.
 
     Args:
         tiles: (N, 96, 96, 3) uint8, RGB.
 
     Returns:
-        (N, 7) float64: red and blue share of the two stain vectors (their green share follows, they have length 1), and
-        the white of the background in units of 255. Finite for any input, blank tiles included.
+        (N, 7) float64: the red and blue components of the two stain vectors (of length 1, so green follows),
+        and the white of the background in units of 255. Finite for any input, also for blank tiles.
     """
-    return np.concatenate([_features_of(tiles[at : at + _BATCH]) for at in range(0, len(tiles), _BATCH)])
+    starts = range(0, len(tiles), _BATCH)
+    return np.concatenate([_features_of(tiles[start : start + _BATCH]) for start in starts])
 
 
 def _features_of(tiles: np.ndarray) -> np.ndarray:
@@ -63,26 +65,23 @@ def _features_of(tiles: np.ndarray) -> np.ndarray:
     covariance = np.einsum("bpi,bpj->bij", centred, centred) / count[..., None]
     _, vectors = np.linalg.eigh(covariance)  # ascending
     plane = vectors[:, :, [2, 1]]  # (B, 3, 2), the largest first
-    plane = plane * np.where(
-        plane.sum(axis=1, keepdims=True) < 0, -1.0, 1.0
-    )  # the sign of a direction is arbitrary
-    projected = np.einsum("bpi,bik->bpk", density, plane)
+    # The sign of a direction is arbitrary.
+    plane = plane * np.where(plane.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
+    projected = np.einsum("bpi,bik->bpk", density, plane)  # (B, P, 2)
     angle = np.arctan2(projected[..., 1], projected[..., 0])  # (B, P)
     angle = np.where(tissue[..., 0] > 0, angle, np.nan)
     blank = tissue[..., 0].sum(axis=1) < 10
     angle[blank] = 0.0
     low, high = _extremes(angle)
     features = np.empty((len(tiles), len(FEATURES)))
-    vectors_found = []
+    stains = []
     for extreme in (low, high):
         vector = plane[:, :, 0] * np.cos(extreme)[:, None] + plane[:, :, 1] * np.sin(extreme)[:, None]
-        vectors_found.append(vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12))
-    first_is_haematoxylin = (
-        vectors_found[0][:, 0] > vectors_found[1][:, 0]
-    )  # it absorbs more red than eosin does
-    pick = first_is_haematoxylin[:, None]
-    haematoxylin = np.where(pick, vectors_found[0], vectors_found[1])
-    eosin = np.where(pick, vectors_found[1], vectors_found[0])
+        stains.append(vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-12))
+    # Haematoxylin absorbs more red than eosin.
+    first_is_haematoxylin = (stains[0][:, 0] > stains[1][:, 0])[:, None]  # (B, 1)
+    haematoxylin = np.where(first_is_haematoxylin, stains[0], stains[1])  # (B, 3)
+    eosin = np.where(first_is_haematoxylin, stains[1], stains[0])  # (B, 3)
     features[:, 0], features[:, 1] = haematoxylin[:, 0], haematoxylin[:, 2]
     features[:, 2], features[:, 3] = eosin[:, 0], eosin[:, 2]
     features[:, 4:] = white
@@ -90,7 +89,7 @@ def _features_of(tiles: np.ndarray) -> np.ndarray:
 
 
 def _extremes(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high percentile of each row, ignoring NaN: a sort puts NaN last, so ranks count from the front."""
+    """Low and high percentile of each row without NaN, which a sort puts last."""
     ordered = np.sort(angle, axis=1)
     count = np.isfinite(ordered).sum(axis=1)
     rows = np.arange(len(angle))
@@ -104,13 +103,14 @@ def stain_groups(features: np.ndarray, *, number: int, seed: int) -> np.ndarray:
     """Cluster tiles by their stain features (k-means on robustly scaled features).
 
     Args:
-        features: (N, 7), rows in the order of the sorted ids, so that the groups do not depend on the order of a table.
-        number: clusters; fewer when there are fewer than 4 tiles for each.
+        features: (N, 7), in the order of the sorted ids, so that the groups do not depend on the table's
+            order.
+        number: clusters; fewer if there are fewer than 4 tiles for each.
         seed: of the clustering.
 
     Returns:
-        (N,) int64, group numbers from 0. The same input gives the same bytes: one thread, because partial sums of
-        several are added in the order in which they finish.
+        (N,) int64, group numbers from 0. The same input gives the same bytes, because one thread computes:
+        several would add their partial sums in the order in which they finish.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
@@ -119,24 +119,26 @@ def stain_groups(features: np.ndarray, *, number: int, seed: int) -> np.ndarray:
     spread = np.maximum(
         np.percentile(features, 75, axis=0) - np.percentile(features, 25, axis=0), _LEAST_SPREAD
     )
-    scaled = np.clip((features - middle) / spread, -5.0, 5.0)  # a blank tile must not own a cluster
+    scaled = np.clip(
+        (features - middle) / spread, -5.0, 5.0
+    )  # so that a blank tile gets no cluster of its own
     clusters = max(2, min(number, len(features) // 4))
     with threadpool_limits(limits=1):
-        found = KMeans(n_clusters=clusters, n_init=3, random_state=seed % 2**32).fit_predict(scaled)
-    return found.astype(np.int64)
+        groups = KMeans(n_clusters=clusters, n_init=3, random_state=seed % 2**32).fit_predict(scaled)
+    return groups.astype(np.int64)
 
 
 def read_slide_map(path: Path, *, train_ids: list[str], test_ids: list[str]) -> np.ndarray:
-    """Slides of the training tiles from a CSV file with the columns id and wsi.
+    """Read the slides of the training tiles from a CSV file with the columns id and wsi.
 
-    Joined on the id, never on the row. Used for folds only.
+    It is joined on the id, never on the row, and used for folds only.
 
     Returns:
         (N,) of text, in the order of `train_ids`.
 
     Raises:
-        GroupError: wrong columns, ids twice, training ids without a slide, or any test id: a map that names test tiles
-            would tell what the competition hides.
+        GroupError: wrong columns, duplicate ids, training ids without a slide, or any test id: a map of test
+            tiles would reveal what the competition hides.
     """
     problems: list[str] = []
     table = read_table(path, ["id", "wsi"], problems)
@@ -144,7 +146,7 @@ def read_slide_map(path: Path, *, train_ids: list[str], test_ids: list[str]) -> 
         named = set(table["id"])
         if tests := named & set(test_ids):
             problems.append(
-                f"it names {len(tests):,} test tiles, such as {min(tests)}: a map may speak of training tiles only"
+                f"it names {len(tests):,} test tiles, such as {min(tests)}: only training tiles are allowed"
             )
         if missing := set(train_ids) - named:
             problems.append(f"{len(missing):,} training tiles have no slide, such as {min(missing)}")
@@ -157,10 +159,10 @@ def read_slide_map(path: Path, *, train_ids: list[str], test_ids: list[str]) -> 
 
 
 def group_auc(labels: np.ndarray, groups: np.ndarray, *, seed: int, number: int = 5) -> float:
-    """The AUC that the group number alone reaches when neighbours of a tile are on both sides of the split.
+    """The AUC of the group number alone under stratified folds, where a group is on both sides of the split.
 
-    Each tile is scored by the share of tumour among the tiles of its group in the other stratified folds, so this is what
-    knowing the slide is worth under `fold_split = "stratified"`, and what a split by group denies.
+    Each tile is scored by the share of tumour among the tiles of its group in the other folds. So this is the
+    gain from knowing the slide with `fold_split = "stratified"`; a split by group prevents it.
     """
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold

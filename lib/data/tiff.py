@@ -1,8 +1,8 @@
-"""The competition's TIFF files: one 96 x 96 RGB tile each, read fast where the header allows it.
+"""TIFF files of the competition: decode and encode one 96 x 96 RGB tile.
 
-A competition tile is an uncompressed little-endian TIFF of 27,935 bytes whose single strip of 27,648 bytes starts at
-byte 287. `decode_tile` reads such a file by its header; anything else a TIFF may be (another byte order, compression,
-several strips) goes through Pillow, which takes tens of times as long (benchmarks/tiff_decoding.py).
+A competition tile is an uncompressed little-endian TIFF of 27,935 bytes whose single strip of 27,648 bytes
+starts at byte 287. `decode_tile` reads such a file by its header. Pillow reads every other TIFF (another byte
+order, compression, several strips) and takes tens of times as long (benchmarks/tiff_decoding.py).
 """
 
 import io
@@ -21,14 +21,14 @@ _SOFTWARE = b"tifffile.py\0"
 _DATETIME = b"2018:11:15 17:21:17\0"
 _SHORT, _LONG, _ASCII = 3, 4, 2
 
-# What an entry of the image file directory must say for the strip to be the pixels (TIFF 6.0, sections 2 to 6).
+# Values in the image file directory for which the strip is the pixels (TIFF 6.0, sections 2 to 6).
 _REQUIRED = {256: TILE_SIZE, 257: TILE_SIZE, 259: 1, 262: 2, 277: 3, 279: TILE_BYTES}
-_HARMLESS = {254, 258, 270, 273, 278, 284, 305, 306, 339}
-_MEANING_IF_PRESENT = {254: 0, 284: 1, 339: 1}  # a full image, interleaved, unsigned
+_NOT_CHECKED = {254, 258, 270, 273, 278, 284, 305, 306, 339}
+_REQUIRED_IF_PRESENT = {254: 0, 284: 1, 339: 1}  # a full image, interleaved, unsigned
 
 
 class TileError(ValueError):
-    """A file is not a 96 x 96 RGB tile; the message says what it is instead, without the file's name."""
+    """A file is not a 96 x 96 RGB tile; the message describes the file but does not name it."""
 
 
 def _header() -> bytes:
@@ -53,12 +53,12 @@ def _header() -> bytes:
     head += b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", 0)
     body = bytearray(head.ljust(_STRIP_AT, b"\0"))
     body[_BITS_AT : _BITS_AT + 6] = struct.pack("<HHH", 8, 8, 8)
-    for at, text in (
+    for start, text in (
         (_DESCRIPTION_AT, _DESCRIPTION),
         (_SOFTWARE_AT, _SOFTWARE),
         (_DATETIME_AT, _DATETIME),
     ):
-        body[at : at + len(text)] = text
+        body[start : start + len(text)] = text
     return bytes(body)
 
 
@@ -66,7 +66,7 @@ HEADER = _header()  # of every competition tile, 287 bytes; the pixels follow
 
 
 def encode_tile(pixels: np.ndarray) -> bytes:
-    """Write a tile as the competition's files are.
+    """Encode a tile in the layout of the competition's files.
 
     Args:
         pixels: (96, 96, 3) uint8, RGB.
@@ -83,7 +83,7 @@ def encode_tile(pixels: np.ndarray) -> bytes:
 
 
 def _strip_offset(content: bytes) -> int | None:
-    """Where the one uncompressed strip starts, or None when the file is laid out in another way."""
+    """The first byte of the single uncompressed strip; None if the file has another layout."""
     if content.startswith(HEADER):
         return _STRIP_AT
     if len(content) < 8 or content[:4] != b"II*\0":
@@ -93,15 +93,16 @@ def _strip_offset(content: bytes) -> int | None:
         return None
     (count,) = struct.unpack_from("<H", content, directory)
     end = directory + 2 + 12 * count
-    if end + 4 > len(content) or struct.unpack_from("<I", content, end) != (
-        0,
-    ):  # a second page: leave it to Pillow
+    if end + 4 > len(content):
+        return None
+    (second_page,) = struct.unpack_from("<I", content, end)
+    if second_page:  # Pillow decides
         return None
     tags: dict[int, int] = {}
-    for at in range(directory + 2, end, 12):
-        tag, kind, number, value = struct.unpack_from("<HHII", content, at)
-        if tag not in _HARMLESS and tag not in _REQUIRED:
-            if tag in (282, 283, 296):  # resolution: does not touch the pixels
+    for entry in range(directory + 2, end, 12):
+        tag, kind, number, value = struct.unpack_from("<HHII", content, entry)
+        if tag not in _NOT_CHECKED and tag not in _REQUIRED:
+            if tag in (282, 283, 296):  # resolution: does not change the pixels
                 continue
             return None
         if tag == 258:
@@ -122,13 +123,13 @@ def _strip_offset(content: bytes) -> int | None:
             return None
     if any(tags.get(tag) != value for tag, value in _REQUIRED.items()) or 273 not in tags:
         return None
-    if any(tags.get(tag, value) != value for tag, value in _MEANING_IF_PRESENT.items()):
+    if any(tags.get(tag, value) != value for tag, value in _REQUIRED_IF_PRESENT.items()):
         return None
     return tags[273]
 
 
 def decode_tile(content: bytes) -> np.ndarray:
-    """Read one tile.
+    """Decode one tile.
 
     Args:
         content: the whole file.
@@ -152,20 +153,19 @@ def decode_tile(content: bytes) -> np.ndarray:
 
 
 def _decode_with_pillow(content: bytes) -> np.ndarray:
-    """Not OpenCV: its 5.0 returns a black tile for a compression it does not know, and garbage for damaged LZW (2026-11-23)."""
+    """Decode a TIFF of another layout with Pillow.
+
+    OpenCV 5.0 returns a black tile for an unknown compression and garbage for damaged LZW (2026-11-23).
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content), formats=("TIFF",)) as image:
             bits = image.tag_v2.get(258, (1,))  # type: ignore[attr-defined]
             mode = "RGB" if image.mode == "YCbCr" else image.mode  # as JPEG inside a TIFF is stored
-            if image.size != (
-                TILE_SIZE,
-                TILE_SIZE,
-            ):  # before anything of a wrong, perhaps huge, size is decoded
-                raise TileError(
-                    f"an image of {image.height} x {image.width} x {len(image.getbands())}, not 96 x 96 x 3 uint8"
-                )
+            if image.size != (TILE_SIZE, TILE_SIZE):  # before a perhaps huge image is decoded
+                shape = f"{image.height} x {image.width} x {len(image.getbands())}"
+                raise TileError(f"an image of {shape}, not 96 x 96 x 3 uint8")
             pixels = np.array(image if mode == image.mode else image.convert("RGB"))
     except TileError:
         raise
@@ -182,8 +182,8 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
         MemoryError,
         ZeroDivisionError,
         struct.error,
-    ) as error:  # Pillow lets through what its parsers stumble over
-        text = "Pillow cannot decode it: cut short, damaged, or a compression it does not know"
+    ) as error:  # the errors of its parsers, which Pillow does not convert
+        text = "Pillow cannot decode it: cut short, damaged, or of an unknown compression"
         raise TileError(f"{text} ({type(error).__name__})") from error
     if mode != "RGB" or pixels.shape != TILE_SHAPE or set(bits) != {8}:
         shape = " x ".join(str(side) for side in pixels.shape)

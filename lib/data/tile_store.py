@@ -1,9 +1,10 @@
-"""The tile store: all tiles of a folder in one .npy array, each proved by its SHA-1, built so that a kill costs little.
+"""Tile store: all tiles of a folder in one .npy array, verified by SHA-1, resumable after an interruption.
 
-A tile's id is the SHA-1 of its 27,648 pixel bytes, so the proof costs a hash. Many readers have a file open each, because a
-mounted network file system answers slowly and many at a time; they fill one block of the array while the block before it is
-hashed and written and the one before that goes to the disk. A journal beside the array says how far it has come and what it
-hashes to up to there; the next run goes on after that.
+A tile's id is the SHA-1 of its 27,648 pixel bytes, so a hash verifies it. Many reader threads have one file
+open each, because a mounted network file system is slow but serves many requests at a time. They fill one
+block of the array while the block before it is hashed and written, and the one before that is flushed to
+disk. A journal beside the array records the finished blocks and the hash of the file up to each; the next run
+continues after them.
 """
 
 import hashlib
@@ -31,15 +32,15 @@ from lib.validation import UNREADABLE
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 2048  # tiles between two entries of the journal: 54 MiB, well under a second of work to lose
-CHUNK = 32  # tiles a reader takes at a time
+BLOCK = 2048  # tiles between two entries of the journal: 54 MiB, less than a second of work
+CHUNK = 32  # tiles a reader thread reads at a time
 MISMATCHES_ALLOWED = 0.001  # share of tiles; above it the data are not the competition's
 _BUFFERS = 3  # blocks in memory, 162 MiB: one is written, two are being read
-_UNFLUSHED = 8  # blocks written that the disk may still owe, 432 MiB; then the readers wait for it
+_UNFLUSHED = 8  # written blocks that may wait for the flush, 432 MiB; then the readers wait
 _READ_AT_ONCE = 1 << 24  # bytes
 _FILE_BYTES = len(HEADER) + TILE_BYTES
-# What numpy's parser of headers lets through.
-_NO_HEADER = (
+# The errors of numpy's header parser, which numpy does not convert.
+_HEADER_ERRORS = (
     ValueError,
     TypeError,
     SyntaxError,
@@ -51,23 +52,23 @@ _NO_HEADER = (
 
 
 class StoreError(KernelError):
-    """Tiles cannot be read or are not what they say; the message lists them."""
+    """Tiles cannot be read or do not match their ids; the message lists them."""
 
 
 @dataclass
 class BuiltStore:
-    """What came of building one array."""
+    """The result of building one array."""
 
     tiles: int
-    resumed: int = 0  # tiles taken over from an interrupted run
-    mismatches: list[str] = field(default_factory=list)  # ids whose pixels hash to something else
-    sha256: str = ""  # of the whole file, taken while it was written
+    resumed: int = 0  # tiles kept from an interrupted run
+    mismatches: list[str] = field(default_factory=list)  # ids whose pixels have another SHA-1
+    sha256: str = ""  # of the whole file, computed while it was written
 
 
 class StoreBuilder:
-    """Builds `<name>` in a folder through `<name>.part` and `<name>.journal`; `publish` puts it in place.
+    """Builds `<name>` in a folder as `<name>.part` with `<name>.journal`; `publish` puts it in place.
 
-    Nothing of an earlier array is touched before `publish`.
+    An earlier array stays unchanged until `publish`.
     """
 
     def __init__(self, folder: Path, name: str, *, ids: Sequence[str]) -> None:
@@ -80,12 +81,12 @@ class StoreBuilder:
 
     @property
     def bytes(self) -> int:
-        """What the finished array takes on disk."""
+        """The size of the finished array on disk."""
         return len(self._header) + len(self.ids) * TILE_BYTES
 
     @property
     def bytes_on_disk(self) -> int:
-        """What an interrupted run has already taken."""
+        """The size of the part that an interrupted run wrote."""
         return self.part.stat().st_size if self.part.is_file() else 0
 
     def build(self, tiles: Path, *, readers: int, strict: bool, folder_name: str = "") -> BuiltStore:
@@ -95,31 +96,34 @@ class StoreBuilder:
             tiles: the folder with `<id>.tif`.
             readers: threads that open, read and hash at the same time.
             strict: stop at the first block with a tile whose pixels do not hash to its id.
-            folder_name: how messages call the folder.
+            folder_name: the folder's name in messages.
 
         Returns:
-            The count of tiles, of those taken over, the ids that did not match, and what the file hashes to.
+            The numbers of tiles and of resumed tiles, the ids that do not match, and the SHA-256 of the file.
 
         Raises:
-            StoreError: tiles that cannot be decoded or have the wrong size (all of them are listed), or too many
-                tiles whose pixels are not what their id says.
+            StoreError: tiles that cannot be decoded or have the wrong size (all of them are listed), or too
+                many tiles whose pixels do not match their id.
             OSError: the disk is full.
         """
-        done, digest = self._take_over()
+        done, digest = self._resume()
         result = BuiltStore(tiles=len(self.ids), resumed=min(done * BLOCK, len(self.ids)))
         undecodable: list[str] = []
-        said = result.resumed * 10 // max(len(self.ids), 1)
+        logged = result.resumed * 10 // max(len(self.ids), 1)
         if result.resumed:
             logger.info(
-                f"{result.resumed:,} of {len(self.ids):,} tiles of {folder_name} were read before the interruption"
+                f"{result.resumed:,} of {len(self.ids):,} tiles of {folder_name} "
+                "were read before the interruption"
             )
         with (
-            warnings.catch_warnings(),  # here, not in the threads, which share the filters
+            warnings.catch_warnings(),  # not in the threads, which share the filters
             self.part.open("r+b", buffering=0) as array,
             _Journal(self.journal, array.fileno()) as journal,
             _Blocks(tiles, self.ids, start=result.resumed, readers=readers) as blocks,
         ):
-            warnings.filterwarnings("ignore", module="PIL")  # of damaged files it says the same once more
+            warnings.filterwarnings(
+                "ignore", module="PIL"
+            )  # its warnings repeat our errors about damaged files
             array.seek(len(self._header) + result.resumed * TILE_BYTES)
             while (block := blocks.next()) is not None:
                 undecodable += block.undecodable
@@ -133,24 +137,28 @@ class StoreBuilder:
                     )
                     raise StoreError("\n".join(refusals))
                 if undecodable:
-                    continue  # read on, to list every bad tile at once; nothing more is journaled
+                    continue  # read on, to list every bad tile; no block is journaled any more
                 _write_all(array, block.pixels)
                 digest.update(block.pixels)
                 journal.add({"sha256": digest.hexdigest(), "mismatches": block.mismatches})
-                if (tenth := block.end * 10 // len(self.ids)) > said:
-                    said = tenth
+                if (tenth := block.end * 10 // len(self.ids)) > logged:
+                    logged = tenth
                     logger.info(f"{block.end:,} of {len(self.ids):,} tiles of {folder_name}")
         if undecodable:
             raise StoreError(_undecodable_message(undecodable, len(self.ids), folder_name))
         result.sha256 = digest.hexdigest()
         return result
 
-    def _take_over(self) -> tuple[int, "hashlib._Hash"]:
-        """Make part and journal ready to go on; the blocks that stand, and the digest of the file up to there."""
+    def _resume(self) -> tuple[int, "hashlib._Hash"]:
+        """Prepare part and journal to continue.
+
+        Returns:
+            The number of intact blocks, and the digest of the file up to their end.
+        """
         lines = self.journal.read_text(errors="replace").splitlines() if self.journal.is_file() else []
         if lines and lines[0] == self.plan and self.target.is_file() and not self.part.is_file():
-            # Put in place by a run that was killed before it forgot its journal. A second name, so that the record
-            # that may stand for it keeps its array until this run has another.
+            # A run published the array and was killed before it removed the journal. A hard link is used, so
+            # that the array of a valid record stays until this run has a new one.
             try:
                 os.link(self.target, self.part)
             except OSError:  # a file system without links
@@ -165,48 +173,49 @@ class StoreBuilder:
                 for line in lines[1:] if intact else []:
                     rows = min(BLOCK, len(self.ids) - len(kept) * BLOCK)
                     block = buffer[: _read_into(stream, buffer[: rows * TILE_BYTES])]
-                    longer = digest.copy()
-                    longer.update(block)
-                    # What did not match is judged anew: it may have been downloaded again, or `verify` changed.
-                    if _entry(line) != {"sha256": longer.hexdigest(), "mismatches": []}:
+                    extended = digest.copy()
+                    extended.update(block)
+                    # A block with mismatches is read again: tiles may be downloaded again, or `verify`
+                    # changed.
+                    if _entry(line) != {"sha256": extended.hexdigest(), "mismatches": []}:
                         break
-                    digest = longer
+                    digest = extended
                     kept.append(line)
         if not intact:
             self.part.unlink(missing_ok=True)  # it may be a second name of the published array
             self.part.write_bytes(self._header)
         elif self.part.stat().st_nlink > 1 and len(kept) * BLOCK < len(self.ids):
-            # Blocks will be written, and the published array keeps its own.
-            copy = self.part.with_suffix(".part.new")
-            shutil.copyfile(self.part, copy)
-            copy.replace(self.part)
-        beside = self.journal.with_suffix(".journal.new")
-        beside.write_text("".join(f"{line}\n" for line in [self.plan, *kept]))
-        beside.replace(self.journal)
+            # Blocks will be written, which must not change the published array.
+            unlinked = self.part.with_suffix(".part.new")
+            shutil.copyfile(self.part, unlinked)
+            unlinked.replace(self.part)
+        rewritten = self.journal.with_suffix(".journal.new")
+        rewritten.write_text("".join(f"{line}\n" for line in [self.plan, *kept]))
+        rewritten.replace(self.journal)
         return len(kept), digest
 
     def publish(self) -> None:
         """Put the finished array in place of an earlier one. The journal stays until `forget`."""
         self.part.replace(self.target)
-        self.part.unlink(missing_ok=True)  # a rename leaves both names where they are names of one file
+        self.part.unlink(missing_ok=True)  # a rename between two names of one file keeps both
 
     def forget(self) -> None:
-        """Drop the journal, once run.json stands for the array."""
+        """Remove the journal, after run.json was written."""
         self.journal.unlink(missing_ok=True)
 
 
 @dataclass
 class _Block:
-    """Consecutive tiles that were read: their pixels, valid until the next block is asked for, and what is wrong with them."""
+    """Consecutive tiles that were read: their faults, and their pixels, valid until the next request."""
 
-    end: int  # tiles up to its last one
+    end: int  # number of tiles up to the end of the block
     pixels: memoryview
     undecodable: list[str] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
 
 
 class _Blocks:
-    """The tiles block by block and in order, while readers fill the blocks that follow. Holds `_BUFFERS` blocks of memory."""
+    """Reads the tiles in blocks and in order; threads fill the next ones. Memory: `_BUFFERS` blocks."""
 
     def __init__(self, tiles: Path, ids: Sequence[str], *, start: int, readers: int) -> None:
         self._folder, self._ids, self._start = tiles, ids, start
@@ -217,7 +226,7 @@ class _Blocks:
             np.empty(rows * TILE_BYTES, dtype=np.uint8).data for _ in range(min(_BUFFERS, blocks))
         )
         self._reading: deque[tuple[_Block, memoryview, list[Future[list[tuple[str, str]]]]]] = deque()
-        self._lent: memoryview | None = None
+        self._in_use: memoryview | None = None
 
     def __enter__(self) -> "_Blocks":
         return self
@@ -226,15 +235,15 @@ class _Blocks:
         self._pool.shutdown(cancel_futures=True)
 
     def next(self) -> _Block | None:
-        """The next block, or None after the last. The pixels of the one before are overwritten from now on."""
-        if self._lent is not None:
-            self._free.append(self._lent)
-            self._lent = None
+        """The next block, or None after the last; the pixels of the previous block are then overwritten."""
+        if self._in_use is not None:
+            self._free.append(self._in_use)
+            self._in_use = None
         while self._free and self._start < len(self._ids):
             self._submit(self._free.popleft())
         if not self._reading:
             return None
-        block, self._lent, chunks = self._reading.popleft()
+        block, self._in_use, chunks = self._reading.popleft()
         for chunk in chunks:
             for kind, text in chunk.result():
                 (block.undecodable if kind == "error" else block.mismatches).append(text)
@@ -244,16 +253,18 @@ class _Blocks:
         names = self._ids[self._start : self._start + BLOCK]
         self._start += len(names)
         chunks = [
-            self._pool.submit(_read_chunk, self._folder, names[at : at + CHUNK], buffer[at * TILE_BYTES :])
-            for at in range(0, len(names), CHUNK)
+            self._pool.submit(
+                _read_chunk, self._folder, names[start : start + CHUNK], buffer[start * TILE_BYTES :]
+            )
+            for start in range(0, len(names), CHUNK)
         ]
         self._reading.append((_Block(self._start, buffer[: len(names) * TILE_BYTES]), buffer, chunks))
 
 
 class _Journal:
-    """Adds a line for a block once the disk has the block, in a thread of its own: nobody waits for a single flush.
+    """Adds a line for each block after it is flushed to disk, in a thread of its own.
 
-    What was written while one flush took is flushed together by the next.
+    Blocks written during one flush are flushed together by the next one.
     """
 
     def __init__(self, path: Path, array: int) -> None:
@@ -275,10 +286,10 @@ class _Journal:
             raise self._error
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Enter a block that has just been written.
+        """Add a block that was just written.
 
         Raises:
-            OSError: an earlier block did not get to the disk.
+            OSError: an earlier block could not be flushed.
         """
         if self._error is not None:
             raise self._error
@@ -296,14 +307,14 @@ class _Journal:
                     os.fsync(self._array)
                     self._stream.write("".join(lines))
                     self._stream.flush()
-                except OSError as error:  # raised where the next block is entered; until then the lines are only taken away
+                except OSError as error:  # raised by the next `add`; until then lines are discarded
                     self._error = error
 
 
 def _entry(line: str) -> object:
     try:
         return json.loads(line)
-    except UNREADABLE:  # the kill came in the middle of this line
+    except UNREADABLE:  # the process was killed while it wrote this line
         return None
 
 
@@ -313,11 +324,11 @@ def _write_all(stream: Any, content: memoryview) -> None:
 
 
 def _read_into(stream: Any, buffer: memoryview) -> int:
-    """Fill the buffer from an unbuffered stream; fewer bytes only at the end of the file."""
-    at = 0
-    while at < len(buffer) and (count := stream.readinto(buffer[at : at + _READ_AT_ONCE])):
-        at += count
-    return at
+    """Fill the buffer from an unbuffered stream; the number of bytes, smaller only at the end of the file."""
+    done = 0
+    while done < len(buffer) and (count := stream.readinto(buffer[done : done + _READ_AT_ONCE])):
+        done += count
+    return done
 
 
 def _undecodable_message(undecodable: list[str], tiles: int, folder_name: str) -> str:
@@ -326,17 +337,15 @@ def _undecodable_message(undecodable: list[str], tiles: int, folder_name: str) -
 
 
 def _mismatch_message(mismatches: list[str], read: int, folder_name: str, *, strict: bool) -> str:
-    lead = f"of the first {read:,} tiles of {folder_name}, {len(mismatches):,} are not what their id says (its SHA-1):"
-    limit = (
-        "verify = strict allows none"
-        if strict
-        else f"more than {MISMATCHES_ALLOWED:.1%} of the tiles are refused"
-    )
+    wrong = f"{len(mismatches):,} do not match their id (their SHA-1)"
+    lead = f"of the first {read:,} tiles of {folder_name}, {wrong}:"
+    share = f"at most {MISMATCHES_ALLOWED:.1%} of the tiles (or one) may differ"
+    limit = "verify = strict allows none" if strict else share
     return listed(lead, mismatches, remedy=f"{limit}. Download the data again: build_kernel.py download.")
 
 
 def _npy_header(tiles: int) -> bytes:
-    """The header numpy gives such an array in version 1.0 of its format, padded to a multiple of 64 bytes."""
+    """The header of such an array in version 1.0 of numpy's format, padded to a multiple of 64 bytes."""
     import io
 
     stream = io.BytesIO()
@@ -346,27 +355,27 @@ def _npy_header(tiles: int) -> bytes:
 
 
 def _read_chunk(folder: Path, names: Sequence[str], out: memoryview) -> list[tuple[str, str]]:
-    """Read some tiles one after the other into `out`; what is wrong with them."""
+    """Read tiles one after the other into `out`; the faults of `_read_one`."""
     header = bytearray(len(HEADER))
-    found = []
-    for at, name in enumerate(names):
-        verdict = _read_one(f"{folder}{os.sep}", name, out[at * TILE_BYTES : (at + 1) * TILE_BYTES], header)
-        if verdict is not None:
-            found.append(verdict)
-    return found
+    faults = []
+    for row, name in enumerate(names):
+        fault = _read_one(f"{folder}{os.sep}", name, out[row * TILE_BYTES : (row + 1) * TILE_BYTES], header)
+        if fault is not None:
+            faults.append(fault)
+    return faults
 
 
 def _read_one(folder: str, name: str, out: memoryview, header: bytearray) -> tuple[str, str] | None:
-    """Read one tile into `out`, its pixels straight to where they belong if the file is laid out as the competition's.
+    """Read one tile into `out`, without a copy if the file has the layout of the competition's files.
 
     Args:
         folder: with the separator at its end.
         name: the tile's id.
         out: 27,648 bytes for the pixels.
-        header: 287 bytes to write over.
+        header: a buffer of 287 bytes.
 
     Returns:
-        None, ("mismatch", id) or ("error", what is wrong).
+        None, ("mismatch", id) or ("error", message).
     """
     path = f"{folder}{name}.tif"
     try:
@@ -379,7 +388,7 @@ def _read_one(folder: str, name: str, out: memoryview, header: bytearray) -> tup
 
 
 def _read_in_place(path: str, out: memoryview, header: bytearray) -> bool:
-    """Whether the file began with the competition's header and `out` now holds the pixels that follow it."""
+    """True if the file begins with the competition's header; then `out` holds the pixels."""
     if not hasattr(os, "readv"):
         return False
     file = os.open(path, os.O_RDONLY)
@@ -390,34 +399,34 @@ def _read_in_place(path: str, out: memoryview, header: bytearray) -> bool:
 
 
 def array_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape and type of an array in a file, and at which byte it begins; nothing of it is read.
+    """Shape, type and first byte of the array in a file; the array is not read.
 
     Raises:
-        ValueError: it is no array in C order in version 1.0 of numpy's format, or the file is not as long as it says.
-        OSError: it cannot be read.
+        ValueError: not an array in C order in version 1.0 of numpy's format, or the file is too short for it.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
         try:
             version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
-            if version != (1, 0):  # later ones may announce headers of 4 GiB
+            if version != (1, 0):  # later versions allow headers of 4 GiB
                 raise ValueError(f"version {version[0]}.{version[1]} of the format, not 1.0")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
-        except _NO_HEADER as error:
+        except _HEADER_ERRORS as error:
             raise ValueError(f"not a numpy array: {error or type(error).__name__}") from error
         if fortran or any(type(side) is not int or side < 0 for side in shape):
             raise ValueError(f"an array of {shape} {dtype}{', in Fortran order' if fortran else ''}")
         start = stream.tell()
-        there, size = os.fstat(stream.fileno()).st_size - start, math.prod(shape) * dtype.itemsize
-        if there < size:
-            raise ValueError(f"cut short: {there:,} of {size:,} bytes")
+        present, size = os.fstat(stream.fileno()).st_size - start, math.prod(shape) * dtype.itemsize
+        if present < size:
+            raise ValueError(f"cut short: {present:,} of {size:,} bytes")
         return shape, dtype, start
 
 
 def array_layout(path: Path) -> tuple[int, int]:
-    """How many tiles an array holds, and at which byte of the file they begin.
+    """The number of tiles in a file and their first byte.
 
     Raises:
-        StoreError: it is no tile array, or is cut short.
+        StoreError: it is not a tile array, or is cut short.
     """
     try:
         shape, dtype, start = array_header(path)
@@ -433,19 +442,19 @@ def array_layout(path: Path) -> tuple[int, int]:
 def read_array(
     path: Path, *, sha256: str = "", allocate: Callable[[int], "memoryview | np.ndarray"] | None = None
 ) -> np.ndarray:
-    """Read a tile array into memory by one sequential read, hashing it on the way.
+    """Read a tile array into memory in one sequential read, and check its hash.
 
     Args:
         path: `tiles-train.npy` or `tiles-test.npy`.
-        sha256: what the file must hash to; empty to skip the check.
-        allocate: gives the memory for so many bytes, writable, such as memory that processes share; by default memory of
-            its own.
+        sha256: the expected SHA-256 of the file; empty to skip the check.
+        allocate: returns writable memory of a given size in bytes, such as shared memory; by default new
+            memory.
 
     Returns:
-        (N, 96, 96, 3) uint8 in that memory: 27,648 bytes a tile, 5.67 GiB for the full training set.
+        (N, 96, 96, 3) uint8 in that memory: 27,648 bytes a tile, 5.67 GiB for the full training set
 
     Raises:
-        StoreError: it is no tile array, is cut short, or is damaged.
+        StoreError: it is not a tile array, is cut short, or is damaged.
     """
     tiles, start = array_layout(path)
     shape, size = (tiles, *TILE_SHAPE), tiles * TILE_BYTES
@@ -455,10 +464,10 @@ def read_array(
         array = np.frombuffer(memory, dtype=np.uint8, count=size) if size else np.empty(0, dtype=np.uint8)
         view = array.data
         with ThreadPoolExecutor(max_workers=1) as hashing:  # one piece is hashed while the next is read
-            for at in range(0, size, _READ_AT_ONCE):
-                piece = view[at : at + _READ_AT_ONCE]
+            for begin in range(0, size, _READ_AT_ONCE):
+                piece = view[begin : begin + _READ_AT_ONCE]
                 if (count := _read_into(stream, piece)) < len(piece):
-                    raise _cut_short(path, at + count, size)
+                    raise _cut_short(path, begin + count, size)
                 if sha256:
                     hashing.submit(digest.update, piece)
     if sha256 and digest.hexdigest() != sha256:
@@ -468,5 +477,5 @@ def read_array(
     return array.reshape(shape)
 
 
-def _cut_short(path: Path, found: int, expected: int) -> StoreError:
-    return StoreError(f"{path} is cut short: {found:,} of {expected:,} bytes. Run the prepare kernel again.")
+def _cut_short(path: Path, size: int, expected: int) -> StoreError:
+    return StoreError(f"{path} is cut short: {size:,} of {expected:,} bytes. Run the prepare kernel again.")

@@ -152,7 +152,7 @@ def test_a_compressed_tile_is_read(bench: Any, competition: Path, prepared: Path
     assert len(path.read_bytes()) != 287 + TILE_BYTES
     code, said, _ = bench.run("prepare")
     assert code == 0
-    assert "60 tiles, 0 not what their SHA-1 says" in said
+    assert "60 tiles, 0 of which do not match their SHA-1" in said
     assert (bench.working / "tiles-train.npy").read_bytes() == (prepared / "tiles-train.npy").read_bytes()
 
 
@@ -162,7 +162,7 @@ def test_one_tile_that_is_not_what_its_name_says_is_reported(bench: Any, competi
     other_pixels(path)
     code, said, _ = bench.run("prepare")
     assert code == 0
-    assert f"tiles-train.npy: 60 tiles, 1 not what their SHA-1 says: {path.stem}" in said
+    assert f"tiles-train.npy: 60 tiles, 1 of which do not match their SHA-1: {path.stem}" in said
     eda = json.loads((bench.working / "eda.json").read_text())
     assert eda["mismatches"] == {"tiles-train.npy": [path.stem], "tiles-test.npy": []}
 
@@ -174,7 +174,7 @@ def test_more_than_one_in_a_thousand_stop_the_run(bench: Any, competition: Path,
         other_pixels(path)
     bench.earlier(prepared)
     message = bench.refused("prepare")
-    assert "3 are not what their id says" in message
+    assert "3 do not match their id" in message
     assert "more than 0.1% of the tiles are refused" in message
     assert all(path.stem in message for path in wrong)
 
