@@ -27,7 +27,7 @@ CENTRE = slice(32, 64)  # of 96: the pixels that decide the label
 # Cells a side below which the share in the centre says nothing: enlarged, each of 2 x 2 cells has the same
 # share of the centre as of the tile, so every map has a ninth there.
 MIN_CELLS = 3
-GRAD_CAM, ROLLOUT = "grad-cam", "attention rollout"
+GRAD_CAM, ROLLOUT = "Grad-CAM", "attention rollout"
 _BATCH = 32  # tiles; needs less memory than a training step did
 _MAX_ERROR = 500  # characters of an error message in run.json
 
@@ -37,7 +37,7 @@ class ExplainError(KernelError):
 
 
 def method_of(network: Classifier) -> str:
-    """The method that `attribute` uses for this network: `grad-cam` or `attention rollout`."""
+    """The method that `attribute` uses for this network: `Grad-CAM` or `attention rollout`."""
     inner = _inner(network)
     return ROLLOUT if hasattr(inner, "blocks") and _attentions(inner) else GRAD_CAM
 

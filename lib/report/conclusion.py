@@ -151,40 +151,38 @@ def _average(numbers: Mapping[str, Any], best: float) -> list[str]:
 
 
 def calibration_verdict(calibration: Mapping[str, Any]) -> str:
-    """What error and slopes show about the probabilities: a clause that starts with `its`."""
+    """Sentences on the calibration: error, bias of the probabilities, effect of Platt scaling."""
     before, after = calibration["expected_calibration_error"]
     slopes = [scaling["slope"] for scaling in calibration["platt_scaling"]]
     if min(slopes) > 1:
-        bias = "its probabilities are too close to 0.5 (the slope is above 1 in every fold)"
+        bias = "are too close to 0.5 (the slope is above 1 in every fold)"
     elif max(slopes) < 1:
-        bias = "its probabilities are too close to 0 and 1 (the slope is below 1 in every fold)"
+        bias = "are too close to 0 and 1 (the slope is below 1 in every fold)"
     else:
-        bias = "its probabilities have no consistent bias (the slope is above 1 in some folds, not in all)"
+        bias = "have no consistent bias (the slope is above 1 in some folds, not in all)"
+    change = f"{'lowers' if after < before else 'raises'} the error to {decimals(after)}"
     if abs(after - before) < _SAME:
         change = "does not change the error"
-    else:
-        change = f"{'lowers' if after < before else 'raises'} it to {decimals(after)}"
     return (
-        f"its expected calibration error is {decimals(before)}, and {bias}; "
-        f"Platt scaling fitted on the other folds {change}"
+        f"The expected calibration error is {decimals(before)}. The probabilities {bias}. "
+        f"Platt scaling fitted on the other folds {change}."
     )
 
 
 def _calibration(name: str, scores: Mapping[str, Any]) -> list[str]:
     calibration = scores["calibration"]
-    return [] if calibration is None else [f"{name}: {calibration_verdict(calibration)}."]
+    return [] if calibration is None else [f"{name}: {calibration_verdict(calibration)}"]
 
 
 def _thresholds(name: str, scores: Mapping[str, Any]) -> list[str]:
     if scores.get("f1_at_thresholds") is None:
         return []
     half, tuned = scores["f1_at_half"], scores["f1_at_thresholds"]
-    change = f"and {decimals(tuned)}, {'higher' if tuned > half else 'lower'},"
+    change = f"{decimals(tuned)} ({'higher' if tuned > half else 'lower'})"
     if abs(tuned - half) < _SAME:
-        change = "and the same"
-    return [
-        f"{name}: F1 is {decimals(half)} at threshold 0.5, {change} at thresholds chosen on the other folds."
-    ]
+        change = "the same"
+    text = f"F1 is {decimals(half)} at threshold 0.5 and {change} at thresholds chosen on the other folds"
+    return [f"{name}: {text}."]
 
 
 def _attribution(name: str, scores: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ _INTEGRITY = {  # findings in eda.json, in the order of the table
     "id_named_twice": "listed twice",
     "undecodable": "unreadable",
     "wrong_size": "of another size than 96 x 96",
-    "mismatched": "of other pixels than the SHA-1 in the id",
+    "mismatched": "different from the SHA-1 in their id",
     "same_content_under_two_ids": "identical to a tile with another id",
     "labelled_and_test": "both labelled and test tile",
 }

@@ -217,13 +217,13 @@ def _calibration_of(summary: Summary, numbers: Mapping[str, Any]) -> list[Block]
     head = ("score", "as predicted", "after Platt scaling")
     return [
         Text(
-            f"{summary.experiment}: {verdict}. The expected calibration error is the mean distance of the "
-            "curve from the diagonal. Platt scaling changes each logit to slope * logit + intercept."
+            f"{verdict} The expected calibration error is the mean distance of the curve from the diagonal. "
+            "Platt scaling changes each logit to slope * logit + intercept."
         ),
         Picture(
             file_name("calibration", summary.experiment),
             reliability_curves(summary, fitted),
-            f"Reliability curves of {summary.experiment}: {verdict}.",
+            f"Reliability curves of {summary.experiment}. {verdict}",
             caption,
         ),
         Table(f"{summary.experiment}: calibration scores, lower is better", head, scores),

@@ -100,7 +100,7 @@ def test_files_hold_the_fold_s_own_tiles_and_their_maps_row_by_row(checkpoint, f
 def test_the_summary_is_of_the_tumour_tiles_and_fit_for_a_record(checkpoint, fold, monkeypatch) -> None:
     summary = explain(checkpoint, fold).summary
     json.dumps(summary, allow_nan=False)
-    assert summary["method"] == "grad-cam" and summary["uniform_share"] == pytest.approx(1 / 9)
+    assert summary["method"] == "Grad-CAM" and summary["uniform_share"] == pytest.approx(1 / 9)
     assert summary["tiles"] + summary["tiles_without_a_map"] == 15  # all there are
     share = summary["share_in_centre"]
     assert 0 <= share["q25"] <= share["median"] <= share["q75"] <= 1 and 0 < share["mean"] < 1
@@ -157,7 +157,7 @@ def test_a_share_that_every_map_has_is_not_reported(fold, tmp_path) -> None:
     assert found.maps is not None and found.maps.any()
     shares = share_in_centre(torch.from_numpy(found.maps))
     assert torch.allclose(shares[shares.isfinite()], torch.tensor(1 / 9))
-    assert found.summary == {"missing": "grad-cam on 2 x 2 cells: any such map has a ninth in the centre"}
+    assert found.summary == {"missing": "Grad-CAM on 2 x 2 cells: any such map has a ninth in the centre"}
     assert found.table["share_in_centre"].isna().all()
 
 
@@ -181,6 +181,6 @@ def test_without_tumour_or_anything_that_speaks_for_it_the_record_says_so(
     monkeypatch.setattr("lib.explain.attribution.load_checkpoint", lambda path: (mute, None))
     found = explain(checkpoint, fold)
     assert found.summary == {
-        "missing": "grad-cam finds no evidence for tumour in any of 15 tumour tiles"
+        "missing": "Grad-CAM finds no evidence for tumour in any of 15 tumour tiles"
     }
     assert found.table["share_in_centre"].isna().all() and found.maps is not None and not found.maps.any()

@@ -225,7 +225,7 @@ def _cases(
         zip(("q25", "median", "q75"), map(float, quartiles), strict=True)
     )
     explained = {
-        "method": "grad-cam",
+        "method": "Grad-CAM",
         "tiles": len(picked) - 1,
         "share_in_centre": share,
         "uniform_share": 1 / 9,

@@ -269,9 +269,9 @@ def test_without_prepare_there_are_scores_and_no_intervals(
     table = recomputed(campaign, "smoke", EXPERIMENTS["smoke"])
     wanted = metrics.roc_auc_score(table["label"], table["score"])
     assert report.context.numbers["experiments"]["smoke"]["auc"] == pytest.approx(wanted, abs=1e-9)
-    assert "There are no intervals" in notes(report.results()) and report.context.numbers["experiments"]["smoke"][
-        "interval_95"
-    ] == [
+    assert "There are no intervals" in notes(report.results()) and report.context.numbers["experiments"][
+        "smoke"
+    ]["interval_95"] == [
         None,
         None,
     ]
@@ -470,10 +470,7 @@ def test_whether_the_scored_file_is_the_one_at_hand(campaign: Path, tmp_path: Pa
 
     same, other = said(sha256=sha256, judge="Kaggle"), said(sha256="0" * 64)
     assert "is the submission.csv of this report" in same and "rehearsal" not in same
-    assert (
-        "differs from the submission.csv" in other
-        and "not comparable with Kaggle's leaderboard" in other
-    )
+    assert "differs from the submission.csv" in other and "not comparable with Kaggle's leaderboard" in other
     assert "gave no score" in said(public_auc=None, private_auc=None)
 
 
