@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Histopathologic cancer detection: report of a campaign
 #
-# What was asked, what the tiles look like, what was trained, how good it is and how sure that is, where it errs, and what is not
-# known. Every number below is computed in this notebook from the files that the kernels of the campaign left.
+# The problem, the data, the models, the scores and their uncertainty, the hardest errors, the conclusions and
+# the limitations. Every number below is computed in this notebook from the outputs of the campaign's kernels.
 #
-# It runs from top to bottom on Kaggle, where those outputs are mounted, and in Jupyter beside a campaign's `outputs/`, as
-# `build_kernel.py run` fetches them: no account, no GPU, no network. The last cell leaves `report.html`, the same in one file.
+# The notebook runs on Kaggle, where those outputs are mounted, and in Jupyter beside the `outputs/` folder
+# that `build_kernel.py run` fetches. It needs no account, no GPU and no network. The last cell writes
+# `report.html`, the same report in one file.
 
 # %% tags=["library"]
 PARAMETERS: dict[str, object] = {}  # `build_kernel.py build` puts the parameters and the library here
@@ -63,7 +64,7 @@ report.calibration()
 report.splits()
 
 # %% [markdown]
-# ## Where it errs, and what it looks at
+# ## The hardest errors, and attribution maps
 
 # %%
 report.mistakes()
@@ -72,7 +73,7 @@ report.mistakes()
 report.explanations()
 
 # %% [markdown]
-# ## The average of the members, and the leaderboard
+# ## The ensemble and the leaderboard
 
 # %%
 report.ensemble()
@@ -87,7 +88,7 @@ report.leaderboard()
 report.conclusion()
 
 # %% [markdown]
-# ## The same report in one file
+# ## The report in one file
 
 # %%
 session.invalidate_record()

@@ -91,14 +91,8 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
             ),
             soft_wrap=True,
         )
-        if config.weights == "pretrain":
-            console.print(
-                "transductive: the encoder was pretrained on all of these tiles, without their labels",
-                soft_wrap=True,
-            )
-        if config.pseudo_labels:
-            text = f"transductive: test tiles were learnt from, with labels given by {config.pseudo_labels}, fold by fold"
-            console.print(text, soft_wrap=True)
+        if summary.transductive:
+            console.print(f"transductive: {summary.transductive}", soft_wrap=True)
         if summary.calibration is not None:
             console.print(_calibration_line(summary.calibration), soft_wrap=True)
     if len(summaries) > 1:

@@ -309,8 +309,8 @@ MUTATIONS = (
     Mutation(
         "interval-resamples-groups",
         "lib/evaluation/metrics.py",
-        "picked = np.concatenate([rows[at] for at in generator.integers(0, len(names), len(names))])",
-        "picked = generator.integers(0, len(groups), len(groups))",
+        "sample = np.concatenate([rows_of[group] for group in generator.integers(0, len(names), len(names))])",
+        "sample = generator.integers(0, len(groups), len(groups))",
         ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(

@@ -50,7 +50,7 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = BI
 
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = BINS) -> float:
-    """Mean distance of the reliability curve from the diagonal, weighted by the tiles of each bin; 0 is perfect.
+    """Mean distance of the reliability curve from the diagonal, weighted by tiles; 0 is perfect.
 
     Source: Naeini et al. 2015 (AAAI), in bins of equal size as Nguyen and O'Connor 2015 (EMNLP).
     """
@@ -110,7 +110,7 @@ class Calibration:
 
 
 def calibrate_out_of_fold(labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> Calibration:
-    """Fit Platt scaling for every fold on the other folds, as thresholds are: no fold is scaled by its own labels.
+    """Fit Platt scaling for every fold on the other folds: no fold is scaled by its own labels.
 
     Args:
         labels: (N,) 0 or 1.
@@ -122,7 +122,7 @@ def calibrate_out_of_fold(labels: np.ndarray, probabilities: np.ndarray, folds: 
     """
     numbers = np.unique(folds)
     if len(numbers) < 2:
-        raise CalibrationError("calibration is undefined: with one fold alone there are no others to fit it on")
+        raise CalibrationError("calibration is undefined: one fold alone has no other folds to fit it on")
     logits = logit(probabilities)
     scalings, recalibrated = [], np.empty(len(labels))
     for number in numbers:

@@ -1,4 +1,7 @@
-"""What the folds of an experiment came to: one table of out-of-fold probabilities, and every score of it. Needs no torch."""
+"""Out-of-fold result of an experiment: one table of the probabilities of all folds, and its scores.
+
+It needs no torch, because the launcher and the report import it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,27 +30,28 @@ _INTERVAL_SEED = 0
 
 
 class ResultError(KernelError):
-    """Out-of-fold predictions that cannot be scored; the message says what is missing or contradicts itself."""
+    """Out-of-fold predictions cannot be scored; the message names what is missing or contradictory."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of an experiment.
+    """The scores of an experiment.
 
     Attributes:
         experiment: its name.
-        config: its knobs.
+        config: its options.
         table: id, label, fold, group, probability of every tile predicted out of fold.
-        folds: one row a fold: fold, tiles, positives, auc, low, high (95 %, resampling groups), f1_at_half, threshold,
-            f1_at_threshold, seconds; not a number where a fold has none.
+        folds: one row a fold: fold, tiles, positives, auc, low, high (ends of its 95 % interval), f1_at_half,
+            threshold, f1_at_threshold, seconds; NaN where a value is undefined.
         pooled: AUC of all out-of-fold probabilities together.
-        interval: its 95 % interval, resampling groups; not numbers where no groups are known.
-        groups: how many groups were resampled; 0 where none are known.
-        grouping: what they are: stain groups or slides.
+        interval: its 95 % bootstrap interval over groups; NaN where no groups are known.
+        groups: number of groups that were resampled; 0 where none are known.
+        grouping: kind of the groups: stain groups or slides.
         calibration: of all out-of-fold probabilities; None where it is undefined.
         decisions: F1 and confusion matrix of all tiles, at 0.5 and at thresholds chosen on the other folds.
         records: run.json of each fold, in the order of `folds`.
-        positive: (N,) the decision of each tile by the threshold of the other folds; None where there is no such threshold.
+        positive: (N,) the decision on each tile by the threshold of the other folds; None without such a
+            threshold.
     """
 
     experiment: str
@@ -65,19 +69,18 @@ class Summary:
 
     @property
     def transductive(self) -> str:
-        """Why its scores are transductive; empty where they are not."""
+        """The reason why its scores are transductive (training used unlabelled or test tiles); else empty."""
         reasons = []
         if self.config.weights == "pretrain":
-            reasons.append("the encoder was pretrained on all of these tiles, without their labels")
+            reasons.append("the encoder was pretrained on all of these tiles without their labels")
         if self.config.pseudo_labels:
-            reasons.append(
-                f"test tiles were learnt from, with labels given by {self.config.pseudo_labels}, fold by fold"
-            )
+            teacher = self.config.pseudo_labels
+            reasons.append(f"it was trained on test tiles with pseudo-labels by {teacher}, fold by fold")
         return "; ".join(reasons)
 
     @property
     def is_whole(self) -> bool:
-        """Whether every fold of the experiment is there."""
+        """Whether every fold of the experiment is present."""
         return len(self.folds) == self.config.num_folds
 
 
@@ -98,41 +101,41 @@ def recorded_config(record: RunRecord) -> Config:
 def read_out_of_fold(
     folders: Sequence[Path], index: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, list[RunRecord]]:
-    """The mean probability over members of every tile of the folds, each tile exactly once; and the folds' records.
+    """The out-of-fold probability of every tile, the mean over members; and the records of the folds.
 
     Args:
         folders: of the folds, in any order.
-        index: of the labelled tiles, as prepare left it; without one the labels are those the folds wrote, and there are no
-            groups.
+        index: of the labelled tiles, written by prepare; without it the labels are those in the folds' files,
+            and there are no groups.
 
     Returns:
         id, label, fold, probability and the columns of the index; and the records in the order of the folds.
 
     Raises:
-        ResultError: a tile without a prediction, with two, or with another label than in the index.
+        ResultError: a tile has no prediction or two, or another label than in the index.
         RunRecordError: an output does not match its run.json.
     """
-    read = [(read_run_record(folder, kind="train", fetched_only=True), folder) for folder in folders]
-    read.sort(key=lambda each: each[0].fold)
-    predicted = pd.concat([_read_fold(record, folder) for record, folder in read])
-    records = [record for record, _ in read]
+    outputs = [(read_run_record(folder, kind="train", fetched_only=True), folder) for folder in folders]
+    outputs.sort(key=lambda output: output[0].fold)
+    predicted = pd.concat([_read_fold(record, folder) for record, folder in outputs])
+    records = [record for record, _ in outputs]
     if twice := int(predicted["id"].duplicated().sum()):
         raise ResultError(f"{twice:,} tiles are predicted out of fold more than once: run the folds again")
     if index is None:
         return predicted.sort_values("id", ignore_index=True), records
     whole = len(folders) == records[0].config["num_folds"]
-    said = predicted.rename(columns={"label": "said"})
-    table = index.merge(said, on="id", how="outer" if whole else "right", validate="one_to_one")
+    predicted = predicted.rename(columns={"label": "fold_label"})
+    table = index.merge(predicted, on="id", how="outer" if whole else "right", validate="one_to_one")
     if table[["label", "probability"]].isna().any().any() or (whole and len(table) != len(index)):
         missing = int(table["probability"].isna().sum())
         raise ResultError(
             f"{missing:,} tiles have no out-of-fold prediction, or are not in the index: run the folds again"
         )
-    if wrong := int((table["label"] != table["said"]).sum()):
+    if wrong := int((table["label"] != table["fold_label"]).sum()):
         raise ResultError(
             f"{wrong:,} tiles have another label out of fold than in the index: run the folds again"
         )
-    return table.drop(columns="said").astype({"label": np.int64, "fold": np.int64}), records
+    return table.drop(columns="fold_label").astype({"label": np.int64, "fold": np.int64}), records
 
 
 def _read_fold(record: RunRecord, folder: Path) -> pd.DataFrame:
@@ -151,10 +154,10 @@ def _read_fold(record: RunRecord, folder: Path) -> pd.DataFrame:
 
 
 def _read_member(path: Path) -> pd.DataFrame:
-    """What a member predicted out of fold, indexed by id, its logits as float64.
+    """The out-of-fold predictions of a member, indexed by id, with float64 logits.
 
     Raises:
-        ResultError: it is no such table.
+        ResultError: the file is not such a table.
     """
     problems: list[str] = []
     table = read_table(path, ["id", "label", "logit"], problems)
@@ -173,7 +176,7 @@ def _read_member(path: Path) -> pd.DataFrame:
 
 
 def score_experiment(experiment: str, folders: Sequence[Path], index: pd.DataFrame | None) -> Summary:
-    """Read and score what the fold kernels of an experiment left.
+    """Read and score the outputs of an experiment's fold kernels.
 
     Args:
         experiment: its name.
@@ -181,8 +184,8 @@ def score_experiment(experiment: str, folders: Sequence[Path], index: pd.DataFra
         index: of the labelled tiles; see `read_out_of_fold`.
 
     Raises:
-        ResultError: predictions that are missing or contradict each other; folds that do not belong together.
-        MetricError: one class only.
+        ResultError: predictions are missing or contradictory, or the folds do not belong together.
+        MetricError: there is one class only.
         RunRecordError: an output does not match its run.json.
     """
     table, records = read_out_of_fold(folders, index)
@@ -198,7 +201,7 @@ def score_experiment(experiment: str, folders: Sequence[Path], index: pd.DataFra
     }
     at_thresholds: dict[int, tuple[float, float]] = {}
     positive = None
-    if _can_decide(labels, fold):  # a threshold is chosen on the other folds; of one fold alone there is none
+    if _has_thresholds(labels, fold):
         positive, thresholds = decide_out_of_fold(labels, scores, fold)
         decisions |= {
             "f1_at_thresholds": f1(labels, positive),
@@ -211,7 +214,7 @@ def score_experiment(experiment: str, folders: Sequence[Path], index: pd.DataFra
     rows = []
     for record in records:
         inside = fold == record.fold
-        threshold, reached = at_thresholds.get(record.fold, (float("nan"), float("nan")))
+        threshold, f1_reached = at_thresholds.get(record.fold, (float("nan"), float("nan")))
         score, (low, high) = _auc_with_interval(
             labels[inside], scores[inside], None if groups is None else groups[inside]
         )
@@ -225,7 +228,7 @@ def score_experiment(experiment: str, folders: Sequence[Path], index: pd.DataFra
                 "high": high,
                 "f1_at_half": f1(labels[inside], scores[inside] >= 0.5),
                 "threshold": threshold,
-                "f1_at_threshold": reached,
+                "f1_at_threshold": f1_reached,
                 "seconds": float(record.seconds.get("total", 0.0)),
             }
         )
@@ -248,17 +251,19 @@ def score_experiment(experiment: str, folders: Sequence[Path], index: pd.DataFra
 def _belong_together(experiment: str, records: Sequence[RunRecord]) -> None:
     problems = []
     if len({record.fold for record in records}) < len(records):
-        problems.append(f"a fold comes more than once: {', '.join(str(record.fold) for record in records)}")
-    for name, what in (("data_id", "on different data"), ("fold_table_id", "with different fold tables")):
-        if len(found := {getattr(record, name) for record in records}) > 1:
-            problems.append(f"they were trained {what}: {', '.join(sorted(each[:8] for each in found))}")
+        folds = ", ".join(str(record.fold) for record in records)
+        problems.append(f"a fold is present more than once: {folds}")
+    for name, text in (("data_id", "on different data"), ("fold_table_id", "with different fold tables")):
+        if len(ids := {getattr(record, name) for record in records}) > 1:
+            problems.append(f"they were trained {text}: {', '.join(sorted(value[:8] for value in ids))}")
     if problems:
         raise ResultError(
             listed(f"the folds of {experiment} do not belong together:", problems, remedy="Run them again.")
         )
 
 
-def _can_decide(labels: np.ndarray, fold: np.ndarray) -> bool:
+def _has_thresholds(labels: np.ndarray, fold: np.ndarray) -> bool:
+    """Whether a threshold can be chosen for every fold: its other folds must have both classes."""
     numbers = np.unique(fold)
     return len(numbers) > 1 and all(len(np.unique(labels[fold != number])) == 2 for number in numbers)
 
@@ -266,7 +271,7 @@ def _can_decide(labels: np.ndarray, fold: np.ndarray) -> bool:
 def _auc_with_interval(
     labels: np.ndarray, scores: np.ndarray, groups: np.ndarray | None
 ) -> tuple[float, tuple[float, float]]:
-    """Not numbers where they are undefined: a fold may hold one class, or a single group."""
+    """AUC and interval; NaN where they are undefined, because a fold may have one class or one group only."""
     try:
         return auc(labels, scores), _interval(labels, scores, groups)
     except MetricError:
@@ -274,7 +279,7 @@ def _auc_with_interval(
 
 
 def _interval(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
-    """Not numbers where no groups are known, or where there are fewer than two to resample."""
+    """The 95 % interval; NaN with fewer than two groups, or without groups."""
     if groups is None or len(np.unique(groups)) < 2:
         return float("nan"), float("nan")
     return auc_interval(labels, scores, groups, seed=_INTERVAL_SEED)
@@ -289,13 +294,13 @@ def _calibrate(labels: np.ndarray, scores: np.ndarray, fold: np.ndarray) -> Cali
 
 @dataclass(frozen=True)
 class ExperimentAverage:
-    """The plain mean of several experiments, out of fold.
+    """The unweighted mean of several experiments, out of fold.
 
     Attributes:
         pooled: its AUC on the tiles that all of them predicted out of fold.
-        interval: 95 %, resampling groups; not numbers where no groups are known.
-        tiles: how many they are.
-        correlations: (E, E) of the experiments' probabilities (Spearman).
+        interval: its 95 % bootstrap interval over groups; NaN where no groups are known.
+        tiles: number of these tiles.
+        correlations: (E, E) Spearman correlations of the experiments' probabilities.
     """
 
     pooled: float
@@ -305,24 +310,27 @@ class ExperimentAverage:
 
 
 def average_experiments(summaries: Sequence[Summary]) -> ExperimentAverage:
-    """Average experiments tile by tile, as the inference kernel does; each probability is out of its experiment's fold.
+    """Average the out-of-fold probabilities of experiments tile by tile, as the inference kernel averages.
 
     Raises:
-        MetricError: the tiles that all of them predicted are of one class, or none.
+        MetricError: the tiles that all of them predicted have one class only, or there are none.
     """
     tables = [summary.table.set_index("id") for summary in summaries]
     common = tables[0].index
     for table in tables[1:]:
         common = common[common.isin(table.index)]
-    each = pd.DataFrame(
-        {s.experiment: t.loc[common, "probability"] for s, t in zip(summaries, tables, strict=True)}
+    probabilities = pd.DataFrame(
+        {
+            summary.experiment: table.loc[common, "probability"]
+            for summary, table in zip(summaries, tables, strict=True)
+        }
     )
     labels = tables[0].loc[common, "label"].to_numpy()
     groups = tables[0].loc[common, "group"].to_numpy() if "group" in tables[0] else None
-    mean = each.mean(axis=1).to_numpy()
+    mean = probabilities.mean(axis=1).to_numpy()
     return ExperimentAverage(
         pooled=auc(labels, mean),
         interval=_interval(labels, mean, groups),
         tiles=len(common),
-        correlations=each.corr(method="spearman"),
+        correlations=probabilities.corr(method="spearman"),
     )
