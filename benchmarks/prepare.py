@@ -193,8 +193,8 @@ def compare(data: Path, scratch: Path, *, tiles: int, rounds: int) -> None:
 def write_full_size(data: Path, folder: Path, *, labelled: int, unlabelled: int) -> None:
     """Write a competition of full size from a small one.
 
-    The new tiles are rotated, mirrored, and brighter or darker. Their corner pixels hold a number, so that all
-    tiles differ.
+    The new tiles are rotated, mirrored, and brighter or darker. Their corner pixels hold a number, so that
+    all tiles differ.
     """
     table = dict(line.split(",") for line in (data / "train_labels.csv").read_text().split()[1:])
     names = sorted(table)
