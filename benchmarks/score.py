@@ -12,6 +12,7 @@ trial is not repeated.
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -258,6 +259,8 @@ def read_trials(data: Data, out: Path, name: str, column: str) -> pd.DataFrame:
         if tables and all(column in table for table in tables):
             logits = pd.concat(tables)[column]
             by_seed[folder.name] = 1 / (1 + np.exp(-logits))
+    if not by_seed:
+        raise SystemExit(f"no finished trial of {name} with a column {column} in {out}: train it first")
     table = pd.DataFrame(by_seed)
     return table.reindex(data.index["id"]).dropna()
 
@@ -366,6 +369,7 @@ def main() -> None:
     for command in (training, comparison):
         command.add_argument("--out", type=Path, default=Path("runs/score"), help="folder of the trials")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)  # progress of training
     arguments.function(arguments)
 
 
