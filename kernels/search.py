@@ -8,8 +8,6 @@ from typing import Any
 
 from lib.data import prepared
 from lib.data.folds import fold_table_id, groups_of, make_folds
-from lib.data.shared_memory import SharedMemory
-from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.runtime.hardware import choose_devices, describe_devices, preflight
 from lib.runtime.inputs import find_weights, read_output
 from lib.runtime.session import Session, run_kernel
@@ -31,15 +29,13 @@ def recipe(session: Session) -> None:
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     size = data.bytes_of(prepared.TRAIN_TILES)
     preflight(session.working, disk=len(devices) << 30, memory=size + len(devices) * (2 << 30))
-    memory = SharedMemory()  # one copy for all trials
-    tiles = memory.allocate(len(data.train) * TILE_BYTES)
     with session.stage("read the tiles", note=f"{size / (1 << 20):,.0f} MiB"):
-        data.read_tiles(prepared.TRAIN_TILES, allocate=lambda size: tiles[:size])
+        tiles, memory = data.share_tiles()  # one copy for all trials
     template = FoldTask(
         experiment=parameters.experiment,
         config=config,
         fold=parameters.search.folds[0],
-        tiles=tiles.reshape(-1, *TILE_SHAPE),
+        tiles=tiles,
         index=data.train,
         folds=folds["fold"].to_numpy(),
         data_id=data.data_id,

@@ -11,7 +11,9 @@ import pandas as pd
 
 from lib.config import Config
 from lib.data.competition import Competition, data_id, read_table
+from lib.data.shared_memory import SharedMemory
 from lib.data.stain_groups import read_slide_map, stain_groups
+from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.data.tile_store import BuiltStore, StoreBuilder, StoreError, read_array
 from lib.errors import KernelError, listed
 from lib.files import write_atomic
@@ -61,6 +63,23 @@ class Prepared:
                 process.
         """
         return read_array(self.folder / name, sha256=self.hashes[name], allocate=allocate)
+
+    def share_tiles(self, *, test_rows: np.ndarray | None = None) -> tuple[np.ndarray, SharedMemory]:
+        """Read the labelled tiles, and test tiles after them, into memory that worker processes can map.
+
+        Args:
+            test_rows: (M,) rows of test tiles; none by default.
+
+        Returns:
+            (N + M, 96, 96, 3) uint8, 6 GB for all labelled tiles, and the memory that holds them.
+        """
+        rows = len(self.train) + (0 if test_rows is None else len(test_rows))
+        memory = SharedMemory()
+        tiles = memory.allocate(rows * TILE_BYTES).reshape(rows, *TILE_SHAPE)
+        self.read_tiles(TRAIN_TILES, allocate=lambda size: tiles.reshape(-1)[:size])
+        if test_rows is not None:
+            tiles[len(self.train) :] = self.read_tiles(TEST_TILES)[test_rows]
+        return tiles, memory
 
 
 def read_prepared(folder: Path, *, recorded_data_id: str, hashes: Mapping[str, str]) -> Prepared:

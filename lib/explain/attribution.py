@@ -1,6 +1,7 @@
 """Attribution maps of networks and of hard tiles: Grad-CAM, or attention rollout for transformers."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from lib.errors import KernelError
 from lib.explain.hard_tiles import (
     ATTRIBUTION_SAMPLE,
     CENTRE_SHARE,
+    HARD_TILE_KINDS,
     ExplainedTiles,
     choose_hard_tiles,
 )
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import Classifier
 from lib.model.pooling import PooledBackbone, feature_map
+
+logger = logging.getLogger(__name__)
 
 CENTRE = slice(32, 64)  # of 96: the pixels that decide the label
 # Cells a side below which the share in the centre says nothing: enlarged, each of 2 x 2 cells has the same
@@ -230,7 +234,24 @@ def explain_hard_tiles(
     table = index.iloc[hard][["id", "label"]].assign(
         probability=probabilities[hard], kind=[kind for _, kind in chosen], share_in_centre=shares
     )
+    _log_summary([kind for _, kind in chosen], summary)
     return ExplainedTiles(table.reset_index(drop=True), tiles[rows[hard]], maps, summary)
+
+
+def _log_summary(kinds: Sequence[str], summary: Mapping[str, Any]) -> None:
+    counts = [f"{kinds.count(kind)} {words}" for kind, words in HARD_TILE_KINDS.items()]
+    logger.info("%s: kept for the report", ", ".join(counts))
+    if "missing" in summary:
+        logger.warning("no attribution: %s", summary["missing"])
+        return
+    logger.info(
+        "%s: median share of the evidence for tumour inside the centre %.1f%% (%s tumour tiles; %.1f%% for a "
+        "uniform map)",
+        summary["method"],
+        100 * summary["share_in_centre"]["median"],
+        f"{summary['tiles']:,}",
+        100 * CENTRE_SHARE,
+    )
 
 
 def _explain(

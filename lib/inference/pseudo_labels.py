@@ -1,12 +1,21 @@
 """Pseudo-labels: test tiles a fold may learn from, labelled by members that saw no tile of that fold."""
 
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
+from lib.data.prepared import TEST_TILES, Prepared
+from lib.evaluation.metrics import probability
 from lib.inference.ensemble import EnsembleError, FoldOutput
+from lib.inference.members import members_of, predict_members
 from lib.runtime.run_record import read_run_record
+
+logger = logging.getLogger(__name__)
 
 
 def find_teacher(
@@ -33,6 +42,45 @@ def find_teacher(
         f"fold {fold} of {experiment}, which pseudo_labels asks for, is not among the inputs "
         f"(mounted: {', '.join(seen) or 'no fold'}): run it to its end and attach its output"
     )
+
+
+def label_test_tiles(
+    teacher: FoldOutput,
+    data: Prepared,
+    *,
+    share: float,
+    devices: Sequence[torch.device],
+    stage: Callable[..., AbstractContextManager[None]],
+) -> pd.DataFrame:
+    """Label the test tiles that the members of a fold are most confident about.
+
+    Args:
+        teacher: the fold.
+        data: the prepared data.
+        share: of the test tiles that are labelled, in the class proportion of the labelled tiles.
+        devices: to predict on.
+        stage: measures the time of a part (lib.runtime.session.Session.stage).
+
+    Returns:
+        row (into the test tiles), id and label, in the order of rows.
+    """
+    tiles = data.read_tiles(TEST_TILES)
+    logits = predict_members(list(members_of(teacher)), tiles, devices=devices, stage=stage)
+    probabilities = probability(np.stack(list(logits.values()), axis=1)).mean(axis=1)  # (N,)
+    prevalence = float(data.train["label"].mean())
+    chosen = choose_confident(probabilities, share=share, prevalence=prevalence)
+    normal, tumour = (probabilities[chosen["row"][chosen["label"] == label]] for label in (0, 1))
+    logger.info(
+        "%s labels %s of %s test tiles: %s normal (probability at most %.3f), %s tumour (at least %.3f)",
+        teacher.name,
+        f"{len(chosen):,}",
+        f"{len(tiles):,}",
+        f"{len(normal):,}",
+        normal.max(initial=0),
+        f"{len(tumour):,}",
+        tumour.min(initial=1),
+    )
+    return chosen.assign(id=data.test["id"].to_numpy()[chosen["row"]])
 
 
 def choose_confident(probabilities: np.ndarray, *, share: float, prevalence: float) -> pd.DataFrame:

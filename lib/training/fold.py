@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,27 @@ class FoldTask:
             config=self.config.to_dict(),
         )
 
+    def with_tiles(
+        self, tiles: np.ndarray, memory: SharedMemory, *, extra: pd.DataFrame | None = None
+    ) -> "FoldTask":
+        """The same task with its tiles.
+
+        Args:
+            tiles: (N + M, 96, 96, 3) uint8, those of the index, then those of `extra`.
+            memory: holds the tiles.
+            extra: id and label of M more tiles to learn from; they are in no fold (-1).
+        """
+        task = replace(self, tiles=tiles, memory=memory)
+        if extra is None:
+            return task
+        labels = extra[["id", "label"]]
+        return replace(
+            task,
+            index=pd.concat([self.index[["id", "label"]], labels], ignore_index=True),
+            folds=np.concatenate([self.folds, np.full(len(labels), -1)]),
+            extra_id=hashlib.sha256(labels.to_csv(index=False).encode()).hexdigest(),
+        )
+
     def plan(self, member: int, *, processes: int) -> str:
         """The hash of all that decides a member's result; unfinished work of another plan is thrown away.
 
@@ -171,6 +192,18 @@ def collect_outputs(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], d
     members = [fold_scores(labels, row, seed=task.config.seed) for row in probabilities]
     millions = count_parameters(folder / MemberFiles(task.fold, 0).checkpoint) / 1e6
     mean = fold_scores(labels, probabilities.mean(axis=0), seed=task.config.seed)
+    thresholds = ", ".join(f"{value:.3f}" for value in mean["thresholds"])
+    logger.info(
+        "%s: AUC %.4f, F1 %.4f at 0.5, %.4f at thresholds %s (each chosen on the other half of the fold), "
+        "confusion at 0.5 %s, n = %s",
+        task.name,
+        mean["auc"],
+        mean["f1_at_half"],
+        mean["f1_at_thresholds"],
+        thresholds,
+        mean["confusion_at_half"],
+        f"{mean['tiles']:,}",
+    )
     return names, {"fold": mean, "members": members, "parameters_millions": millions}
 
 

@@ -38,7 +38,7 @@ def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench:
     assert wrong.sum() == min(false_positives, 12) + min(false_negatives, 12)
     explained = record["scores"]["explained"]
     assert explained["method"] == "attention rollout" and explained["tiles"] == members[0]["label"].sum()
-    assert f"median of {explained['tiles']} tumour tiles" in said
+    assert f"inside the centre {100 * explained['share_in_centre']['median']:.1f}% ({explained['tiles']} tumour" in said
     assert "explain the hardest tiles" in record["seconds"]
 
 
@@ -51,7 +51,7 @@ def test_a_network_that_cannot_be_explained_leaves_a_whole_fold(
     bench.mount(prepared, "notebooks/someone/hcd-prepare")
     monkeypatch.setattr("lib.explain.attribution.attribute", fail)
     code, said, _ = bench.run("train")
-    assert code == 0 and "warning: no explanation: RuntimeError: this layer has no gradient" in said
+    assert code == 0 and "warning: no attribution: RuntimeError: this layer has no gradient" in said
     record, whole = workbench.record_of(bench.working), workbench.record_of(folds[0])
     assert record["scores"]["explained"] == {"missing": "RuntimeError: this layer has no gradient"}
     assert set(whole["files"]) - set(record["files"]) == {"hard-tiles-0-maps.npy"}

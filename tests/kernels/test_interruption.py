@@ -128,7 +128,7 @@ def test_a_fold_killed_between_epochs_goes_on(training: Uninterrupted, tmp_path:
     process.wait()
     assert not (working / "run.json").exists()
     said = continue_to_the_end(training, working)
-    went_on = re.search(r"going on after epoch (\d+)", said)
+    went_on = re.search(r"resuming after epoch (\d+)", said)
     assert went_on
     assert 2 <= int(went_on[1]) < EPOCHS
     assert f"epoch {went_on[1]} of" not in said  # not done again

@@ -52,7 +52,7 @@ def test_a_fold_learns_from_its_own_teachers_labels(
     )
     train = pd.read_csv(prepared / "index-train.csv", dtype={"id": str})
     wanted = choose_confident(probability(logits), share=0.5, prevalence=float(train["label"].mean()))
-    assert f"{len(wanted):,} of {len(tiles):,} test tiles labelled by fold 0 of {teacher}" in said
+    assert f"fold 0 of {teacher} labels {len(wanted):,} of {len(tiles):,} test tiles: " in said
     record = json.loads((bench.working / "run.json").read_text())
     assert record["scores"]["pseudo_labelled"] == len(wanted) and record["scores"]["transductive"] is True
     table = pd.read_csv(bench.working / "oof-0-member-0.csv", dtype={"id": str})

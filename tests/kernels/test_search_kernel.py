@@ -84,7 +84,7 @@ def test_a_search_killed_in_the_middle_goes_on_without_repeating_a_trial(
         and len({*first, *second}) == 4 == len(second) + 2
     )
     assert re.search(
-        rf"trial {first[2]}: fold 0, .*going on after epoch \d", done.stdout
+        rf"trial {first[2]}: fold 0, .*resuming after epoch \d", done.stdout
     )  # not from its start
     assert all((working / "trials" / name).read_bytes() == content for name, content in kept.items())
     ranking = pd.read_csv(working / "search.csv", keep_default_na=False)
