@@ -50,7 +50,7 @@ def recipe(session: Session) -> None:
         groups=groups_of(data.train, split=config.fold_split),
         weights=partial(find_weights, session.input, experiment=parameters.experiment),
         finished=parameters.finished,
-        until=session.deadline,
+        deadline=session.deadline,
     )
     with session.stage("search"):
         found = run_search(

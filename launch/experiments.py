@@ -12,7 +12,7 @@ from launch import ROOT
 from launch.errors import LaunchError
 from lib.config import FOLD_OPTIONS, Config, ConfigError, apply_overrides, parse_toml
 from lib.errors import listed
-from lib.search_space import SearchSpace, draw_trials, parse_search
+from lib.search_space import SearchSpace, check_search, parse_search, searched_backbones
 from lib.validation import UNREADABLE
 
 DEFAULT_SEARCH = "baseline"
@@ -216,7 +216,7 @@ def searched_encoders(search: SearchSpace, config: Config) -> tuple[str, ...]:
         LaunchError: the experiment cannot be searched over this space.
     """
     try:
-        trials = draw_trials(search, config)
+        check_search(search, config)
     except ConfigError as error:
         raise LaunchError(str(error)) from error
-    return tuple(dict.fromkeys(trial.config.backbone for trial in trials if trial.config.weights == "timm"))
+    return searched_backbones(search, config)

@@ -150,7 +150,7 @@ def print_ranking(folder: Path, *, seconds: float) -> None:
     )
     if not content["complete"]:
         left = [f"{n} {s}" for s in ("not run", "failed") if (n := int((ranking["status"] == s).sum()))]
-        left += [f"{content['rungs_left']} rungs not begun"] if content["rungs_left"] else []
+        left += [f"{content['trials_left']} not drawn"] if content["trials_left"] else []
         console.print(
             f"not complete ({', '.join(left)}): build_kernel.py push search goes on where it stopped",
             soft_wrap=True,

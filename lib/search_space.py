@@ -1,13 +1,25 @@
-"""What a search tries: which knobs, which of their values, and by which method.
+"""The hyperparameter search: which options, which of their values, and how Optuna draws and prunes the trials.
 
-A search is a TOML file under `experiments/searches/`; as plain values it travels to the kernel. A trial is the experiment with
-some knobs changed, trained as one network on one card. The same search over the same experiment draws the same trials.
+A search is a TOML file under `experiments/searches/`:
+
+    method = "tpe"                  # grid, random, tpe or hyperband
+    trials = 30                     # all methods but grid
+    seed = 0                        # of the draws
+    folds = [0]                     # each trial is trained for and scored on
+
+    [space]
+    backbone = ["resnet18.tv_in1k", "resnet34.tv_in1k"]
+    learning_rate = {low = 1e-4, high = 1e-2, scale = "log"}
+
+A trial is the experiment with some options changed, trained as one network on one GPU. The same search over the same experiment
+has the same trials, whatever the number and speed of the GPUs. Optuna is imported only where a trial is drawn or pruned: to plan a
+search needs neither Optuna nor torch.
 """
 
 import itertools
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,22 +36,35 @@ from lib.config import (
     config_from_dict,
 )
 
-METHODS = ("grid", "random", "halving")
-TABLE, RECORDS, WINNER = "search.csv", "trials.json", "winner.toml"  # what a search leaves
-MOST_TRIALS = (
-    500  # no session is long enough for more, and what is known of them must fit the kernel's script
-)
+METHODS = ("grid", "random", "tpe", "hyperband")
+TABLE, RECORDS, WINNER = "search.csv", "trials.json", "winner.toml"  # the files a search writes
+RECORD_FORMAT = 2  # of the trials in RECORDS
+MOST_TRIALS = 500  # no session is long enough for more, and their records must fit the kernel's script
 GPUS = 2  # of a session
-_KEYS = {"grid": (), "random": ("trials",), "halving": ("trials", "eta", "first_epochs")}
-_DRAWS = 100  # for each trial asked for, until it is said that there are no more different ones
+_KEYS = {
+    "grid": (),
+    "random": ("trials",),
+    "tpe": ("trials",),
+    "hyperband": ("trials", "eta", "first_epochs"),
+}
+# TPE draws trial n from the scores of trials 0 to n - 4. More would make the trials depend on which GPU is faster, or leave one
+# idle: with two GPUs trial n may start while trials n - 1 to n - 3 run or wait.
+_TPE_LAG = 4
+_ATTEMPTS = 100  # draws per trial, until the space is said to hold no further point
+_CHECKED_TOGETHER = (
+    "epochs",
+    "warmup_epochs",
+    "freeze_epochs",
+    "schedule",
+)  # Config compares these with each other
 _SHARED = "it decides the folds or the prepared data, which all trials share"
-_ALONE = "a trial is one network on one card"
-_SAME = "it does not change what is learnt"
+_ONE_GPU = "a trial is one network on one GPU"
+_NO_EFFECT = "it does not change what is learnt"
 _REFUSED = {
     **dict.fromkeys((*FOLD_OPTIONS, *PREPARE_OPTIONS), _SHARED),
-    **dict.fromkeys(EXPECTATIONS, "it says what is expected, and decides nothing"),
-    **dict.fromkeys(("num_members", "ddp", "sync_batchnorm"), _ALONE),
-    **dict.fromkeys(("device", "eval_every", "eval_batch_size", "fixed_schedule"), _SAME),
+    **dict.fromkeys(EXPECTATIONS, "it is an estimate for planning and changes no result"),
+    **dict.fromkeys(("num_members", "ddp", "sync_batchnorm"), _ONE_GPU),
+    **dict.fromkeys(("device", "eval_every", "eval_batch_size", "fixed_schedule"), _NO_EFFECT),
     **dict.fromkeys(("pseudo_labels", "pseudo_share"), "a search reads no folds of another experiment"),
     **dict.fromkeys(
         (
@@ -51,7 +76,7 @@ _REFUSED = {
         ),
         "an encoder is pretrained once, before the search",
     ),
-    "train_mode": "a frozen encoder is another kernel",
+    "train_mode": "a frozen encoder is embedded by another kernel",
 }
 
 
@@ -61,11 +86,16 @@ class SearchError(ConfigError):
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers from low to high, both included; drawn evenly, or evenly in their logarithm."""
+    """Numbers from low to high, both included; drawn uniformly, or uniformly in their logarithm."""
 
     low: float
     high: float
     scale: str = "linear"
+
+    @property
+    def is_whole(self) -> bool:
+        """True if it holds whole numbers only."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the TOML file."""
@@ -78,14 +108,14 @@ class SearchSpace:
 
     Attributes:
         name: of its file.
-        method: grid (every combination), random (so many draws), or halving (as random; the best of each rung are trained
-            again, from the start, for eta times as many epochs, until one is left or the experiment's own epochs are reached).
-        space: knob to the values it may take.
-        trials: draws, for random and halving.
+        method: grid (every combination), random (independent draws), tpe (Tree-structured Parzen Estimator: draws that depend on
+            the scores so far) or hyperband (random draws; trials with low scores are pruned after a few epochs).
+        space: option to the values it may take.
+        trials: number of draws, for all methods but grid.
         seed: of the draws.
         folds: each trial is trained for and scored on.
-        eta: of each rung, one in so many goes on.
-        first_epochs: of the first rung.
+        eta: for hyperband: at each pruning about one trial in `eta` is kept.
+        first_epochs: for hyperband: epochs before the first pruning; the next ones come after `eta` times as many each.
     """
 
     name: str
@@ -98,19 +128,13 @@ class SearchSpace:
     first_epochs: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values: what `search_from_dict` reads, less the name."""
+        """As plain values, without the name: what `search_from_dict` reads."""
         space = {
-            key: value.to_dict() if isinstance(value, Interval) else list(value)
-            for key, value in self.space.items()
+            key: values.to_dict() if isinstance(values, Interval) else list(values)
+            for key, values in self.space.items()
         }
         own = {key: getattr(self, key) for key in _KEYS[self.method]}
-        return {
-            "method": self.method,
-            "space": space,
-            "seed": self.seed,
-            "folds": list(self.folds),
-            **own,
-        }
+        return {"method": self.method, "space": space, "seed": self.seed, "folds": list(self.folds), **own}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,19 +143,17 @@ class Trial:
 
     Attributes:
         number: in the order of drawing, from 0.
-        values: of the knobs that are searched.
-        config: the experiment with these values, as one network on one card.
-        rung: how often it was among the best of a rung; 0 but for halving.
+        values: of the options that are searched.
+        config: the experiment with these values, as one network on one GPU.
     """
 
     number: int
     values: Mapping[str, Value]
     config: Config
-    rung: int = 0
 
     @property
-    def words(self) -> str:
-        """Its values, for people."""
+    def description(self) -> str:
+        """Its values, for the log."""
         return ", ".join(f"{key}={value}" for key, value in self.values.items())
 
 
@@ -155,7 +177,7 @@ def search_from_dict(values: Mapping[str, Any], *, name: str) -> SearchSpace:
     """A search from plain values.
 
     Raises:
-        SearchError: unknown keys or knobs, wrong types, values out of range; all of them in one message.
+        SearchError: unknown keys or options, wrong types, values out of range; all of them in one message.
     """
     method = values.get("method")
     if method not in METHODS:
@@ -164,38 +186,35 @@ def search_from_dict(values: Mapping[str, Any], *, name: str) -> SearchSpace:
     allowed = ("method", "space", "seed", "folds", *_KEYS[method])
     for key in values:
         if key not in allowed:
-            owner = [other for other in METHODS if key in _KEYS[other]]
-            why = (
-                f"{key} is for method = {' or '.join(owner)}"
-                if owner
+            methods = [other for other in METHODS if key in _KEYS[other]]
+            reader.problems.append(
+                f"{key} is for method = {' or '.join(methods)}"
+                if methods
                 else f"unknown key {key!r}; known: {', '.join(allowed)}"
             )
-            reader.problems.append(why)
-    found = SearchSpace(
+    fewest = 2 if method == "hyperband" else 1
+    search = SearchSpace(
         name=name,
         method=method,
         space=reader.space(method),
         seed=reader.whole("seed", low=0, high=2**32 - 1, default=0),
         folds=reader.folds(),
-        trials=reader.whole("trials", low=2 if method == "halving" else 1, high=MOST_TRIALS)
-        if "trials" in allowed
-        else 0,
+        trials=reader.whole("trials", low=fewest, high=MOST_TRIALS) if "trials" in allowed else 0,
         eta=reader.whole("eta", low=2, high=10, default=2),
         first_epochs=reader.whole("first_epochs", low=1, high=1000) if "first_epochs" in allowed else 1,
     )
-    size = math.prod(len(each) for each in found.space.values() if isinstance(each, tuple))
-    if method == "grid" and size > MOST_TRIALS:
+    if method == "grid" and (size := _grid_size(search)) > MOST_TRIALS:
         reader.problems.append(
-            f"the grid has {size:,} trials, {MOST_TRIALS} at most: name fewer values, or draw with random"
+            f"the grid has {size:,} trials, at most {MOST_TRIALS} are allowed: name fewer values, or use method = random"
         )
     if reader.problems:
         raise SearchError(_message(f"search {name!r}", reader.problems))
-    return found
+    return search
 
 
 @dataclass
 class _Reader:
-    """Takes values, and keeps what is wrong with them."""
+    """Reads plain values and collects what is wrong with them."""
 
     values: Mapping[str, Any]
     problems: list[str] = field(default_factory=list)
@@ -209,12 +228,12 @@ class _Reader:
 
     def folds(self) -> tuple[int, ...]:
         value = self.values.get("folds", [0])
-        fits = (
+        valid = (
             isinstance(value, list | tuple)
             and value
-            and all(type(each) is int and each >= 0 for each in value)
+            and all(type(fold) is int and fold >= 0 for fold in value)
         )
-        if fits and len(set(value)) == len(value):
+        if valid and len(set(value)) == len(value):
             return tuple(sorted(value))
         self.problems.append(f"folds = {value!r}: a list of different folds expected, such as [0]")
         return (0,)
@@ -223,52 +242,52 @@ class _Reader:
         table = self.values.get("space")
         if not isinstance(table, Mapping) or not table:
             self.problems.append(
-                "the table [space] is missing or empty: it names knobs, each with a list of values"
+                "the table [space] is missing or empty: it names options, each with a list of values"
             )
             return {}
-        found: dict[str, tuple[Value, ...] | Interval] = {}
-        for key, wanted in table.items():
+        space: dict[str, tuple[Value, ...] | Interval] = {}
+        for key, values in table.items():
             if key in _REFUSED:
                 self.problems.append(f"{key} cannot be searched: {_REFUSED[key]}")
-            elif key == "epochs" and method == "halving":
-                self.problems.append("epochs cannot be searched by halving, which decides them itself")
-            elif isinstance(wanted, list | tuple):
-                found[key] = self._list(key, wanted)
-            elif isinstance(wanted, Mapping):
+            elif key == "epochs" and method == "hyperband":
+                self.problems.append("epochs cannot be searched by hyperband, which decides them itself")
+            elif isinstance(values, list | tuple):
+                space[key] = self._list(key, values)
+            elif isinstance(values, Mapping):
                 if method == "grid":
                     self.problems.append(f"{key}: a grid takes a list of values, not a range")
                 else:
-                    found[key] = self._range(key, wanted)
+                    space[key] = self._range(key, values)
             else:
-                self.problems += check_value(key, wanted)[1] or [
-                    f"{key} = {wanted!r}: a list of values expected"
+                self.problems += check_value(key, values)[1] or [
+                    f"{key} = {values!r}: a list of values expected"
                 ]
-        return found
+        return space
 
-    def _list(self, key: str, wanted: Iterable[object]) -> tuple[Value, ...]:
-        taken: list[Value] = []
-        for each in wanted:
-            value, wrong = check_value(key, each)
-            self.problems += [text for text in wrong if text not in self.problems]
+    def _list(self, key: str, values: Iterable[object]) -> tuple[Value, ...]:
+        accepted: list[Value] = []
+        for given in values:
+            value, problems = check_value(key, given)
+            self.problems += [problem for problem in problems if problem not in self.problems]
             if key == "weights" and value == "pretrain":
                 self.problems.append(
                     "weights = pretrain cannot be searched: an encoder is pretrained once, before the search"
                 )
-            if value in taken:
+            if value in accepted:
                 self.problems.append(f"{key} names {value!r} twice")
-            taken.append(value)
-        if not taken:
+            accepted.append(value)
+        if not accepted:
             self.problems.append(f"{key} names no value")
-        return tuple(taken)
+        return tuple(accepted)
 
-    def _range(self, key: str, wanted: Mapping[str, object]) -> Interval:
-        nothing = Interval(0.0, 1.0)
-        if set(wanted) - {"scale"} != {"low", "high"}:
+    def _range(self, key: str, table: Mapping[str, object]) -> Interval:
+        unusable = Interval(0.0, 1.0)
+        if set(table) - {"scale"} != {"low", "high"}:
             self.problems.append(f'{key}: a range is {{low = ..., high = ..., scale = "log" or "linear"}}')
-            return nothing
-        (low, wrong), (high, also) = check_value(key, wanted["low"]), check_value(key, wanted["high"])
-        scale = wanted.get("scale", "linear")
-        problems = list(dict.fromkeys([*wrong, *also]))
+            return unusable
+        (low, problems_low), (high, problems_high) = (check_value(key, table[end]) for end in ("low", "high"))
+        scale = table.get("scale", "linear")
+        problems = list(dict.fromkeys([*problems_low, *problems_high]))
         if not problems and (isinstance(low, bool) or not isinstance(low, int | float)):
             problems.append(f"{key} is no number: name its values in a list")
         if not problems and not low < high:
@@ -280,7 +299,7 @@ class _Reader:
         if scale not in ("log", "linear"):
             problems.append(f"{key}: scale = {scale!r}: log or linear expected")
         self.problems += problems
-        return nothing if problems else Interval(low, high, str(scale))
+        return unusable if problems else Interval(low, high, str(scale))
 
 
 def _message(lead: str, problems: list[str]) -> str:
@@ -289,144 +308,267 @@ def _message(lead: str, problems: list[str]) -> str:
     return "\n  - ".join([f"{lead} cannot be used, {len(problems)} things are wrong:", *problems])
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------
+# --- planning, without Optuna ----------------------------------------------------------------------------------------
 
 
-def draw_trials(space: SearchSpace, base: Config) -> list[Trial]:
-    """The trials of a search over an experiment (of halving: those of the first rung), always the same; none twice.
-
-    Random draws are different from each other; where a space holds fewer points than were asked for, all of them that
-    were met are tried.
+def check_search(space: SearchSpace, base: Config) -> None:
+    """Check that an experiment can be searched in this space.
 
     Raises:
-        SearchError: the experiment cannot be searched so, or a combination of values cannot be used; all of them listed.
+        SearchError: it cannot, or a combination of values is not a valid config; all of them listed.
     """
     problems = _problems_with(space, base)
-    trials: list[Trial] = []
-    seen: set[tuple[Value, ...]] = set()
-    for values in _points(space):
-        key = tuple(values.values())
-        if key in seen:
-            continue
-        seen.add(key)
+    for values in _grid(space) if space.method == "grid" else _corners(space):
         try:
-            config = _alone(config_from_dict(values, base=base))
+            config_from_dict(values, base=base)
         except ConfigError as error:
-            words = ", ".join(f"{name}={value}" for name, value in values.items())
-            problems.append(f"{words}: {str(error).splitlines()[-1].removeprefix('  - ')}")
-            continue
-        trials.append(Trial(number=len(trials), values=values, config=config))
-        if space.method != "grid" and len(trials) == space.trials:
-            break
+            named = ", ".join(f"{key}={value}" for key, value in values.items())
+            problems.append(f"{named}: {str(error).splitlines()[-1].removeprefix('  - ')}")
         if len(problems) > 20:
             break
-    fetched = {trial.config.backbone for trial in trials if trial.config.weights.endswith(".safetensors")}
-    if len(fetched) > 1:
-        problems.append(f"one file of weights cannot fit several backbones ({', '.join(sorted(fetched))})")
     if problems:
         raise SearchError(_message(f"search {space.name!r}", problems))
-    return [at_rung(space, base, trial, 0) for trial in trials] if space.method == "halving" else trials
 
 
 def _problems_with(space: SearchSpace, base: Config) -> list[str]:
     problems = []
     if base.train_mode == "linear_probe":
         problems.append(
-            "the experiment's encoder is frozen (train_mode = linear_probe), a search trains networks: --set train_mode=full"
+            "the experiment's encoder is frozen (train_mode = linear_probe), a search trains networks: "
+            "--set train_mode=full"
         )
     if base.pseudo_labels:
         problems.append(
-            f"the experiment learns from the labels of {base.pseudo_labels}: --set pseudo_labels= leaves them away"
+            f"the experiment learns from the pseudo-labels of {base.pseudo_labels}: --set pseudo_labels= for a search without"
         )
     if base.weights == "pretrain" and "backbone" in space.space:
         problems.append(
-            "backbone cannot be searched with weights = pretrain, which holds those of one backbone"
+            "backbone cannot be searched with weights = pretrain, which are those of one backbone"
         )
     if absent := [fold for fold in space.folds if fold >= base.num_folds]:
         problems.append(
             f"there is no fold {', '.join(map(str, absent))}: the experiment has folds 0 to {base.num_folds - 1}"
         )
-    if space.method == "halving" and space.first_epochs >= base.epochs:
+    if space.method == "hyperband" and space.first_epochs >= base.epochs:
         problems.append(
             f"first_epochs = {space.first_epochs} is not below the experiment's epochs = {base.epochs}"
         )
+    backbones = values_of(space, base, "backbone")
+    if len(backbones) > 1 and any(
+        str(name).endswith(".safetensors") for name in values_of(space, base, "weights")
+    ):
+        named = ", ".join(sorted(map(str, backbones)))
+        problems.append(f"one file of weights cannot fit several backbones ({named})")
     return problems
 
 
-def _points(space: SearchSpace) -> Iterable[dict[str, Value]]:
-    """Values of the searched knobs: all combinations, or draws without an end in sight."""
+def _grid(space: SearchSpace) -> Iterable[dict[str, Value]]:
+    lists = [values for values in space.space.values() if isinstance(values, tuple)]
+    for combination in itertools.product(*lists):
+        yield dict(zip(space.space, combination, strict=True))
+
+
+def _grid_size(space: SearchSpace) -> int:
+    return math.prod(len(values) for values in space.space.values() if isinstance(values, tuple))
+
+
+def _corners(space: SearchSpace) -> Iterable[dict[str, Value]]:
+    """The extreme combinations of the options that Config compares with each other: if they are valid, all are."""
+    extremes: dict[str, tuple[Value, ...]] = {}
+    for key in _CHECKED_TOGETHER:
+        if (values := space.space.get(key)) is not None:
+            extremes[key] = (values.low, values.high) if isinstance(values, Interval) else values
+    for combination in itertools.product(*extremes.values()):
+        yield dict(zip(extremes, combination, strict=True))
+
+
+def values_of(space: SearchSpace, base: Config, option: str) -> tuple[Value, ...]:
+    """The values that an option may take in the trials; for a range, its ends."""
+    values = space.space.get(option, (getattr(base, option),))
+    return (values.low, values.high) if isinstance(values, Interval) else values
+
+
+def searched_backbones(space: SearchSpace, base: Config) -> tuple[str, ...]:
+    """The backbones whose weights the weights kernel must fetch for a search."""
+    if "timm" not in values_of(space, base, "weights"):
+        return ()
+    return tuple(str(backbone) for backbone in values_of(space, base, "backbone"))
+
+
+def count_trials(space: SearchSpace) -> int:
+    """The number of trials; a space that holds fewer points than `trials` has one trial per point."""
     if space.method == "grid":
-        lists = [each for each in space.space.values() if isinstance(each, tuple)]
-        for combination in itertools.product(*lists):
-            yield dict(zip(space.space, combination, strict=True))
-        return
-    for number in range(_DRAWS * space.trials):
-        generator = np.random.default_rng(np.random.SeedSequence([space.seed, number]))
-        yield {key: _draw(wanted, generator) for key, wanted in space.space.items()}
+        return _grid_size(space)
+    if any(isinstance(values, Interval) for values in space.space.values()):
+        return space.trials
+    return min(space.trials, _grid_size(space))
 
 
-def _draw(wanted: tuple[Value, ...] | Interval, generator: np.random.Generator) -> Value:
-    if isinstance(wanted, tuple):
-        return wanted[int(generator.integers(len(wanted)))]
-    low, high = wanted.low, wanted.high
-    if wanted.scale == "log":
-        value = math.exp(generator.uniform(math.log(low), math.log(high)))
-    elif isinstance(low, int) and isinstance(high, int):
-        return int(generator.integers(low, high + 1))
-    else:
-        value = float(generator.uniform(low, high))
-    if isinstance(low, int) and isinstance(high, int):
-        return min(max(round(value), low), high)
-    return min(max(float(f"{value:.6g}"), low), high)  # six digits: nobody can tell more of them apart
-
-
-def _alone(config: Config) -> Config:
-    """The config of a trial: one network, on one card, scored once, at its end."""
-    return replace(config, num_members=1, ddp=False, sync_batchnorm=False, eval_every=0)
-
-
-def rungs(space: SearchSpace, base: Config, *, trials: int) -> list[tuple[int, int]]:
-    """(epochs, trials) of the rungs of halving; of the other methods the experiment's epochs and all trials."""
-    if space.method != "halving":
-        return [(base.epochs, trials)]
-    found = [(space.first_epochs, trials)]
-    while found[-1][1] > 1 and found[-1][0] < base.epochs:
-        epochs, count = found[-1]
-        found.append((min(epochs * space.eta, base.epochs), max(1, count // space.eta)))
-    return found
-
-
-def at_rung(space: SearchSpace, base: Config, trial: Trial, rung: int) -> Trial:
-    """A trial with the epochs of a rung; warm-up and frozen epochs keep their share of them."""
-    epochs = rungs(space, base, trials=space.trials)[rung][0]
-    whole = config_from_dict(dict(trial.values), base=base)
-    shorter = replace(
-        whole,
-        epochs=epochs,
-        warmup_epochs=round(whole.warmup_epochs * epochs / base.epochs, 6),
-        freeze_epochs=whole.freeze_epochs * epochs // base.epochs,
-    )
-    return replace(trial, config=_alone(shorter), rung=rung)
+def pruning_epochs(space: SearchSpace, base: Config) -> list[int]:
+    """The epochs after which hyperband may prune a trial, in ascending order; none for the other methods."""
+    epochs = []
+    if space.method == "hyperband":
+        epochs.append(space.first_epochs)
+        while epochs[-1] * space.eta < base.epochs:
+            epochs.append(epochs[-1] * space.eta)
+    return epochs
 
 
 def expected_folds(space: SearchSpace, base: Config) -> float:
-    """What a search costs, in trainings of one fold of the experiment by one network.
+    """The expected cost of a search, in trainings of one fold of the experiment by one network.
 
     Raises:
-        SearchError: the experiment cannot be searched so.
+        SearchError: the experiment cannot be searched in this space.
     """
-    trials = draw_trials(space, base)
-    if space.method == "halving":
-        epochs = sum(each * count for each, count in rungs(space, base, trials=len(trials)))
+    check_search(space, base)
+    if space.method == "hyperband":
+        epochs = count_trials(space) * _hyperband_epochs(space, base)
+    elif space.method == "grid":
+        epochs = float(sum(int(values.get("epochs", base.epochs)) for values in _grid(space)))
     else:
-        epochs = sum(trial.config.epochs for trial in trials)
+        drawn = values_of(space, base, "epochs")
+        epochs = count_trials(space) * sum(map(float, drawn)) / len(drawn)
     return len(space.folds) * epochs / base.epochs
 
 
+def _hyperband_epochs(space: SearchSpace, base: Config) -> float:
+    """Expected epochs of a trial. Bracket b prunes from the b-th pruning on, and each keeps one trial in `eta`."""
+    rungs = pruning_epochs(space, base)
+    brackets = 1
+    while space.first_epochs * space.eta**brackets <= base.epochs:
+        brackets += 1
+    total = shares = 0.0
+    for bracket in range(brackets):
+        share = math.ceil(
+            brackets * space.eta ** (brackets - 1 - bracket) / (brackets - bracket)
+        )  # as Optuna's
+        kept, epochs, before = 1.0, 0.0, 0
+        for index, rung in enumerate([*rungs, base.epochs]):
+            epochs += kept * (rung - before)
+            kept, before = kept / space.eta if index >= bracket else kept, rung
+        total, shares = total + share * epochs, shares + share
+    return total / shares
+
+
+# --- drawing and pruning, by Optuna ----------------------------------------------------------------------------------
+
+
+def _optuna() -> Any:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line per study
+    return optuna
+
+
+def trials_needed(space: SearchSpace, number: int) -> int:
+    """How many trials, from the first on, must have ended before this trial can be drawn."""
+    return max(0, number - _TPE_LAG + 1) if space.method == "tpe" else 0
+
+
+def draw_trial(
+    space: SearchSpace, base: Config, earlier: Sequence[Trial], scores: Mapping[int, float]
+) -> Trial | None:
+    """Draw the next trial, different from all earlier ones; None when there is no further one.
+
+    It is a function of the arguments alone: the study is built from them and lives in memory.
+
+    Args:
+        space: the search.
+        base: the config of the experiment.
+        earlier: all trials before this one.
+        scores: AUC by number, of trials that finished. TPE uses those of the first `trials_needed` trials.
+    """
+    number = len(earlier)
+    if number >= count_trials(space):
+        return None
+    values: Mapping[str, Value] | None
+    if space.method == "grid":
+        values = next(itertools.islice(_grid(space), number, None))
+    else:
+        values = _sample(space, [trial.values for trial in earlier], scores)
+    if values is None:
+        return None
+    config = config_from_dict(values, base=base)
+    # One network on one GPU, scored once, at its end.
+    config = replace(config, num_members=1, ddp=False, sync_batchnorm=False, eval_every=0)
+    return Trial(number=number, values=values, config=config)
+
+
+def _sample(
+    space: SearchSpace, earlier: Sequence[Mapping[str, Value]], scores: Mapping[int, float]
+) -> dict[str, Value] | None:
+    optuna = _optuna()
+    distributions = {key: _distribution(values) for key, values in space.space.items()}
+    study = optuna.create_study(direction="maximize")
+    number = len(earlier)
+    for index, values in enumerate(earlier[: trials_needed(space, number)]):
+        if index in scores:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=dict(values), distributions=distributions, value=scores[index]
+                )
+            )
+    sampler = optuna.samplers.TPESampler if space.method == "tpe" else optuna.samplers.RandomSampler
+    for attempt in range(_ATTEMPTS):
+        # A generator of its own for each trial: a search that is resumed or made longer draws the same trials.
+        seed = np.random.SeedSequence([space.seed, number, attempt]).generate_state(1)[0]
+        study.sampler = sampler(seed=int(seed))
+        drawn = study.ask(distributions).params
+        sample = {key: _rounded(drawn[key], values) for key, values in space.space.items()}
+        if sample not in earlier:
+            return sample
+    return None
+
+
+def _distribution(values: tuple[Value, ...] | Interval) -> Any:
+    distributions = _optuna().distributions
+    if not isinstance(values, Interval):
+        return distributions.CategoricalDistribution(values)
+    log = values.scale == "log"
+    if values.is_whole:
+        return distributions.IntDistribution(values.low, values.high, log=log)
+    return distributions.FloatDistribution(values.low, values.high, log=log)
+
+
+def _rounded(value: Value, values: tuple[Value, ...] | Interval) -> Value:
+    """A drawn number with six significant digits, inside its interval."""
+    if not isinstance(values, Interval) or values.is_whole:
+        return value
+    return min(max(float(f"{value:.6g}"), values.low), values.high)
+
+
+def is_promoted(space: SearchSpace, base: Config, scores: Sequence[Mapping[int, float]]) -> bool:
+    """True if hyperband lets the last of these trials go on; False if it prunes it after its last score.
+
+    Optuna assigns each trial to a bracket by its number. A trial goes on if its score is among the best 1 / eta of the scores
+    that trials of its bracket with a lower number had after the same epochs.
+
+    Args:
+        space: the search.
+        base: the config of the experiment.
+        scores: for each trial, in the order of the numbers: AUC by epochs, at the `pruning_epochs` that it reached.
+    """
+    optuna = _optuna()
+    pruner = optuna.pruners.HyperbandPruner(
+        min_resource=space.first_epochs, max_resource=base.epochs, reduction_factor=space.eta
+    )
+    # The brackets depend on the study's name: a constant one.
+    study = optuna.create_study(direction="maximize", study_name="search", pruner=pruner)
+    promoted = True
+    for by_epochs in scores:
+        trial = study.ask()
+        for epochs, score in sorted(by_epochs.items()):
+            trial.report(score, epochs)
+            promoted = not trial.should_prune()
+    return promoted
+
+
 def reusable_trials(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of the trials a search recorded, those that need not be run again: finished, or failed as they would again."""
+    """The recorded trials that need not be run again: finished, pruned, or failed for a reason that stays."""
     return [
-        dict(each)
-        for each in records
-        if each.get("status") in ("finished", "failed") and not each.get("again")
+        dict(record)
+        for record in records
+        if record.get("format") == RECORD_FORMAT
+        and record.get("status") in ("finished", "pruned", "failed")
+        and not record.get("again")
     ]

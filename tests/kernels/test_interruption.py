@@ -157,7 +157,7 @@ def test_a_finished_fold_killed_before_its_record_is_not_trained_again(
     assert "run.json" not in files
     code, said, _ = bench.run("train")
     assert code == 0
-    assert "fold 0, member 0: finished before, not done again" in said
+    assert "fold 0, member 0: finished before, not trained again" in said
     assert {name: workbench.contents(bench.working)[name] for name in files if not name.startswith(".")} == {
         name: content for name, content in files.items() if not name.startswith(".")
     }

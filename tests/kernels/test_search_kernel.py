@@ -41,7 +41,7 @@ def parameters(
 
 
 def started(log: str) -> list[str]:
-    return re.findall(r"trial (\w+) \(.*\): (?:started|taken up again)", log)
+    return re.findall(r"trial (\w+) \(.*\): (?:started|resumed)", log)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_a_search_killed_in_the_middle_goes_on_without_repeating_a_trial(
     ranking = pd.read_csv(working / "search.csv", keep_default_na=False)
     assert ranking["rank"].tolist() == list(range(1, 5)) and ranking["auc"].is_monotonic_decreasing
     assert set(ranking["trial"]) == {*first, *second}
-    assert sum("taken up after an interruption" in note for note in ranking["note"]) == 1
-    # The kernel's outputs are those of the record; a search that is done is not done again.
+    assert sum("resumed after an interruption" in note for note in ranking["note"]) == 1
+    # The kernel's outputs are those of the record; a search that is complete runs nothing again.
     record = workbench.record_of(working)
     assert set(record["files"]) == {"search.csv", "trials.json", "winner.toml"}
     assert record["scores"]["search"]["complete"] and record["scores"]["search"]["finished"] == 4

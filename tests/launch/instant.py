@@ -17,7 +17,7 @@ from lib.config import config_from_dict
 from lib.evaluation.metrics import auc
 from lib.runtime.inputs import MISSING_INPUTS
 from lib.runtime.run_record import RunRecord, describe_files, peek_push, write_run_record
-from lib.search_space import draw_trials, search_from_dict
+from lib.search_space import RECORD_FORMAT, draw_trial, search_from_dict
 
 TILES, TEST_TILES, GROUPS = 40, 12, 8
 TRIALS_A_SESSION = 2
@@ -139,11 +139,14 @@ def leave(working: Path, parameters: dict[str, Any], data: Path) -> None:
     elif kind == "search":
         space = search_from_dict(parameters["search"]["values"], name=parameters["search"]["name"])
         known = {json.dumps(each["values"]): each for each in parameters.get("finished", [])}
-        trials = []
-        for trial in draw_trials(space, config_from_dict(config)):
+        trials: list[Any] = []
+        drawn: list[Any] = []
+        while (trial := draw_trial(space, config_from_dict(config), drawn, {})) is not None:
+            drawn.append(trial)
             ran = len(trials) < len(known) + TRIALS_A_SESSION  # the time is up after so many
             again = {
-                "id": trial.words,
+                "id": trial.description,
+                "format": RECORD_FORMAT,
                 "values": trial.values,
                 "status": "finished" if ran else "not run",
                 "again": False,
@@ -154,7 +157,7 @@ def leave(working: Path, parameters: dict[str, Any], data: Path) -> None:
             "name": space.name,
             "experiment": "x",
             "complete": complete,
-            "rungs_left": 0,
+            "trials_left": 0,
             "trials": trials,
         }
         (working / "trials.json").write_text(json.dumps(content))
