@@ -53,7 +53,7 @@ def our_batches(tiles: np.ndarray, labels: np.ndarray, config: Config) -> Callab
         batches = load_batches(
             tiles, plan.rows, batch_size=sizes, device=CPU, columns=(plan.labels, plan.draws)
         )
-        return sum(len(network.normalise(augment(images, drawn, config))) for images, (_, drawn) in batches)
+        return sum(len(network.normalise(augment(images, draws, config))) for images, (_, draws) in batches)
 
     return work
 
