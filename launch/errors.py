@@ -1,5 +1,5 @@
-"""The error that ends a command with one sentence and exit code 1."""
+"""Base class of the errors that end a command with a message and exit code 1."""
 
 
 class LaunchError(Exception):
-    """Says what is wrong and what to do."""
+    """An error whose message names the problem, the value and the remedy."""

@@ -1,4 +1,4 @@
-"""Calls into the `kaggle` package: deadlines, retries, and exceptions turned into the errors of this package.
+"""Calls into the `kaggle` package: deadlines, retries, and exceptions translated into errors of this package.
 
 A call that changes something on Kaggle is made once, because an exception does not tell whether it had its
 effect. A call that only reads is repeated while the service is busy or cannot be reached.
