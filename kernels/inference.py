@@ -1,16 +1,20 @@
-"""Average the members of all folds on the test tiles and write submission.csv."""
+"""Average the members of all folds on the test tiles and write submission.csv.
+
+Reads: the competition; prepare; the folds of each experiment; embed for the members with a frozen encoder.
+Leaves: submission.csv; the members' logits, table and correlations.
+"""
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lib.data import prepared
 from lib.data.competition import read_competition
-from lib.data.tiff import TILE_SHAPE
 from lib.files import write_atomic
 from lib.inference.ensemble import (
     EnsembleError,
@@ -19,7 +23,7 @@ from lib.inference.ensemble import (
     read_fold_outputs,
     validate_members,
 )
-from lib.inference.members import members_of, predict_members
+from lib.inference.members import Member, members_of, predict_members
 from lib.inference.submission import check_submission, submission_csv
 from lib.model.features import encoder_options, read_features
 from lib.model.linear_head import load_head
@@ -29,13 +33,13 @@ from lib.runtime.session import Session, run_kernel
 
 logger = logging.getLogger(__name__)
 
-_AVERAGED = {"mean": "mean probability", "logit": "mean logit", "rank": "mean rank"}
+_AVERAGES = {"mean": "mean probability", "logit": "mean logit", "rank": "mean rank"}
 
 
 def recipe(session: Session) -> None:
-    """Verify the folds, predict the test tiles with every member, average, check against the sample."""
+    """Verify the folds, predict the test tiles with every member, average, check, write the outputs."""
     parameters, config = session.parameters, session.parameters.config
-    with session.stage("look at the prepared data and the folds"):
+    with session.stage("read the prepared tables and the folds"):
         competition = read_competition(find_competition(session.input), expect_full=session.on_kaggle)
         folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
         data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
@@ -43,56 +47,49 @@ def recipe(session: Session) -> None:
             raise EnsembleError(
                 "the prepared test tiles are not those of sample_submission.csv: run prepare again"
             )
-        each_of = zip(parameters.experiments, parameters.folds, parameters.configs, strict=True)
-        wanted = {name: (folds, each.num_members) for name, folds, each in each_of}
-        found, damaged = read_fold_outputs(find_outputs(session.input, "train"))
+        experiments = zip(parameters.experiments, parameters.folds, parameters.configs, strict=True)
+        outputs, damaged = read_fold_outputs(find_outputs(session.input, "train"))
         outputs, warnings = validate_members(
-            found,
-            wanted=wanted,
+            outputs,
+            wanted={name: (folds, each.num_members) for name, folds, each in experiments},
             data_id=data.data_id,
             strict_bundle=parameters.strict_bundle,
             damaged=damaged,
         )
     for warning in warnings:
         logger.warning("%s", warning)
+
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     members = [member for output in outputs for member in members_of(output)]
-    heads = [member for member in members if member.config.train_mode == "linear_probe"]
-    by_member: dict[str, np.ndarray] = {}
-    for member in heads:
-        features = read_features(
-            find_features(session.input, encoder_options(member.config), data_id=data.data_id)
-        )
-        by_member[member.name] = load_head(member.path)[0].logits(features.test)
-    networks = [member for member in members if member.config.train_mode != "linear_probe"]
-    tiles = np.empty((0, *TILE_SHAPE), dtype=np.uint8)
-    if networks:
-        preflight(session.working, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
-        tiles = data.read_tiles(prepared.TEST_TILES)
-    by_member |= predict_members(networks, tiles, devices=devices, stage=session.stage)
+    by_member = _predict(session, members, data, devices)
     logits = pd.DataFrame(
         {"id": data.test["id"], **{member.name: by_member[member.name] for member in members}}
     )
-    probabilities = average_members(logits, competition.test_ids, how=parameters.average)
+    probabilities = average_members(logits, competition.test_ids, how=parameters.average)  # (N,)
+    submission = submission_csv(competition.test_ids, probabilities)
+    check_submission(submission, competition.sample)
+
     about = pd.DataFrame({member.name: member.facts() for member in members}).T
     table, correlations = member_table(logits, about)
+    logger.info(
+        "submission.csv: %s tiles, %s of %d members, mean %.4f\n%s",
+        f"{len(logits):,}",
+        _AVERAGES[parameters.average],
+        len(members),
+        probabilities.mean(),
+        table.round(4).to_string(index=False),
+    )
     texts = {
         "members.csv": logits.to_csv(index=False, float_format="%.9g", lineterminator="\n"),
         "ensemble.csv": table.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
         "correlations.csv": correlations.to_csv(float_format="%.6g", lineterminator="\n"),
+        "submission.csv": submission,
     }
-    submission = submission_csv(competition.test_ids, probabilities)
-    check_submission(submission, competition.sample)
     session.invalidate_record()
     for name, text in texts.items():
         write_atomic(session.working / name, text)
-    write_atomic(session.working / "submission.csv", submission)
-    logger.info(
-        f"submission.csv: {len(logits):,} tiles, {_AVERAGED[parameters.average]} of {len(members)} members, "
-        f"mean {probabilities.mean():.4f}\n{table.round(4).to_string(index=False)}"
-    )
     session.write_outputs(
-        {**dict.fromkeys(texts, True), "submission.csv": True},
+        dict.fromkeys(texts, True),
         data_id=data.data_id,
         fold_table_id=outputs[0].record.fold_table_id,
         devices=describe_devices(devices),
@@ -104,8 +101,25 @@ def recipe(session: Session) -> None:
     )
 
 
+def _predict(
+    session: Session, members: Sequence[Member], data: prepared.Prepared, devices: list[torch.device]
+) -> dict[str, np.ndarray]:
+    """The logits of each member for the test tiles, (N,) by its name: heads from stored features, networks."""
+    heads = [member for member in members if member.config.train_mode == "linear_probe"]
+    networks = [member for member in members if member.config.train_mode != "linear_probe"]
+    logits: dict[str, np.ndarray] = {}
+    for member in heads:
+        folder = find_features(session.input, encoder_options(member.config), data_id=data.data_id)
+        logits[member.name] = load_head(member.path)[0].logits(read_features(folder).test)
+    if networks:
+        preflight(session.working, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
+        tiles = data.read_tiles(prepared.TEST_TILES)
+        logits |= predict_members(networks, tiles, devices=devices, stage=session.stage)
+    return logits
+
+
 def main(parameters: Mapping[str, Any]) -> int:
-    """Run on the parameters that the builder wrote into the script."""
+    """Run with the parameters that the builder wrote into the script."""
     return run_kernel(recipe, parameters)
 
 
