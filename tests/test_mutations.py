@@ -32,13 +32,13 @@ def test_names_are_unique_and_all_folders_are_covered() -> None:
 def test_the_verdicts_detected_undetected_and_broken(tmp_path) -> None:
     copy = copy_checkout(tmp_path)
     before = (copy / "lib/evaluation/metrics.py").read_bytes()
-    tests = ("tests/lib/evaluation/test_metrics.py::test_nothing_found_is_zero_not_undefined",)
+    tests = ("tests/lib/evaluation/test_metrics.py::test_f1_without_positives_is_zero_not_undefined",)
 
     def verdict_of(old: str, new: str) -> tuple[str, str]:
         return try_mutation(copy, Mutation("x", "lib/evaluation/metrics.py", old, new, tests))
 
     detected = verdict_of("labels=[0, 1]).tolist()", "labels=[1, 0]).tolist()")
-    assert detected == ("detected", "test_metrics.py::test_nothing_found_is_zero_not_undefined")
+    assert detected == ("detected", "test_metrics.py::test_f1_without_positives_is_zero_not_undefined")
     assert verdict_of("(1 - level) / 2", "0.5")[0] == "UNDETECTED"
     assert verdict_of("no such text", "")[0] == "BROKEN"
     assert (

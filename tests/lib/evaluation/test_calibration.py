@@ -1,4 +1,4 @@
-"""Calibration against scikit-learn and by hand; fitted on other folds only."""
+"""Calibration against scikit-learn and by hand; Platt scaling is fitted on the other folds only."""
 
 import numpy as np
 import pandas as pd
@@ -23,14 +23,14 @@ from lib.evaluation.metrics import probability
 def drawn(
     count: int = 4000, *, slope: float = 1.0, intercept: float = 0.0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, and logits that are right once slope and intercept are applied to them."""
+    """Labels, and logits that are calibrated after applying slope and intercept."""
     generator = np.random.default_rng(seed)
     true = generator.normal(0, 2, count)
     labels = (generator.random(count) < probability(true)).astype(int)
     return labels, (true - intercept) / slope
 
 
-def test_the_curve_is_that_of_scikit_learn_where_bins_are_of_one_size() -> None:
+def test_the_reliability_curve_is_that_of_scikit_learn_for_bins_of_equal_size() -> None:
     labels, logits = drawn(3000)
     curve = reliability(labels, probability(logits), bins=10)
     observed, predicted = calibration_curve(labels, probability(logits), n_bins=10, strategy="quantile")
@@ -60,7 +60,7 @@ def test_the_expected_error_is_that_of_pandas_quantiles() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(slope=st.floats(0.3, 3), intercept=st.floats(-2, 2), seed=st.integers(0, 99))
-def test_the_line_is_the_one_with_the_highest_likelihood(slope: float, intercept: float, seed: int) -> None:
+def test_platt_scaling_has_the_highest_likelihood(slope: float, intercept: float, seed: int) -> None:
     labels, logits = drawn(600, slope=slope, intercept=intercept, seed=seed)
     found = fit_platt_scaling(labels, logits)
 
@@ -91,7 +91,7 @@ def test_a_known_distortion_is_estimated_and_undone() -> None:
 
 
 def test_a_weighted_loss_shifts_the_intercept_by_the_logarithm_of_the_weight() -> None:
-    """What pos_weight does to a calibrated score, and what the line takes back."""
+    """The effect of pos_weight on a calibrated score, which Platt scaling undoes."""
     labels, logits = drawn(60_000)
     found = fit_platt_scaling(labels, logits + np.log(3.0))
     assert found.intercept == pytest.approx(-np.log(3.0), abs=0.05) and found.slope == pytest.approx(
@@ -108,7 +108,7 @@ def test_a_fold_is_scaled_by_the_other_folds_alone() -> None:
     assert not np.array_equal(found.recalibrated[folds == 0], other.recalibrated[folds == 0])
 
 
-def test_what_has_no_answer_is_refused() -> None:
+def test_undefined_calibration_is_an_error() -> None:
     labels, logits = drawn(100)
     with pytest.raises(CalibrationError, match="one fold alone"):
         calibrate_out_of_fold(labels, probability(logits), np.zeros(100))

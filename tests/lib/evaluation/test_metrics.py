@@ -1,4 +1,4 @@
-"""Scores against brute force, thresholds that never see their own part, intervals by groups."""
+"""Metrics against brute force and other implementations; thresholds of other parts; intervals over groups."""
 
 from fractions import Fraction
 
@@ -81,7 +81,7 @@ def test_of_equal_thresholds_the_highest_is_taken() -> None:
 
 
 def test_rounding_does_not_decide_between_equal_thresholds() -> None:
-    """Precision 1/3 and recall 1, precision 4/9 and recall 2/3, ...: F1 as fractions, in Python's own arithmetic."""
+    """F1 as exact fractions: precision 1/3 and recall 1 equal precision 4/9 and recall 2/3, ..."""
     generator = np.random.default_rng(0)
     for _ in range(300):
         labels, scores = generator.integers(0, 2, 12), generator.integers(0, 8, 12) / 8
@@ -98,7 +98,7 @@ def test_rounding_does_not_decide_between_equal_thresholds() -> None:
         )
 
 
-def test_a_part_is_decided_by_the_others_alone() -> None:
+def test_a_part_is_decided_by_the_threshold_of_the_other_parts() -> None:
     labels = np.array([0, 1, 0, 1])
     first, second = np.array([0.1, 0.9]), np.array([0.2, 0.4])
     parts = np.array(["a", "a", "b", "b"])
@@ -127,21 +127,21 @@ def test_scores_of_a_fold_count_every_tile_once() -> None:
     assert 0 < scores["f1_at_half"] < 1 and 0.5 < scores["auc"] < 1 and len(scores["thresholds"]) == 2
 
 
-def test_nothing_found_is_zero_not_undefined() -> None:
+def test_f1_without_positives_is_zero_not_undefined() -> None:
     labels, nothing = np.array([0, 1, 1]), np.zeros(3, dtype=bool)
     assert f1(labels, nothing) == 0.0
     assert confusion(labels, nothing) == [[1, 0], [2, 0]]
 
 
 def _clustered(groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """600 tiles whose scores err together within a group."""
+    """600 tiles whose errors are shared within a group."""
     generator = np.random.default_rng(5)
     group = np.arange(600) % groups
     labels = generator.integers(0, 2, 600)
     return labels, labels + generator.normal(0, 1.5, groups)[group] + generator.normal(0, 0.5, 600), group
 
 
-def test_an_interval_holds_the_estimate_and_is_wider_for_few_groups() -> None:
+def test_an_interval_contains_the_estimate_and_is_wider_for_few_groups() -> None:
     widths = []
     for groups in (6, 600):
         labels, scores, group = _clustered(groups)
@@ -153,7 +153,7 @@ def test_an_interval_holds_the_estimate_and_is_wider_for_few_groups() -> None:
     assert widths[0] > 1.5 * widths[1]
 
 
-def test_an_interval_leaves_out_resamples_without_a_value_and_fails_when_all_are() -> None:
+def test_undefined_resamples_are_left_out_and_an_interval_needs_one_that_is_defined() -> None:
     labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4])
     low, high = group_interval(
         lambda rows: auc(labels[rows], scores[rows]), np.array([0, 0, 1, 1]), seed=1, rounds=50
@@ -176,7 +176,7 @@ def test_an_interval_resamples_whole_groups() -> None:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_interval_of_the_auc_is_that_of_any_statistic(ties: bool) -> None:
+def test_the_fast_interval_of_the_auc_equals_the_general_one(ties: bool) -> None:
     labels, scores, group = _clustered(23)
     scores = np.round(scores) if ties else scores
     slow = group_interval(lambda rows: auc(labels[rows], scores[rows]), group, seed=4, rounds=60)
@@ -190,18 +190,15 @@ def test_the_interval_of_the_auc_leaves_out_resamples_of_one_class() -> None:
         auc_interval(np.ones(4), scores, np.arange(4), seed=1, rounds=5)
 
 
-# --- beside other people's implementations, and beside what is known -------------------------------------------------
-
-
 def _fast_auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """By ranks, for what asks for it a hundred thousand times."""
+    """AUC by ranks, fast enough for a hundred thousand calls."""
     ranks, positives = rankdata(scores), labels == 1
     many = int(positives.sum())
     return float((ranks[positives].sum() - many * (many + 1) / 2) / (many * (len(labels) - many)))
 
 
 def test_auc_is_the_statistic_of_mann_and_whitney() -> None:
-    """As many tiles as the competition has, many of them tied."""
+    """With as many tiles as the competition has, and many ties."""
     generator = np.random.default_rng(0)
     labels = (generator.random(220_025) < 0.405).astype(np.int64)
     scores = (generator.normal(0, 1, len(labels)) + 1.5 * labels).round(2)
@@ -232,7 +229,7 @@ def test_decisions_out_of_fold_are_those_of_a_search_over_all_thresholds(
 
 @pytest.mark.parametrize("level", [0.5, 0.95])
 def test_an_interval_is_that_of_scipys_bootstrap_over_groups(level: float) -> None:
-    """Other resampling, other random numbers: they agree within what 4,000 resamples leave open."""
+    """With other random numbers the two agree within the error of 4,000 resamples."""
     labels, scores, group = _clustered(30)
     rows = [np.flatnonzero(group == name) for name in range(30)]
 
@@ -258,7 +255,7 @@ def test_an_interval_is_that_of_scipys_bootstrap_over_groups(level: float) -> No
 
 
 def _holds(seed: int, *, by_group: bool) -> bool:
-    """Whether an interval holds the AUC that the scores of a drawn set have in truth: 40 slides of 10 tiles that err together."""
+    """Whether an interval contains the true AUC: 40 simulated slides of 10 tiles with shared errors."""
     generator = np.random.default_rng(seed)
     group = np.repeat(np.arange(40), 10)
     labels = generator.integers(0, 2, 400)
@@ -274,8 +271,8 @@ def _holds(seed: int, *, by_group: bool) -> bool:
     return bool(low <= truth <= high)
 
 
-def test_of_a_hundred_intervals_about_95_hold_the_truth_because_slides_are_resampled() -> None:
-    """Of 400: 92 % by slide (a percentile interval of 40 groups is a little short), 69 % by tile."""
+def test_about_95_of_100_intervals_contain_the_true_auc_when_slides_are_resampled() -> None:
+    """In 400 cases: 92 % by slide (percentile intervals of 40 groups are slightly short), 69 % by tile."""
     by_slide = sum(_holds(seed, by_group=True) for seed in range(100))
     assert 88 <= by_slide <= 99  # 92 err by 2.7
     assert sum(_holds(seed, by_group=False) for seed in range(50)) < 42

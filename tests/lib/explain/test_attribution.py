@@ -1,4 +1,4 @@
-"""Maps of what speaks for tumour: against a network whose answer is known, against Captum's formula by hand, and their shares."""
+"""Attribution maps against a network with a known answer and against the formulas; shares in the centre."""
 
 import pytest
 import timm
@@ -12,8 +12,8 @@ from lib.image.dihedral import transform
 from lib.model.network import Classifier, build_network
 
 
-class RedLooker(nn.Module):
-    """Its feature map is the red and the green of 12 x 12 cells; red speaks for tumour, green against it."""
+class RedNetwork(nn.Module):
+    """Its feature map is red and green of 12 x 12 cells; red is evidence for tumour, green against it."""
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.avg_pool2d(images[:, :2], 8)
@@ -22,23 +22,23 @@ class RedLooker(nn.Module):
         return features.mean(dim=(2, 3)) @ torch.tensor([[1.0], [-1.0]])
 
 
-def red_looker() -> Classifier:
-    return Classifier(RedLooker(), input_size=96, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+def red_network() -> Classifier:
+    return Classifier(RedNetwork(), input_size=96, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def test_grad_cam_is_where_the_red_is() -> None:
     tiles = torch.zeros(3, 3, 96, 96)
     tiles[0, 0, 32:64, 32:64] = 1.0  # red in the centre
-    tiles[1, 1] = 1.0  # green everywhere: nothing speaks for tumour
+    tiles[1, 1] = 1.0  # green everywhere: nothing is evidence for tumour
     tiles[2, 0, :16, :16] = 1.0  # red in a corner
-    maps = attribute(red_looker(), tiles)
+    maps = attribute(red_network(), tiles)
     assert maps.shape == (3, 96, 96) and (maps >= 0).all()
     assert torch.allclose(maps.sum(dim=(1, 2)), torch.tensor([1.0, 0.0, 1.0]))
     shares = share_in_centre(maps)
     assert shares[0] > 0.85 and torch.isnan(shares[1]) and shares[2] == 0
 
 
-def test_an_even_map_has_a_ninth_in_the_centre() -> None:
+def test_a_uniform_map_has_a_ninth_in_the_centre() -> None:
     assert share_in_centre(torch.full((1, 96, 96), 0.3)) == pytest.approx(CENTRE_SHARE)
 
 
@@ -72,7 +72,9 @@ def test_every_pool_can_be_explained(pooling: str) -> None:
     network = build_network(Config(backbone="test_resnet", input_size=64, weights="none", pooling=pooling))
     maps = attribute(network, torch.rand(2, 3, 96, 96))
     assert maps.shape == (2, 96, 96) and maps.isfinite().all()
-    assert all(parameter.grad is None for parameter in network.parameters())  # nothing is left behind
+    assert all(
+        parameter.grad is None for parameter in network.parameters()
+    )  # the parameters keep no gradient
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,8 @@ def test_rollout_of_one_layer_is_its_formula() -> None:
 
 def test_a_mirrored_tile_has_a_mirrored_map() -> None:
     tiles = torch.rand(1, 3, 96, 96)
-    maps = attribute(red_looker(), tiles)
-    assert torch.allclose(attribute(red_looker(), transform(tiles, 4)), transform(maps, 4), atol=1e-7)
+    maps = attribute(red_network(), tiles)
+    assert torch.allclose(attribute(red_network(), transform(tiles, 4)), transform(maps, 4), atol=1e-7)
 
 
 def test_a_network_without_a_map_says_so() -> None:

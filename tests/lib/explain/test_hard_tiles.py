@@ -1,4 +1,4 @@
-"""The right tiles are kept, in their order, with the maps of the network in its file; and no fold is lost over them."""
+"""Hard tiles: their choice and order, their files and maps; a failed explanation does not fail the fold."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 CONFIG = Config(backbone="test_resnet", weights="none", input_size=96)
 
 
-def test_the_worst_errors_come_first_and_none_is_invented() -> None:
+def test_the_worst_errors_come_first_and_only_errors_are_chosen() -> None:
     labels = np.array([0, 1] * 20)
     probabilities = np.linspace(0.01, 0.99, 40)
     found = choose_hard_tiles(labels, probabilities)
@@ -35,7 +35,8 @@ def test_the_worst_errors_come_first_and_none_is_invented() -> None:
         8,
         10,
     ]
-    assert [kind for _, kind in found] == sorted((kind for _, kind in found), key=list(module.HARD_TILE_KINDS).index)
+    kinds = [kind for _, kind in found]
+    assert kinds == sorted(kinds, key=list(module.HARD_TILE_KINDS).index)
     many = choose_hard_tiles(np.zeros(50, dtype=int), np.linspace(0.6, 0.9, 50))
     assert many == [(row, "false_positive") for row in range(49, 37, -1)]  # twelve
     assert choose_hard_tiles(np.array([0, 1]), np.array([0.5, 0.5])) == [
@@ -72,7 +73,7 @@ def explain(checkpoint: Path, fold: tuple[np.ndarray, pd.DataFrame, np.ndarray])
     )
 
 
-def test_files_hold_the_fold_s_own_tiles_and_their_maps_row_by_row(checkpoint, fold, tmp_path) -> None:
+def test_files_hold_the_tiles_of_the_fold_and_their_maps_row_by_row(checkpoint, fold, tmp_path) -> None:
     tiles, index, probabilities = fold
     found = explain(checkpoint, fold)
     names = write_hard_tiles(tmp_path, 2, found)
@@ -97,7 +98,7 @@ def test_files_hold_the_fold_s_own_tiles_and_their_maps_row_by_row(checkpoint, f
         assert row["share_in_centre"] == pytest.approx(share, abs=1e-5, nan_ok=True)
 
 
-def test_the_summary_is_of_the_tumour_tiles_and_fit_for_a_record(checkpoint, fold, monkeypatch) -> None:
+def test_the_summary_describes_tumour_tiles_and_can_be_written_as_json(checkpoint, fold, monkeypatch) -> None:
     summary = explain(checkpoint, fold).summary
     json.dumps(summary, allow_nan=False)
     assert summary["method"] == "Grad-CAM" and summary["uniform_share"] == pytest.approx(1 / 9)
@@ -109,15 +110,16 @@ def test_the_summary_is_of_the_tumour_tiles_and_fit_for_a_record(checkpoint, fol
     assert first == second and first["tiles"] + first["tiles_without_a_map"] == 5
 
 
-def test_it_may_cost_what_the_clock_was_told() -> None:
+def test_no_more_tiles_are_explained_than_the_time_budget_reserves() -> None:
     labels = np.arange(4000) % 2
-    assert len(choose_hard_tiles(labels, np.random.default_rng(0).random(4000))) + module.ATTRIBUTION_SAMPLE == MAX_EXPLAINED_TILES
+    hard = choose_hard_tiles(labels, np.random.default_rng(0).random(4000))
+    assert len(hard) + module.ATTRIBUTION_SAMPLE == MAX_EXPLAINED_TILES
 
 
 @pytest.mark.parametrize(
     "error", [ExplainError("no map"), RuntimeError("out of memory"), TypeError("a tuple"), KeyError("x")]
 )
-def test_an_explanation_that_fails_costs_no_fold(
+def test_a_failed_explanation_does_not_fail_the_fold(
     error: Exception, checkpoint, fold, tmp_path, monkeypatch
 ) -> None:
     whole = explain(checkpoint, fold)
@@ -138,15 +140,15 @@ def test_an_explanation_that_fails_costs_no_fold(
     assert np.array_equal(found.tiles, whole.tiles)
 
 
-def test_weights_that_cannot_be_read_are_no_missing_explanation(checkpoint, fold, tmp_path) -> None:
+def test_unreadable_weights_are_an_error_and_not_a_missing_explanation(checkpoint, fold, tmp_path) -> None:
     damaged = tmp_path / "fold-2-member-0.safetensors"
     damaged.write_bytes(checkpoint.read_bytes()[:-10])
     with pytest.raises(CheckpointError):
         explain(damaged, fold)
 
 
-def test_a_share_that_every_map_has_is_not_reported(fold, tmp_path) -> None:
-    """At 64 px this network has 2 x 2 cells: whatever it looks at, a ninth of the enlarged map lies in the centre."""
+def test_the_share_of_a_map_with_too_few_cells_is_not_reported(fold, tmp_path) -> None:
+    """At 64 pixels this network has 2 x 2 cells: any enlarged map has a ninth in the centre."""
     config = Config(backbone="test_resnet", weights="none", input_size=64)
     identity = Identity(
         experiment="x", fold=2, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
@@ -161,8 +163,8 @@ def test_a_share_that_every_map_has_is_not_reported(fold, tmp_path) -> None:
     assert found.table["share_in_centre"].isna().all()
 
 
-class Mute(nn.Module):
-    """Nothing in any tile speaks for tumour."""
+class NoEvidence(nn.Module):
+    """Nothing in any tile is evidence for tumour."""
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         return images[:, :1, ::8, ::8]
@@ -171,16 +173,12 @@ class Mute(nn.Module):
         return -features.mean(dim=(2, 3))
 
 
-def test_without_tumour_or_anything_that_speaks_for_it_the_record_says_so(
-    checkpoint, fold, monkeypatch
-) -> None:
+def test_a_fold_without_tumour_or_evidence_for_it_records_the_reason(checkpoint, fold, monkeypatch) -> None:
     tiles, index, probabilities = fold
     normal = explain(checkpoint, (tiles, index.assign(label=0), probabilities))
     assert normal.summary == {"missing": "the fold has no tumour tile"} and normal.maps is not None
-    mute = Classifier(Mute(), input_size=96, mean=(0.0,) * 3, std=(1.0,) * 3)
+    mute = Classifier(NoEvidence(), input_size=96, mean=(0.0,) * 3, std=(1.0,) * 3)
     monkeypatch.setattr("lib.explain.attribution.load_checkpoint", lambda path: (mute, None))
     found = explain(checkpoint, fold)
-    assert found.summary == {
-        "missing": "Grad-CAM finds no evidence for tumour in any of 15 tumour tiles"
-    }
+    assert found.summary == {"missing": "Grad-CAM finds no evidence for tumour in any of 15 tumour tiles"}
     assert found.table["share_in_centre"].isna().all() and found.maps is not None and not found.maps.any()

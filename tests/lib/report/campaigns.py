@@ -1,5 +1,8 @@
-"""A finished campaign without a training: real tiles (drawn ones elsewhere), prepared as they are, and folds whose predictions
-come from a logistic regression on the mean and the spread of a tile's colours. What is tested is the report, not the networks."""
+"""A finished campaign without training, for tests of the report.
+
+The tiles are real where they are available, synthetic elsewhere. The predictions of the folds come from a
+logistic regression on mean and standard deviation of a tile's colours.
+"""
 
 import hashlib
 import json
@@ -25,8 +28,8 @@ from lib.runtime.session import Parameters, Session
 
 FIGURES = [prepared.SHEET, prepared.BRIGHTNESS, prepared.FOCUS, prepared.OUTLIERS]
 FIGURES += [prepared.GROUPS, prepared.GROUP_STAINS, prepared.STAINS, prepared.SPLITS]
-TILES = 24  # that a fold keeps to look at
-KNOBS: dict[str, Any] = {
+TILES = 24  # hard tiles of a fold
+OPTIONS: dict[str, Any] = {
     "num_folds": 3,
     "stain_groups": 12,
     "epochs": 4,
@@ -35,9 +38,9 @@ KNOBS: dict[str, Any] = {
     "num_members": 2,
 }
 EXPERIMENTS = {
-    "smoke": Config(**KNOBS),
+    "smoke": Config(**OPTIONS),
     "grouped-1a2b3c": Config(
-        **KNOBS | {"fold_split": "stain", "backbone": "test_vit", "num_members": 1, "weights": "pretrain"}
+        **OPTIONS | {"fold_split": "stain", "backbone": "test_vit", "num_members": 1, "weights": "pretrain"}
     ),
 }
 
@@ -45,9 +48,9 @@ EXPERIMENTS = {
 def session_of(
     root: Path, working: Path, *, kind: str = "report", experiments: tuple[str, ...] = ("smoke",), **more: Any
 ) -> Session:
-    """A session whose inputs lie under a folder; `more` are parameters."""
+    """A session with the inputs below a folder; `more` are parameters."""
     working.mkdir(parents=True, exist_ok=True)
-    config = more.pop("config", Config(**KNOBS))
+    config = more.pop("config", Config(**OPTIONS))
     configs = tuple(config for _ in experiments)
     place = more.pop("place", "local")
     parameters = Parameters(
@@ -57,14 +60,14 @@ def session_of(
 
 
 def report_of(root: Path, working: Path, **more: Any) -> Report:
-    """The report of what lies under a folder."""
+    """The report of the outputs below a folder."""
     return Report.of(session_of(root, working, **more))
 
 
 def write_prepare(competition: Path, folder: Path) -> None:
-    """What the prepare kernel leaves, but that one figure stands for all: drawing them takes longer than the rest."""
+    """Write the output of a prepare kernel, with copies of one figure: drawing all of them takes long."""
     folder.mkdir(parents=True)
-    config, read = Config(**KNOBS), read_competition(competition, expect_full=False)
+    config, read = Config(**OPTIONS), read_competition(competition, expect_full=False)
     stores = prepared.build_stores(read, folder, strict=True)
     builders = {name: builder for name, (builder, _) in stores.items()}
     train = describe_tiles(builders[prepared.TRAIN_TILES].part, with_stain=True)
@@ -91,7 +94,7 @@ def write_prepare(competition: Path, folder: Path) -> None:
 
 
 def seal(folder: Path, kind: str, files: dict[str, str | bytes | np.ndarray], **fields: Any) -> None:
-    """Write files and the run.json that stands for them."""
+    """Write files and a run.json that lists them."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         if isinstance(content, np.ndarray):
@@ -127,7 +130,7 @@ def _features(data: Path) -> np.ndarray:
 
 
 def predict(data: Path, folds: np.ndarray, *, seed: int) -> np.ndarray:
-    """(N,) logits out of fold of a logistic regression on six colour statistics; noise tells the members apart."""
+    """(N,) out-of-fold logits of a logistic regression on six colour statistics, with noise by member."""
     from sklearn.linear_model import LogisticRegression
 
     features = _features(data)
@@ -146,10 +149,10 @@ def write_fold(
     config: Config,
     fold: int,
     *,
-    cases: bool = True,
+    hard_tiles: bool = True,
     scores: dict[str, Any] | None = None,
 ) -> None:
-    """What the train kernel of one fold leaves, but for the weights."""
+    """Write the output of the train kernel of one fold, without the weights."""
     index = pd.read_csv(data / "index-train.csv", dtype={"id": str, "slide": str}, keep_default_na=False)
     table = make_folds(index, split=config.fold_split, number=config.num_folds, seed=config.seed)
     folds, inside = table["fold"].to_numpy(), table["fold"].to_numpy() == fold
@@ -172,26 +175,35 @@ def write_fold(
             lines = [{"penalty": 0.01, "validation_auc": 0.8}]
         files[f"history-{fold}-member-{member}.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines)
     mean = np.mean(probabilities, axis=0)
-    found: dict[str, Any] = {
+    recorded: dict[str, Any] = {
         "fold": {"auc": auc(labels, mean)},
-        "members": [{"auc": auc(labels, each)} for each in probabilities],
+        "members": [{"auc": auc(labels, of_member)} for of_member in probabilities],
+        "parameters_millions": 0.372785,
     }
-    found["parameters_millions"] = 0.372785
-    if cases:
-        kept, found["explained"] = _cases(
+    if hard_tiles:
+        kept, recorded["explained"] = _hard_tiles(
             index["id"].to_numpy()[inside], labels, mean, np.flatnonzero(inside), data, fold
         )
         files |= kept
     if config.weights == "pretrain" or config.pseudo_labels:
-        found["transductive"] = True
-    facts = {"data_id": read_run_record(data, kind="prepare").data_id, "fold_table_id": fold_table_id(table)}
+        recorded["transductive"] = True
     seal(
-        folder, "train", files, experiment=experiment, config=asdict(config), fold=fold, members=list(range(config.num_members)),
-        label_set=[0, 1], checkpoint_format=CHECKPOINT_FORMAT, scores=found | (scores or {}), **facts,
-    )  # fmt: skip
+        folder,
+        "train",
+        files,
+        experiment=experiment,
+        config=asdict(config),
+        fold=fold,
+        members=list(range(config.num_members)),
+        label_set=[0, 1],
+        checkpoint_format=CHECKPOINT_FORMAT,
+        scores=recorded | (scores or {}),
+        data_id=read_run_record(data, kind="prepare").data_id,
+        fold_table_id=fold_table_id(table),
+    )
 
 
-def _cases(
+def _hard_tiles(
     ids: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, rows: np.ndarray, data: Path, fold: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     tiles = np.load(data / prepared.TRAIN_TILES, mmap_mode="r")
@@ -203,9 +215,9 @@ def _cases(
         order = np.argsort(
             probabilities if kind in ("false_negative", "sure_normal") else -probabilities, kind="stable"
         )
-        some = [at for at in order if mask[at]][: TILES // 4]
-        picked += some
-        kinds += [kind] * len(some)
+        of_kind = [row for row in order if mask[row]][: TILES // 4]
+        picked += of_kind
+        kinds += [kind] * len(of_kind)
     down, across = np.mgrid[0:96, 0:96]
     bump = np.exp(-((down - 47.5) ** 2 + (across - 40) ** 2) / 800).astype(np.float32)
     maps = np.stack([np.roll(bump, 5 * at, axis=1) for at in range(len(picked))])
@@ -234,11 +246,11 @@ def _cases(
 
 
 def write_inference(folder: Path, data: Path, members: dict[str, float], *, experiment: str) -> str:
-    """What the inference kernel leaves; returns the SHA-256 of the submission.
+    """Write the output of an inference kernel; returns the SHA-256 of the submission.
 
     Args:
-        folder: takes it.
-        data: what prepare left.
+        folder: of the output.
+        data: the output of prepare.
         members: out-of-fold AUC by a name such as smoke-fold-0-member-1.
         experiment: the name in run.json.
     """
@@ -276,7 +288,7 @@ def write_inference(folder: Path, data: Path, members: dict[str, float], *, expe
 
 
 def write_campaign(root: Path, data: Path, experiments: dict[str, Config]) -> str:
-    """Folds of all experiments and the inference output under a folder; returns the SHA-256 of the submission."""
+    """Write the folds of all experiments and the inference output; returns the SHA-256 of the submission."""
     (root / "hcd-prepare").symlink_to(data, target_is_directory=True)
     members = {}
     for name, config in experiments.items():
@@ -289,7 +301,7 @@ def write_campaign(root: Path, data: Path, experiments: dict[str, Config]) -> st
 
 
 def leaderboard(sha256: str = "", *, judge: str = "the emulated Kaggle", **scores: Any) -> dict[str, Any]:
-    """leaderboard.json as the launcher writes it, as far as the report reads it."""
+    """The parts of leaderboard.json that the report reads."""
     sent = {
         "ref": 5000,
         "sha256": sha256,

@@ -1,4 +1,4 @@
-"""A finished campaign with two experiments, made once."""
+"""Fixtures: a finished campaign with two experiments, made once."""
 
 import shutil
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from lib.report.document import Report
 
 @pytest.fixture(scope="session")
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What prepare leaves of 480 labelled and 120 test tiles, real ones where there are some. Not to be changed."""
+    """The output of prepare for 480 labelled and 120 test tiles, real ones where available. Read-only."""
     folder = tmp_path_factory.mktemp("prepared")
     try:
         competition = request.getfixturevalue("real_tiles")
@@ -27,7 +27,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def campaign(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outputs of two experiments, three folds each. Not to be changed."""
+    """Outputs of two experiments with three folds each. Read-only."""
     root = tmp_path_factory.mktemp("campaign")
     campaigns.write_campaign(root, prepared, campaigns.EXPERIMENTS)
     return root
@@ -35,7 +35,7 @@ def campaign(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def written(campaign: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path, dict[str, bool]]:
-    """The report of the campaign, the folder it was written into, and the names. Not to be changed."""
+    """The report of the campaign, the folder it was written into, and the names. Read-only."""
     folder = tmp_path_factory.mktemp("report")
     facts = {"campaign": "a campaign", "leaderboard": campaigns.leaderboard()}
     report = campaigns.report_of(campaign, folder, experiments=tuple(campaigns.EXPERIMENTS), facts=facts)
@@ -44,7 +44,7 @@ def written(campaign: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
 
 @pytest.fixture
 def one_experiment(campaign: Path, prepared: Path, tmp_path: Path) -> Callable[..., Path]:
-    """(parts) to a folder with copies of these outputs of the experiment smoke, which may be changed."""
+    """A function: names of outputs of the experiment smoke to a folder with copies, which may be changed."""
 
     def make(*parts: str) -> Path:
         root = tmp_path / "outputs"

@@ -61,7 +61,7 @@ SCORE = {"scored_by": "Kaggle", "public": 0.9612, "private": 0.9587}
 def numbers(
     *, one: dict[str, Any] | None = None, other: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, Any]:
-    """NUMBERS with changes to experiment `one`, and with a second experiment `other` that differs as given."""
+    """NUMBERS with changes to experiment `one`, and perhaps a second experiment `other`."""
     changed = copy.deepcopy(NUMBERS)
     changed["experiments"]["one"].update(one or {})
     if other is not None:

@@ -1,4 +1,4 @@
-"""The report of a finished campaign, of real tiles where there are some: its numbers, its page, and what is not there."""
+"""Report of a finished campaign, with real tiles where available: its numbers, its page, missing outputs."""
 
 import json
 import re
@@ -39,7 +39,7 @@ SECTIONS = [
 
 
 def texts(section: Section) -> str:
-    """All that a section says, tables included."""
+    """All text of a section, tables included."""
     return re.sub(r"<style>.*?</style>|<[^>]+>", " ", section._repr_html_(), flags=re.DOTALL).replace(
         "&#39;", "'"
     )
@@ -50,7 +50,7 @@ def notes(section: Section) -> str:
 
 
 def recomputed(root: Path, experiment: str, config: Config) -> pd.DataFrame:
-    """Out-of-fold probabilities straight from the CSV files, by nothing of this project."""
+    """Out-of-fold probabilities read from the CSV files without code of this project."""
     parts = []
     for fold in range(config.num_folds):
         tables = [
@@ -110,7 +110,7 @@ def test_the_interval_resamples_whole_groups(written, campaign: Path) -> None:
     assert np.allclose(found, np.quantile(values, [0.025, 0.975]), rtol=0, atol=1e-9)
 
 
-def test_the_mean_of_experiments_is_recomputed_too(written, campaign: Path) -> None:
+def test_the_mean_of_experiments_is_that_of_pandas(written, campaign: Path) -> None:
     report, _, _ = written
     one, other = (recomputed(campaign, name, config) for name, config in EXPERIMENTS.items())
     mean = (one["score"] + other["score"].reindex(one.index)) / 2
@@ -119,7 +119,7 @@ def test_the_mean_of_experiments_is_recomputed_too(written, campaign: Path) -> N
     )
 
 
-def test_what_is_shown_is_what_was_computed(written) -> None:
+def test_the_page_shows_the_computed_numbers(written) -> None:
     report, folder, _ = written
     page = (folder / REPORT_PAGE).read_text()
     for experiment, found in report.context.numbers["experiments"].items():
@@ -144,7 +144,7 @@ def test_what_is_shown_is_what_was_computed(written) -> None:
     )
 
 
-def test_transductive_and_optimistic_scores_are_marked_wherever_they_stand(written) -> None:
+def test_transductive_and_optimistic_scores_are_marked_in_every_section(written) -> None:
     report, _, _ = written
     for name in (
         "models",
@@ -172,7 +172,7 @@ class _Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def test_the_page_needs_nothing_but_itself(written) -> None:
+def test_the_page_is_self_contained(written) -> None:
     _, folder, names = written
     page = _Page()
     page.feed((folder / REPORT_PAGE).read_text())
@@ -217,7 +217,7 @@ def test_names_from_files_cannot_become_markup(
     name = "<script>alert(1)</script>/../x"
     for fold in range(3):
         campaigns.write_fold(
-            root / f"fold-{fold}", prepared, name, Config(**campaigns.KNOBS), fold, cases=False
+            root / f"fold-{fold}", prepared, name, Config(**campaigns.OPTIONS), fold, hard_tiles=False
         )
     report = campaigns.report_of(root, tmp_path / "out", facts={"campaign": "<b>bold</b>"})
     section = report.decisions()
@@ -226,17 +226,13 @@ def test_names_from_files_cannot_become_markup(
     assert "<script" not in html and "<b>" not in html and "&lt;script&gt;" in html
 
 
-# --- what is not there
-# -----------------------------------------------------------------------------------------------
-
-
 def all_sections(root: Path, tmp_path: Path, **more: Any) -> tuple[Report, str]:
-    """Every section of a report can be made; the report and all it says."""
+    """The report, and the text of all its sections."""
     report = campaigns.report_of(root, tmp_path / "working", **more)
     return report, "\n".join(texts(section) for section in report.sections())
 
 
-def test_nothing_at_all(tmp_path: Path) -> None:
+def test_a_report_without_any_output_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     report, said = all_sections(tmp_path / "empty", tmp_path)
     assert report.ids() == {"data_id": "", "fold_table_id": ""}
@@ -280,7 +276,7 @@ def test_without_prepare_there_are_scores_and_no_intervals(
 
 
 def test_a_damaged_fold_is_named_and_left_out(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
-    """Decided: the rest is reported, the damage is named where the fold would have been and among what is not known."""
+    """The other folds are reported; the damage is named in the section of the fold and in the limitations."""
     root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
     path = root / "hcd-smoke-fold-1" / "oof-1-member-0.csv"
     path.write_bytes(path.read_bytes().replace(b"-0.", b"+0.", 1))
@@ -293,7 +289,7 @@ def test_a_damaged_fold_is_named_and_left_out(one_experiment: Callable[..., Path
     assert "1 output could not be used and is missing" in said
 
 
-def test_a_record_that_is_no_json_and_a_fold_that_is_there_twice(
+def test_a_broken_record_and_a_fold_that_is_present_twice_are_named(
     one_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
     import shutil
@@ -366,11 +362,11 @@ def test_predictions_that_are_no_table_are_named(one_experiment: Callable[..., P
     assert "has the columns id; expected: id, label, logit" in notes(report.results())
 
 
-def test_an_older_run_without_cases_and_counts_says_so(
+def test_an_older_run_without_hard_tiles_and_parameter_counts_is_reported(
     one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
 ) -> None:
     root = one_experiment("prepare")
-    config = Config(**campaigns.KNOBS | {"num_members": 1})
+    config = Config(**campaigns.OPTIONS | {"num_members": 1})
     for fold in range(2):
         campaigns.write_fold(
             root / f"fold-{fold}",
@@ -378,7 +374,7 @@ def test_an_older_run_without_cases_and_counts_says_so(
             "smoke",
             config,
             fold,
-            cases=False,
+            hard_tiles=False,
             scores={"parameters_millions": None},
         )
     report = campaigns.report_of(root, tmp_path / "working")
@@ -394,14 +390,20 @@ def test_an_older_run_without_cases_and_counts_says_so(
     assert "not known how much of its attribution is in the centre" in said
 
 
-def test_why_there_is_no_map_is_said(
+def test_the_reason_for_missing_maps_is_shown(
     one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
 ) -> None:
     root = one_experiment("prepare")
     why = {"explained": {"missing": "Linear has no feature map to explain"}}
     for fold in range(2):
         campaigns.write_fold(
-            root / f"fold-{fold}", prepared, "smoke", Config(**campaigns.KNOBS), fold, cases=False, scores=why
+            root / f"fold-{fold}",
+            prepared,
+            "smoke",
+            Config(**campaigns.OPTIONS),
+            fold,
+            hard_tiles=False,
+            scores=why,
         )
     assert "Linear has no feature map to explain" in notes(
         campaigns.report_of(root, tmp_path / "out").explanations()
@@ -412,9 +414,9 @@ def test_a_frozen_encoder_has_no_training_curve(
     one_experiment: Callable[..., Path], prepared: Path, tmp_path: Path
 ) -> None:
     root = one_experiment("prepare")
-    config = Config(**campaigns.KNOBS | {"num_members": 1, "train_mode": "linear_probe", "weights": "timm"})
+    config = Config(**campaigns.OPTIONS | {"num_members": 1, "train_mode": "linear_probe", "weights": "timm"})
     for fold in range(2):
-        campaigns.write_fold(root / f"fold-{fold}", prepared, "smoke", config, fold, cases=False)
+        campaigns.write_fold(root / f"fold-{fold}", prepared, "smoke", config, fold, hard_tiles=False)
     report = campaigns.report_of(root, tmp_path / "out")
     assert not report.training().pictures and "there is no training curve" in texts(report.training())
     assert "encoder frozen" in texts(report.models()) and "(head only)" in texts(report.models())
@@ -457,7 +459,9 @@ def test_a_submission_without_a_list_of_members(
     assert "ensemble.csv is missing" in notes(section) and "0.0 % of them are 0.5 or more" in texts(section)
 
 
-def test_whether_the_scored_file_is_the_one_at_hand(campaign: Path, tmp_path: Path) -> None:
+def test_the_scored_file_is_compared_with_the_submission_of_the_report(
+    campaign: Path, tmp_path: Path
+) -> None:
     import hashlib
 
     sha256 = hashlib.sha256((campaign / "hcd-inference" / "submission.csv").read_bytes()).hexdigest()
@@ -474,11 +478,11 @@ def test_whether_the_scored_file_is_the_one_at_hand(campaign: Path, tmp_path: Pa
     assert "gave no score" in said(public_auc=None, private_auc=None)
 
 
-def test_grouped_against_stratified_from_another_campaign(
+def test_stratified_folds_are_compared_with_grouped_folds_of_another_campaign(
     one_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
     root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1")
-    beside = {
+    other_campaign = {
         "name": "other",
         "experiment": "smoke-0a1b2c",
         "split": "stain",
@@ -486,12 +490,12 @@ def test_grouped_against_stratified_from_another_campaign(
         "interval": [0.4, 0.6],
         "folds": 3,
     }
-    report = campaigns.report_of(root, tmp_path / "one", facts={"other_campaigns": [beside]})
+    report = campaigns.report_of(root, tmp_path / "one", facts={"other_campaigns": [other_campaign]})
     gap = report.context.numbers["experiments"]["smoke"]["auc"] - 0.5
     assert f"difference of {gap:+.4f}" in texts(report.splits())
     assert "not known how optimistic its folds are" not in texts(report.conclusion())
     alone = campaigns.report_of(
-        root, tmp_path / "two", facts={"other_campaigns": [beside | {"experiment": "strong"}]}
+        root, tmp_path / "two", facts={"other_campaigns": [other_campaign | {"experiment": "strong"}]}
     )
     assert "not known how optimistic stratified folds are" in notes(alone.splits())
     assert "not known how optimistic its folds are" in texts(alone.conclusion())
@@ -501,14 +505,15 @@ def test_the_report_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, lib.report.document; print(sorted({'torch', 'timm', 'matplotlib.pyplot'} & set(sys.modules)))"
+    modules = "{'torch', 'timm', 'matplotlib.pyplot'}"
+    code = f"import sys, lib.report.document; print(sorted({modules} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
 
 
-def test_mistakes_of_a_network_without_maps_are_shown_all_the_same(
+def test_errors_of_a_network_without_maps_are_shown(
     one_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
     root = one_experiment("smoke-fold-0", "smoke-fold-1", "smoke-fold-2")

@@ -1,6 +1,6 @@
-"""report.html in headless Chromium, as wide as a desk's screen and as a phone's.
+"""The page report.html in headless Chromium, as wide as a desktop screen and as a phone.
 
-Needs Chromium and playwright; HCD_BROWSER_PYTHON names a Python that has playwright where this one has not.
+It needs Chromium and playwright. HCD_BROWSER_PYTHON names another Python that has playwright.
 """
 
 import json
@@ -32,15 +32,15 @@ def _has_playwright() -> bool:
 
 def test_every_figure_shows_and_nothing_overflows(written) -> None:
     if _CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine (apt-get install chromium)")
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
     if not _has_playwright():
         pytest.skip(
-            f"{_PYTHON} has no playwright (pip install playwright; or name a Python that has in HCD_BROWSER_PYTHON)"
+            f"{_PYTHON} has no playwright (pip install playwright, or name another in HCD_BROWSER_PYTHON)"
         )
     _, folder, names = written
     command = [
         _PYTHON,
-        str(Path(__file__).with_name("look.py")),
+        str(Path(__file__).with_name("browser_page.py")),
         str(folder / REPORT_PAGE),
         _CHROMIUM,
         "1280",
@@ -48,10 +48,10 @@ def test_every_figure_shows_and_nothing_overflows(written) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    assert [each["width"] for each in seen] == [1280, 390]
-    for each in seen:
-        assert each["images"] == sum(name.endswith(".png") for name in names) and each["blank"] == 0
-        assert each["scroll"] <= each["inner"] == each["width"]
-        assert each["outside"] == [] and each["said"] == []
-        assert set(each["asked"]) <= {"file", "data"}
+    pages = json.loads(done.stdout)
+    assert [page["width"] for page in pages] == [1280, 390]
+    for page in pages:
+        assert page["images"] == sum(name.endswith(".png") for name in names) and page["blank"] == 0
+        assert page["scroll"] <= page["inner"] == page["width"]
+        assert page["outside"] == [] and page["messages"] == []
+        assert set(page["schemes"]) <= {"file", "data"}

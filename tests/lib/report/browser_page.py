@@ -1,4 +1,4 @@
-"""Open a page in headless Chromium and print what was seen as JSON: run with a Python that has playwright.
+"""Open a page in headless Chromium and print its measurements as JSON. It needs a Python with playwright.
 
 Arguments: the page, the browser, and widths in pixels.
 """
@@ -12,21 +12,21 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
 
     page_file, browser_file, *widths = sys.argv[1:]
-    seen = []
+    measurements = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=browser_file, args=["--no-sandbox", "--disable-gpu"]
         )
         for width in map(int, widths):
             page = browser.new_page(viewport={"width": width, "height": 900})
-            said: list[str] = []
-            asked: list[str] = []
-            page.on("console", lambda message, said=said: said.append(message.text))
-            page.on("pageerror", lambda error, said=said: said.append(str(error)))
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            messages: list[str] = []
+            requests: list[str] = []
+            page.on("console", lambda message, messages=messages: messages.append(message.text))
+            page.on("pageerror", lambda error, messages=messages: messages.append(str(error)))
+            page.on("request", lambda request, requests=requests: requests.append(request.url))
             page.goto(Path(page_file).resolve().as_uri())
             page.wait_for_load_state("networkidle")
-            seen.append(
+            measurements.append(
                 {
                     "width": width,
                     "inner": page.evaluate("innerWidth"),
@@ -39,12 +39,12 @@ def main() -> None:
                         "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && "
                         "e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.tagName)"
                     ),
-                    "said": said,
-                    "asked": sorted({url.split(":")[0] for url in asked}),
+                    "messages": messages,
+                    "schemes": sorted({url.split(":")[0] for url in requests}),
                 }
             )
         browser.close()
-    print(json.dumps(seen))
+    print(json.dumps(measurements))
 
 
 if __name__ == "__main__":
