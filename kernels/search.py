@@ -1,4 +1,4 @@
-"""Search the knobs of an experiment: a trial a card at a time, ranked by what each predicts out of fold."""
+"""Search the hyperparameters of an experiment: one trial per GPU at a time, ranked by out-of-fold AUC."""
 
 import logging
 import sys
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def recipe(session: Session) -> None:
-    """Verify the prepared data, make the folds, run the trials, leave their ranking and the winner."""
+    """Verify the prepared data, make the folds, run the trials, write their ranking and the winner."""
     config, parameters = session.parameters.config, session.parameters
     assert parameters.search is not None, "the builder writes what is searched"
-    with session.stage("look at the prepared data"):
+    with session.stage("check the prepared data"):
         folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
         data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
         folds = make_folds(data.train, split=config.fold_split, number=config.num_folds, seed=config.seed)
@@ -53,18 +53,16 @@ def recipe(session: Session) -> None:
         deadline=session.deadline,
     )
     with session.stage("search"):
-        found = run_search(
-            task, folder=session.working, devices=devices, started=session.started
-        )
+        result = run_search(task, folder=session.working, devices=devices, started=session.started)
     session.invalidate_record()
-    names = write_search(found, folder=session.working, experiment=parameters.experiment)
-    logger.info(f"the ranking:\n{(session.working / TABLE).read_text()}")
+    names = write_search(result, folder=session.working, experiment=parameters.experiment)
+    logger.info("the ranking:\n%s", (session.working / TABLE).read_text())
     session.write_outputs(
         names,
         data_id=data.data_id,
         fold_table_id=template.fold_table_id,
         devices=describe_devices(devices),
-        scores={"search": found.scores()},
+        scores={"search": result.scores()},
     )
 
 

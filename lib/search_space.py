@@ -1,4 +1,4 @@
-"""The hyperparameter search: which options, which of their values, and how Optuna draws and prunes the trials.
+"""The hyperparameter search: its options and values, and the trials that Optuna draws and prunes.
 
 A search is a TOML file under `experiments/searches/`:
 
@@ -11,9 +11,9 @@ A search is a TOML file under `experiments/searches/`:
     backbone = ["resnet18.tv_in1k", "resnet34.tv_in1k"]
     learning_rate = {low = 1e-4, high = 1e-2, scale = "log"}
 
-A trial is the experiment with some options changed, trained as one network on one GPU. The same search over the same experiment
-has the same trials, whatever the number and speed of the GPUs. Optuna is imported only where a trial is drawn or pruned: to plan a
-search needs neither Optuna nor torch.
+A trial is the experiment with some options changed, trained as one network on one GPU. The same search over
+the same experiment has the same trials, whatever the number and speed of the GPUs. Optuna is imported only
+where a trial is drawn or pruned: to plan a search needs neither Optuna nor torch.
 """
 
 import itertools
@@ -47,8 +47,8 @@ _KEYS = {
     "tpe": ("trials",),
     "hyperband": ("trials", "eta", "first_epochs"),
 }
-# TPE draws trial n from the scores of trials 0 to n - 4. More would make the trials depend on which GPU is faster, or leave one
-# idle: with two GPUs trial n may start while trials n - 1 to n - 3 run or wait.
+# TPE draws trial n from the scores of trials 0 to n - 4. More would make the trials depend on which GPU is
+# faster, or leave one idle: with two GPUs trial n may start while trials n - 1 to n - 3 run or wait.
 _TPE_LAG = 4
 _ATTEMPTS = 100  # draws per trial, until the space is said to hold no further point
 _CHECKED_TOGETHER = (
@@ -108,14 +108,16 @@ class SearchSpace:
 
     Attributes:
         name: of its file.
-        method: grid (every combination), random (independent draws), tpe (Tree-structured Parzen Estimator: draws that depend on
-            the scores so far) or hyperband (random draws; trials with low scores are pruned after a few epochs).
+        method: grid (every combination), random (independent draws), tpe (Tree-structured Parzen Estimator:
+            draws that depend on the scores so far) or hyperband (random draws; trials with low scores are
+            pruned after a few epochs).
         space: option to the values it may take.
         trials: number of draws, for all methods but grid.
         seed: of the draws.
         folds: each trial is trained for and scored on.
         eta: for hyperband: at each pruning about one trial in `eta` is kept.
-        first_epochs: for hyperband: epochs before the first pruning; the next ones come after `eta` times as many each.
+        first_epochs: for hyperband: epochs before the first pruning; the next ones come after `eta` times as
+            many each.
     """
 
     name: str
@@ -157,7 +159,7 @@ class Trial:
         return ", ".join(f"{key}={value}" for key, value in self.values.items())
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 
 def parse_search(text: str, *, name: str) -> SearchSpace:
@@ -205,7 +207,8 @@ def search_from_dict(values: Mapping[str, Any], *, name: str) -> SearchSpace:
     )
     if method == "grid" and (size := _grid_size(search)) > MOST_TRIALS:
         reader.problems.append(
-            f"the grid has {size:,} trials, at most {MOST_TRIALS} are allowed: name fewer values, or use method = random"
+            f"the grid has {size:,} trials, at most {MOST_TRIALS} are allowed: "
+            "name fewer values, or use method = random"
         )
     if reader.problems:
         raise SearchError(_message(f"search {name!r}", reader.problems))
@@ -308,7 +311,7 @@ def _message(lead: str, problems: list[str]) -> str:
     return "\n  - ".join([f"{lead} cannot be used, {len(problems)} things are wrong:", *problems])
 
 
-# --- planning, without Optuna ----------------------------------------------------------------------------------------
+# --- planning, without Optuna -------------------------------------------------------------------------------
 
 
 def check_search(space: SearchSpace, base: Config) -> None:
@@ -339,7 +342,8 @@ def _problems_with(space: SearchSpace, base: Config) -> list[str]:
         )
     if base.pseudo_labels:
         problems.append(
-            f"the experiment learns from the pseudo-labels of {base.pseudo_labels}: --set pseudo_labels= for a search without"
+            f"the experiment learns from the pseudo-labels of {base.pseudo_labels}: "
+            "--set pseudo_labels= for a search without"
         )
     if base.weights == "pretrain" and "backbone" in space.space:
         problems.append(
@@ -347,7 +351,8 @@ def _problems_with(space: SearchSpace, base: Config) -> list[str]:
         )
     if absent := [fold for fold in space.folds if fold >= base.num_folds]:
         problems.append(
-            f"there is no fold {', '.join(map(str, absent))}: the experiment has folds 0 to {base.num_folds - 1}"
+            f"there is no fold {', '.join(map(str, absent))}: "
+            f"the experiment has folds 0 to {base.num_folds - 1}"
         )
     if space.method == "hyperband" and space.first_epochs >= base.epochs:
         problems.append(
@@ -373,7 +378,7 @@ def _grid_size(space: SearchSpace) -> int:
 
 
 def _corners(space: SearchSpace) -> Iterable[dict[str, Value]]:
-    """The extreme combinations of the options that Config compares with each other: if they are valid, all are."""
+    """The extreme combinations of the options that Config compares: if they are valid, all are."""
     extremes: dict[str, tuple[Value, ...]] = {}
     for key in _CHECKED_TOGETHER:
         if (values := space.space.get(key)) is not None:
@@ -432,7 +437,7 @@ def expected_folds(space: SearchSpace, base: Config) -> float:
 
 
 def _hyperband_epochs(space: SearchSpace, base: Config) -> float:
-    """Expected epochs of a trial. Bracket b prunes from the b-th pruning on, and each keeps one trial in `eta`."""
+    """Expected epochs of a trial: bracket b starts with the b-th pruning, and each keeps one in `eta`."""
     rungs = pruning_epochs(space, base)
     brackets = 1
     while space.first_epochs * space.eta**brackets <= base.epochs:
@@ -450,7 +455,7 @@ def _hyperband_epochs(space: SearchSpace, base: Config) -> float:
     return total / shares
 
 
-# --- drawing and pruning, by Optuna ----------------------------------------------------------------------------------
+# --- drawing and pruning, by Optuna -------------------------------------------------------------------------
 
 
 def _optuna() -> Any:
@@ -510,7 +515,8 @@ def _sample(
             )
     sampler = optuna.samplers.TPESampler if space.method == "tpe" else optuna.samplers.RandomSampler
     for attempt in range(_ATTEMPTS):
-        # A generator of its own for each trial: a search that is resumed or made longer draws the same trials.
+        # A generator of its own for each trial: a search that is resumed or made longer draws the same
+        # trials.
         seed = np.random.SeedSequence([space.seed, number, attempt]).generate_state(1)[0]
         study.sampler = sampler(seed=int(seed))
         drawn = study.ask(distributions).params
@@ -540,13 +546,14 @@ def _rounded(value: Value, values: tuple[Value, ...] | Interval) -> Value:
 def is_promoted(space: SearchSpace, base: Config, scores: Sequence[Mapping[int, float]]) -> bool:
     """True if hyperband lets the last of these trials go on; False if it prunes it after its last score.
 
-    Optuna assigns each trial to a bracket by its number. A trial goes on if its score is among the best 1 / eta of the scores
-    that trials of its bracket with a lower number had after the same epochs.
+    Optuna assigns each trial to a bracket by its number. A trial goes on if its score is among the best 1 /
+    eta of the scores that trials of its bracket with a lower number had after the same epochs.
 
     Args:
         space: the search.
         base: the config of the experiment.
-        scores: for each trial, in the order of the numbers: AUC by epochs, at the `pruning_epochs` that it reached.
+        scores: for each trial, in the order of the numbers: AUC by epochs, at the `pruning_epochs` that it
+            reached.
     """
     optuna = _optuna()
     pruner = optuna.pruners.HyperbandPruner(

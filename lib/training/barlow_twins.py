@@ -1,9 +1,12 @@
-"""Self-supervised pretraining on the competition's own tiles: Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230).
+"""Self-supervised pretraining on the competition's own tiles by Barlow Twins.
 
-Two augmented views of each tile pass through the backbone and a projector. The loss drives the cross-correlation matrix of the
-two projections over the batch to the identity: each dimension agrees between the views and is independent of the others. No
-label is used. On two GPUs each computes half of the tiles of a step (`torch.nn.DataParallel`). The correlation is that of the
-whole step, computed on the first GPU; batch norms use the statistics of their GPU's half.
+Source: Zbontar et al. 2021, arXiv 2103.03230.
+
+Two augmented views of each tile pass through the backbone and a projector. The loss drives the
+cross-correlation matrix of the two projections over the batch to the identity: each dimension agrees between
+the views and is independent of the others. No label is used. On two GPUs each computes half of the tiles of a
+step (`torch.nn.DataParallel`). The correlation is that of the whole step, computed on the first GPU; batch
+norms use the statistics of their GPU's half.
 """
 
 import hashlib
@@ -78,7 +81,7 @@ class PretrainTask:
 
 
 class BarlowTwins(nn.Module):
-    """Backbone, pooling and the paper's projector: three linear layers with batch norm and ReLU between them."""
+    """Backbone, pooling and the paper's projector: three linear layers, batch norm and ReLU between."""
 
     def __init__(self, network: Classifier, *, projector_dim: int, precision: torch.dtype) -> None:
         super().__init__()
@@ -109,9 +112,10 @@ class BarlowTwins(nn.Module):
 
 
 def barlow_twins_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The loss of two views' projections (B, D): sum of (1 - c_ii)^2, plus 0.0051 times the sum of c_ij^2 elsewhere.
+    """The loss of two views' projections (B, D).
 
-    c_ij is the correlation over the batch of dimension i of one view with dimension j of the other.
+    It is the sum of (1 - c_ii)^2, plus 0.0051 times the sum of c_ij^2 off the diagonal. c_ij is the
+    correlation over the batch of dimension i of one view with dimension j of the other.
 
     Returns:
         () float32, or float64 for float64 projections.
@@ -129,10 +133,10 @@ def _standardise(projections: torch.Tensor) -> torch.Tensor:
 
 
 def embedding_spread(embeddings: torch.Tensor) -> float:
-    """The spread of the embeddings (B, C) of different tiles: about 1 for random ones, 0 when all are the same.
+    """The spread of the embeddings (B, C) of different tiles: 1 for random ones, 0 when all are the same.
 
-    It is the mean standard deviation per dimension of the embeddings scaled to length 1, times the root of C (Chen and He 2021,
-    SimSiam).
+    It is the mean standard deviation per dimension of the embeddings scaled to length 1, times the root of C
+    (Chen and He 2021, SimSiam).
     """
     normalised = functional.normalize(embeddings.float(), dim=1)
     return float(normalised.std(dim=0).mean() * math.sqrt(embeddings.shape[1]))
@@ -156,7 +160,7 @@ def random_crop(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 
 def strong_augmentation(config: Config) -> Config:
-    """The augmentation of a view: all flips and quarter turns, strong stain and colour jitter, whatever the folds use."""
+    """The augmentation of a view: flips, quarter turns, strong jitter, whatever the folds use."""
     return replace(
         config,
         flip=True,
@@ -176,7 +180,7 @@ def pretrain(
     devices: Sequence[torch.device],
     invalidate_record: Callable[[], None],
 ) -> tuple[list[str], dict[str, Any]]:
-    """Pretrain the backbone, from the last whole epoch of an interrupted run if there is one, and write an encoder folder.
+    """Pretrain the backbone and write it as an encoder folder; an interrupted run resumes.
 
     Args:
         task: tiles and options.
@@ -199,7 +203,8 @@ def pretrain(
     steps = len(task.tiles) // config.pretrain_batch_size
     if not steps:
         raise TrainingError(
-            f"pretrain_batch_size = {config.pretrain_batch_size} is too large: there are only {len(task.tiles):,} tiles"
+            f"pretrain_batch_size = {config.pretrain_batch_size} is too large: "
+            f"there are only {len(task.tiles):,} tiles"
         )
     planned = steps * config.pretrain_epochs
     step = OptimizerStep(
@@ -241,8 +246,8 @@ def pretrain(
         except torch.OutOfMemoryError as error:
             half = config.pretrain_batch_size // 2
             raise TrainingError(
-                f"the device's memory does not suffice for pretrain_batch_size = {config.pretrain_batch_size}: "
-                f"use --set pretrain_batch_size={half}"
+                "the device's memory does not suffice for pretrain_batch_size = "
+                f"{config.pretrain_batch_size}: use --set pretrain_batch_size={half}"
             ) from error
         if budget is not None:
             budget.check(step, prediction_batches=0)
@@ -277,8 +282,8 @@ def draw_epoch(
     """The random draws of one epoch.
 
     Returns:
-        The order of the tiles, (M,) int64; for each of the two views the draws of the augmentation, (M, DRAWS) float32; for each
-        view those of the crop, (M, 3) float32. Both in the order of the tiles.
+        The order of the tiles, (M,) int64; for each of the two views the draws of the augmentation, (M,
+        DRAWS) float32; for each view those of the crop, (M, 3) float32. Both in the order of the tiles.
     """
     root = [config.seed, _STREAM, 1 + epoch]
     order = np.random.default_rng(np.random.SeedSequence(root)).permutation(rows)
@@ -351,7 +356,7 @@ def _train_one_epoch(
 def _write_encoder(
     network: Classifier, config: Config, folder: Path, history: list[dict[str, Any]]
 ) -> list[str]:
-    """Write the backbone like the weights kernel: config.json and model.safetensors for timm's `local-dir:`."""
+    """Write config.json and model.safetensors for timm's `local-dir:`, like the weights kernel."""
     from timm.models import save_for_hf
 
     backbone: Any = network.backbone

@@ -39,8 +39,9 @@ class DistributedContext:
         on_gpu = self.device.type == "cuda"
         if sync_batchnorm and on_gpu:
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        # Buffers are broadcast once before a prediction (`broadcast_buffers`), not before every forward pass. The gradients
-        # are views into the all-reduce buckets: one copy of all gradients less (85 MB for a ResNet34).
+        # Buffers are broadcast once before a prediction (`broadcast_buffers`), not before every forward pass.
+        # The gradients are views into the all-reduce buckets: one copy of all gradients less (85 MB for a
+        # ResNet34).
         return DistributedDataParallel(
             network,
             device_ids=[self.device] if on_gpu else None,

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the weights (Polyak and Juditsky 1992); it predicts instead of the last weights."""
+"""Exponential moving average (EMA) of the weights, which predicts (Polyak and Juditsky 1992)."""
 
 import torch
 from timm.utils import ModelEmaV3
@@ -8,11 +8,11 @@ from lib.training.optimizer import OptimizerStep
 
 
 class WeightAverage(ModelEmaV3):  # type: ignore[misc]
-    """timm's ModelEmaV3, which counts applied steps: a step that was skipped for an overflow does not change it.
+    """timm's ModelEmaV3, except that a step that was skipped for an overflow does not change it.
 
-    The decay after n steps is min(decay, (1 + n) / (10 + n)), so that the first weights soon lose their influence. It is
-    computed on the device, which knows whether a step was skipped before the host does. Running statistics of batch norms are
-    averaged like weights; integer buffers are copied.
+    The decay after n steps is min(decay, (1 + n) / (10 + n)), so that the first weights soon lose their
+    influence. It is computed on the device, which knows whether a step was skipped before the host does.
+    Running statistics of batch norms are averaged like weights; integer buffers are copied.
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:

@@ -24,7 +24,7 @@ _CHECK_EVERY = 50  # steps between checks of the loss and the time budget: each 
 
 
 class TrainingError(KernelError):
-    """Training failed in a way that running it again does not fix; the message says where and what to change."""
+    """Training failed, and would fail again; the message says where and what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class TrainingSet:
     """The tiles and labels a member learns from.
 
     Attributes:
-        tiles: (N, 96, 96, 3) uint8, all tiles: 6 GB for the competition's 220,025, in host memory, shared by all processes.
+        tiles: (N, 96, 96, 3) uint8, all tiles: 6 GB for the competition's 220,025, in host memory, shared by
+            all processes.
         labels: (N,) float32, 0 or 1.
         rows: (M,) int64, the tiles outside the fold.
         entropy: the root of the member's seeds: (seed, fold, member).
@@ -47,7 +48,7 @@ class TrainingSet:
 def epoch_order(
     training_set: TrainingSet, *, epoch: int, class_balance: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of one epoch in their order, (M,) int64, and how often each came before in this epoch, (M,) int64.
+    """The rows of one epoch in their order, and how often each came before in this epoch; both (M,) int64.
 
     `sampler` draws both classes equally often, with repeats; otherwise every row comes once.
     """
@@ -58,7 +59,8 @@ def epoch_order(
     share = labels.mean()
     weight = np.where(labels == 1, 0.5 / share, 0.5 / (1 - share)) / len(labels)
     order = generator.choice(training_set.rows, size=len(training_set.rows), p=weight / weight.sum())
-    # Number the repeats of each row without a loop: in a stable sort by row they follow each other in the order of the epoch.
+    # Number the repeats of each row without a loop: in a stable sort by row they follow each other in the
+    # order of the epoch.
     by_row = np.argsort(order, kind="stable")
     ordered = order[by_row]
     first = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1])
@@ -69,7 +71,7 @@ def epoch_order(
 
 
 def positive_weight(training_set: TrainingSet, class_balance: str) -> float:
-    """The weight of a positive in the loss: negatives per positive for `class_balance = "loss"`, otherwise 1."""
+    """The weight of a positive in the loss: negatives per positive if `class_balance` is `loss`, else 1."""
     if class_balance != "loss":
         return 1.0
     labels = training_set.labels[training_set.rows]
@@ -78,7 +80,7 @@ def positive_weight(training_set: TrainingSet, class_balance: str) -> float:
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of every step's tiles that one process works on, and the number of forward passes it is cut into."""
+    """One process's part of every step's tiles, and the number of forward passes it is cut into."""
 
     rank: int = 0
     size: int = 1
@@ -86,7 +88,7 @@ class Shard:
 
 
 def tiles_per_step(training_set: TrainingSet, config: Config) -> int:
-    """Tiles of one optimiser step, all processes together: the batch size, or all tiles when they are fewer."""
+    """Tiles of one optimiser step, of all processes: the batch size, or all tiles when they are fewer."""
     return min(config.batch_size, len(training_set.rows))
 
 
@@ -119,11 +121,11 @@ def plan_epoch(
     epoch: int,
     shard: Shard = Shard(),  # noqa: B008
 ) -> EpochPlan:
-    """The order of an epoch's tiles and their augmentation draws; a tile's draws do not depend on the process it is on.
+    """The order of an epoch's tiles and their draws, which do not depend on the number of processes.
 
-    Every step's tiles are cut into one piece for each process and forward pass. Within a piece the tiles are sorted by their
-    flip and rotation, because a CPU augments them more than twice as fast so (lib.image.augment). The sum over the piece does
-    not change.
+    Every step's tiles are cut into one piece for each process and forward pass. Within a piece the tiles are
+    sorted by their flip and rotation, because a CPU augments them more than twice as fast so
+    (lib.image.augment). The sum over the piece does not change.
     """
     order, occurrence = epoch_order(training_set, epoch=epoch, class_balance=config.class_balance)
     per_step = tiles_per_step(training_set, config)
@@ -189,8 +191,8 @@ def train_one_epoch(
     if is_frozen(epoch, config):
         freeze_backbone(network)
     forward = network if forward is None else forward
-    # Dropout and stochastic depth use torch's global generator. It is seeded for each epoch, so that a resumed member
-    # draws the same numbers; each process has its own seed.
+    # Dropout and stochastic depth use torch's global generator. It is seeded for each epoch, so that a
+    # resumed member draws the same numbers; each process has its own seed.
     entropy = [*training_set.entropy, 2, epoch, *([context.rank] if context.rank else [])]
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     torch.manual_seed(seed)
@@ -202,12 +204,12 @@ def train_one_epoch(
         (), dtype=torch.float64, device=device
     )  # on the device: adding to it does not wait
     downscale = network.resize if network.input_size < training_set.tiles.shape[1] else None
-    # The loss of a pass is a sum over its tiles. This factor makes the gradient that of the mean over all tiles of the step:
-    # all-reduce divides by the number of processes.
+    # The loss of a pass is a sum over its tiles. This factor makes the gradient that of the mean over all
+    # tiles of the step: all-reduce divides by the number of processes.
     scale = context.size / tiles_per_step(training_set, config)
     sizes = [size for sizes_of_step in plan.micro_batches for size in sizes_of_step]
-    # The loader copies the uint8 tiles of the next pass to the device while this one computes: 256 tiles are 7 MB,
-    # as float32 they would be 28 MB.
+    # The loader copies the uint8 tiles of the next pass to the device while this one computes: 256 tiles are
+    # 7 MB, as float32 they would be 28 MB.
     batches = load_batches(
         training_set.tiles, plan.rows, batch_size=sizes, device=device, columns=(plan.labels, plan.draws)
     )
@@ -219,13 +221,14 @@ def train_one_epoch(
             with torch.no_grad():
                 if network.stain_normalisation != "none":
                     images = network.normalise_stain(as_images(images))  # (B, 3, 96, 96) float32
-                # (B, 3, H, W) float32 in [0, 1]: four times the bytes of the tiles. Where the network's input is smaller
-                # than a tile, it is downscaled first: fewer pixels to augment.
+                # (B, 3, H, W) float32 in [0, 1]: four times the bytes of the tiles. Where the network's input
+                # is smaller than a tile, it is downscaled first: fewer pixels to augment.
                 images = augment(images, draws, config, shrink=downscale)
                 if mix is not None:
                     images, labels = mix(images, labels)
                 labels = smooth(labels, config.label_smoothing)
-            # All-reduce only in the backward of the last pass: the gradients of the others accumulate in this process.
+            # All-reduce only in the backward of the last pass: the gradients of the others accumulate in this
+            # process.
             with context.no_sync(forward) if passes_left else nullcontext():
                 with autocast(device, precision):
                     logits = forward(images)  # (B,); its activations are the largest tensors of the training
@@ -335,7 +338,8 @@ def _require_finite(total_loss: torch.Tensor, *, epoch: int, number: int, step: 
     if torch.isfinite(total_loss):
         return
     raise TrainingError(
-        f"the loss is not finite (epoch {epoch + 1}, by step {number + 1}, learning rate {step.learning_rate:.2g}).\n"
+        f"the loss is not finite (epoch {epoch + 1}, by step {number + 1}, "
+        f"learning rate {step.learning_rate:.2g}).\n"
         "Lower the learning rate (--set learning_rate=...), warm up (--set warmup_epochs=1), "
         "clip (--set clip_grad_norm=1), or compute in float32 (--set precision=float32)."
     )

@@ -1,4 +1,4 @@
-"""Train the members of one fold, predict its tiles (out-of-fold) and write both; an interrupted member resumes."""
+"""Train the members of one fold and predict its tiles (out-of-fold); an interrupted member resumes."""
 
 import hashlib
 import json
@@ -61,7 +61,8 @@ class FoldTask:
         extra_id: hash of labels beyond the index's own, such as pseudo-labels; such rows have fold -1.
         memory: the shared memory that holds the tiles, if other processes may map it.
         deadline: when all members must be done, on the monotonic clock; infinite for no time limit.
-        reserved_tiles: time to keep free before the deadline for the caller, as a number of tiles to predict on one GPU.
+        reserved_tiles: time to keep free before the deadline for the caller, as a number of tiles to predict
+            on one GPU.
         pause_after: epochs after which training stops for now, with state and predictions on disk; 0: never.
         log_prefix: begins every line in the log.
     """
@@ -208,7 +209,7 @@ def collect_outputs(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], d
 
 
 def out_of_fold_probabilities(task: FoldTask, *, folder: Path) -> np.ndarray:
-    """(M, n) probabilities of each member of a trained fold for the tiles of the fold, in the order of the index."""
+    """(M, n) probabilities of a trained fold's members for its tiles, in the order of the index."""
     files = [MemberFiles(task.fold, member) for member in range(task.config.num_members)]
     logits = [pd.read_csv(folder / names.out_of_fold)["logit"].to_numpy() for names in files]
     return np.stack([probability(row) for row in logits])
@@ -249,7 +250,8 @@ def train_member(
         members_left: members to train in the time that is left, this one included.
 
     Raises:
-        TrainingError: the loss is not finite (files finished before are intact), or two tiles do not fit the device's memory.
+        TrainingError: the loss is not finite (files finished before are intact), or two tiles do not fit the
+            device's memory.
         BudgetError: the time does not suffice, and the plan may not be shortened.
         torch.OutOfMemoryError: on one of several processes; all must start again with more forward passes.
     """
@@ -283,12 +285,13 @@ def double_grad_accum_steps(task: FoldTask, grad_accum_steps: int, processes: in
     tiles = min(task.config.batch_size, int((task.folds != task.fold).sum())) // processes
     if tiles // (2 * passes) < 2:
         raise TrainingError(
-            f"the device's memory does not suffice for {max(tiles // passes, 1)} tiles of {task.config.backbone} at "
-            f"{task.config.input_size} px. Use a smaller network or --set input_size=..."
+            f"the device's memory does not suffice for {max(tiles // passes, 1)} tiles of "
+            f"{task.config.backbone} at {task.config.input_size} px. "
+            "Use a smaller network or --set input_size=..."
         )
     logger.info(
-        "%s: the device's memory did not suffice for %d tiles; resuming from the last whole epoch with %d tiles per pass, "
-        "%d passes per step",
+        "%s: the device's memory did not suffice for %d tiles; resuming from the last whole epoch "
+        "with %d tiles per pass, %d passes per step",
         task.name,
         tiles // passes,
         tiles // (2 * passes),
@@ -451,7 +454,7 @@ def _train_member(
 def _wrap(
     compiled: nn.Module, network: Classifier, context: DistributedContext, *, frozen: bool, config: Config
 ) -> nn.Module:
-    """The network as it is called. Wrapped again after the frozen epochs: all-reduce covers only what learns."""
+    """The network to call. It is wrapped again after the frozen epochs: all-reduce covers what learns."""
     if frozen:
         freeze_backbone(network)
     else:

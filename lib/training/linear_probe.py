@@ -65,7 +65,7 @@ def train_head(
     folder: Path,
     invalidate_record: Callable[[], None],
 ) -> tuple[dict[str, bool], dict[str, Any]]:
-    """Fit the head on the tiles outside the fold, predict those inside, write the files that a trained fold has.
+    """Fit the head on the tiles outside the fold, predict those inside, write the files of a fold.
 
     Args:
         task: the fold; its tiles are not used.

@@ -1,4 +1,7 @@
-"""Mixup, CutMix and label smoothing (Zhang et al. 2018, arXiv 1710.09412; Yun et al. 2019, arXiv 1905.04899)."""
+"""Mixup, CutMix and label smoothing.
+
+Sources: Zhang et al. 2018, arXiv 1710.09412; Yun et al. 2019, arXiv 1905.04899.
+"""
 
 from collections.abc import Callable
 
@@ -14,12 +17,14 @@ def build_mix(config: Config, *, seed: int) -> Mix | None:
     """The function that mixes a batch by timm's Mixup; None where `mixup` and `cutmix` are 0.
 
     Args:
-        config: `mixup` and `cutmix` are the alphas of the beta distributions; with both, each batch gets one of them.
-        seed: of NumPy's global generator, from which timm draws. Seeded for each epoch: a resumed epoch draws the same.
+        config: `mixup` and `cutmix` are the alphas of the beta distributions; with both, each batch gets one
+            of them.
+        seed: of NumPy's global generator, from which timm draws. Seeded for each epoch: a resumed epoch draws
+            the same.
 
     Returns:
-        A function from images (B, 3, H, W), which it overwrites, and labels (B,) float32, to images and labels in [0, 1].
-        Tile i is mixed with tile B - 1 - i; the last tile of an odd batch stays as it is.
+        A function from images (B, 3, H, W), which it overwrites, and labels (B,) float32, to images and
+        labels in [0, 1]. Tile i is mixed with tile B - 1 - i; the last tile of an odd batch stays as it is.
     """
     if not (config.mixup or config.cutmix):
         return None

@@ -17,9 +17,10 @@ _ONE_CYCLE_START = 25.0  # the rate starts at the peak divided by this
 def build_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and convolution kernels only.
 
-    Biases, norms and the parameters that the backbone's `no_weight_decay` names have no decay. With `layer_decay` below 1 each
-    layer's learning rate is that factor of the rate of the next layer towards the logit (Clark et al. 2020, ELECTRA; Bao et al.
-    2021, BEiT). timm makes these groups; a group's `lr_scale` is its factor.
+    Biases, norms and the parameters that the backbone's `no_weight_decay` names have no decay. With
+    `layer_decay` below 1 each layer's learning rate is that factor of the rate of the next layer towards the
+    logit (Clark et al. 2020, ELECTRA; Bao et al. 2021, BEiT). timm makes these groups; a group's `lr_scale`
+    is its factor.
     """
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     backbone, prefix = _timm_network(network)
@@ -41,8 +42,8 @@ def build_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
         {"params": plain, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    # Fused: one kernel for all parameters, which also skips an overflowed step on the device, without waiting for the host.
-    # The rate is a tensor for the same reason: it changes on the device.
+    # Fused: one kernel for all parameters, which also skips an overflowed step on the device, without waiting
+    # for the host. The rate is a tensor for the same reason: it changes on the device.
     device = next(iter(trained.values())).device
     return torch.optim.AdamW(groups, lr=torch.tensor(config.learning_rate, device=device), fused=True)
 
@@ -63,10 +64,11 @@ def warmup_steps(config: Config, *, steps: int) -> int:
 
 
 def learning_rate_at(step: int, *, total: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
-    """Linear warm-up, then half a cosine from `peak` to (nearly) zero at the last step (Loshchilov and Hutter 2017, SGDR).
+    """Linear warm-up, then half a cosine from `peak` to (nearly) zero at the last step.
 
-    `one_cycle` also rises along half a cosine, from a 25th of the peak (Smith and Topin 2018, arXiv 1708.07120, in fastai's
-    shape). AdamW's betas stay constant.
+    Source: SGDR without restarts (Loshchilov and Hutter 2017).
+    `one_cycle` also rises along half a cosine, from a 25th of the peak (Smith and Topin 2018, arXiv
+    1708.07120, in fastai's shape). AdamW's betas stay constant.
 
     Args:
         step: applied steps so far, from 0.
@@ -88,8 +90,9 @@ def learning_rate_at(step: int, *, total: int, warmup: int, peak: float, schedul
 class OptimizerStep:
     """The optimiser step: scale, backward, unscale, clip, step, update, zero, in that order and only here.
 
-    Only the properties whose docstrings say so wait for the device. With a gradient scaler, the number of skipped steps and the
-    index of the next learning rate stay on the device, so that the host can prepare the next batch meanwhile.
+    Only the properties whose docstrings say so wait for the device. With a gradient scaler, the number of
+    skipped steps and the index of the next learning rate stay on the device, so that the host can prepare the
+    next batch meanwhile.
     """
 
     def __init__(
@@ -111,8 +114,8 @@ class OptimizerStep:
         self.attempts = 0  # steps taken or skipped
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._skips_seen = 0  # skipped steps when they were last read from the device
-        # Start of the present cosine: step, share of the cosine already passed, height as a share of the peak. It moves
-        # when the plan is shortened.
+        # Start of the present cosine: step, share of the cosine already passed, height as a share of the
+        # peak. It moves when the plan is shortened.
         self._cosine_start = (warmup, 0.0, 1.0)
         self._rate = torch.zeros((), device=device)
         self._tabulate()
@@ -133,14 +136,14 @@ class OptimizerStep:
 
     @property
     def skipped(self) -> int:
-        """Steps skipped because a gradient overflowed; waits for the device when there is a scaler."""
+        """Steps skipped because a gradient overflowed. Waits for the device if scaled."""
         if self.scaler.is_enabled():
             self._skips_seen = int(self._skipped)
         return self._skips_seen
 
     @property
     def applied(self) -> int:
-        """Steps that changed the network, which the schedule counts; waits for the device when there is a scaler."""
+        """Steps that changed the network; the schedule counts them. Waits for the device if scaled."""
         return self.attempts - self.skipped
 
     @property
@@ -164,7 +167,7 @@ class OptimizerStep:
         return (self.attempts - self._skipped).float()
 
     def shorten(self, left: int) -> None:
-        """End the plan after `left` more steps: the learning rate falls from its present value to zero in fewer steps."""
+        """End the plan after `left` more steps: the learning rate falls from its present value to zero."""
         applied = self.applied
         if not 1 <= left < self.total - applied:
             raise ValueError(f"cannot shorten to {left} steps: {self.total - applied} are left")
@@ -200,7 +203,8 @@ class OptimizerStep:
         possible = 0 <= applied <= total <= self.total and 0 <= begin <= self.total and skipped >= 0
         if not (possible and 0 <= share <= 1.001 and 0 <= height <= 1.001):  # both at most 1, within rounding
             raise ValueError(
-                f"{applied} steps and schedule {state['schedule']} do not belong to a plan of {self.total} steps"
+                f"{applied} steps and schedule {state['schedule']} "
+                f"do not belong to a plan of {self.total} steps"
             )
         self.total, self._cosine_start = int(total), (int(begin), float(share), float(height))
         self._skips_seen = int(skipped)
@@ -214,8 +218,8 @@ class OptimizerStep:
         """Take one step on the sum of the losses.
 
         Args:
-            losses: () float32 each, one per forward pass. Computed lazily: a pass's activations, the largest tensors of the
-                training, are freed by its backward before the next pass begins.
+            losses: () float32 each, one per forward pass. Computed lazily: a pass's activations, the largest
+                tensors of the training, are freed by its backward before the next pass begins.
         """
         for loss in losses:
             self.scaler.scale(loss).backward()

@@ -31,7 +31,9 @@ def save_state(
     step: OptimizerStep,
     history: list[dict[str, Any]],
 ) -> None:
-    """Save weights, optimiser moments, gradient scaler and schedule. Random draws need no state: they are keyed by the epoch.
+    """Save weights, optimiser moments, gradient scaler and schedule.
+
+    Random draws need no state: they are keyed by the epoch.
 
     Args:
         path: of one safetensors file, written atomically.
@@ -57,7 +59,7 @@ def save_state(
 def load_state(
     path: Path, *, plan: str, modules: Mapping[str, nn.Module], step: OptimizerStep
 ) -> list[dict[str, Any]]:
-    """Load the state of an interrupted run into the modules and the step, if the file is whole and of the same plan.
+    """Load the state of an interrupted run, if the file is whole and of the same plan.
 
     Returns:
         The history so far; empty when there is no state to resume from.
@@ -85,7 +87,8 @@ def load_state(
         OverflowError,
     ) as error:
         raise StateError(
-            f"{path} names this training in its metadata, but does not fit it: {error}. Remove the file and run again"
+            f"{path} names this training in its metadata, but does not fit it: {error}. "
+            "Remove the file and run again"
         ) from error
 
 
@@ -105,7 +108,8 @@ def _restore(
     for key, tensor in tensors.items():
         if key.startswith(f"{_OPTIMIZER}."):
             _, number, name = key.split(".", 2)
-            # With the strides of its parameter (perhaps channels last): the fused optimiser pairs both by memory order.
+            # With the strides of its parameter (perhaps channels last): the fused optimiser pairs both by
+            # memory order.
             parameter = parameters[int(number)]
             same_shape = tensor.shape == parameter.shape
             tensor = torch.empty_like(parameter).copy_(tensor) if same_shape else tensor

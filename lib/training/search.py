@@ -1,8 +1,9 @@
-"""Run the trials of a hyperparameter search, one per GPU at a time, within the time limit; no trial is run twice.
+"""Run the trials of a hyperparameter search, one per GPU at a time, none twice, within the time limit.
 
-A trial trains the folds of the search as a fold kernel does, in its own folder. Hyperband pauses a trial where it may prune it, and
-resumes it from its training state on disk. Of a trial that has ended one small JSON file stays. Its weights and predictions are
-removed: those of fifty trials would be gigabytes that nobody reads, and the winner is trained on all folds in any case.
+A trial trains the folds of the search as a fold kernel does, in its own folder. Hyperband pauses a trial
+where it may prune it, and resumes it from its training state on disk. Of a trial that has ended one small
+JSON file stays. Its weights and predictions are removed: those of fifty trials would be gigabytes that nobody
+reads, and the winner is trained on all folds in any case.
 """
 
 import csv
@@ -56,8 +57,8 @@ logger = logging.getLogger(__name__)
 
 TRIALS = "trials"  # the folder of the trials, in the working folder
 FINISHED, PRUNED, FAILED, NOT_RUN = "finished", "pruned", "failed", "not run"
-# Errors that the values of one trial can cause: they are recorded, and the search goes on. (torch.OutOfMemoryError is a
-# RuntimeError.)
+# Errors that the values of one trial can cause: they are recorded, and the search goes on.
+# (torch.OutOfMemoryError is a RuntimeError.)
 _OF_THE_TRIAL = (TrainingError, NetworkError, MetricError, BudgetError, RuntimeError, MemoryError)
 _TEMPORARY = ("BudgetError", "RuntimeError", "MemoryError")  # might not occur another time
 _CLOSING, _CLOSING_SHARE = 60.0, 0.02  # seconds kept for the outputs, and at most this share of the time
@@ -117,7 +118,8 @@ class SearchTask:
 
     Attributes:
         space: options, values and method.
-        template: a fold of the experiment that is searched: its config, tiles in shared memory, index, folds, ids.
+        template: a fold of the experiment that is searched: its config, tiles in shared memory, index, folds,
+            ids.
         groups: (N,) the group of each tile, for intervals.
         weights: returns what `build_network` is to load for a config.
         finished: records of trials that ended in another session.
@@ -143,8 +145,8 @@ class SearchResult:
 
     Attributes:
         task: its input.
-        records: of all trials, the best first: finished trials by AUC, pruned ones by epochs and AUC, then failed ones and those
-            that were not run to their end.
+        records: of all trials, the best first: finished trials by AUC, pruned ones by epochs and AUC, then
+            failed ones and those that were not run to their end.
         trials_left: trials that were not drawn.
     """
 
@@ -233,7 +235,7 @@ class _TrialState:
 
 @dataclass(kw_only=True)
 class _Search:
-    """The threads of a search, one per device. Each takes the next training that can run, until nothing is left."""
+    """The threads of a search, one per device. Each runs the next possible training until none is left."""
 
     task: SearchTask
     folder: Path
@@ -295,7 +297,7 @@ class _Search:
         return self._load(config)[0]
 
     def _load(self, config: Config) -> tuple[dict[str, Path], list[str]]:
-        """What `build_network` loads for a config, and the hashes of these files if their name does not identify them."""
+        """The files `build_network` loads, and their hashes if their names do not identify them."""
         key = (config.weights, config.backbone)
         if key not in self.loaded:  # hashing takes seconds
             paths = self.task.weights(config)
@@ -320,7 +322,7 @@ class _Search:
                 logger.info("%s/%s cannot be read: that trial is run again", TRIALS, path.name)
         return {record["id"]: TrialRecord(**record) for record in records if set(record) == names}
 
-    # --- which training is next ------------------------------------------------------------------------------------------
+    # --- which training is next ---------------------------------------------------------------------------
 
     def _work(self, device: torch.device) -> None:
         """Run one training after the other on a device."""
@@ -451,7 +453,7 @@ class _Search:
         text = json.dumps(asdict(record), indent=1, allow_nan=False) + "\n"
         write_atomic(self.folder / f"{record.id}.json", text)
 
-    # --- one training ----------------------------------------------------------------------------------------------------
+    # --- one training --------------------------------------------------------------------------------------
 
     def _train_next(self, state: _TrialState, device: torch.device) -> None:
         """Train a trial to its next pruning or to its end, and record the result."""
@@ -565,7 +567,11 @@ class _Search:
     def _train(
         self, state: _TrialState, target: int, folder: Path, device: torch.device
     ) -> tuple[bool, dict[str, Any]]:
-        """Train the trial's folds one after the other; whether their training is at its end, and the results."""
+        """Train the trial's folds one after the other.
+
+        Returns:
+            True if the training is at its end, not paused; and the results.
+        """
         folds, config = self.task.space.folds, state.trial.config
         finished = True
         for number, fold in enumerate(folds):
@@ -649,11 +655,15 @@ def _ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return sorted(records, key=key)
 
 
-# --- outputs ---------------------------------------------------------------------------------------------------------
+# --- outputs ------------------------------------------------------------------------------------------------
 
 
 def write_search(result: SearchResult, *, folder: Path, experiment: str) -> dict[str, bool]:
-    """Write search.csv, trials.json and, if a trial has a score, winner.toml; their names, with whether to fetch them."""
+    """Write search.csv, trials.json and, if a trial has a score, winner.toml.
+
+    Returns:
+        Their names, with whether to fetch them.
+    """
     template = result.task.template
     content = {
         "format": RECORD_FORMAT,
@@ -707,7 +717,8 @@ def _table(result: SearchResult) -> str:
 def winner_toml(result: SearchResult, *, experiment: str) -> str:
     """The experiment with the values of the best trial, ready to run, and how it was chosen.
 
-    It keeps the experiment's own epochs, members and views: a trial differs in these because it is one network.
+    It keeps the experiment's own epochs, members and views: a trial differs in these because it is one
+    network.
     """
     space, best = result.task.space, result.best
     assert best is not None, "the caller checks that a trial has a score"
@@ -721,10 +732,12 @@ def winner_toml(result: SearchResult, *, experiment: str) -> str:
     interval = "" if best.low is None else f" (95 % interval {best.low:.4f} to {best.high:.4f})"
     template = result.task.template
     lines = [
-        f"The best of {result.count(FINISHED)} finished trials of the search {space.name} over {experiment}: {chosen}.",
+        f"The best of {result.count(FINISHED)} finished trials of the search {space.name} over {experiment}:",
+        f"{chosen}.",
         f"Pooled out-of-fold AUC {best.auc:.4f}{interval} on {best.tiles:,} tiles,",
         f"{folds}, one network for {best.epochs} epochs (trial {best.id}).",
-        "The AUC is optimistic: the trial was chosen because of it. Train other folds for an unbiased estimate.",
+        "The AUC is optimistic: the trial was chosen because of it.",
+        "Train other folds for an unbiased estimate.",
         *([f"Other trials: {', '.join(others)}."] if others else []),
         f"Data {template.data_id[:12]}, fold table {template.fold_table_id[:12]}.",
     ]

@@ -1,8 +1,9 @@
 """The time budget of a training: shorten the plan in time when it does not fit the session.
 
-Kaggle ends a session at the push's time limit, and a run that was cut off leaves nothing that can be mounted. So the time is
-checked during training. When the steps that are left do not fit the time that is left, less what the final predictions take, the
-plan gets fewer steps, never more, and the learning rate falls faster to the same zero.
+Kaggle ends a session at the push's time limit, and a run that was cut off leaves nothing that can be mounted.
+So the time is checked during training. When the steps that are left do not fit the time that is left, less
+what the final predictions take, the plan gets fewer steps, never more, and the learning rate falls faster to
+the same zero.
 """
 
 import logging
@@ -18,13 +19,13 @@ logger = logging.getLogger(__name__)
 _FIRST_CHECK = 20  # steps: the first few compile, allocate memory and choose algorithms
 _SLACK = 1.03  # a step may become slower
 _FORWARD_SHARE = 0.5  # of a step, for a batch that is only predicted; the arithmetic is a third of a step
-# Seconds to write checkpoint, predictions and record, and to build the network again from its file: a few seconds each on
-# Kaggle's machines.
+# Seconds to write checkpoint, predictions and record, and to build the network again from its file: a few
+# seconds each on Kaggle's machines.
 _CLOSING = 45.0
 
 
 class BudgetError(KernelError):
-    """The plan does not fit the session and may not be shortened; the message says by how much and what to do."""
+    """The plan does not fit the session and may not be shortened; the message says what to do."""
 
 
 @dataclass
@@ -49,12 +50,13 @@ class Budget:
         self._checks = [(self.now(), step.attempts)]
 
     def check(self, step: OptimizerStep, *, prediction_batches: float, steps_later: int = 0) -> None:
-        """Compare what is left of the plan with what is left of the time, and shorten the plan if it does not fit.
+        """Compare the rest of the plan with the rest of the time; shorten the plan if it does not fit.
 
         Args:
             step: counts the steps and holds the plan.
             prediction_batches: how many batches of a training step's size the final predictions take.
-            steps_later: steps at the end of the plan that are not taken in this session: the training pauses before them.
+            steps_later: steps at the end of the plan that are not taken in this session: the training pauses
+                before them.
 
         Raises:
             BudgetError: it does not fit, and `fixed_schedule` forbids to shorten it.
@@ -66,8 +68,8 @@ class Budget:
         if steps - steps_before < min(_FIRST_CHECK, step.total) or to_do <= 0:
             return
         self._checks.append((now, steps))
-        # Seconds per step: the slower of all steps so far and of their later half, because the machine may become slower.
-        # Validations in between are included, because there will be more of them.
+        # Seconds per step: the slower of all steps so far and of their later half, because the machine may
+        # become slower. Validations in between are included, because there will be more of them.
         half = next(
             (time_then, count)
             for time_then, count in reversed(self._checks[:-1])
@@ -86,14 +88,16 @@ class Budget:
         if self.fixed_schedule:
             raise BudgetError(
                 f"the plan does not fit the session: {to_do:,} steps and the predictions take about "
-                f"{needed / 60:.0f} min, {left / 60:.0f} min are left, and fixed_schedule = true forbids to shorten it.\n"
-                "Set more hours (--set expected_hours=..., at most 12), fewer epochs, or --set fixed_schedule=false."
+                f"{needed / 60:.0f} min, {left / 60:.0f} min are left, and fixed_schedule = true forbids to "
+                "shorten it.\n"
+                "Set more hours (--set expected_hours=..., at most 12), fewer epochs, or "
+                "--set fixed_schedule=false."
             )
         planned = step.total
         step.shorten(affordable)
         logger.info(
-            "%sthe plan does not fit the time: %.0f min are left, %.0f are needed. It is shortened from %s to %s steps, and the "
-            "learning rate falls to zero by then",
+            "%sthe plan does not fit the time: %.0f min are left, %.0f are needed. "
+            "It is shortened from %s to %s steps, and the learning rate falls to zero by then",
             f"{self.name}: " if self.name else "",
             left / 60,
             needed / 60,

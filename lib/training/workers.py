@@ -1,9 +1,10 @@
 """Train a fold on all GPUs: one member per GPU, or one member on all GPUs.
 
-One GPU, or a CPU, trains in this process. For more, a supervisor starts `python -m lib.training.workers` once per GPU and shares
-its one copy of the tiles with them. When a worker fails, the supervisor ends the others and raises the first failure. When a
-worker runs out of memory, the workers of the same member restart from the last whole epoch with half as many tiles per pass.
-Under torchrun all processes exist already, and train one member after the other together.
+One GPU, or a CPU, trains in this process. For more, a supervisor starts `python -m lib.training.workers` once
+per GPU and shares its one copy of the tiles with them. When a worker fails, the supervisor ends the others
+and raises the first failure. When a worker runs out of memory, the workers of the same member restart from
+the last whole epoch with half as many tiles per pass. Under torchrun all processes exist already, and train
+one member after the other together.
 """
 
 import json
@@ -104,8 +105,8 @@ def train_fold(
         started: start of the session on the monotonic clock, for the times in the workers' log.
 
     Returns:
-        The names of the files, with whether to fetch them, and the scores for run.json; None in a process of torchrun other
-        than rank 0, which writes.
+        The names of the files, with whether to fetch them, and the scores for run.json; None in a process of
+        torchrun other than rank 0, which writes.
 
     Raises:
         FoldInputError: there is no such fold.
@@ -160,8 +161,8 @@ def train_in_subprocess(
 ) -> None:
     """Train a fold of one member in a process of its own, while other threads train other folds.
 
-    Each training needs its own process, because torch has one global random generator per process. A failed training also
-    leaves nothing behind on its GPU.
+    Each training needs its own process, because torch has one global random generator per process. A failed
+    training also leaves nothing behind on its GPU.
 
     Args:
         task: the fold, with `num_members = 1` and its tiles in shared memory.
@@ -189,7 +190,7 @@ def clear_progress(folder: Path, task: FoldTask) -> None:
         (folder / files.unfinished).unlink(missing_ok=True)
 
 
-# --- the supervisor --------------------------------------------------------------------------------------------------
+# --- the supervisor -----------------------------------------------------------------------------------------
 
 
 def _supervise(
@@ -288,7 +289,8 @@ def _start(group: _WorkerGroup, number: int, scratch: Path, memory: SharedMemory
             subprocess.Popen(
                 [sys.executable, "-m", "lib.training.workers", str(scratch), json.dumps(arguments)],
                 env={**os.environ, "PYTHONPATH": path},
-                # The pipe closes when this process dies, for whatever reason: then the workers end themselves.
+                # The pipe closes when this process dies, for whatever reason: then the workers end
+                # themselves.
                 stdin=subprocess.PIPE,
                 pass_fds=(memory.descriptor,),  # the worker maps the tiles through it: no second copy
             )
@@ -309,7 +311,7 @@ def _first_failure(scratch: Path, group: _WorkerGroup, codes: Sequence[int | Non
     return WorkerError(f"a worker ended with exit code {code} and without a message")
 
 
-# --- one worker ------------------------------------------------------------------------------------------------------
+# --- one worker ---------------------------------------------------------------------------------------------
 
 
 def _work(scratch: Path, arguments: dict[str, Any]) -> None:

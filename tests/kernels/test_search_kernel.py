@@ -1,4 +1,4 @@
-"""The search kernel on real tiles: killed and run again it repeats no trial; what another push finished is not run again."""
+"""The search kernel on real tiles: it repeats no trial, whether it was killed or pushed again."""
 
 import json
 import re

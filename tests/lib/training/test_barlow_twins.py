@@ -1,4 +1,4 @@
-"""Barlow Twins: the paper's loss, views with their own draws, an encoder that folds can start from, the same after a kill."""
+"""Barlow Twins: the paper's loss, draws per view, an encoder for the folds, the same after a kill."""
 
 import dataclasses
 import json

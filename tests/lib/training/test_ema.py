@@ -1,4 +1,4 @@
-"""The average of the weights: timm's, with a decay that begins low, and deaf to steps that were not applied."""
+"""The average of the weights: timm's, with a decay that begins low, without skipped steps."""
 
 import copy
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def test_with_the_decay_of_each_step_it_is_the_average_of_timm() -> None:
 
 
 def test_once_the_decay_has_grown_it_is_the_average_of_torch() -> None:
-    """After 80 steps (1 + n) / (10 + n) is above 0.9 and the decay is what was asked for; torch has no beginning."""
+    """After 80 steps (1 + n) / (10 + n) is above 0.9, the decay of the option; torch begins with it."""
     learner = network()
     step, ours = step_of(learner), WeightAverage(learner, decay=0.9)
     for number in range(81):

@@ -122,7 +122,7 @@ def test_the_weight_of_a_positive_is_that_of_scikit_learns_balanced_classes() ->
 
 
 def test_a_tile_is_augmented_otherwise_in_every_epoch_and_by_every_member() -> None:
-    """The same draws in every epoch would be no augmentation: the network would see each tile in one way only."""
+    """With the same draws in every epoch the network would see only one version of each tile."""
     config, drawn = Config(batch_size=40), {}
     for entropy in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0)):
         for epoch in range(3):
@@ -132,7 +132,7 @@ def test_a_tile_is_augmented_otherwise_in_every_epoch_and_by_every_member() -> N
         assert not (one == other).all(dim=1).any()  # no row draws the same twice
 
 
-# --- a whole epoch ---------------------------------------------------------------------------------------------------
+# --- a whole epoch ------------------------------------------------------------------------------------------
 
 
 def _epoch(
@@ -206,7 +206,7 @@ PLAIN: dict[str, Any] = {
 
 
 def test_epochs_are_those_of_a_loop_of_plain_torch(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
-    """Weighted loss, clipping, warm-up, cosine and decay, written once more with what torch has for each of them; in float64."""
+    """Weighted loss, clipping, warm-up, cosine and decay are those of torch's own parts, in float64."""
     tiles, index = learnable
     labels = index["label"].to_numpy(np.float32)
     knobs = {

@@ -419,7 +419,7 @@ def test_members_and_folds_differ(task: FoldTask, whole: Path, tmp_path: Path) -
 
 
 def test_each_member_and_each_seed_trains_a_network_of_its_own(task: FoldTask, tmp_path: Path) -> None:
-    """From other first weights, in another order: members that are copies would cost twice and average to one of them."""
+    """Other first weights and another order: members that are copies would add nothing to the average."""
     _train(with_options(task, num_members=2, epochs=2), tmp_path / "two")
     _train(with_options(task, num_members=1, epochs=2, seed=1), tmp_path / "seeded")
     paths = [tmp_path / "two" / f"fold-1-member-{member}.safetensors" for member in (0, 1)]

@@ -158,7 +158,7 @@ def test_with_layer_decay_each_layer_has_its_share_of_the_rate(
         assert float(group["lr"]) == pytest.approx(0.01 * group.get("lr_scale", 1.0))
 
 
-# --- one step --------------------------------------------------------------------------------------------------------
+# --- one step -----------------------------------------------------------------------------------------------
 
 
 class _Line(torch.nn.Module):

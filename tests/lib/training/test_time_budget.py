@@ -1,4 +1,4 @@
-"""A clock that binds: the plan gets shorter, never longer, and ends at a learning rate of zero inside the time."""
+"""The time budget: a plan gets shorter, never longer, and ends in time at a learning rate of zero."""
 
 import json
 import time
@@ -166,7 +166,7 @@ def test_deterministic_forbids_to_shorten() -> None:
 
 
 def _fast(task: FoldTask, monkeypatch: pytest.MonkeyPatch, *, share: float, **knobs: object) -> FoldTask:
-    """The task under a clock that runs ten times too fast, with a deadline that this share of the training would meet."""
+    """The task with a clock ten times too fast, and a deadline that this share of the training meets."""
     began = time.monotonic()
 
     def now() -> float:

@@ -84,7 +84,7 @@ FURTHER: dict[str, Any] = {
 def test_two_processes_on_one_member_give_the_losses_of_one(
     task: FoldTask, tmp_path: Path, knobs: dict[str, Any]
 ) -> None:
-    """In float64 and without batch statistics, to ten digits; and the same AUC, from predictions each made a half of."""
+    """In float64 and without batch statistics, to ten digits; and the same AUC from gathered predictions."""
     double = with_options(task, num_members=1, epochs=3, batch_size=9, grad_accum_steps=2, **knobs)
     results = {}
     for size in (1, 2):
@@ -124,7 +124,8 @@ def test_all_processes_on_one_member_by_the_supervisor(
 ) -> None:
     names, scores = _train(with_options(task, ddp=True), tmp_path)
     assert len(names) == 6 and 0 <= scores["fold"]["auc"] <= 1
-    # Everything is there, so it is not done again; with another number of processes it would be another result.
+    # Everything is there, so it is not done again; with another number of processes it would be another
+    # result.
     caplog.clear()
     assert _train(with_options(task, ddp=True), tmp_path) == (names, scores)
     assert caplog.messages == [
@@ -147,7 +148,7 @@ def test_batch_norms_are_those_of_rank_0_wherever_a_tile_is_predicted(task: Fold
 
 
 def test_both_processes_shorten_the_plan_at_the_same_step(task: FoldTask, tmp_path: Path) -> None:
-    """A clock ten times too fast: a learning rate of zero inside the time, a model saved, ranks that agree."""
+    """With a clock ten times too fast: a learning rate of zero in time, a saved model, ranks that agree."""
     folder = tmp_path / "fold"
     folder.mkdir()
     _beside("hurry", with_options(task, num_members=1, epochs=500, eval_every=0), folder, size=2, share=6.0)
@@ -166,7 +167,7 @@ def test_out_of_memory_begins_again_with_half_the_tiles_on_all_ranks(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The second epoch runs out of memory where more than two tiles are in a pass; the first is not done again."""
+    """The second epoch runs out of memory with more than two tiles in a pass; the first is not repeated."""
     with _sabotage("oom", above=2):
         _train(with_options(task, ddp=ddp, epochs=3, eval_every=0), tmp_path)
     told = [

@@ -1,4 +1,4 @@
-"""Python runs this at its start when its folder is on the path: the workers of a test fail as SABOTAGE says."""
+"""Python runs this at its start when its folder is on the path: workers fail as SABOTAGE says."""
 
 import json
 import os
