@@ -1,4 +1,4 @@
-"""The unmodified `kaggle` command line, as a person would type it, against the emulated Kaggle; then the wire itself."""
+"""The emulated Kaggle: first by the unmodified `kaggle` command line, then request by request."""
 
 import base64
 import gzip
@@ -42,7 +42,7 @@ def cli(kaggle, *arguments, **changes):
 
 
 def kernel(folder: Path, slug: str, source: str, **metadata) -> Path:
-    """A kernel's folder, as a person writes it."""
+    """Write the folder of a kernel, as a user would."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "code.py").write_text(source)
     content = {
@@ -60,22 +60,22 @@ def kernel(folder: Path, slug: str, source: str, **metadata) -> Path:
 
 @pytest.fixture
 def real(world):
-    """A world whose kernels are run as scripts."""
+    """A world whose kernels are real scripts in the sandbox."""
     kaggle = world()
     kaggle.kaggle.sessions.use(KernelExecutor(2, {}))
     return kaggle
 
 
-def wait_for(kaggle, slug: str, words: str) -> str:
+def wait_for(kaggle, slug: str, text: str) -> str:
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
-        said = cli(kaggle, "kernels", "status", f"alice/{slug}").stdout
-        if words in said:
-            return said
-    raise AssertionError(f"{slug}: {said}")
+        status = cli(kaggle, "kernels", "status", f"alice/{slug}").stdout
+        if text in status:
+            return status
+    raise AssertionError(f"{slug}: {status}")
 
 
-def test_kernels_by_hand(real, tmp_path):
+def test_kernels_by_the_command_line(real, tmp_path):
     folder = kernel(
         tmp_path / "one",
         "first-kernel",
@@ -103,7 +103,8 @@ def test_kernels_by_hand(real, tmp_path):
     assert "first-kernel" in cli(real, "kernels", "list", "-m").stdout
     assert "left.txt" in cli(real, "kernels", "files", "alice/first-kernel").stdout
 
-    # A second kernel sees the output of the first where Kaggle mounts it, read-only, with what Kaggle adds to it.
+    # A second kernel sees the output of the first where Kaggle mounts it, read-only, with kind Kaggle adds to
+    # it.
     reader = kernel(
         tmp_path / "two",
         "second-kernel",
@@ -123,7 +124,7 @@ def test_kernels_by_hand(real, tmp_path):
     assert "first-kernel" not in cli(real, "kernels", "list", "-m").stdout
 
 
-def test_a_notebook_by_hand(real, tmp_path):
+def test_a_notebook_by_the_command_line(real, tmp_path):
     code = ["print('hello from a cell')", "open('left.txt', 'w').write('x')"]
     cells = [nbformat.v4.new_code_cell(text) for text in code]
     folder = kernel(tmp_path / "one", "first-notebook", "", code_file="code.ipynb", kernel_type="notebook")
@@ -142,7 +143,7 @@ def test_a_notebook_by_hand(real, tmp_path):
     assert "Kernel type cannot be changed" in cli(real, "kernels", "push", "-p", str(script)).stdout
 
 
-def test_a_kernel_that_fails_and_one_that_takes_too_long(real, tmp_path):
+def test_a_kernel_that_fails_and_one_that_exceeds_its_time_limit(real, tmp_path):
     bad = kernel(tmp_path / "bad", "bad-kernel", "raise RuntimeError('on purpose')\n")
     slow = kernel(
         tmp_path / "slow", "slow-kernel", "import time\nprint('begun', flush=True)\ntime.sleep(60)\n"
@@ -155,7 +156,7 @@ def test_a_kernel_that_fails_and_one_that_takes_too_long(real, tmp_path):
     assert "begun" in cli(real, "kernels", "logs", "alice/slow-kernel").stdout
 
 
-def test_datasets_by_hand(world, tmp_path):
+def test_datasets_by_the_command_line(world, tmp_path):
     kaggle = world(settings={"dataset_delay": 6.0})
     folder = tmp_path / "data"
     (folder / "lib" / "inner").mkdir(parents=True)
@@ -177,13 +178,13 @@ def test_datasets_by_hand(world, tmp_path):
     assert json.loads(early) == {
         "status": "ready",
         "current_version_number": 1,
-    }  # of the version before: KAGGLE.md d
+    }  # of the version before
     time.sleep(6)
     late = cli(kaggle, "datasets", "status", "alice/my-data", "--format", "json").stdout
     assert json.loads(late)["current_version_number"] == 2
 
 
-def test_competition_and_quota_by_hand(world, tmp_path):
+def test_competition_and_quota_by_the_command_line(world, tmp_path):
     kaggle = world()
     submission = tmp_path / "submission.csv"
     submission.write_text((kaggle.data / "sample_submission.csv").read_text().replace(",0", ",0.5"))
@@ -191,7 +192,7 @@ def test_competition_and_quota_by_hand(world, tmp_path):
     assert "Successfully submitted to Histopathologic Cancer Detection" in sent.stdout, sent
     time.sleep(0.3)
     listed = cli(kaggle, "competitions", "submissions", COMPETITION).stdout
-    assert "by hand" in listed and "0.50000" in listed  # the AUC of a constant
+    assert "by hand" in listed and "0.50000" in listed  # the AUC of constant predictions
     (tmp_path / "bad.csv").write_text("id,label\nx,0.5\n")
     cli(kaggle, "competitions", "submit", COMPETITION, "-f", str(tmp_path / "bad.csv"), "-m", "bad")
     time.sleep(0.3)
@@ -211,7 +212,7 @@ def test_competition_and_quota_by_hand(world, tmp_path):
     assert "train_labels.csv" in cli(kaggle, "competitions", "files", COMPETITION).stdout
 
 
-def test_an_upload_that_is_cut_is_resumed_by_the_client(world, tmp_path):
+def test_the_client_resumes_an_upload_that_was_cut_off(world, tmp_path):
     kaggle = world(Fault("upload", "503", slug="large.bin"))
     folder = tmp_path / "data"
     folder.mkdir()
@@ -226,7 +227,7 @@ def test_an_upload_that_is_cut_is_resumed_by_the_client(world, tmp_path):
     assert statuses == [503, 308, 200]
 
 
-def test_a_log_is_followed(real, tmp_path):
+def test_the_log_of_a_running_kernel_is_streamed(real, tmp_path):
     source = "import time\nprint('begun', flush=True)\ntime.sleep(3)\nprint('done')\n"
     folder = kernel(tmp_path / "one", "slow-kernel", source)
     assert "successfully pushed" in cli(real, "kernels", "push", "-p", str(folder)).stdout
@@ -235,7 +236,7 @@ def test_a_log_is_followed(real, tmp_path):
     assert "COMPLETE" in wait_for(real, "slow-kernel", "COMPLETE")
 
 
-def test_who_is_not_the_owner_is_refused(world):
+def test_another_token_is_refused_and_no_token_is_logged(world):
     kaggle = world()
     refused = cli(kaggle, "quota", KAGGLE_API_TOKEN="KGAT_" + "0" * 32)
     assert refused.returncode != 0
@@ -244,18 +245,17 @@ def test_who_is_not_the_owner_is_refused(world):
     assert TOKEN not in log and "KGAT_" not in log
 
 
-def test_the_refusals_of_a_push_have_kaggles_words(world, tmp_path):
+def test_a_refused_push_has_the_message_of_kaggle(world, tmp_path):
     kaggle = world(seconds=30.0)
     kernels = [kernel(tmp_path / f"k{n}", f"gpu-kernel-{n}", _script(), enable_gpu=True) for n in range(3)]
     for folder in kernels[:2]:
         assert "successfully pushed" in cli(kaggle, "kernels", "push", "-p", str(folder)).stdout
     refused = cli(kaggle, "kernels", "push", "-p", str(kernels[2]))
     assert "Kernel push error: Maximum batch GPU session count of 2 reached." in refused.stdout
-    assert refused.returncode == 0  # the client's own exit code says nothing
-    assert (
-        "Kernel push error: Notebook not found"
-        in cli(kaggle, "kernels", "push", "-p", str(kernels[2])).stdout
-    )  # the ghost
+    assert refused.returncode == 0  # the client's exit code does not show the refusal
+    # The refused first push left an empty kernel.
+    again = cli(kaggle, "kernels", "push", "-p", str(kernels[2]))
+    assert "Kernel push error: Notebook not found" in again.stdout
     kaggle.kaggle.clear_faults()
     cli(kaggle, "kernels", "delete", "alice/gpu-kernel-2", "-y")
     assert "version 1 successfully pushed" in cli(kaggle, "kernels", "push", "-p", str(kernels[2])).stdout
@@ -265,7 +265,7 @@ def test_the_refusals_of_a_push_have_kaggles_words(world, tmp_path):
     assert "less than 1 megabytes" in cli(kaggle, "kernels", "push", "-p", str(large)).stderr
 
 
-def test_a_server_that_is_started_again_goes_on(world, tmp_path):
+def test_a_restarted_server_runs_its_sessions_again(world, tmp_path):
     kaggle = world(seconds=1.5)
     folder = kernel(tmp_path / "one", "hcd-prepare", _script())
     assert "successfully pushed" in cli(kaggle, "kernels", "push", "-p", str(folder)).stdout
@@ -283,13 +283,21 @@ def _script():
     from lib.config import Config
 
     parameters = {
-        "kind": "prepare", "slug": "hcd-prepare", "experiments": [], "configs": [asdict(Config())], "push_id": "p",
-        "bundle_id": "b", "git_commit": "", "fold": -1, "folds": [], "encoders": [],
-    }  # fmt: skip
+        "kind": "prepare",
+        "slug": "hcd-prepare",
+        "experiments": [],
+        "configs": [asdict(Config())],
+        "push_id": "p",
+        "bundle_id": "b",
+        "git_commit": "",
+        "fold": -1,
+        "folds": [],
+        "encoders": [],
+    }
     return f"PARAMETERS = {parameters!r}\n"
 
 
-def test_faults_are_read_from_a_file_and_every_mistake_is_listed(tmp_path):
+def test_faults_are_read_from_a_file_and_all_problems_are_listed(tmp_path):
     path = tmp_path / "faults.json"
     path.write_text('[{"on": "SaveKernel", "kind": "500", "times": 2}]')
     assert load_faults(path) == [Fault("SaveKernel", "500", times=2)]
@@ -297,12 +305,13 @@ def test_faults_are_read_from_a_file_and_every_mistake_is_listed(tmp_path):
     with pytest.raises(LaunchError) as failure:
         load_faults(path)
     assert all(
-        words in str(failure.value)
-        for words in ("'nowhere'", "colour", "on is missing", "kind must be", "entry 3")
+        text in str(failure.value)
+        for text in ("'nowhere'", "colour", "on is missing", "kind must be", "entry 3")
     )
 
 
-# --- on the wire -----------------------------------------------------------------------------------------------------
+# --- on the wire
+# -----------------------------------------------------------------------------------------------------
 
 
 def _log(account) -> list[str]:
@@ -311,44 +320,44 @@ def _log(account) -> list[str]:
 
 @pytest.fixture
 def wire(tmp_path: Path) -> Iterator[Callable[..., Wire]]:
-    """Makes emulated Kaggles that end with the test."""
-    made: list[Wire] = []
+    """Start emulated Kaggles that end with the test."""
+    started: list[Wire] = []
 
     def make(*faults: Fault, settings: dict | None = None, **options) -> Wire:
-        folder = tmp_path / f"wire-{len(made)}"
-        made.append(Wire(folder, *faults, settings=replace(FAST, **settings or {}), **options))
-        return made[-1]
+        folder = tmp_path / f"wire-{len(started)}"
+        started.append(Wire(folder, *faults, settings=replace(FAST, **settings or {}), **options))
+        return started[-1]
 
     yield make
-    for each in made:
-        each.stop()
+    for kaggle in started:
+        kaggle.stop()
 
 
-@pytest.mark.parametrize("what", ["400", "401", "403", "404", "429", "500", "503"])
-def test_a_refusal_has_its_status_and_no_effect(wire, what):
-    kaggle = wire(Fault("SaveKernel", what, value=7 if what == "429" else None))
+@pytest.mark.parametrize("kind", ["400", "401", "403", "404", "429", "500", "503"])
+def test_a_refusal_has_its_status_and_no_effect(wire, kind):
+    kaggle = wire(Fault("SaveKernel", kind, value=7 if kind == "429" else None))
     answer = kaggle.ask("SaveKernel", **kaggle.push_body("one-kernel"))
-    assert answer.status_code == int(what) and answer.json()["code"] == int(what)
-    assert answer.headers.get("Retry-After") == ("7" if what == "429" else None)
+    assert answer.status_code == int(kind) and answer.json()["code"] == int(kind)
+    assert answer.headers.get("Retry-After") == ("7" if kind == "429" else None)
     assert kaggle.effects("SaveKernel") == 0
     assert kaggle.push("one-kernel")["versionNumber"] == 1
 
 
-@pytest.mark.parametrize(("what", "effects"), [("reset-before", 0), ("reset-after", 1), ("timeout", 1)])
-def test_a_connection_that_breaks(wire, what, effects):
-    kaggle = wire(Fault("SaveKernel", what, value=0.1 if what == "timeout" else None))
+@pytest.mark.parametrize(("kind", "effects"), [("reset-before", 0), ("reset-after", 1), ("timeout", 1)])
+def test_a_connection_that_is_reset(wire, kind, effects):
+    kaggle = wire(Fault("SaveKernel", kind, value=0.1 if kind == "timeout" else None))
     with pytest.raises(requests.exceptions.RequestException) as failure:
         kaggle.ask("SaveKernel", **kaggle.push_body("one-kernel"))
-    assert "reset by peer" in str(failure.value)  # not a polite end
+    assert "reset by peer" in str(failure.value)  # a reset, not an end of the stream
     assert kaggle.effects("SaveKernel") == effects
 
 
-@pytest.mark.parametrize(("what", "effects"), [("html", 0), ("html-after", 1), ("empty", 0)])
-def test_an_answer_that_says_nothing(wire, what, effects):
-    kaggle = wire(Fault("SaveKernel", what))
+@pytest.mark.parametrize(("kind", "effects"), [("html", 0), ("html-after", 1), ("empty", 0)])
+def test_an_answer_without_content(wire, kind, effects):
+    kaggle = wire(Fault("SaveKernel", kind))
     answer = kaggle.ask("SaveKernel", **kaggle.push_body("one-kernel"))
     assert answer.status_code == 200
-    assert answer.text == "{}" if what == "empty" else answer.headers["Content-Type"].startswith("text/html")
+    assert answer.text == "{}" if kind == "empty" else answer.headers["Content-Type"].startswith("text/html")
     assert kaggle.effects("SaveKernel") == effects
 
 
@@ -362,15 +371,15 @@ def test_faults_count_the_requests_they_match(wire):
 
 
 @pytest.mark.parametrize(
-    ("what", "says"),
+    ("kind", "message"),
     [
         ("capacity", "Maximum batch GPU session count of 2 reached."),
         ("quota", "Maximum weekly GPU quota of 30.00 hours reached."),
     ],
 )
-def test_a_refused_first_push_leaves_a_ghost(wire, what, says):
-    kaggle = wire(Fault("SaveKernel", what))
-    assert kaggle.push("one-kernel", enableGpu=True)["error"] == says
+def test_a_refused_first_push_leaves_an_empty_kernel(wire, kind, message):
+    kaggle = wire(Fault("SaveKernel", kind))
+    assert kaggle.push("one-kernel", enableGpu=True)["error"] == message
     assert kaggle.push("one-kernel", enableGpu=True)["error"] == "Notebook not found"
     assert kaggle.kernel("GetKernelSessionStatus", "one-kernel").json() == {
         "code": 404,
@@ -388,17 +397,15 @@ def test_capacity_is_counted_by_machine_and_a_quick_save_needs_none(wire):
         assert kaggle.push(f"cpu-kernel-{number}")["versionNumber"] == 1
     assert kaggle.push("cpu-kernel-5")["error"] == "Maximum batch CPU session count of 5 reached."
     assert kaggle.push("gpu-kernel-0", enableGpu=True)["versionNumber"] == 1
-    assert (
-        kaggle.push("gpu-kernel-0", enableGpu=True)["versionNumber"] == 2
-    )  # beside the first, holding a slot, too
+    # The second version runs beside the first one and needs a session of its own.
+    assert kaggle.push("gpu-kernel-0", enableGpu=True)["versionNumber"] == 2
     assert kaggle.push("gpu-kernel-0", enableGpu=True)["error"].startswith("Maximum batch GPU")
     assert kaggle.push("gpu-kernel-0", enableGpu=True, kernelExecutionType="QUICK_SAVE")["versionNumber"] == 3
-    assert (
-        kaggle.push("gpu-kernel-1", enableGpu=True, kernelExecutionType="QUICK_SAVE")["versionNumber"] == 1
-    )  # no ghost
+    # No empty kernel is left.
+    assert kaggle.push("gpu-kernel-1", enableGpu=True, kernelExecutionType="QUICK_SAVE")["versionNumber"] == 1
 
 
-def test_sessions_at_a_time_have_different_cards(wire):
+def test_concurrent_sessions_have_different_gpus(wire):
     kaggle = wire(held=True)
     kaggle.push("gpu-a", enableGpu=True, sessionTimeoutSeconds="0.3s")
     kaggle.push("gpu-b", enableGpu=True)
@@ -426,7 +433,7 @@ def test_sources_that_are_dropped_are_named_and_the_push_succeeds(wire):
     assert kaggle.executor.jobs[1].mounts == ()
 
 
-def test_pushes_filed_elsewhere_and_refused_with_a_word(wire):
+def test_pushes_under_another_slug_and_refused_pushes(wire):
     kaggle = wire(
         Fault("SaveKernel", "wrong-slug", slug="one"),
         Fault("SaveKernel", "error", slug="two", value="Phone needed"),
@@ -442,7 +449,7 @@ def test_pushes_filed_elsewhere_and_refused_with_a_word(wire):
     assert "Phone" in wire(settings={"phone_verified": False}).push("x-kernel", enableInternet=True)["error"]
 
 
-def test_a_kernel_made_again_knows_nothing_of_the_deleted_one(wire):
+def test_a_kernel_created_again_has_nothing_of_the_deleted_one(wire):
     kaggle = wire(held=True)
     kaggle.push("one-kernel")
     kaggle.wait_for("one-kernel", "RUNNING")
@@ -451,7 +458,7 @@ def test_a_kernel_made_again_knows_nothing_of_the_deleted_one(wire):
     assert first.stop.is_set()
     assert kaggle.push("one-kernel")["versionNumber"] == 1
     kaggle.wait_for("one-kernel", "RUNNING")
-    time.sleep(0.2)  # the end of the deleted session is none of the new one's
+    time.sleep(0.2)  # the end of the deleted session must not end the new one
     assert kaggle.status("one-kernel") == "RUNNING"
     assert [file["fileName"] for file in kaggle.listing("one-kernel")["files"]] == ["left-0.txt"]
     assert kaggle.executor.jobs[1].folder != first.folder
@@ -459,7 +466,7 @@ def test_a_kernel_made_again_knows_nothing_of_the_deleted_one(wire):
     kaggle.wait_for("one-kernel", "COMPLETE")
 
 
-def test_status_of_the_version_before(wire):
+def test_the_status_may_be_that_of_the_version_before(wire):
     kaggle = wire(Fault("GetKernelSessionStatus", "stale"), held=True, settings={"status_delay": 0.4})
     kaggle.push("one-kernel")
     assert kaggle.status("one-kernel") == "404"
@@ -477,7 +484,7 @@ def test_status_of_the_version_before(wire):
 
 
 @pytest.mark.parametrize(
-    ("what", "value", "names", "token"),
+    ("kind", "value", "names", "token"),
     [
         ("missing", "deep", ["left-0.txt"], None),
         ("truncated", None, ["deep/file.txt"], None),
@@ -485,8 +492,8 @@ def test_status_of_the_version_before(wire):
         ("stale", None, [], None),
     ],
 )
-def test_a_listing_that_is_wrong(wire, what, value, names, token):
-    kaggle = wire(Fault("ListKernelSessionOutput", what, value=value))
+def test_faults_of_an_output_listing(wire, kind, value, names, token):
+    kaggle = wire(Fault("ListKernelSessionOutput", kind, value=value))
     kaggle.push("one-kernel")
     kaggle.wait_for("one-kernel", "COMPLETE")
     deep = kaggle.executor.jobs[0].folder / "working" / "deep"
@@ -496,14 +503,12 @@ def test_a_listing_that_is_wrong(wire, what, value, names, token):
     assert [file["fileName"] for file in listed["files"]] == names
     assert listed.get("nextPageToken") == token
     right = kaggle.listing("one-kernel")
-    assert [file["fileName"] for file in right["files"]] == [
-        "deep/file.txt",
-        "left-0.txt",
-    ]  # none of Kaggle's own
+    # The files that Kaggle adds are not listed.
+    assert [file["fileName"] for file in right["files"]] == ["deep/file.txt", "left-0.txt"]
     assert json.loads(right["log"])[0] == {"stream_name": "stdout", "time": 0.0, "data": "begun\n"}
 
 
-def test_a_listing_comes_in_pages(wire):
+def test_a_listing_has_pages(wire):
     kaggle = wire()
     kaggle.push("one-kernel")
     kaggle.wait_for("one-kernel", "COMPLETE")
@@ -517,9 +522,9 @@ def test_a_listing_comes_in_pages(wire):
         assert len(set(names)) == 31
 
 
-def test_files_that_arrive_wrong(wire):
-    whats = ("expired", "short", "cut", "html", "403")
-    kaggle = wire(*(Fault("output", what, nth=number) for number, what in enumerate(whats, start=1)))
+def test_faults_of_an_output_file(wire):
+    kinds = ("expired", "short", "cut", "html", "403")
+    kaggle = wire(*(Fault("output", kind, nth=number) for number, kind in enumerate(kinds, start=1)))
     kaggle.push("one-kernel")
     kaggle.wait_for("one-kernel", "COMPLETE")
     url = kaggle.listing("one-kernel")["files"][0]["url"]
@@ -542,15 +547,15 @@ def test_files_that_arrive_wrong(wire):
         assert requests.get(other, timeout=10).status_code == 403
 
 
-@pytest.mark.parametrize("what", ["error", "cancelled", "no-output"])
-def test_a_session_that_ends_badly(wire, what):
-    kaggle = wire(Fault("session", what))
+@pytest.mark.parametrize("kind", ["error", "cancelled", "no-output"])
+def test_faults_of_a_session(wire, kind):
+    kaggle = wire(Fault("session", kind))
     kaggle.push("one-kernel", enableGpu=True)
     kaggle.wait_for(
-        "one-kernel", {"error": "ERROR", "cancelled": "CANCEL_ACKNOWLEDGED", "no-output": "COMPLETE"}[what]
+        "one-kernel", {"error": "ERROR", "cancelled": "CANCEL_ACKNOWLEDGED", "no-output": "COMPLETE"}[kind]
     )
     assert kaggle.listing("one-kernel")["files"] == []
-    if what == "error":
+    if kind == "error":
         assert "failureMessage" in kaggle.kernel("GetKernelSessionStatus", "one-kernel").json()
         assert "injected" in kaggle.listing("one-kernel")["log"]
 
@@ -568,14 +573,14 @@ def test_a_session_that_never_ends_holds_its_slot_even_after_a_restart(wire):
     assert kaggle.push("two-kernel", enableGpu=True)["versionNumber"] == 1
 
 
-def test_a_new_version_of_a_dataset_comes_late_to_listings_and_mounts(wire):
+def test_a_new_version_of_a_dataset_is_listed_and_mounted_late(wire):
     kaggle = wire(Fault("dataset", "old-version", nth=2, value=1.0), settings={"dataset_delay": 0.5})
     kaggle.dataset("my-data")
     assert kaggle.dataset_state("my-data") == ("BLOBS_RECEIVED", 0)
     time.sleep(0.6)
     assert kaggle.dataset_state("my-data") == ("READY", 1)
     kaggle.dataset("my-data", [("VERSION", b"two"), ("more", b"2")])
-    assert kaggle.dataset_state("my-data") == ("READY", 1)  # ready speaks of the version before
+    assert kaggle.dataset_state("my-data") == ("READY", 1)  # READY is the status of the version before
     assert kaggle.dataset_files("my-data") == ["VERSION"]
     kaggle.push("early-kernel", datasetDataSources=["alice/my-data"])
     time.sleep(0.6)
@@ -588,7 +593,7 @@ def test_a_new_version_of_a_dataset_comes_late_to_listings_and_mounts(wire):
     time.sleep(1.0)
     assert kaggle.dataset_state("my-data") == ("READY", 2)
     facts = kaggle.call("GetDataset", ownerSlug="alice", datasetSlug="my-data")
-    assert [each["versionNotes"] for each in facts["versions"]] == ["", "again"]
+    assert [version["versionNotes"] for version in facts["versions"]] == ["", "again"]
 
 
 def test_a_dataset_that_fails_or_loses_a_file(wire):
@@ -622,7 +627,12 @@ def test_archives_in_datasets_are_unpacked(wire):
     kaggle = wire()
     kaggle.dataset("my-data", [*files, ("no.zip", b"no archive"), ("weights.safetensors", b"w")])
     assert kaggle.dataset_files("my-data") == [
-        "lib/deep/config.py", "lib/inner/leaf.txt", "more/a/b.txt", "no.zip", "table.csv", "weights.safetensors",
+        "lib/deep/config.py",
+        "lib/inner/leaf.txt",
+        "more/a/b.txt",
+        "no.zip",
+        "table.csv",
+        "weights.safetensors",
     ]  # fmt: skip
 
 
@@ -655,7 +665,7 @@ def test_uploads_are_taken_up_where_they_stopped(wire):
     assert early.status_code == 400 and "not complete" in early.text
     kaggle.stop()
     kaggle.faults = ()
-    kaggle.start()  # on another port; what arrived is still there
+    kaggle.start()  # on another port; the bytes that arrived are kept
     cut = f"{kaggle.address}/upload/{token}"
     assert put(cut, content[80:], "bytes 80-99/100").status_code == 200
     assert put(cut, b"", "bytes */100").status_code == 200
@@ -664,12 +674,11 @@ def test_uploads_are_taken_up_where_they_stopped(wire):
     assert put(start("long.bin"), bytes(101)).status_code == 400
     assert put(f"{kaggle.address}/upload/nobody", b"x").status_code == 404
     empty = kaggle.call("StartBlobUpload", type="DATASET", name="empty")["createUrl"]
-    assert (
-        requests.put(empty, data=iter(()), timeout=10).status_code == 200
-    )  # chunked, as the client sends it
+    # The client sends an empty file in chunks.
+    assert requests.put(empty, data=iter(()), timeout=10).status_code == 200
 
 
-def test_submissions_are_scored_as_kaggle_scores_them(wire):
+def test_submissions_are_checked_and_scored_as_on_kaggle(wire):
     kaggle = wire()
     sample = (kaggle.data / "sample_submission.csv").read_text()
     truth = (kaggle.folder / "held-back.csv").read_text()
@@ -684,13 +693,15 @@ def test_submissions_are_scored_as_kaggle_scores_them(wire):
             kaggle.submit(text).json()["message"]
             == "Successfully submitted to Histopathologic Cancer Detection"
         )
-    found = kaggle.submissions()[::-1]
-    assert (found[0]["publicScore"], found[0]["privateScore"]) == ("1.00000", "1.00000")
-    assert [each["status"] for each in found] == ["COMPLETE", "ERROR", "ERROR", "ERROR", "ERROR"]
-    for entry, words in zip(
-        found[1:], ("null values", "more than once", "could not be read", "could not be read"), strict=True
+    submissions = kaggle.submissions()[::-1]
+    assert (submissions[0]["publicScore"], submissions[0]["privateScore"]) == ("1.00000", "1.00000")
+    assert [entry["status"] for entry in submissions] == ["COMPLETE", "ERROR", "ERROR", "ERROR", "ERROR"]
+    for entry, text in zip(
+        submissions[1:],
+        ("null values", "more than once", "could not be read", "could not be read"),
+        strict=True,
     ):
-        assert words in kaggle.call("GetSubmission", ref=entry["ref"])["errorDescription"]
+        assert text in kaggle.call("GetSubmission", ref=entry["ref"])["errorDescription"]
     refused = kaggle.submit(truth)
     assert refused.status_code == 400
     assert (
@@ -706,25 +717,28 @@ def test_submissions_are_scored_as_kaggle_scores_them(wire):
 
 
 def test_submissions_that_are_refused_or_never_scored(wire):
-    says = "Your team has used its daily Submission allowance (5) today, please try again tomorrow UTC (9.1 hours from now)."
+    message = (
+        "Your team has used its daily Submission allowance (5) today, "
+        "please try again tomorrow UTC (9.1 hours from now)."
+    )
     kaggle = wire(
-        Fault("CreateSubmission", "400", value=says),
+        Fault("CreateSubmission", "400", value=message),
         Fault("CreateSubmission", "404", nth=2),
         Fault("score", "pending"),
         Fault("score", "error", nth=2),
     )
     truth = (kaggle.folder / "held-back.csv").read_text()
-    assert kaggle.submit(truth).json() == {"code": 400, "message": says}
+    assert kaggle.submit(truth).json() == {"code": 400, "message": message}
     assert kaggle.submit(truth).status_code == 404
     assert kaggle.submit(truth).status_code == kaggle.submit(truth).status_code == 200
-    assert [each["status"] for each in kaggle.submissions()] == ["ERROR", "PENDING"]
+    assert [entry["status"] for entry in kaggle.submissions()] == ["ERROR", "PENDING"]
     closed = wire(settings={"rules_accepted": False})
     assert closed.submit(truth).status_code == 403
     assert closed.ask("DownloadDataFiles", competitionName=COMPETITION).status_code == 403
     assert closed.call("GetCompetition", competitionName=COMPETITION)["userHasEntered"] is False
 
 
-def test_the_competitions_files_are_behind_signed_links(wire):
+def test_the_competitions_files_need_signed_links(wire):
     kaggle = wire()
     link = kaggle.ask("DownloadDataFile", competitionName=COMPETITION, fileName="train_labels.csv").headers[
         "Location"
@@ -739,7 +753,7 @@ def test_the_competitions_files_are_behind_signed_links(wire):
     assert part.status_code == 206 and part.content == requests.get(whole, timeout=10).content[10:]
 
 
-def test_quota_counts_the_time_on_the_card_and_is_forgotten_at_its_reset(wire):
+def test_the_quota_counts_gpu_time_until_its_reset(wire):
     kaggle = wire(held=True, settings={"gpu_hours_used": 29.9999, "quota_refresh": 2.0})
     kaggle.push("one-kernel", enableGpu=True)
     time.sleep(0.5)
@@ -749,14 +763,14 @@ def test_quota_counts_the_time_on_the_card_and_is_forgotten_at_its_reset(wire):
     assert float(used["timeUsed"].removesuffix("s")) >= 108_000 and used["totalTimeAllowed"] == "108000s"
     kaggle.kernel("DeleteKernel", "one-kernel")
     after = kaggle.call("GetAcceleratorQuotaStatistics")["gpuQuota"]["timeUsed"]
-    assert float(after.removesuffix("s")) >= 108_000  # deleting a kernel gives nothing back
+    assert float(after.removesuffix("s")) >= 108_000  # deleting a kernel gives no quota back
     kaggle.stop()
     time.sleep(2.0)
     kaggle.start()
     assert kaggle.call("GetAcceleratorQuotaStatistics")["gpuQuota"]["timeUsed"] == "0.000s"
 
 
-def test_hours_without_a_server_cost_no_quota(wire):
+def test_time_without_a_server_costs_no_quota(wire):
     kaggle = wire(held=True)
     kaggle.push("one-kernel", enableGpu=True)
     kaggle.wait_for("one-kernel", "RUNNING")
@@ -769,7 +783,7 @@ def test_hours_without_a_server_cost_no_quota(wire):
     assert float(kaggle.call("GetAcceleratorQuotaStatistics")["gpuQuota"]["timeUsed"].removesuffix("s")) < 60
 
 
-def test_a_session_run_again_finds_its_folder_and_inputs_as_they_were(wire):
+def test_a_session_that_is_run_again_has_the_same_folder_and_inputs(wire):
     kaggle = wire(held=True)
     kaggle.dataset("my-data")
     kaggle.push("one-kernel", datasetDataSources=["alice/my-data"])
@@ -789,7 +803,7 @@ def test_a_session_run_again_finds_its_folder_and_inputs_as_they_were(wire):
     assert kaggle.effects("SaveKernel") == 1
 
 
-def test_only_what_completed_is_mounted(wire):
+def test_only_complete_versions_are_mounted(wire):
     kaggle = wire(Fault("session", "cancelled", nth=2))
     for _ in range(2):
         kaggle.push("one-kernel")
@@ -803,7 +817,7 @@ def test_only_what_completed_is_mounted(wire):
     assert (mount.source / "__results__.html").is_file()
 
 
-def test_a_session_that_starts_without_its_kernels(wire):
+def test_a_session_without_the_outputs_of_its_sources(wire):
     kaggle = wire(Fault("session", "no-mount", slug="two"))
     kaggle.push("one-kernel")
     kaggle.wait_for("one-kernel", "COMPLETE")
@@ -813,7 +827,7 @@ def test_a_session_that_starts_without_its_kernels(wire):
     assert [len(job.mounts) for job in kaggle.executor.jobs] == [0, 0, 1]
 
 
-def test_one_server_a_folder_and_one_a_port(wire):
+def test_a_folder_or_port_in_use_is_refused(wire):
     from launch.emulator.server import Server
 
     kaggle = wire()
@@ -825,7 +839,7 @@ def test_one_server_a_folder_and_one_a_port(wire):
     kaggle.start()
 
 
-def test_strangers_are_refused(wire):
+def test_requests_of_other_accounts_are_refused(wire):
     kaggle = wire()
     kaggle.push("one-kernel")
 
@@ -845,37 +859,39 @@ def test_strangers_are_refused(wire):
     requests.get(f"{kaggle.address}/{TOKEN}", timeout=10)
     assert TOKEN not in kaggle.requests()
     line = next(
-        each for each in map(json.loads, kaggle.requests().splitlines()) if each["method"] == "SaveKernel"
+        line for line in map(json.loads, kaggle.requests().splitlines()) if line["method"] == "SaveKernel"
     )
     assert (line["slug"], line["status"], line["version"], line["changes"]) == ("one-kernel", 200, 1, True)
 
 
-def test_hooks_see_each_change_before_and_after_it_is_durable(wire):
+def test_hooks_are_called_before_and_after_a_change_is_durable(wire):
     kaggle = wire(Fault("SaveKernel", "capacity", slug="refused"))
-    seen, state = [], kaggle.kaggle.account.folder / "state.json"
+    calls, state = [], kaggle.kaggle.account.folder / "state.json"
 
     def durable() -> int:
         return len(json.loads(state.read_text())["changes"]) if state.is_file() else 0
 
-    kaggle.kaggle.account.before_change = lambda method, slug: seen.append(
+    kaggle.kaggle.account.before_change = lambda method, slug: calls.append(
         ("before", method, slug, durable())
     )
-    kaggle.kaggle.account.after_change = lambda method, slug: seen.append(("after", method, slug, durable()))
+    kaggle.kaggle.account.after_change = lambda method, slug: calls.append(("after", method, slug, durable()))
     kaggle.push("refused-kernel")
-    assert seen == []  # a refusal changes nothing that counts
+    assert calls == []  # a refusal is no change
     kaggle.push("one-kernel")
     kaggle.dataset("my-data")
-    assert [each for each in seen if each[1] in ("SaveKernel", "CreateDataset")] == [
-        ("before", "SaveKernel", "one-kernel", 0), ("after", "SaveKernel", "one-kernel", 1),
-        ("before", "CreateDataset", "my-data", 1), ("after", "CreateDataset", "my-data", 2),
-    ]  # fmt: skip
-    assert {each[1] for each in seen} == {"SaveKernel", "CreateDataset", "StartBlobUpload", "upload"}
+    assert [call for call in calls if call[1] in ("SaveKernel", "CreateDataset")] == [
+        ("before", "SaveKernel", "one-kernel", 0),
+        ("after", "SaveKernel", "one-kernel", 1),
+        ("before", "CreateDataset", "my-data", 1),
+        ("after", "CreateDataset", "my-data", 2),
+    ]
+    assert {call[1] for call in calls} == {"SaveKernel", "CreateDataset", "StartBlobUpload", "upload"}
     kaggle.stop()
     kaggle.start()
-    assert [each["method"] for each in kaggle.kaggle.account.changes()] == ["SaveKernel", "CreateDataset"]
+    assert [change["method"] for change in kaggle.kaggle.account.changes()] == ["SaveKernel", "CreateDataset"]
 
 
-def test_many_requests_at_a_time_lose_nothing(wire):
+def test_concurrent_pushes_lose_no_version(wire):
     kaggle = wire()
     answers: list[int] = []
     threads = [
@@ -891,7 +907,7 @@ def test_many_requests_at_a_time_lose_nothing(wire):
     assert kaggle.effects("SaveKernel") == len(taken)
 
 
-def test_a_broken_log_stream_and_faults_that_make_no_sense(wire):
+def test_a_refused_log_stream_and_faults_that_are_not_valid(wire):
     kaggle = wire(Fault("log", "503"), held=True)
     kaggle.push("one-kernel")
     kaggle.wait_for("one-kernel", "RUNNING")

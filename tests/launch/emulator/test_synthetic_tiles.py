@@ -197,7 +197,7 @@ def test_colours_alone_do_not_predict_the_label(tmp_path: Path) -> None:
 
 
 class _Edge(np.random.Generator):
-    """Moves the first nucleus to a position that is inside the canvas in float64 and on its edge in float32."""
+    """Moves the first nucleus to a position inside the canvas in float64 and on its edge in float32."""
 
     def normal(self, middle, spread, shape):
         moved = np.zeros(shape)
