@@ -309,8 +309,8 @@ MUTATIONS = (
     Mutation(
         "interval-resamples-groups",
         "lib/evaluation/metrics.py",
-        "sample = np.concatenate([rows_of[group] for group in generator.integers(0, len(names), len(names))])",
-        "sample = generator.integers(0, len(groups), len(groups))",
+        "np.concatenate([rows_of[group] for group in generator.integers(0, len(names), len(names))])",
+        "generator.integers(0, len(groups), len(groups))",
         ("tests/lib/evaluation/test_metrics.py",),
     ),
     Mutation(
@@ -343,16 +343,16 @@ MUTATIONS = (
     ),
     Mutation(
         "pseudo-labelled-tiles-in-no-fold",
-        "kernels/train.py",
-        "np.full(len(labelled), -1)",
-        "np.full(len(labelled), task.fold)",
+        "lib/training/fold.py",
+        "np.full(len(labels), -1)",
+        "np.full(len(labels), self.fold)",
         ("tests/kernels/test_pseudo_label_folds.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
     ),
     Mutation(
         "pseudo-labels-match-their-tiles",
         "kernels/train.py",
-        'data.read_tiles(prepared.TEST_TILES)[guessed["row"]]',
-        "data.read_tiles(prepared.TEST_TILES)[: len(guessed)]",
+        'extra["row"].to_numpy()',
+        'extra["row"].to_numpy()[::-1]',
         ("tests/kernels/test_pseudo_label_folds.py::test_it_learns_from_the_very_tiles_that_were_labelled",),
     ),
     # Prediction and averaging
