@@ -69,7 +69,7 @@ def recipe(session: Session) -> None:
     submission = submission_csv(competition.test_ids, probabilities)
     check_submission(submission, competition.sample)
 
-    about = pd.DataFrame({member.name: member.facts() for member in members}).T
+    about = pd.DataFrame({member.name: member.table_row() for member in members}).T
     table, correlations = member_table(logits, about)
     logger.info(
         "submission.csv: %s tiles, %s of %d members, mean %.4f\n%s",

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what they hash to."""
+"""Atomic writing of files, and their SHA-256."""
 
 import hashlib
 import os
@@ -8,23 +8,21 @@ _CHUNK = 1 << 22  # bytes read at a time when hashing
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside, flush to disk, rename: after a crash the file is the old one or the new one, never a part.
+    """Write to a temporary name, flush and rename: after a crash the file is whole, the old or the new one.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the old file, if any, is intact.
     """
     data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(
-        f".{path.name}.part"
-    )  # one name, so that the rest of a killed write is written over
+    temporary = path.with_name(f".{path.name}.part")  # a fixed name, so that a killed write is overwritten
     try:
-        with beside.open("wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -113,15 +113,15 @@ MUTATIONS = (
     Mutation(
         "stain-normalisation-in-prediction",
         "lib/model/predict.py",
-        "networks[0].resize(networks[0].normalise_stain(as_images(sent)))",
-        "networks[0].resize(as_images(sent))",
+        "networks[0].resize(networks[0].normalise_stain(as_images(batch)))",
+        "networks[0].resize(as_images(batch))",
         ("tests/lib/model/test_predict.py",),
     ),
     Mutation(
         "stain-normalisation-of-features",
         "lib/model/features.py",
-        "own.resize(own.normalise_stain(as_images(sent)))",
-        "own.resize(as_images(sent))",
+        "replica.resize(replica.normalise_stain(as_images(batch)))",
+        "replica.resize(as_images(batch))",
         ("tests/lib/model/test_features.py",),
     ),
     # Augmentation

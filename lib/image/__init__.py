@@ -1,1 +1,1 @@
-"""What is done to pixels, a whole batch at once."""
+"""Operations on the pixels of a whole batch."""

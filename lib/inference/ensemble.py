@@ -1,4 +1,4 @@
-"""Which members may be averaged, and their average."""
+"""Ensemble: validate the members of the folds and average them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lib.runtime.run_record import RunRecord, RunRecordError, read_run_record
 
 
 class EnsembleError(KernelError):
-    """The members at hand may not be averaged; the message lists every reason and names what to run again."""
+    """The members cannot be averaged; the message lists every reason and what to run again."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,16 @@ class FoldOutput:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The name of the fold in messages."""
         return f"fold {self.record.fold} of {self.record.experiment}"
 
 
 def read_fold_outputs(folders: Sequence[Path]) -> tuple[list[FoldOutput], list[str]]:
-    """Read and verify all of them: the good ones, and what is wrong with the others, for `validate_members` to report."""
+    """Read and verify the outputs of folds.
+
+    Returns:
+        The valid outputs, and the problems of the others, which `validate_members` reports.
+    """
     outputs, problems = [], []
     for folder in folders:
         try:
@@ -49,38 +53,39 @@ def validate_members(
     strict_bundle: bool,
     damaged: Sequence[str] = (),
 ) -> tuple[list[FoldOutput], list[str]]:
-    """Hold the members against each other and against what the experiment asks for.
+    """Check that the members agree with each other, with the experiment and with the prepared data.
 
     Args:
         outputs: verified outputs of folds, in any order.
         wanted: experiment name to (numbers of the folds, members per fold).
         data_id: of the prepared data that will be predicted.
         strict_bundle: make differing code among the folds an error.
-        damaged: what is wrong with outputs that could not be read at all.
+        damaged: the problems of outputs that could not be read.
 
     Returns:
         The outputs in the order of experiment and fold, and warnings.
 
     Raises:
-        EnsembleError: folds missing, twice or of other experiments; other data, fold tables, labels, formats.
+        EnsembleError: folds are missing, duplicate or of other experiments; data, fold tables, labels or
+            formats differ.
     """
     problems = list(damaged)
     chosen: list[FoldOutput] = []
     for experiment, (folds, members) in wanted.items():
         of_experiment = [output for output in outputs if output.record.experiment == experiment]
         for fold in folds:
-            found = [output for output in of_experiment if output.record.fold == fold]
+            candidates = [output for output in of_experiment if output.record.fold == fold]
             again = f"push it again (build_kernel.py push fold-{fold})"
-            if not found:
+            if not candidates:
                 problems.append(
                     f"fold {fold} of {experiment} is missing: run it to its end and attach its output"
                 )
-            elif len(found) > 1:
-                places = " and ".join(str(output.folder) for output in found)
+            elif len(candidates) > 1:
+                places = " and ".join(str(output.folder) for output in candidates)
                 problems.append(
                     f"fold {fold} of {experiment} is mounted more than once, at {places}: detach all but one"
                 )
-            for output in found[:1]:
+            for output in candidates[:1]:
                 record = output.record
                 chosen.append(output)
                 if record.members != list(range(members)):
@@ -89,7 +94,8 @@ def validate_members(
                     )
                 if record.data_id != data_id:
                     problems.append(
-                        f"{output.name} was trained on data {record.data_id[:8]}..., prepared are {data_id[:8]}...: {again}"
+                        f"{output.name} was trained on data {record.data_id[:8]}..., the prepared data are "
+                        f"{data_id[:8]}...: {again}"
                     )
                 if record.checkpoint_format != CHECKPOINT_FORMAT:
                     problems.append(
@@ -98,23 +104,24 @@ def validate_members(
                     )
                 if record.label_set != LABEL_SET:
                     problems.append(
-                        f"{output.name} knows the labels {record.label_set}, not {LABEL_SET}: {again}"
+                        f"{output.name} has the labels {record.label_set}, not {LABEL_SET}: {again}"
                     )
         if surplus := sorted({output.record.fold for output in of_experiment} - set(folds)):
             shown = ", ".join(map(str, surplus))
             problems.append(
-                f"fold {shown} of {experiment} is mounted, but not among those to average: detach it"
+                f"fold {shown} of {experiment} is mounted, but is not one of the folds to average: detach it"
             )
         tables = {output.record.fold_table_id for output in of_experiment}
         if len(tables) > 1:
             shown = ", ".join(f"fold {o.record.fold} {o.record.fold_table_id[:8]}..." for o in of_experiment)
             problems.append(
-                f"the folds of {experiment} come from different fold tables ({shown}): push them again with one config"
+                f"the folds of {experiment} come from different fold tables ({shown}): "
+                "push them again with one config"
             )
-    foreign = sorted({output.record.experiment for output in outputs} - set(wanted))
-    if foreign:
+    others = sorted({output.record.experiment for output in outputs} - set(wanted))
+    if others:
         problems.append(
-            f"outputs of other experiments are mounted: {', '.join(foreign)}: detach them, or build with them"
+            f"outputs of other experiments are mounted: {', '.join(others)}: detach them, or build with them"
         )
     warnings: list[str] = []
     bundles = {output.record.bundle_id for output in chosen}
@@ -123,36 +130,37 @@ def validate_members(
         text = f"the folds were trained by different code ({shown})"
         (problems if strict_bundle else warnings).append(text)
     if problems:
-        raise EnsembleError(listed("the members may not be averaged:", problems))
+        raise EnsembleError(listed("the members cannot be averaged:", problems))
     return chosen, warnings
 
 
 def average_members(logits: pd.DataFrame, ids: Sequence[str], *, how: str = "mean") -> np.ndarray:
-    """The average over members, aligned by id.
+    """Average the members, aligned by id.
 
     Args:
         logits: an `id` column and one column of logits per member; rows and columns in any order.
         ids: the order of the result.
-        how: mean: the plain mean of probabilities. logit: the logistic of the mean logit. rank: the mean of the ranks a member
-            gives the tiles (ties share theirs), divided by the number of tiles: an order, no probabilities.
+        how: mean, the mean of probabilities; logit, the logistic of the mean logit; or rank, the mean rank of
+            a tile (ties share their rank) divided by the number of tiles, which is no probability.
 
     Returns:
-        (N,) float64 in [0, 1]. The same whatever the order of members: they are added in the order of their values.
+        (N,) float64 in [0, 1]. It does not depend on the order of members: values are sorted before they are
+        added.
 
     Raises:
-        EnsembleError: ids missing, unknown or twice, no member, or logits that are not finite.
+        EnsembleError: ids are missing, unknown or duplicate, there is no member, or logits are not finite.
     """
     members = [column for column in logits.columns if column != "id"]
     problems = []
     if not members:
         problems.append("there is no member")
     if twice := int(logits["id"].duplicated().sum()):
-        problems.append(f"{twice:,} ids come more than once")
+        problems.append(f"{twice:,} ids occur more than once")
     missing, extra = set(ids) - set(logits["id"]), set(logits["id"]) - set(ids)
     if missing:
         problems.append(f"{len(missing):,} ids have no logits, such as {min(missing)}")
     if extra:
-        problems.append(f"{len(extra):,} ids were not asked for, such as {min(extra)}")
+        problems.append(f"{len(extra):,} ids are unknown, such as {min(extra)}")
     values = logits.set_index("id")[members].to_numpy(dtype=np.float64)  # (N, M)
     if bad := int((~np.isfinite(values)).sum()):
         problems.append(f"{bad:,} logits are not finite")
@@ -182,15 +190,16 @@ _AVERAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def member_table(logits: pd.DataFrame, about: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Each member beside the others: what it scored out of fold, and how much of what it says the others say, too.
+    """Compare the members: out-of-fold scores and correlations of their predictions.
 
     Args:
         logits: an `id` column and one column of logits per member.
         about: indexed by the members' names, any columns (experiment, fold, out-of-fold AUC and so on).
 
     Returns:
-        `about` with mean_probability and, of the probabilities of the test tiles, the correlation with the mean of the other
-        members (Pearson's and Spearman's; not a number for a lone member); and Spearman's correlations of every pair.
+        `about` with mean_probability and the correlations (Pearson's and Spearman's) of the test
+        probabilities with the mean of the other members, which are NaN for a single member; and Spearman's
+        correlations of all pairs.
     """
     values = logits.drop(columns="id").apply(probability)
     table = about.loc[values.columns].copy()

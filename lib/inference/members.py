@@ -1,4 +1,4 @@
-"""The members of an ensemble, and which of them are asked in one pass over the tiles."""
+"""Members of an ensemble, and their predictions in as few passes over the tiles as possible."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,12 +15,12 @@ from lib.model.network import Classifier
 from lib.model.predict import predict_on_all
 from lib.runtime.run_record import RunRecord
 
-_AT_A_TIME = 3 << 30  # bytes of weights on a device: a T4 has 14.6 GiB, and activations need theirs
+_WEIGHTS_LIMIT = 3 << 30  # bytes of weights on a device: a T4 has 14.6 GiB, and activations need memory
 
 
 @dataclass(frozen=True)
 class Member:
-    """One trained network, on disk."""
+    """A trained network or head in a checkpoint file."""
 
     path: Path
     identity: Identity
@@ -28,16 +28,16 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Its column in members.csv."""
+        """The name of its column in members.csv."""
         return f"{self.identity.experiment}-fold-{self.identity.fold}-member-{self.identity.member}"
 
     @property
     def config(self) -> Config:
-        """What it was trained with."""
+        """The config it was trained with."""
         return config_of(self.identity)
 
-    def facts(self) -> dict[str, str | int | float]:
-        """What the table of members says of it."""
+    def table_row(self) -> dict[str, str | int | float]:
+        """Its row in the table of members."""
         identity = self.identity
         return {
             "experiment": identity.experiment,
@@ -53,10 +53,10 @@ class Member:
 
 
 def members_of(output: FoldOutput) -> Iterator[Member]:
-    """The members of a fold, each held against what the fold's run.json says of it.
+    """The members of a fold, each checked against the fold's run.json.
 
     Raises:
-        EnsembleError: a checkpoint is another one than run.json says.
+        EnsembleError: a checkpoint is not the one that run.json describes.
         CheckpointError: a checkpoint cannot be read.
     """
     record = output.record
@@ -72,13 +72,13 @@ def members_of(output: FoldOutput) -> Iterator[Member]:
         )
         if named != (record.experiment, record.fold, number, record.data_id, record.fold_table_id):
             raise EnsembleError(
-                f"{output.folder}: a checkpoint says it is {named[:3]}, which run.json does not: train it again"
+                f"{output.folder}: run.json does not list the checkpoint of {named[:3]}: train it again"
             )
         yield Member(path, identity, _score_of(record, number))
 
 
 def _score_of(record: RunRecord, number: int) -> float:
-    """A member's out-of-fold AUC as its fold's run.json has it; not a number where it does not."""
+    """The out-of-fold AUC of a member in its fold's run.json; NaN if it is absent."""
     try:
         return float(record.scores["members"][number]["auc"])
     except (KeyError, IndexError, TypeError, ValueError):
@@ -86,9 +86,9 @@ def _score_of(record: RunRecord, number: int) -> float:
 
 
 def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:
-    """Members of one architecture that see the same views of the same size together, as many as a device holds."""
+    """Groups of members with the same architecture, input size and views, as many as fit on a device."""
     groups: dict[tuple[object, ...], list[list[Member]]] = {}
-    room: dict[tuple[object, ...], int] = {}
+    free: dict[tuple[object, ...], int] = {}
     for member in members:
         config = member.config
         key = (
@@ -100,11 +100,11 @@ def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:
             config.stain_normalisation,
         )
         size = member.path.stat().st_size
-        if key not in groups or room[key] < size:
+        if key not in groups or free[key] < size:
             groups.setdefault(key, []).append([])
-            room[key] = _AT_A_TIME
+            free[key] = _WEIGHTS_LIMIT
         groups[key][-1].append(member)
-        room[key] -= size
+        free[key] -= size
     return [group for of_key in groups.values() for group in of_key]
 
 
@@ -115,15 +115,15 @@ def predict_members(
     devices: Sequence[torch.device],
     stage: Callable[..., AbstractContextManager[None]],
 ) -> dict[str, np.ndarray]:
-    """The logits every member gives the tiles, (N,) float32 by its name.
+    """The logits (N,) float32 of the tiles from every member, by its name.
 
     Args:
-        members: networks, no heads.
+        members: networks, not heads.
         tiles: (N, 96, 96, 3) uint8.
         devices: of one kind.
-        stage: times what is done under a name (lib.runtime.session.Session.stage).
+        stage: measures the time of a named stage (lib.runtime.session.Session.stage).
     """
-    found: dict[str, np.ndarray] = {}
+    logits: dict[str, np.ndarray] = {}
     for group in groups_of_one_pass(members):
         config = group[0].config
         with stage(f"predict {', '.join(member.name for member in group)}", note=f"{config.tta_views} views"):
@@ -135,5 +135,5 @@ def predict_members(
                 devices=devices,
                 precision=config.precision,
             )
-        found |= {member.name: values[:, at] for at, member in enumerate(group)}
-    return {member.name: found[member.name] for member in members}
+        logits |= {member.name: values[:, column] for column, member in enumerate(group)}
+    return {member.name: logits[member.name] for member in members}

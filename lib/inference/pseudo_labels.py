@@ -1,4 +1,4 @@
-"""Pseudo-labels: test tiles a fold may learn from, labelled by members that saw no tile of that fold."""
+"""Pseudo-labels: test tiles that a fold trains on, labelled by members that saw no tile of that fold."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 def find_teacher(
     folders: list[Path], *, experiment: str, fold: int, data_id: str, fold_table_id: str
 ) -> FoldOutput:
-    """The output of the one fold that may label tiles for this fold: the same fold of the experiment that was named.
+    """The output that labels tiles for this fold: the same fold of the teacher experiment.
 
     Raises:
         EnsembleError: it is not among the inputs, or was trained on other data or folds.
-        RunRecordError: a file is not what run.json says.
+        RunRecordError: a file does not match its run.json.
     """
-    seen = []
+    mounted = []
     for folder in folders:
         record = read_run_record(folder, kind="train")
-        seen.append(f"fold {record.fold} of {record.experiment}")
+        mounted.append(f"fold {record.fold} of {record.experiment}")
         if (record.experiment, record.fold) != (experiment, fold):
             continue
         if (record.data_id, record.fold_table_id) != (data_id, fold_table_id):
@@ -39,8 +39,8 @@ def find_teacher(
             )
         return FoldOutput(folder, record)
     raise EnsembleError(
-        f"fold {fold} of {experiment}, which pseudo_labels asks for, is not among the inputs "
-        f"(mounted: {', '.join(seen) or 'no fold'}): run it to its end and attach its output"
+        f"fold {fold} of {experiment}, which pseudo_labels names, is not among the inputs "
+        f"(mounted: {', '.join(mounted) or 'no fold'}): run it to its end and attach its output"
     )
 
 
@@ -84,12 +84,12 @@ def label_test_tiles(
 
 
 def choose_confident(probabilities: np.ndarray, *, share: float, prevalence: float) -> pd.DataFrame:
-    """The tiles whose label is the safest guess, both classes in the proportion of the labelled tiles.
+    """The tiles with the most confident predictions, with the class proportions of the labelled tiles.
 
     Args:
         probabilities: (N,) of tumour.
-        share: of the tiles that are taken, at most all of them.
-        prevalence: share of tumour among those.
+        share: of the tiles that are chosen, at most 1.
+        prevalence: share of tumour among the chosen tiles.
 
     Returns:
         row (into `probabilities`) and label, 0 or 1, in the order of rows; no row twice.

@@ -1,4 +1,4 @@
-"""submission.csv, held against sample_submission.csv before it is trusted. Needs no torch."""
+"""Submission file: write submission.csv and check it against sample_submission.csv. Needs no torch."""
 
 import io
 
@@ -9,25 +9,25 @@ from lib.errors import KernelError, listed
 
 
 class SubmissionError(KernelError):
-    """A submission would be refused, or would be worthless; the message lists every reason."""
+    """Kaggle would refuse the submission, or it would be worthless; the message lists every reason."""
 
 
 def submission_csv(ids: list[str], probabilities: np.ndarray) -> str:
-    """The text of submission.csv: id and the probability of tumour, with nine significant digits or more."""
+    """The text of submission.csv: id and the probability of tumour with twelve significant digits."""
     table = pd.DataFrame({"id": ids, "label": np.asarray(probabilities, dtype=np.float64)})
     text: str = table.to_csv(index=False, float_format="%.12g", lineterminator="\n")
     return text
 
 
 def check_submission(text: str, sample: bytes) -> None:
-    """Hold a submission against the sample: columns, ids, order, values.
+    """Check a submission against the sample: columns, ids, order, values.
 
     Args:
         text: the content of submission.csv.
         sample: the content of sample_submission.csv.
 
     Raises:
-        SubmissionError: with every finding.
+        SubmissionError: it differs; every difference is listed.
     """
     problems: list[str] = []
     wanted = pd.read_csv(io.BytesIO(sample), dtype=str, keep_default_na=False)
@@ -35,9 +35,8 @@ def check_submission(text: str, sample: bytes) -> None:
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise SubmissionError(f"the submission is not a CSV file: {error}") from error
-    if not isinstance(
-        table.index, pd.RangeIndex
-    ):  # pandas takes the first of too many values for the row's name
+    # With too many values in a row pandas uses the first one as the row's name.
+    if not isinstance(table.index, pd.RangeIndex):
         raise SubmissionError("the submission has rows with more values than its header has columns")
     if list(table.columns) != list(wanted.columns):
         raise SubmissionError(
@@ -46,7 +45,7 @@ def check_submission(text: str, sample: bytes) -> None:
     if len(table) != len(wanted):
         problems.append(f"{len(table):,} rows, the sample has {len(wanted):,}")
     if twice := int(table["id"].duplicated().sum()):
-        problems.append(f"{twice:,} ids come more than once")
+        problems.append(f"{twice:,} ids occur more than once")
     missing, extra = set(wanted["id"]) - set(table["id"]), set(table["id"]) - set(wanted["id"])
     if missing:
         problems.append(f"{len(missing):,} ids of the sample are missing, such as {min(missing)}")

@@ -1,4 +1,4 @@
-"""One trained member as one safetensors file that says what it is. Never unpickled."""
+"""Checkpoint of a trained member: weights and identity in one safetensors file, never unpickled."""
 
 import json
 import math
@@ -18,17 +18,17 @@ from lib.validation import UNREADABLE, type_errors
 CHECKPOINT_FORMAT = 2
 LABEL_SET = [0, 1]
 _AGAIN = "Train this member again."
-# Tensors of a checkpoint that nothing learns: running statistics, the normalisation of pixels or features.
+# Tensors that are not learnt: running statistics, the normalisation of pixels or features.
 _NOT_LEARNT = ("running_mean", "running_var", "num_batches_tracked", "mean", "std", "spread")
 
 
 class CheckpointError(KernelError):
-    """A checkpoint is damaged, of another format, or does not fit the network it names."""
+    """A checkpoint is damaged, of another format, or does not fit its network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a checkpoint was trained as and on; what must agree before members are averaged."""
+    """The experiment, fold, member, data and config of a checkpoint."""
 
     experiment: str
     fold: int
@@ -41,37 +41,37 @@ class Identity:
 
 
 def save_checkpoint(path: Path, network: Classifier, identity: Identity) -> None:
-    """Write the weights and the identity, whole; the same network gives the same bytes."""
+    """Write weights and identity atomically; the same network gives the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    # One entry: safetensors writes several in the order of a randomly seeded hash table.
+    # A single entry: safetensors writes several in the order of a randomly seeded hash table.
     metadata = {"checkpoint": json.dumps({**asdict(identity), "encoder": network.encoder}, sort_keys=True)}
     write_atomic(path, save(tensors, metadata=metadata))
 
 
 def read_identity(path: Path) -> Identity:
-    """What a checkpoint says of itself, without its weights.
+    """Read the identity of a checkpoint without its weights.
 
     Raises:
-        CheckpointError: the file cannot be read or has another format.
+        CheckpointError: the file cannot be read, has another format, or was written by another version.
     """
     try:
         with safe_open(path, framework="pt") as content:
-            facts = json.loads((content.metadata() or {})["checkpoint"])
+            values = json.loads((content.metadata() or {})["checkpoint"])
     except (SafetensorError, KeyError, *UNREADABLE) as error:
         raise CheckpointError(
-            f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}"
+            f"{path.name} is damaged or not a checkpoint of this project: {error}. {_AGAIN}"
         ) from error
-    if not isinstance(facts, dict):
-        raise CheckpointError(f"{path.name} is damaged or no checkpoint of this project. {_AGAIN}")
-    if facts.get("format") != CHECKPOINT_FORMAT:
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path.name} is damaged or not a checkpoint of this project. {_AGAIN}")
+    if values.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
-            f"{path.name} has format {facts.get('format')}, this code reads {CHECKPOINT_FORMAT}. {_AGAIN}"
+            f"{path.name} has format {values.get('format')}, this code reads {CHECKPOINT_FORMAT}. {_AGAIN}"
         )
     try:
-        identity = Identity(**facts)
+        identity = Identity(**values)
     except TypeError as error:
-        raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {_AGAIN}") from error
-    if wrong := type_errors(Identity, facts):
+        raise CheckpointError(f"{path.name} does not fit its network: {error}. {_AGAIN}") from error
+    if wrong := type_errors(Identity, values):
         raise CheckpointError(f"{path.name} has an invalid identity: {'; '.join(wrong)}. {_AGAIN}")
     try:
         config_from_record(identity.config)
@@ -83,23 +83,23 @@ def read_identity(path: Path) -> Identity:
 
 
 def count_parameters(path: Path) -> int:
-    """How many numbers of a member were learnt; of a frozen encoder, those of its head. Its weights are not read.
+    """The number of learnt parameters of a member, or of its head; the weights are not read.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as content:
-            learnt = [name for name in content.keys() if name.split(".")[-1] not in _NOT_LEARNT]  # noqa: SIM118
-            return sum(math.prod(content.get_slice(name).get_shape()) for name in learnt)
+            names = [name for name in content.keys() if name.split(".")[-1] not in _NOT_LEARNT]  # noqa: SIM118
+            return sum(math.prod(content.get_slice(name).get_shape()) for name in names)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}"
+            f"{path.name} is damaged or not a checkpoint of this project: {error}. {_AGAIN}"
         ) from error
 
 
 def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
-    """Rebuild the network a checkpoint names and load all of its weights.
+    """Rebuild the network of a checkpoint and load all of its weights.
 
     Returns:
         The network in evaluation mode, on the CPU, and the identity.
@@ -113,13 +113,13 @@ def load_checkpoint(path: Path) -> tuple[Classifier, Identity]:
             tensors: dict[str, torch.Tensor] = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is damaged or no checkpoint of this project: {error}. {_AGAIN}"
+            f"{path.name} is damaged or not a checkpoint of this project: {error}. {_AGAIN}"
         ) from error
     try:
         network = build_network(config_from_record(identity.config), encoder=identity.encoder)
         network.load_state_dict(tensors, strict=True)
     except (TypeError, AttributeError, RuntimeError, ConfigError, NetworkError) as error:
-        raise CheckpointError(f"{path.name} does not fit the network it names: {error}. {_AGAIN}") from error
+        raise CheckpointError(f"{path.name} does not fit its network: {error}. {_AGAIN}") from error
     return network.eval(), identity
 
 

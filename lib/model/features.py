@@ -1,7 +1,7 @@
-"""What a frozen encoder says of every tile, computed once and kept: all folds train their heads on it.
+"""Features of a frozen encoder: computed once for all tiles and saved, for the heads of all folds.
 
-Kept is the mean over the views of a tile. For a linear head nothing is lost by that: the mean of its logits over the views is
-its logit of the mean.
+The mean over the views of a tile is saved. A linear head loses nothing by that, because the mean of its
+logits over the views equals its logit of the mean.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ from lib.validation import UNREADABLE
 logger = logging.getLogger(__name__)
 
 TRAIN_FEATURES, TEST_FEATURES = "features-train.npy", "features-test.npy"
-# Knobs that decide what an encoder says of a tile; a head must have been given the same.
+# The options that decide the features; a head and its features must agree in them.
 ENCODER_OPTIONS = ("backbone", "weights", "input_size", "pooling", "stem", "stain_normalisation", "tta_views")
-_BLOCK = 8192  # tiles: what a kill costs at most
+_BLOCK = 8192  # tiles: the most work that an interruption loses
 
 
 class FeaturesError(KernelError):
-    """Features are absent, not those of this experiment, or not numbers; the message says which."""
+    """Features are not finite, or a file does not hold features."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """The output of an embed kernel, verified.
+    """The features of all tiles.
 
     Attributes:
         train: (N, C) float32, in the order of index-train.csv.
@@ -60,7 +60,7 @@ def embed_tiles(
     devices: Sequence[torch.device],
     precision: str,
 ) -> np.ndarray:
-    """The mean over the views of each tile's vector, each device with its share of the tiles.
+    """Compute the mean feature vector over the views of each tile, on all devices in parallel.
 
     Args:
         network: on the CPU.
@@ -68,37 +68,38 @@ def embed_tiles(
         views: 1, 4 or 8.
         batch_size: tiles per forward pass.
         devices: of one kind.
-        precision: as the config has it; the mean is taken in float32.
+        precision: as in Config; the mean is computed in float32.
 
     Returns:
         (N, C) float32.
 
     Raises:
-        FeaturesError: a number is not finite: float16 overflowed.
+        FeaturesError: a value is not finite: float16 overflowed.
     """
-    places = list(dict.fromkeys(devices))
-    shares = np.array_split(np.arange(len(tiles)), len(places))
+    distinct = list(dict.fromkeys(devices))
+    shares = np.array_split(np.arange(len(tiles)), len(distinct))
 
     def embed(device: torch.device, rows: np.ndarray) -> np.ndarray:
-        own = deepcopy(network).to(device).eval()
+        replica = deepcopy(network).to(device).eval()
         kind = choose_precision(precision, device)
         parts = []
         with torch.inference_mode():
-            for sent, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
-                images = own.resize(own.normalise_stain(as_images(sent)))
+            for batch, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
+                images = replica.resize(replica.normalise_stain(as_images(batch)))
                 total = torch.zeros(())
                 for view in range(views):
                     with autocast(device, kind):
-                        found = own.embed(transform(images, view)).float()
-                    total = found if view == 0 else total + found
+                        vectors = replica.embed(transform(images, view)).float()  # (B, C)
+                    total = vectors if view == 0 else total + vectors
                 parts.append((total / views).cpu())
         return torch.cat(parts).numpy() if parts else np.empty((0, 0), dtype=np.float32)
 
-    with ThreadPoolExecutor(max_workers=len(places)) as pool:
-        features = np.concatenate([part for part in pool.map(embed, places, shares) if len(part)])
+    with ThreadPoolExecutor(max_workers=len(distinct)) as pool:
+        features = np.concatenate([part for part in pool.map(embed, distinct, shares) if len(part)])
     if bad := int((~np.isfinite(features)).sum()):
         raise FeaturesError(
-            f"{bad:,} of {features.size:,} features are not finite: float16 overflowed; --set precision=float32"
+            f"{bad:,} of {features.size:,} features are not finite: float16 overflowed; "
+            "use --set precision=float32"
         )
     return features
 
@@ -110,21 +111,21 @@ def write_features(
     plan: str,
     embed: Callable[[np.ndarray], np.ndarray],
 ) -> Path:
-    """Embed block by block into a file beside `path`, from where an interrupted run stopped.
+    """Embed block by block into a file beside `path`, and resume an interrupted run.
 
     Args:
-        path: of the array that is meant.
+        path: the final name of the array.
         tiles: (N, 96, 96, 3) uint8.
-        plan: the hash of all that decides the features.
+        plan: the hash of everything that decides the features.
         embed: (n, 96, 96, 3) uint8 to (n, C) float32.
 
     Returns:
-        The file, whole, still under its other name.
+        The complete file, still under its temporary name.
     """
     part, note = path.with_name(f".{path.name}.unfinished"), path.with_name(f".{path.name}.json")
     try:
-        known = json.loads(note.read_bytes())
-        done = int(known["rows"]) if known["plan"] == plan and part.is_file() else 0
+        progress = json.loads(note.read_bytes())
+        done = int(progress["rows"]) if progress["plan"] == plan and part.is_file() else 0
     except (KeyError, TypeError, *UNREADABLE):
         done = 0
     while done < len(tiles):
@@ -144,15 +145,15 @@ def write_features(
 
 
 def publish_features(path: Path) -> None:
-    """Give the whole file its name."""
+    """Rename the complete file to its final name."""
     path.with_name(f".{path.name}.unfinished").replace(path)
     path.with_name(f".{path.name}.json").unlink(missing_ok=True)
 
 
 def feature_plan(config: Config, *, data_id: str, bundle_id: str, tiles: int) -> str:
-    """The hash of all that decides the features of an array of tiles."""
-    facts = [encoder_options(config), config.precision, data_id, bundle_id, tiles]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    """The hash of everything that decides the features of an array of tiles."""
+    values = [encoder_options(config), config.precision, data_id, bundle_id, tiles]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def encoder_options(config: Config) -> dict[str, Any]:
@@ -161,15 +162,15 @@ def encoder_options(config: Config) -> dict[str, Any]:
 
 
 def _open_features(path: Path) -> np.ndarray:
-    """An array of features, (N, C) float32, on disk until it is asked for."""
+    """An array of features, (N, C) float32, mapped from its file."""
     try:
         shape, dtype, _ = array_header(path)
     except (OSError, ValueError) as error:
         raise FeaturesError(f"{path} is {error}. Run the embed kernel again.") from error
     if len(shape) != 2 or dtype != np.float32 or not all(shape):
         raise FeaturesError(f"{path} holds {shape} {dtype}, not N x C float32. Run the embed kernel again.")
-    mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return mapped
+    features: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return features
 
 
 def read_features(folder: Path) -> Features:

@@ -1,4 +1,4 @@
-"""Any timm backbone with one logit, which owns its preprocessing; and the number formats it may compute in."""
+"""Network: a timm backbone with one logit and its own preprocessing, and the precision of a forward pass."""
 
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
@@ -25,13 +25,13 @@ class NetworkError(KernelError):
 
 
 class Classifier(nn.Module):
-    """Resize, normalise, backbone, one logit.
+    """A network from images to one logit: resize, normalise, backbone.
 
-    The normalisation is stored with the weights, so nobody can forget it, or apply it twice.
+    The normalisation is stored with the weights, so a caller cannot forget it or apply it twice.
 
     Attributes:
-        encoder: the text of the config.json the backbone was built from, empty when timm knows it by its name alone. A
-            checkpoint carries it, because an encoder from a hub cannot be looked up where there is no network.
+        encoder: the text of the config.json from which the backbone was built; empty if timm needs only its
+            name. A checkpoint stores it, because an encoder of a hub cannot be looked up without internet.
     """
 
     mean: torch.Tensor
@@ -55,30 +55,32 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """The vector before the logit, (B, C), of images (B, 3, H, W) in [0, 1] after `normalise_stain`."""
+        """Images (B, 3, H, W) in [0, 1], after `normalise_stain`, to the vectors (B, C) before the logit."""
         body: Any = self.backbone
         images = self.normalise(self.resize(images))
         if isinstance(body, PooledBackbone):
-            found: torch.Tensor = body.pooled(images)
+            vectors: torch.Tensor = body.pooled(images)
         else:
-            found = body.forward_head(body.forward_features(images), pre_logits=True)
-        return found
+            vectors = body.forward_head(body.forward_features(images), pre_logits=True)
+        return vectors
 
     def head_names(self) -> tuple[str, ...]:
-        """What the names of the head's parameters begin with; empty when the backbone does not say."""
+        """The prefixes of the names of the head's parameters; empty if the backbone does not tell them."""
         if isinstance(self.backbone, PooledBackbone):
             return ("backbone.pool.", "backbone.head.")
-        given = self.backbone.get_classifier() if hasattr(self.backbone, "get_classifier") else None  # type: ignore[operator]
+        classifier = self.backbone.get_classifier() if hasattr(self.backbone, "get_classifier") else None  # type: ignore[operator]
         return tuple(
-            f"backbone.{name}." for name, module in self.backbone.named_modules() if module is given and name
+            f"backbone.{name}."
+            for name, module in self.backbone.named_modules()
+            if module is classifier and name
         )
 
     def normalise_stain(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H, W) in [0, 1] with the stains of the reference; before any augmentation, which it would undo."""
+        """Normalise the stains of images (B, 3, H, W) in [0, 1]; after an augmentation it would undo it."""
         return normalise_stains(images, self.stain_normalisation)
 
     def resize(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H, W) at the side the backbone takes; as they are when they have it already."""
+        """Resize images (B, 3, H, W) to the backbone's input size; unchanged if they have it."""
         if images.shape[-1] == self.input_size:
             return images
         size = (self.input_size, self.input_size)
@@ -89,9 +91,7 @@ class Classifier(nn.Module):
         images = images.to(self.mean.dtype)
         scale = 1 / self.std
         shift = -self.mean * scale
-        if (
-            torch.is_grad_enabled() and images.requires_grad
-        ):  # somebody asks what the logit owes to each pixel
+        if torch.is_grad_enabled() and images.requires_grad:  # attribution differentiates by the pixels
             return torch.addcmul(shift, images, scale).contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(images, memory_format=torch.channels_last)
         return torch.addcmul(shift, images, scale, out=out)
@@ -116,7 +116,8 @@ def refine_stem(backbone: nn.Module, stem: str) -> None:
         stem: keep, no_pool or no_stride, see Config.
 
     Raises:
-        StemError: the backbone has no max-pool, or its first convolution has no stride smaller than its kernel.
+        StemError: the backbone has no max-pool, or its first convolution has no stride smaller than its
+            kernel.
     """
     if stem == "keep":
         return
@@ -136,7 +137,8 @@ def refine_stem(backbone: nn.Module, stem: str) -> None:
     )
     if stride[0] == 1 or stride[0] >= kernel[0]:
         raise StemError(
-            f"its first convolution ({kernel[0]} wide, stride {stride[0]}) has no stride to spare: use stem = keep"
+            f"its first convolution ({kernel[0]} wide, stride {stride[0]}) has no stride to remove: "
+            "use stem = keep"
         )
     cast(nn.Conv2d, first).stride = (1, 1)
 
@@ -144,28 +146,29 @@ def refine_stem(backbone: nn.Module, stem: str) -> None:
 def build_network(
     config: Config, *, folder: Path | None = None, file: Path | None = None, encoder: str = ""
 ) -> Classifier:
-    """The network of an experiment.
+    """Build the network of an experiment.
 
     Args:
         config: backbone, input_size, drop_rate, pooling, stem, stain_normalisation.
         folder: a folder with config.json and model.safetensors, loaded through timm's `local-dir:`.
         file: a safetensors file with the backbone's weights. With neither, the weights are random.
-        encoder: the text of a config.json to build the backbone from, without weights (see Classifier.encoder).
+        encoder: the text of a config.json to build the backbone from, without weights (see
+            Classifier.encoder).
 
     Raises:
-        NetworkError: timm does not know the backbone, or it does not take this input size.
+        NetworkError: timm does not know the backbone, or the backbone does not accept this input size.
         WeightsError: the weights do not belong to the backbone.
     """
-    wanted: dict[str, Any] = {"num_classes": 1, "in_chans": 3, "drop_rate": config.drop_rate}
+    arguments: dict[str, Any] = {"num_classes": 1, "in_chans": 3, "drop_rate": config.drop_rate}
     if config.pooling != "native":
-        wanted = {"num_classes": 0, "in_chans": 3}
+        arguments = {"num_classes": 0, "in_chans": 3}
     size = config.input_size
     with tempfile.TemporaryDirectory() as temporary:
         if encoder:
             (Path(temporary) / _ENCODER_CONFIG).write_text(encoder, encoding="utf-8")
         name = f"local-dir:{folder or temporary}" if folder or encoder else config.backbone
         try:
-            backbone = _create(name, wanted, pretrained=False, input_size=size)
+            backbone = _create(name, arguments, pretrained=False, input_size=size)
         except (RuntimeError, ValueError, AssertionError, OSError) as error:
             raise NetworkError(
                 f"timm cannot build the backbone {config.backbone!r} with one logit: {error}"
@@ -173,17 +176,19 @@ def build_network(
     if folder is not None:
         check_weight_file(folder / WEIGHTS_NAME, backbone=backbone, name=config.backbone)
         encoder = (folder / _ENCODER_CONFIG).read_text(encoding="utf-8")
-        backbone = _create(name, wanted, pretrained=True, input_size=size)
+        backbone = _create(name, arguments, pretrained=True, input_size=size)
     elif file is not None:
         check_weight_file(file, backbone=backbone, name=config.backbone)
-        backbone = _create(name, wanted, pretrained=True, input_size=size, overlay={"file": str(file)})
+        backbone = _create(name, arguments, pretrained=True, input_size=size, overlay={"file": str(file)})
     settings = getattr(backbone, "pretrained_cfg", {})
     try:
         refine_stem(backbone, config.stem)
         body = backbone if config.pooling == "native" else _pooled(backbone, config)
     except (ValueError, AttributeError, RuntimeError) as error:
-        text = f"the backbone {config.backbone!r} does not go with stem = {config.stem}, pooling = {config.pooling}: {error}"
-        raise NetworkError(text) from error
+        raise NetworkError(
+            f"the backbone {config.backbone!r} cannot be built with stem = {config.stem}, "
+            f"pooling = {config.pooling}: {error}"
+        ) from error
     network = Classifier(
         body,
         input_size=config.input_size,
@@ -192,13 +197,14 @@ def build_network(
         stain_normalisation=config.stain_normalisation,
     )
     network.encoder = encoder
-    _try(network, config)
-    # Channels last: half the time for a forward pass of the smoke network on one core (2026-11-23); tensor cores want it too.
+    _check_forward(network, config)
+    # Channels last halves the time of a forward pass of the smoke network on one core (2026-11-23), and
+    # tensor cores need it.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _pooled(backbone: nn.Module, config: Config) -> PooledBackbone:
-    """The backbone under a pool of ours; its channels are counted by asking it."""
+    """The backbone with one of our pools; a forward pass gives the number of its channels."""
     was_training = backbone.training
     with torch.no_grad():
         images = torch.zeros(1, 3, config.input_size, config.input_size)
@@ -211,28 +217,28 @@ def _pooled(backbone: nn.Module, config: Config) -> PooledBackbone:
 
 def _create(
     name: str,
-    wanted: dict[str, Any],
+    options: dict[str, Any],
     *,
     pretrained: bool,
     input_size: int,
     overlay: dict[str, str] | None = None,
 ) -> nn.Module:
-    """timm.create_model, telling backbones with a fixed input size (vision transformers) which one to take."""
-    arguments: dict[str, Any] = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, **wanted}
+    """timm.create_model; backbones with a fixed input size (vision transformers) get it as img_size."""
+    arguments: dict[str, Any] = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, **options}
     try:
         return timm.create_model(name, img_size=input_size, **arguments)
-    except TypeError:  # convolutional networks take any size and know no img_size
+    except TypeError:  # convolutional networks accept any size and have no img_size
         return timm.create_model(name, **arguments)
 
 
-def _try(network: Classifier, config: Config) -> None:
+def _check_forward(network: Classifier, config: Config) -> None:
     was_training = network.training
     network.eval()
     try:
         with torch.no_grad():
             logits = network(torch.zeros(2, 3, config.input_size, config.input_size))
     except (RuntimeError, AssertionError) as error:
-        text = f"the backbone {config.backbone!r} does not take input_size = {config.input_size}: {error}"
+        text = f"the backbone {config.backbone!r} does not accept input_size = {config.input_size}: {error}"
         raise NetworkError(text) from error
     if logits.shape != (2,):
         raise NetworkError(
@@ -242,7 +248,7 @@ def _try(network: Classifier, config: Config) -> None:
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The number format of the forward pass: see Config.precision.
+    """The data type of the forward pass, see Config.precision.
 
     Raises:
         NetworkError: float16 on a CPU.
@@ -259,7 +265,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
-    """The context of a forward pass in this number format; parameters stay float32."""
+    """The context of a forward pass in this data type; parameters stay float32."""
     if precision == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=precision)

@@ -1,24 +1,24 @@
-"""From the last feature map of a backbone to one vector, other than as the backbone does it itself."""
+"""Pooling layers: the last feature map of a backbone to one vector, instead of the backbone's own pooling."""
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 _EPSILON = 1e-6
-_CENTRE = (
-    1 / 3
-)  # standard deviation of the centre's prior, in halves of the tile's side: the label looks at its middle third
+# Standard deviation of the prior about the centre, in half sides of the tile: the label is about its middle
+# third.
+_CENTRE = 1 / 3
 
 
 def feature_map(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """What timm's `forward_features` returns, as (B, C, H, W) whatever the family.
+    """Convert the output of timm's `forward_features` to (B, C, H, W) for every family of networks.
 
     Args:
-        backbone: a timm network; says where its channels are and how many tokens are not of the image.
+        backbone: a timm network; it tells the position of the channels and the number of prefix tokens.
         features: (B, C, H, W), (B, H, W, C) or, of a vision transformer, (B, prefix + H*W, C) with H = W.
 
     Raises:
-        ValueError: the features are no map of a square tile.
+        ValueError: the features are not the map of a square tile.
     """
     if features.ndim == 4:
         return (
@@ -27,18 +27,18 @@ def feature_map(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
             else features
         )
     if features.ndim != 3:
-        raise ValueError(f"its features have the shape {tuple(features.shape)}, which is no map")
+        raise ValueError(f"its features have the shape {tuple(features.shape)}, which is not a map")
     tokens = features[:, int(getattr(backbone, "num_prefix_tokens", 0)) :]
     side = round(tokens.shape[1] ** 0.5)
     if side * side != tokens.shape[1]:
-        raise ValueError(f"its {tokens.shape[1]} tokens are no square map")
+        raise ValueError(f"its {tokens.shape[1]} tokens are not a square map")
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
 class AveragePool(nn.Module):
-    """(B, C, H, W) to (B, C): the mean."""
+    """Mean: (B, C, H, W) to (B, C)."""
 
-    factor = 1  # vectors of C numbers side by side
+    factor = 1  # output channels = factor * C
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """In float32."""
@@ -46,7 +46,7 @@ class AveragePool(nn.Module):
 
 
 class AverageMaxPool(nn.Module):
-    """(B, C, H, W) to (B, 2C): the mean and the maximum side by side."""
+    """Mean and maximum, concatenated: (B, C, H, W) to (B, 2C)."""
 
     factor = 2
 
@@ -57,9 +57,10 @@ class AverageMaxPool(nn.Module):
 
 
 class GeneralisedMeanPool(nn.Module):
-    """(B, C, H, W) to (B, C): (mean of x^p)^(1/p) with one learned p, from 3 (Radenovic et al. 2018, arXiv 1711.02512).
+    """Generalised mean (GeM): (B, C, H, W) to (B, C), (mean of x^p)^(1/p) with one learnt p, initially 3.
 
-    Negative features count as (nearly) nothing. The power is taken in float32: 41 to the third is more than float16 holds.
+    Radenovic et al. 2018, arXiv 1711.02512. Negative features are clamped to 1e-6. The power is computed in
+    float32, because the cube of 41 overflows float16.
     """
 
     factor = 1
@@ -75,10 +76,10 @@ class GeneralisedMeanPool(nn.Module):
 
 
 class GatedAttentionPool(nn.Module):
-    """(B, C, H, W) to (B, C): a weighted mean, its weights learned (gated attention, Ilse et al. 2018, arXiv 1802.04712).
+    """Gated attention (Ilse et al. 2018, arXiv 1802.04712): (B, C, H, W) to (B, C), a weighted mean.
 
-    The scores begin at zero, and a Gaussian about the centre, of learned strength, is added to them: the label is about the
-    centre of the tile, the rest is its context.
+    The initial scores are zero, plus a Gaussian prior about the centre with a learnt strength, because the
+    label is about the centre of the tile.
     """
 
     factor = 1
@@ -93,12 +94,11 @@ class GatedAttentionPool(nn.Module):
         nn.init.zeros_(self.score.weight)
 
     def weights(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, H, W) float32, which sum to one."""
+        """Attention weights (B, H, W) float32 of features (B, C, H, W); they sum to one."""
         height, width = features.shape[2:]
         cells = features.float().flatten(2).transpose(1, 2)  # (B, H*W, C)
-        scores = self.score(torch.tanh(self.value(cells)) * torch.sigmoid(self.gate(cells))).squeeze(
-            2
-        )  # (B, H*W)
+        gated = torch.tanh(self.value(cells)) * torch.sigmoid(self.gate(cells))  # (B, H*W, hidden)
+        scores = self.score(gated).squeeze(2)  # (B, H*W)
         down, across = (
             torch.linspace(-1 + 1 / n, 1 - 1 / n, n, device=features.device) for n in (height, width)
         )
@@ -112,7 +112,7 @@ class GatedAttentionPool(nn.Module):
 
 
 class PooledBackbone(nn.Module):
-    """A timm backbone without its own head, one of the pools above, dropout, one logit.
+    """A timm backbone without its head, with one of the pools above, dropout and one logit.
 
     Attributes:
         backbone: timm's, with num_classes = 0.
@@ -129,19 +129,19 @@ class PooledBackbone(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, object]:
-        """Of the backbone, as timm's networks have it."""
+        """The `pretrained_cfg` of the backbone."""
         settings: dict[str, object] = getattr(self.backbone, "pretrained_cfg", {})
         return settings
 
     def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C) float32 of (B, 3, H, W)."""
+        """Images (B, 3, H, W) to pooled features (B, C) float32."""
         features = feature_map(self.backbone, self.backbone.forward_features(images))  # type: ignore[operator]
         with torch.autocast(features.device.type, enabled=False):
-            found: torch.Tensor = self.pool(features)
-        return found
+            pooled: torch.Tensor = self.pool(features)
+        return pooled
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 1) float32 logits of (B, 3, H, W)."""
+        """Images (B, 3, H, W) to logits (B, 1) float32."""
         vectors = self.pooled(images)
         with torch.autocast(vectors.device.type, enabled=False):
             logits: torch.Tensor = self.head(self.drop(vectors))
@@ -149,7 +149,7 @@ class PooledBackbone(nn.Module):
 
 
 def build_pool(name: str, channels: int) -> nn.Module:
-    """The pool that `Config.pooling` names, for feature maps of this many channels."""
+    """Build the pool named by `Config.pooling` for feature maps with `channels` channels."""
     if name == "attention":
         return GatedAttentionPool(channels)
     return {"avg": AveragePool, "avgmax": AverageMaxPool, "gem": GeneralisedMeanPool}[name]()

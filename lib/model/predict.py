@@ -1,4 +1,4 @@
-"""Logits of tiles, averaged over D4 views: the same for out-of-fold tiles and for the test set."""
+"""Prediction: logits of tiles averaged over D4 views, for out-of-fold tiles and for the test set."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from lib.model.network import Classifier, autocast, choose_precision
 
 
 class PredictionError(KernelError):
-    """The network returned something that is not a number."""
+    """The network returned a logit that is not finite."""
 
 
 def predict_logits(
@@ -27,11 +27,11 @@ def predict_logits(
     device: torch.device,
     precision: torch.dtype,
 ) -> np.ndarray:
-    """Mean logit over the views of each tile, from one network on its device; see `predict_members`. (M,) float32."""
-    found = predict_members(
+    """Mean logit (M,) float32 over the views of each tile, from one network; see `predict_members`."""
+    members = predict_members(
         [network], tiles, rows, views=views, batch_size=batch_size, device=device, precision=precision
     )
-    logits: np.ndarray = found[:, 0]
+    logits: np.ndarray = members[:, 0]
     return logits
 
 
@@ -48,16 +48,17 @@ def predict_members(
     """Mean logit over the views of each tile, from every network, in one pass over the tiles.
 
     Args:
-        networks: on the device, of one input size and stain normalisation; their modes are restored afterwards.
+        networks: on the device, of one input size and stain normalisation; their modes are restored
+            afterwards.
         tiles: (N, 96, 96, 3) uint8.
         rows: (M,) int64 into `tiles`.
-        views: 1 (as it is), 4 (rotations) or 8 (rotations of the tile and of its mirror image).
+        views: 1 (the tile), 4 (its rotations) or 8 (also those of its mirror image).
         batch_size: tiles per forward pass.
         device: where the networks are.
         precision: of the forward pass; logits are averaged in float32.
 
     Returns:
-        (M, K) float32, in the order of `rows` and of `networks`.
+        (M, number of networks) float32, in the order of `rows` and `networks`.
 
     Raises:
         PredictionError: a logit is not finite.
@@ -65,28 +66,29 @@ def predict_members(
     modes = [network.training for network in networks]
     for network in networks:
         network.eval()
-    parts = []  # on the device until the end: nothing waits
+    parts = []  # on the device until the end, so that no batch waits for a copy
     with torch.inference_mode():
-        for sent, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
-            # Once, not for every view: symmetries of the square commute with both.
-            images = networks[0].resize(networks[0].normalise_stain(as_images(sent)))
-            total = torch.zeros(len(images), len(networks), dtype=torch.float32, device=device)  # (B, K)
+        for batch, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
+            # Once, not for every view: both commute with the symmetries of the square.
+            images = networks[0].resize(networks[0].normalise_stain(as_images(batch)))
+            total = torch.zeros(len(images), len(networks), dtype=torch.float32, device=device)
             for view in range(views):
                 turned = transform(images, view)
-                for at, network in enumerate(networks):
+                for column, network in enumerate(networks):
                     with autocast(device, precision):
-                        logits = network(turned)
-                    total[:, at] += logits.float()
+                        logits = network(turned)  # (B,)
+                    total[:, column] += logits.float()
             parts.append(total / views)
-        found = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(networks)), dtype=np.float32)
+        means = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(networks)), dtype=np.float32)
     for network, mode in zip(networks, modes, strict=True):
         network.train(mode)
-    if bad := int((~np.isfinite(found)).sum()):
+    if bad := int((~np.isfinite(means)).sum()):
         raise PredictionError(
-            f"{bad:,} of {found.size:,} logits are not finite: the training diverged (lower the learning rate: "
-            "--set learning_rate=..., or clip: --set clip_grad_norm=1), or float16 overflowed (--set precision=float32)"
+            f"{bad:,} of {means.size:,} logits are not finite: the training diverged (lower the learning "
+            "rate: --set learning_rate=..., or clip gradients: --set clip_grad_norm=1), or float16 "
+            "overflowed (--set precision=float32)"
         )
-    return found
+    return means
 
 
 def predict_on_all(
@@ -98,21 +100,21 @@ def predict_on_all(
     devices: Sequence[torch.device],
     precision: str,
 ) -> np.ndarray:
-    """`predict_members` for all tiles, each device with its share of them, all at the same time.
+    """`predict_members` for all tiles, shared among the devices, which work in parallel.
 
     Args:
         networks: on the CPU, of one input size.
         tiles: (N, 96, 96, 3) uint8.
-        views: as there.
-        batch_size: as there.
+        views: 1, 4 or 8.
+        batch_size: tiles per forward pass.
         devices: of one kind.
-        precision: as the config has it.
+        precision: as in Config.
 
     Returns:
-        (N, K) float32.
+        (N, number of networks) float32.
     """
-    places = list(dict.fromkeys(devices))  # a CPU that stands in for two cards is still one
-    shares = np.array_split(np.arange(len(tiles)), len(places))
+    distinct = list(dict.fromkeys(devices))  # a CPU listed twice, in place of two GPUs, is one device
+    shares = np.array_split(np.arange(len(tiles)), len(distinct))
 
     def predict(device: torch.device, rows: np.ndarray) -> np.ndarray:
         return predict_members(
@@ -125,5 +127,5 @@ def predict_on_all(
             precision=choose_precision(precision, device),
         )
 
-    with ThreadPoolExecutor(max_workers=len(places)) as pool:
-        return np.concatenate(list(pool.map(predict, places, shares)))
+    with ThreadPoolExecutor(max_workers=len(distinct)) as pool:
+        return np.concatenate(list(pool.map(predict, distinct, shares)))

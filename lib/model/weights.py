@@ -19,16 +19,16 @@ class WeightsError(KernelError):
 
 
 def check_weight_file(path: Path, *, backbone: nn.Module, name: str) -> None:
-    """Hold a weight file against the backbone: every tensor but those of the classifier must be there.
+    """Check that a weight file holds every tensor of the backbone except the classifier.
 
-    timm loads leniently once the number of classes differs, and would leave what it does not find at random.
+    With another number of classes timm ignores missing tensors and leaves them at their random values.
 
     Raises:
-        WeightsError: the file cannot be read, or misses tensors or has them in other shapes; with examples.
+        WeightsError: the file cannot be read, or tensors are missing or have other shapes; with examples.
     """
     try:
         with safe_open(path, framework="pt") as content:
-            found = {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
+            shapes = {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path.name} is not a safetensors file, or is damaged: {error}") from error
     classifier = tuple(f"{prefix}." for prefix in _classifier_names(backbone))
@@ -36,17 +36,16 @@ def check_weight_file(path: Path, *, backbone: nn.Module, name: str) -> None:
     for key, tensor in backbone.state_dict().items():
         if key.startswith(classifier) or key.endswith("num_batches_tracked"):
             continue
-        if key not in found:
+        if key not in shapes:
             problems.append(f"{key} is missing")
         elif (
-            found[key] != tuple(tensor.shape) and "pos_embed" not in key
-        ):  # timm resamples positions to the input size
-            problems.append(f"{key} is {found[key]}, the backbone has {tuple(tensor.shape)}")
+            shapes[key] != tuple(tensor.shape) and "pos_embed" not in key
+        ):  # timm resamples position embeddings
+            problems.append(f"{key} is {shapes[key]}, the backbone has {tuple(tensor.shape)}")
     if problems:
-        lead = f"{path.name} does not hold the weights of {name} (its {len(found)} tensors differ in {len(problems)} places):"
-        raise WeightsError(
-            listed(lead, problems[:5], remedy="Name the backbone it was saved from, with --set backbone=...")
-        )
+        lead = f"{path.name} does not hold the weights of {name}: {len(problems)} tensors differ, such as:"
+        remedy = "Name the backbone that it was saved from, with --set backbone=..."
+        raise WeightsError(listed(lead, problems[:5], remedy=remedy))
 
 
 def _classifier_names(backbone: nn.Module) -> tuple[str, ...]:
@@ -60,10 +59,10 @@ def fetch_encoder(encoder: str, folder: Path) -> dict[str, float | str]:
 
     Args:
         encoder: a timm name with the tag of its weights, such as `resnet34.tv_in1k`, or `hf-hub:OWNER/NAME`.
-        folder: takes config.json and model.safetensors.
+        folder: where config.json and model.safetensors are written.
 
     Returns:
-        Facts for run.json: parameters in millions, and the licence the weights declare.
+        For run.json: the parameters in millions, and the licence of the weights.
 
     Raises:
         WeightsError: timm does not know it, it has no weights, or the hub cannot be reached.
@@ -73,13 +72,11 @@ def fetch_encoder(encoder: str, folder: Path) -> dict[str, float | str]:
 
     try:
         network = timm.create_model(encoder, pretrained=True)
-    except (
-        Exception
-    ) as error:  # hubs fail in too many ways to name: no network, not found, gated, out of date
+    except Exception as error:  # the hub's errors have no common class: no network, not found, gated
         raise WeightsError(
             f"the weights of {encoder} could not be fetched: {type(error).__name__}: {error}\n"
-            "Check the name (with the tag of its weights), that the kernel has internet, and that a gated licence is "
-            "accepted; or train from random weights: --set weights=none."
+            "Check the name (with the tag of its weights), that the kernel has internet, and that a gated "
+            "licence is accepted; or train from random weights: --set weights=none."
         ) from error
     save_for_hf(network, str(folder), safe_serialization=True)
     settings = getattr(network, "pretrained_cfg", {}) or {}
@@ -91,19 +88,15 @@ def fetch_encoder(encoder: str, folder: Path) -> dict[str, float | str]:
 
 
 def _licence(encoder: str, settings: Mapping[str, Any]) -> str:
-    """What timm knows of it, else what the encoder's page on its hub declares: many of its config.json say nothing."""
+    """The licence that timm records, else that of the encoder's page on the hub."""
     stated = settings.get("license")
     if not stated and encoder.startswith(_HUB):
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            card = huggingface_hub.model_info(encoder.removeprefix(_HUB).split("@")[0]).card_data
-            stated = getattr(card, "license_name", None) or getattr(card, "license", None)
-        except (
-            HfHubHTTPError,
-            OSError,
-            ValueError,
-        ):  # it gave us the weights: a page that does not answer is no reason to stop
+            page = huggingface_hub.model_info(encoder.removeprefix(_HUB).split("@")[0]).card_data
+            stated = getattr(page, "license_name", None) or getattr(page, "license", None)
+        except (HfHubHTTPError, OSError, ValueError):  # the weights are there: no reason to stop
             stated = None
     return str(stated or "not stated")

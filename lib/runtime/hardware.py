@@ -52,8 +52,8 @@ def choose_devices(config: Config, *, gpu_required: bool) -> "list[torch.device]
     HCD_WORKERS sets how often the CPU is listed, to rehearse several GPUs.
 
     Raises:
-        PreflightError: a GPU is required (`device = "cuda"`, or a GPU kernel on Kaggle) and none works, or one
-            of several does not work.
+        PreflightError: a GPU is required (`device = "cuda"`, or a GPU kernel on Kaggle) and none works, or
+            one of several does not work.
     """
     import torch
 
@@ -74,8 +74,8 @@ def choose_devices(config: Config, *, gpu_required: bool) -> "list[torch.device]
             listed(
                 "a GPU is required and none works:" if not devices else "not all GPUs work:",
                 problems,
-                remedy="On Kaggle set machine_shape to NvidiaTeslaT4 and enable_gpu to true; on your own machine "
-                "use --set device=cpu, or list the working GPUs in CUDA_VISIBLE_DEVICES.",
+                remedy="On Kaggle set machine_shape to NvidiaTeslaT4 and enable_gpu to true; on your own "
+                "machine use --set device=cpu, or list the working GPUs in CUDA_VISIBLE_DEVICES.",
             )
         )
     return _cpu()
@@ -108,8 +108,8 @@ def _gpu_problem(device: "torch.device") -> str:
 def keep_freed_memory() -> None:
     """Make glibc's allocator keep freed memory instead of returning it to the system.
 
-    A network on a CPU frees and allocates the same hundreds of MiB at every step, and the system would map and
-    zero the pages each time. With the memory kept, training a small ResNet is 1.3 times as fast (2 cores,
+    A network on a CPU frees and allocates the same hundreds of MiB at every step, and the system would map
+    and zero the pages each time. With the memory kept, training a small ResNet is 1.3 times as fast (2 cores,
     glibc 2.36, n = 3, 2026-11-24). Does nothing where the C library is not glibc.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h

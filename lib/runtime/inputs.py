@@ -26,8 +26,8 @@ _WEIGHTS_KERNELS = {
 def list_mounts(root: Path) -> list[Path]:
     """The folders under the input root that hold at least one file, each physical folder once.
 
-    The search is at most five levels deep and never enters a folder that holds files, so that it does not list
-    the competition's 277,000 tiles.
+    The search is at most five levels deep and never enters a folder that holds files, so that it does not
+    list the competition's 277,000 tiles.
     """
     mounts: list[Path] = []
     seen: set[tuple[int, int]] = set()
@@ -157,17 +157,17 @@ def require_inputs(root: Path, push_ids: Mapping[str, str]) -> None:
     ]
     if missing:
         shown = ", ".join(sorted(mounted)) or "none"
-        remedy = f"The mounted outputs come from these pushes: {shown}. Wait a few minutes and push this kernel again."
+        remedy = f"The mounted pushes are: {shown}. Wait a few minutes and push this kernel again."
         raise PreflightError(listed(f"{MISSING_INPUTS}:", missing, remedy=remedy))
 
 
 def encoder_folder(encoder: str) -> str:
-    """The folder of an encoder in the output of a weights or pretrain kernel: its name, valid on every system."""
+    """The folder of an encoder in the output of a weights or pretrain kernel, valid on every system."""
     return encoder.replace("/", "--").replace(":", "--")
 
 
 def find_weights(root: Path, config: Config, *, experiment: str) -> dict[str, Path]:
-    """Where the backbone's weights are, as the argument `folder` or `file` of `build_network`; empty for none.
+    """Find the backbone's weights, as the argument `folder` or `file` of `build_network`; empty for none.
 
     Args:
         root: the input folder.
@@ -189,10 +189,10 @@ def find_weights(root: Path, config: Config, *, experiment: str) -> dict[str, Pa
     folders = find_outputs(root, kind)
     with_encoder = [folder for folder in folders if (folder / encoder_folder(config.backbone)).is_dir()]
     if not with_encoder:
-        contents = [
-            f"{folder.name} holds {', '.join(sorted(path.name for path in folder.iterdir() if path.is_dir()))}"
-            for folder in folders
-        ]
+        contents = []
+        for folder in folders:
+            encoders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            contents.append(f"{folder.name} holds {', '.join(encoders)}")
         raise PreflightError(
             listed(
                 f"the weights of {config.backbone} are not among the inputs:",
@@ -204,8 +204,8 @@ def find_weights(root: Path, config: Config, *, experiment: str) -> dict[str, Pa
     record = read_run_record(with_encoder[0], kind=kind)
     if kind == "pretrain" and record.experiment != experiment:
         raise PreflightError(
-            f"{with_encoder[0].name} was pretrained for the experiment {record.experiment}, not for {experiment}: "
-            "attach the output of this experiment's own pretrain kernel"
+            f"{with_encoder[0].name} was pretrained for the experiment {record.experiment}, not for "
+            f"{experiment}: attach the output of this experiment's own pretrain kernel"
         )
     return {"folder": with_encoder[0] / encoder_folder(config.backbone)}
 

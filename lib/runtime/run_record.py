@@ -1,6 +1,7 @@
-"""run.json: what ran, on what, from what, and the files it left.
+"""Record of a run (run.json): the kernel, its config, inputs, devices, scores, and the hashes of its files.
 
-A kernel writes it last. A reader accepts nothing whose record is missing, incomplete, or does not match the files.
+A kernel writes it last. A reader accepts no output whose record is missing, incomplete, or does not match the
+files.
 """
 
 import json
@@ -19,12 +20,12 @@ RECORD_FORMAT = 2
 
 
 class RunRecordError(KernelError):
-    """The output of an earlier kernel cannot be used; the message lists everything that is wrong with it."""
+    """The output of an earlier kernel cannot be used; the message lists every problem."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of an output: its size, its SHA-256, and whether it is worth fetching to the user's machine."""
+    """One file of an output: its size, its SHA-256, and whether it is fetched to the user's machine."""
 
     bytes: int
     sha256: str
@@ -33,7 +34,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a kernel says of its run. Ids are hexadecimal; `seconds` is per stage; `scores` is whatever was measured."""
+    """The content of run.json: ids are hexadecimal, `seconds` is per stage, `scores` has all results."""
 
     kind: str
     experiment: str
@@ -64,12 +65,12 @@ class RunRecord:
 def describe_files(
     folder: Path, names: Mapping[str, bool], *, hashes: Mapping[str, str] | None = None
 ) -> dict[str, FileRecord]:
-    """Size and SHA-256 of some files.
+    """Size and SHA-256 of files.
 
     Args:
-        folder: where they lie.
-        names: their names, each with whether it is worth fetching.
-        hashes: of large files, taken while they were written; the others are read here.
+        folder: with the files.
+        names: their names; the value is true if the file is fetched to the user's machine.
+        hashes: of large files, computed while they were written; the others are hashed here.
     """
     known = hashes or {}
     return {
@@ -83,13 +84,13 @@ def describe_files(
 
 
 def write_run_record(folder: Path, record: RunRecord) -> None:
-    """Write run.json whole. `complete` must be true: a run that is not complete leaves no record."""
+    """Write run.json atomically. `complete` must be true: an incomplete run leaves no record."""
     assert record.complete, "a record is written once everything else is"
     write_atomic(folder / RECORD_NAME, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
 
 
 def peek_kind(folder: Path) -> str:
-    """The kind that a folder's run.json names, or an empty text where there is none that can be read."""
+    """The kind of kernel in a folder's run.json; an empty text if it is absent or cannot be read."""
     return _peek(folder, "kind")
 
 
@@ -102,49 +103,51 @@ def _peek(folder: Path, name: str) -> str:
 
 
 def peek_push(folder: Path) -> str:
-    """The push id that a folder's run.json names, or an empty text where there is none that can be read."""
+    """The push id in a folder's run.json; an empty text if it is absent or cannot be read."""
     return _peek(folder, "push_id")
 
 
 def file_records(listed_files: object) -> dict[str, FileRecord]:
-    """The `files` of a run.json that somebody else wrote.
+    """Validate the `files` of a run.json.
 
     Raises:
-        RunRecordError: it is no list of files, or a name leads out of the folder; everything that is wrong.
+        RunRecordError: it is not a table of files, or a name leads out of the folder; every problem is
+            listed.
     """
     if not isinstance(listed_files, dict):
         raise RunRecordError(f"lists its files as {type(listed_files).__name__}, not as a table of names.")
     problems, records = [], {}
     for name, entry in listed_files.items():
         if not is_safe_name(name):
-            problems.append(f"{name!r} is no name of a file in its folder")
+            problems.append(f"{name!r} is not the name of a file in the folder")
         elif not isinstance(entry, dict) or set(entry) != {"bytes", "sha256", "fetch"}:
-            problems.append(f"{name!r} has no bytes, sha256 and fetch, or something else")
-        elif problem := type_errors(FileRecord, entry):
-            problems += [f"{name!r}: {each}" for each in problem]
+            problems.append(f"{name!r} must have bytes, sha256 and fetch, and nothing else")
+        elif errors := type_errors(FileRecord, entry):
+            problems += [f"{name!r}: {error}" for error in errors]
         elif entry["bytes"] < 0:
             problems.append(f"{name!r}: bytes = {entry['bytes']}")
         else:
             records[name] = FileRecord(**entry)
     if problems:
-        raise RunRecordError(listed("lists its files in a way this code does not take:", problems))
+        raise RunRecordError(listed("lists its files in a way that is not valid:", problems))
     return records
 
 
 def read_run_record(
     folder: Path, *, kind: str, hashed_by_reader: Collection[str] = (), fetched_only: bool = False
 ) -> RunRecord:
-    """Read a record and hold the folder's files against it.
+    """Read a record and check the folder's files against it.
 
     Args:
-        folder: the output of a kernel, where it is mounted.
+        folder: the output of a kernel.
         kind: the kind of kernel it must come from.
-        hashed_by_reader: large files of which only the size is checked here, because the caller hashes them while it
-            reads them anyway (`lib.data.tile_store.read_array`).
-        fetched_only: hold only the files marked `fetch` against the record: the others stayed where they were made.
+        hashed_by_reader: large files whose hash the caller checks when it reads them
+            (`lib.data.tile_store.read_array`); only their size is checked here.
+        fetched_only: check only the files marked `fetch`; the others were not downloaded.
 
     Raises:
-        RunRecordError: no record, an incomplete one, one of another format or kind, or files that do not match.
+        RunRecordError: no record, an incomplete one, one of another format or kind, or files that do not
+            match.
     """
     path = folder / RECORD_NAME
     remedy = "Run that kernel again, to its end, and attach its new output."
@@ -152,26 +155,29 @@ def read_run_record(
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RunRecordError(
-            f"{folder} holds no {RECORD_NAME}: the kernel that wrote it did not finish. {remedy}"
+            f"{folder} has no {RECORD_NAME}: the kernel that wrote it did not finish. {remedy}"
         ) from None
     except UNREADABLE as error:
         raise RunRecordError(f"{path} cannot be read ({error}). {remedy}") from error
     names = {item.name for item in fields(RunRecord)}
     if not isinstance(content, dict) or content.get("complete") is not True:
-        raise RunRecordError(f"{path} does not say complete: true. {remedy}")
+        raise RunRecordError(f"{path} does not have complete: true. {remedy}")
     if content.get("format") != RECORD_FORMAT or set(content) != names:
-        found = content.get("format")
-        raise RunRecordError(f"{path} has format {found}, this code reads format {RECORD_FORMAT}. {remedy}")
+        raise RunRecordError(
+            f"{path} has format {content.get('format')}, this code reads format {RECORD_FORMAT}. {remedy}"
+        )
     if content["kind"] != kind:
         raise RunRecordError(
             f"{path} comes from a {content['kind']} kernel, not from {kind}. Attach the right output."
         )
     if wrong := type_errors(RunRecord, content, but=("files",)):
-        raise RunRecordError(listed(f"{path} holds values this code does not know:", wrong, remedy=remedy))
+        raise RunRecordError(listed(f"{path} holds values of the wrong type:", wrong, remedy=remedy))
     try:
         config_from_record(content["config"])
     except ConfigError as error:
-        raise RunRecordError(f"{path} was written by another version of this code: {error}\n{remedy}") from error
+        raise RunRecordError(
+            f"{path} was written by another version of this code: {error}\n{remedy}"
+        ) from error
     try:
         record = RunRecord(**{**content, "files": file_records(content["files"])})
     except RunRecordError as error:

@@ -58,7 +58,7 @@ class Parameters:
 
     @property
     def config(self) -> Config:
-        """The config of the first experiment; the builder checks that all agree in the options a kernel shares."""
+        """The config of the first experiment; the builder checks that all agree in the shared options."""
         return self.configs[0]
 
     @property
@@ -204,7 +204,7 @@ def open_session(parameters: Parameters) -> Session:
 
 
 def _input_root() -> Path:
-    """The folder of the mounts, or for a notebook opened in a downloaded campaign, the folder of its outputs."""
+    """The folder of the mounts; in a downloaded campaign the folder of its outputs."""
     if "HCD_INPUT" in os.environ:
         return Path(os.environ["HCD_INPUT"])
     mounted = Path("/kaggle/input")
@@ -228,8 +228,8 @@ def open_notebook(values: Mapping[str, Any]) -> Session:
 def run_kernel(recipe: Callable[[Session], None], values: Mapping[str, Any]) -> int:
     """Run a kernel's recipe on its session and return the exit code.
 
-    The code is 1, with one message, after a KernelError, a ConfigError or a full disk. Any other error keeps its
-    traceback, which names `lib/<file>.py` and the line of the repository.
+    The code is 1, with one message, after a KernelError, a ConfigError or a full disk. Any other error keeps
+    its traceback, which names `lib/<file>.py` and the line of the repository.
     """
     try:
         session = open_session(read_parameters(values))

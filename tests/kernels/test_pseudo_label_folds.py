@@ -106,5 +106,5 @@ def test_without_its_own_fold_of_the_teacher_it_refuses(
     bench.mount(prepared, PREPARE)
     bench.mount(folds[1], "notebooks/someone/teacher-1")
     message = bench.refused("train", parameters=student(teacher, 0))
-    assert f"fold 0 of {teacher}, which pseudo_labels asks for, is not among the inputs" in message
+    assert f"fold 0 of {teacher}, which pseudo_labels names, is not among the inputs" in message
     assert f"mounted: fold 1 of {teacher}" in message

@@ -80,10 +80,10 @@ def test_several_experiments_come_one_after_the_other_and_may_have_fold_tables_o
         ([_output(0), _output(1), _output(2, members=[0])], "fold 2 of x has members [0], 2 expected"),
         (
             [_output(0), _output(1), _output(2, data_id="e" * 64)],
-            "trained on data eeeeeeee..., prepared are dddddddd...",
+            "trained on data eeeeeeee..., the prepared data are dddddddd...",
         ),
         ([_output(0), _output(1), _output(2, checkpoint_format=99)], "checkpoint format 99"),
-        ([_output(0), _output(1), _output(2, label_set=[0, 1, 2])], "knows the labels [0, 1, 2]"),
+        ([_output(0), _output(1), _output(2, label_set=[0, 1, 2])], "has the labels [0, 1, 2]"),
         ([_output(0), _output(1), _output(2, fold_table_id="0" * 64)], "different fold tables"),
         (
             [_output(0), _output(1), _output(2), _output(0, "y")],
@@ -139,7 +139,7 @@ def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
         )
     for piece in (
         "weights is damaged",
-        f"{folders[2]} holds no run.json",
+        f"{folders[2]} has no run.json",
         "fold 1 of x is missing",
         "trained on data",
     ):
@@ -199,8 +199,8 @@ TABLE_OF_TWO = pd.DataFrame({"id": ["a", "b", "c"], "one": [0.0, 1.0, -1.0], "tw
     ("logits", "ids", "said"),
     [
         (TABLE_OF_TWO.iloc[:2], "abc", "1 ids have no logits, such as c"),
-        (TABLE_OF_TWO, "ab", "1 ids were not asked for, such as c"),
-        (TABLE_OF_TWO.assign(id=["a", "b", "b"]), "ab", "1 ids come more than once"),
+        (TABLE_OF_TWO, "ab", "1 ids are unknown, such as c"),
+        (TABLE_OF_TWO.assign(id=["a", "b", "b"]), "ab", "1 ids occur more than once"),
         (TABLE_OF_TWO.assign(two=[2.0, np.nan, np.inf]), "abc", "2 logits are not finite"),
         (TABLE_OF_TWO[["id"]], "abc", "there is no member"),
     ],

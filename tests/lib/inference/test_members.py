@@ -39,7 +39,7 @@ def test_those_of_one_architecture_and_the_same_views_go_together(tmp_path: Path
 
 
 def test_no_more_go_together_than_a_device_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_AT_A_TIME", 25)
+    monkeypatch.setattr(module, "_WEIGHTS_LIMIT", 25)
     members = [
         _member(tmp_path, number, Config(), size=size) for number, size in enumerate([10, 10, 10, 100, 10])
     ]

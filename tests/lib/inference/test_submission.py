@@ -50,7 +50,7 @@ def test_close_probabilities_do_not_tie() -> None:
         (_text(list(GOOD[:4]), IDS[:4]), "4 rows, the sample has 5"),
         (_text(list(GOOD[:4]), IDS[:4]), f"1 ids of the sample are missing, such as {IDS[4]}"),
         (_text(list(GOOD), [*IDS[:4], "f" * 40]), "1 ids are not in the sample, such as fff"),
-        (_text(list(GOOD), [*IDS[:4], IDS[0]]), "1 ids come more than once"),
+        (_text(list(GOOD), [*IDS[:4], IDS[0]]), "1 ids occur more than once"),
         (_text(list(GOOD), sorted(IDS)), "not in the order of the sample"),
         (_text([*GOOD[:4], "nan"]), "1 values are not finite"),
         (_text([*GOOD[:4], ""]), "1 values are not finite"),

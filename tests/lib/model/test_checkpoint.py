@@ -112,7 +112,7 @@ def test_a_cut_checkpoint_is_refused(path: Path, share: float) -> None:
 )
 def test_another_file_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    assert "damaged or no checkpoint" in _refused(path)
+    assert "damaged or not a checkpoint" in _refused(path)
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_weights_without_an_identity_are_no_checkpoint(path: Path, network: Classifier) -> None:
     path.write_bytes(save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
-    assert "no checkpoint of this project" in _refused(path)
+    assert "not a checkpoint of this project" in _refused(path)
 
 
 def _rewrite(path: Path, facts: object, drop: str = "", **tensors: torch.Tensor) -> None:

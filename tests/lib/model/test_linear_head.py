@@ -61,7 +61,7 @@ def test_the_parameters_of_a_head_are_its_weights_and_its_bias(tmp_path: Path) -
 
 def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_head(tmp_path / "x.safetensors")
     identity = Identity(
         experiment="x", fold=1, member=0, data_id="d", fold_table_id="f", config=Config().to_dict()

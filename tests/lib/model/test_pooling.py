@@ -144,10 +144,10 @@ def test_a_pooled_network_comes_back_from_its_checkpoint(backbone: str, name: st
         assert torch.equal(load_checkpoint(tmp_path / "x.safetensors")[0](images), network(images))
 
 
-def test_features_that_are_no_map_are_refused_with_the_knob() -> None:
-    with pytest.raises(ValueError, match="no square map"):
+def test_features_that_are_no_map_are_refused_with_the_option() -> None:
+    with pytest.raises(ValueError, match="not a square map"):
         feature_map(torch.nn.Identity(), torch.zeros(1, 7, 3))
-    with pytest.raises(ValueError, match="no map"):
+    with pytest.raises(ValueError, match="not a map"):
         feature_map(torch.nn.Identity(), torch.zeros(1, 7))
-    with pytest.raises(NetworkError, match="does not go with"):
+    with pytest.raises(NetworkError, match="cannot be built with"):
         build_network(Config(backbone="test_vit", input_size=64, weights="none", stem="no_pool"))
