@@ -1,7 +1,8 @@
-"""Every knob of an experiment: its unit, its range, its default.
+"""The options of an experiment: defaults, units, ranges; reading them from TOML, JSON, the command line.
 
-An experiment is a TOML file under `experiments/` that holds only what differs from the defaults below. `--set KEY=VALUE`
-changes one knob more. Unknown keys, wrong types and values out of range are refused together, in one message.
+An experiment is a TOML file under `experiments/` that holds only what differs from the defaults. `--set
+KEY=VALUE` changes one more option. Unknown keys, wrong types and values out of range are refused together, in
+one message.
 """
 
 import dataclasses
@@ -17,21 +18,9 @@ from typing import Any
 Value = bool | int | float | str
 
 
-# Knobs that say what is expected, and decide nothing.
-EXPECTATIONS = ("expected_hours", "pretrain_hours")
-FOLD_OPTIONS = (
-    "fold_split",
-    "num_folds",
-    "seed",
-    "stain_groups",
-    "slide_map",
-)  # what a fold table is a function of
-PREPARE_OPTIONS = (
-    "verify",
-    "stain_groups",
-    "slide_map",
-    "seed",
-)  # what decides the output of the prepare kernel
+EXPECTATIONS = ("expected_hours", "pretrain_hours")  # estimates for planning; they change no result
+FOLD_OPTIONS = ("fold_split", "num_folds", "seed", "stain_groups", "slide_map")  # decide the fold table
+PREPARE_OPTIONS = ("verify", "stain_groups", "slide_map", "seed")  # decide the output of the prepare kernel
 
 
 class ConfigError(ValueError):
@@ -45,212 +34,302 @@ def _option(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[Value, ...] = (),
+    group: str = "",
 ) -> Any:
-    """A field of Config with its meaning and its inclusive range."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    """A field of Config with its help text and its inclusive range; `group` is the heading above it in the docs."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "group": group}
     return dataclasses.field(default=default, metadata=types.MappingProxyType(metadata))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One experiment. All fields are plain values, so a config travels as TOML, as JSON and in a slug's hash."""
+    """The options of one experiment, as plain values: stored as TOML and JSON, and hashed for slugs."""
 
-    # The data
+    # Data
     fold_split: str = _option(
         "stratified",
-        "how folds are made: stratified (optimistic: neighbours of a tile on both sides), stain, or slide (needs a map)",
+        "How folds are made. stratified: by label only; optimistic, because neighbouring tiles are on both "
+        "sides. stain: whole stain groups per fold. slide: whole slides per fold; needs slide_map.",
         choices=("stratified", "stain", "slide"),
+        group="Data",
     )
-    num_folds: int = _option(5, "number of folds", low=2, high=20)
-    seed: int = _option(2018, "root of every other seed", low=0, high=2**32 - 1)
+    num_folds: int = _option(
+        5,
+        "Number of folds. Fewer folds cost less quota, and each network learns from fewer tiles.",
+        low=2,
+        high=20,
+    )
+    seed: int = _option(
+        2018, "Root of all random seeds: folds, first weights, order and augmentation.", low=0, high=2**32 - 1
+    )
     verify: str = _option(
         "count",
-        "tiles whose pixels do not hash to their id: count (stop above 0.1 %) or strict (stop at the first)",
+        "Tiles whose pixels do not match the hash in their id. count: stop if they are more than 0.1 % of "
+        "the tiles. strict: stop at the first.",
         choices=("count", "strict"),
     )
-    stain_groups: int = _option(60, "clusters of stain and background the tiles are put into", low=2, high=5000)
-
+    stain_groups: int = _option(
+        60,
+        "Number of clusters of tiles with similar stain and background: a substitute for slides. Used by "
+        "fold_split = stain and by confidence intervals.",
+        low=2,
+        high=5000,
+    )
     slide_map: str = _option(
-        "", "name of a CSV file (id,wsi) in an attached dataset, for fold_split = slide; empty: none"
+        "", "Name of a CSV file (id,wsi) in an attached dataset, for fold_split = slide. Empty: no map."
     )
 
-    # The network
-    backbone: str = _option("resnet34.tv_in1k", "any timm model, with the tag of its weights")
+    # Network
+    backbone: str = _option(
+        "resnet34.tv_in1k", "Name of a timm model, with the tag of its pretrained weights.", group="Network"
+    )
     weights: str = _option(
         "timm",
-        "what the backbone starts from: timm (ImageNet, fetched by the weights kernel), none (random), pretrain (self-supervised "
-        "on the competition's own tiles, by a kernel of its own), or the name of a .safetensors file in an attached dataset",
+        "First weights of the backbone. timm: pretrained (ImageNet), downloaded by the weights kernel. "
+        "none: random. pretrain: self-supervised on the competition's own tiles, by the pretrain kernel. Or "
+        "the name of a .safetensors file in an attached dataset.",
     )
     train_mode: str = _option(
         "full",
-        "full (the whole network learns) or linear_probe (the backbone stays frozen: every tile is embedded once, by a kernel of its "
-        "own, and the folds fit a logistic regression on that, on CPUs)",
+        "full: train the whole network. linear_probe: keep the backbone frozen; the embed kernel computes "
+        "the features of all tiles once, and the folds fit a logistic regression on them, on CPUs.",
         choices=("full", "linear_probe"),
     )
-    input_size: int = _option(96, "side in pixels to which tiles are resized on the device", low=32, high=1024)
-    drop_rate: float = _option(0.0, "dropout before the logit", low=0.0, high=0.9)
+    input_size: int = _option(
+        96,
+        "Side in pixels to which tiles (96 px) are resized on the GPU. Time and memory grow with its square.",
+        low=32,
+        high=1024,
+    )
+    drop_rate: float = _option(0.0, "Probability of dropout before the logit. 0: off.", low=0.0, high=0.9)
     pooling: str = _option(
         "native",
-        "from the last feature map to one vector: native (as the backbone does), avg, avgmax (mean and maximum side by side), "
-        "gem (generalised mean, its power learned) or attention (gated attention, which begins at the centre)",
+        "From the last feature map to one vector. native: the backbone's own. avg: mean. avgmax: mean and "
+        "maximum, concatenated. gem: generalised mean with a learned power. attention: gated attention, "
+        "initialised on the centre of the tile.",
         choices=("native", "avg", "avgmax", "gem", "attention"),
     )
     stem: str = _option(
         "keep",
-        "the first layers: keep, no_pool (without the max-pool) or no_stride (nor the stride of the first convolution): a finer "
-        "feature map, at about 4 times the cost for each; convolutional networks only",
+        "The first layers. keep: unchanged. no_pool: without the max-pool. no_stride: also without the "
+        "stride of the first convolution. Each change doubles the side of the feature map and costs about 4 "
+        "times the time. Convolutional networks only.",
         choices=("keep", "no_pool", "no_stride"),
     )
     stain_normalisation: str = _option(
         "none",
-        "bring every tile's stains to one reference before anything else: none, macenko (stain vectors and their strength) or "
-        "reinhard (mean and spread in the space of Ruderman, l alpha beta)",
+        "Map every tile to one reference stain before augmentation and prediction. none: off. macenko: by "
+        "stain vectors and their concentrations. reinhard: by mean and standard deviation in Ruderman's "
+        "l-alpha-beta colour space.",
         choices=("none", "macenko", "reinhard"),
     )
 
-    # The training
+    # Training
     num_members: int = _option(
         2,
-        "networks trained per fold, each from its own seed, averaged later; one a card at a time",
+        "Networks per fold, each trained from its own seed; their predictions are averaged. Each GPU trains "
+        "one at a time, so two members on two GPUs take as long as one.",
         low=1,
         high=16,
+        group="Training",
     )
-    ddp: bool = _option(False, "all cards work on one member together instead (torch.distributed)")
-    sync_batchnorm: bool = _option(False, "with ddp: batch norms see the tiles of all cards, not of their own")
-    epochs: int = _option(5, "passes over the training tiles of the fold", low=1, high=1000)
-    batch_size: int = _option(256, "tiles per optimiser step, of all cards together", low=1, high=8192)
+    ddp: bool = _option(
+        False,
+        "Train each member on all GPUs together (DistributedDataParallel) instead of one member per GPU. "
+        "Use it when one member would not finish in the session.",
+    )
+    sync_batchnorm: bool = _option(
+        False,
+        "With ddp: batch norms use the tiles of all GPUs, not only of their own. Use it when a GPU has few "
+        "tiles per step.",
+    )
+    epochs: int = _option(5, "Passes over the training tiles of the fold.", low=1, high=1000)
+    batch_size: int = _option(256, "Tiles per optimiser step, over all GPUs.", low=1, high=8192)
     grad_accum_steps: int = _option(
         1,
-        "forward passes a step's tiles are cut into (gradient accumulation) where memory is short; 0: as few as fit, by trial. "
-        "Doubled when memory runs out later",
+        "Gradient accumulation: forward passes per optimiser step. More of them need less GPU memory and "
+        "change the result only through batch norms. 0: the fewest that fit, found by trial. Doubled "
+        "automatically when memory runs out.",
         low=0,
         high=8192,
     )
     compile: bool = _option(
-        False, "compile the network for training (torch.compile): minutes first, faster steps then"
+        False,
+        "Compile the network for training (torch.compile). It takes minutes at the start; later steps are "
+        "faster.",
     )
-    learning_rate: float = _option(3e-4, "peak learning rate of AdamW", low=1e-8, high=10.0)
+    learning_rate: float = _option(3e-4, "Peak learning rate of AdamW.", low=1e-8, high=10.0)
     weight_decay: float = _option(
-        1e-4, "decoupled weight decay; biases and norms are exempt", low=0.0, high=10.0
+        1e-4, "Decoupled weight decay of AdamW. Biases and norms have none.", low=0.0, high=10.0
     )
-    warmup_epochs: float = _option(0.0, "epochs of linear warm-up before the cosine", low=0.0, high=100.0)
+    warmup_epochs: float = _option(
+        0.0, "Epochs of linear warm-up before the cosine schedule. 0: none.", low=0.0, high=100.0
+    )
     schedule: str = _option(
         "cosine",
-        "cosine (after warmup_epochs, down to zero) or one_cycle (up for the first 30 % of the steps, then down to zero)",
+        "Learning rate schedule. cosine: after warmup_epochs, half a cosine to zero. one_cycle: up for the "
+        "first 30 % of the steps, then down to zero.",
         choices=("cosine", "one_cycle"),
     )
     layer_decay: float = _option(
         1.0,
-        "the learning rate of each layer, as a factor of the next one's towards the logit; 1: all alike",
+        "Learning rate of a layer divided by that of the next layer towards the logit. 1: the same rate "
+        "everywhere. Below 1 for fine-tuning large pretrained networks.",
         low=0.1,
         high=1.0,
     )
     freeze_epochs: int = _option(
-        0, "epochs in which only the head learns, before the backbone joins in", low=0, high=100
+        0, "First epochs, in which only the head learns and the backbone is frozen.", low=0, high=100
     )
     ema_decay: float = _option(
         0.0,
-        "decay of the running average of the weights, which is what predicts; 0: the last weights do",
+        "Decay per step of the exponential moving average (EMA) of the weights, which then predicts instead "
+        "of the last weights. 0: no average.",
         low=0.0,
         high=0.99999,
     )
-    label_smoothing: float = _option(0.0, "share of the label spread over both classes", low=0.0, high=0.5)
-    mixup: float = _option(0.0, "alpha of mixup: tiles are blended in pairs; 0: not", low=0.0, high=10.0)
+    label_smoothing: float = _option(
+        0.0, "Share of the label that is spread over both classes. 0: off.", low=0.0, high=0.5
+    )
+    mixup: float = _option(
+        0.0, "Alpha of mixup, which blends tiles and labels in pairs. 0: off.", low=0.0, high=10.0
+    )
     cutmix: float = _option(
-        0.0, "alpha of cutmix: a rectangle comes from another tile; 0: not", low=0.0, high=10.0
+        0.0,
+        "Alpha of CutMix, which replaces a rectangle by that of another tile. 0: off.",
+        low=0.0,
+        high=10.0,
     )
     clip_grad_norm: float = _option(
-        0.0, "largest norm of the gradient; 0 leaves it as it is", low=0.0, high=1e6
+        0.0,
+        "Largest norm of the gradient; a larger gradient is scaled down to it. 0: off.",
+        low=0.0,
+        high=1e6,
     )
     class_balance: str = _option(
         "none",
-        "against the 59.5 / 40.5 imbalance: none, loss (pos_weight) or sampler (classes drawn equally often)",
+        "Against the imbalance of 59.5 % negatives to 40.5 % positives. loss: positives have a larger "
+        "weight in the loss (pos_weight). sampler: both classes are drawn equally often.",
         choices=("none", "loss", "sampler"),
     )
     precision: str = _option(
         "auto",
-        "auto: float16 with a gradient scaler on a T4, bfloat16 where the GPU has it, float32 on a CPU",
+        "Number format of the forward pass. auto: float16 with a gradient scaler on a T4, bfloat16 where "
+        "the GPU supports it, float32 on a CPU. Use float32 if the loss is not finite.",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
     device: str = _option(
-        "auto", "auto, cuda (an error where there is none) or cpu", choices=("auto", "cuda", "cpu")
+        "auto",
+        "Where to compute. auto: on GPUs if there are any. cuda: on GPUs; an error without one. cpu: on the "
+        "CPU.",
+        choices=("auto", "cuda", "cpu"),
     )
     eval_every: int = _option(
         1,
-        "epochs between validations that are logged (never used to choose weights); 0: only at the end",
+        "Epochs between validations. They are only logged: no weights are chosen by them. 0: only at the "
+        "end.",
         low=0,
         high=1000,
     )
-
     fixed_schedule: bool = _option(
         False,
-        "the clock may not shorten the plan of a fold that does not fit its session: it is an error instead",
+        "A fold whose planned steps do not fit the session is an error. false: its plan is shortened "
+        "instead, which depends on the speed of the machine.",
     )
     expected_hours: float = _option(
         2.0,
-        "hours one fold (with train_mode = linear_probe: the embedding) is expected to take on 2 x T4: what a campaign counts against the "
-        "quota before a fold has run; three times this (1 to 12) is the time limit of the push, inside which a fold shortens its "
-        "plan if it must",
+        "Hours that one fold (with train_mode = linear_probe: the embedding) is expected to take on 2 x T4. "
+        "A campaign plans its quota with it until a fold has run. Three times this, from 1 to 12 hours, is "
+        "the time limit of the push.",
         low=0.01,
         high=12.0,
     )
-
     pseudo_labels: str = _option(
         "",
-        "name of another experiment: fold k learns from test tiles, too, with the labels that fold k of that experiment gives "
-        "them (a declared variant: what comes of it is transductive); empty: not",
+        "Name of another experiment, whose fold k labels test tiles for fold k of this one to learn from, "
+        "too. The result is transductive and reported as such. Empty: off.",
     )
     pseudo_share: float = _option(
         0.5,
-        "share of the test tiles that are used: the most confident ones of each class",
+        "With pseudo_labels: share of the test tiles that are used, the most confident ones of each class.",
         low=0.01,
         high=1.0,
     )
 
     # Self-supervised pretraining, for weights = pretrain
-    pretrain_epochs: int = _option(40, "passes over the tiles", low=1, high=10_000)
-    pretrain_batch_size: int = _option(
-        256, "tiles per optimiser step, of all cards together, each seen twice", low=8, high=8192
+    pretrain_epochs: int = _option(
+        40,
+        "Passes over the tiles.",
+        low=1,
+        high=10_000,
+        group="Self-supervised pretraining (weights = pretrain)",
     )
-    pretrain_learning_rate: float = _option(1e-3, "peak learning rate of AdamW", low=1e-8, high=10.0)
+    pretrain_batch_size: int = _option(
+        256, "Tiles per optimiser step, over all GPUs; each tile is used in two views.", low=8, high=8192
+    )
+    pretrain_learning_rate: float = _option(1e-3, "Peak learning rate of AdamW.", low=1e-8, high=10.0)
     projector_dim: int = _option(
-        1024, "numbers of the projection whose redundancy is reduced", low=8, high=16384
+        1024, "Dimensions of the projection on which the Barlow Twins loss is computed.", low=8, high=16384
     )
     pretrain_tiles: str = _option(
         "all",
-        "all (labelled tiles and test tiles) or train (labelled ones only); no label is seen either way",
+        "all: labelled tiles and test tiles. train: labelled tiles only. No label is used in either case.",
         choices=("all", "train"),
     )
     pretrain_hours: float = _option(
-        4.0, "hours it is expected to take on 2 x T4, as `expected_hours` is for a fold", low=0.01, high=12.0
+        4.0,
+        "Hours that the pretraining is expected to take on 2 x T4; used like expected_hours.",
+        low=0.01,
+        high=12.0,
     )
 
-    # The augmentation, each sample with its own draw
-    flip: bool = _option(True, "mirror at random")
+    # Augmentation, drawn for each tile and epoch
+    flip: bool = _option(
+        True, "Mirror tiles at random.", group="Augmentation (drawn for each tile and epoch)"
+    )
     rotate: str = _option(
         "quarter",
-        "none, quarter (multiples of 90 degrees, exact) or any (any angle, bilinear, reflected borders)",
+        "Random rotation. none: off. quarter: multiples of 90 degrees, exact. any: any angle, bilinear with "
+        "reflected borders.",
         choices=("none", "quarter", "any"),
     )
     hed_jitter: float = _option(
         0.0,
-        "stains: haematoxylin, eosin and DAB, unmixed, are each multiplied by 1 +- this and shifted by +- this; 0: left alone",
+        "Stain jitter x: the unmixed haematoxylin, eosin and DAB are each multiplied by a factor from 1 - x "
+        "to 1 + x and shifted by -x to x. 0: off.",
         low=0.0,
         high=0.5,
     )
-    brightness: float = _option(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
-    contrast: float = _option(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
-    saturation: float = _option(0.1, "factor drawn from 1 +- this", low=0.0, high=0.9)
+    brightness: float = _option(
+        0.1, "Brightness jitter x: a factor drawn from 1 - x to 1 + x. 0: off.", low=0.0, high=0.9
+    )
+    contrast: float = _option(
+        0.1, "Contrast jitter x: a factor drawn from 1 - x to 1 + x. 0: off.", low=0.0, high=0.9
+    )
+    saturation: float = _option(
+        0.1, "Saturation jitter x: a factor drawn from 1 - x to 1 + x. 0: off.", low=0.0, high=0.9
+    )
     hue: float = _option(
-        0.02, "turn of the hue circle drawn from +- this; 0.5 is half a turn", low=0.0, high=0.5
+        0.02,
+        "Hue jitter x: a rotation of the hue circle drawn from -x to x; 0.5 is half a turn. 0: off.",
+        low=0.0,
+        high=0.5,
     )
 
-    # The prediction
+    # Prediction
     tta_views: int = _option(
-        8, "D4 views of a tile whose logits are averaged: 1, 4 (rotations) or 8", choices=(1, 4, 8)
+        8,
+        "Test-time augmentation: views of a tile whose logits are averaged. 1: the tile. 4: its rotations. "
+        "8: rotations and mirror images (D4). Prediction time is proportional to it.",
+        choices=(1, 4, 8),
+        group="Prediction",
     )
     eval_batch_size: int = _option(
-        512, "tiles per forward pass when predicting, views not counted", low=1, high=65536
+        512,
+        "Tiles per forward pass in prediction, whatever the number of views. Lower it if GPU memory runs "
+        "out.",
+        low=1,
+        high=65536,
     )
 
     def __post_init__(self) -> None:
@@ -263,40 +342,43 @@ class Config:
             and not self.weights.endswith(".safetensors")
         ):
             problems.append(
-                f"weights = {self.weights!r}: timm, none, pretrain, or the name of a file that ends in .safetensors"
+                f"weights = {self.weights!r}: timm, none, pretrain, or the name of a file that ends in "
+                ".safetensors expected"
             )
         if not problems and not self.backbone.strip():
             problems.append("backbone is empty: name a timm model, such as resnet34.tv_in1k")
         if not problems and self.warmup_epochs >= self.epochs:
             problems.append(
-                f"warmup_epochs = {self.warmup_epochs} leaves nothing of epochs = {self.epochs}: lower it, or train longer"
+                f"warmup_epochs = {self.warmup_epochs} is not below epochs = {self.epochs}: "
+                "lower it, or train longer"
             )
         if not problems and self.freeze_epochs >= self.epochs:
-            problems.append(f"freeze_epochs = {self.freeze_epochs} leaves nothing of epochs = {self.epochs}")
+            problems.append(f"freeze_epochs = {self.freeze_epochs} is not below epochs = {self.epochs}")
         if not problems and self.train_mode == "linear_probe" and self.pseudo_labels:
-            problems.append(
-                "pseudo_labels with train_mode = linear_probe: only networks that learn take them"
-            )
+            problems.append("pseudo_labels needs train_mode = full: a linear probe does not use them")
         if not problems and self.train_mode == "linear_probe":
-            problems += self._problems_of_a_head()
+            problems += self._linear_probe_problems()
         if not problems and self.schedule == "one_cycle" and self.warmup_epochs:
-            problems.append("warmup_epochs is for schedule = cosine: one_cycle climbs by itself")
+            problems.append("warmup_epochs is for schedule = cosine: one_cycle has its own warm-up")
         if problems:
             raise ConfigError(_message(problems))
 
-    def _problems_of_a_head(self) -> list[str]:
+    def _linear_probe_problems(self) -> list[str]:
         problems = []
         if self.num_members != 1:
             problems.append(
-                "train_mode = linear_probe needs num_members = 1: a logistic regression comes out the same from every seed"
+                "train_mode = linear_probe needs num_members = 1: a logistic regression is the same with "
+                "every seed"
             )
         if self.pooling in ("gem", "attention"):
             problems.append(
-                f"train_mode = linear_probe with pooling = {self.pooling}: it has numbers to learn; use native, avg or avgmax"
+                f"train_mode = linear_probe with pooling = {self.pooling}, which has learned weights: "
+                "use native, avg or avgmax"
             )
         if self.weights == "none":
             problems.append(
-                "train_mode = linear_probe with weights = none: a frozen encoder of random numbers; name its weights"
+                "train_mode = linear_probe with weights = none is a frozen encoder with random weights: "
+                "name pretrained ones"
             )
         return problems
 
@@ -306,11 +388,11 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """The first 8 hexadecimal digits of the SHA-256 of all fields: two configs share it when they are equal."""
+        """The first 8 hexadecimal digits of the SHA-256 of all fields; equal for equal configs."""
         plain = {
             name: value + 0.0 if isinstance(value, float) else value for name, value in self.to_dict().items()
         }
-        text = json.dumps(plain, sort_keys=True)  # -0.0 + 0.0 is 0.0: they are equal, so they share the hash
+        text = json.dumps(plain, sort_keys=True)  # -0.0 + 0.0 is 0.0: equal values have the same hash
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -324,9 +406,9 @@ def _type_name(field: dataclasses.Field[Any]) -> str:
 
 def _problems_of(field: dataclasses.Field[Any], value: object) -> list[str]:
     name, meta = field.name, field.metadata
-    # bool is an int in Python, and an int is a fine float; nothing else stands for anything else.
-    fits = isinstance(value, field.type) and (field.type is bool or not isinstance(value, bool))  # type: ignore[arg-type]
-    if not fits:
+    # bool is a subclass of int in Python: it is no number here.
+    valid = isinstance(value, field.type) and (field.type is bool or not isinstance(value, bool))  # type: ignore[arg-type]
+    if not valid:
         return [f"{name} = {value!r}: {_type_name(field)} expected"]
     if isinstance(value, float) and not math.isfinite(value):
         return [f"{name} = {value!r}: a finite number expected"]
@@ -393,7 +475,7 @@ def config_from_record(values: Mapping[str, object]) -> Config:
 
 
 def check_value(key: str, value: object) -> tuple[Any, list[str]]:
-    """A value as its knob takes it (a whole number where a float is meant), and all that is wrong with it and with the key."""
+    """A value converted to the type of its option, and everything that is wrong with it or its key."""
     fields = {field.name: field for field in _fields()}
     if key not in fields:
         return value, [_unknown(key)]
@@ -402,7 +484,7 @@ def check_value(key: str, value: object) -> tuple[Any, list[str]]:
 
 
 def to_toml(config: Config) -> str:
-    """The text of an experiment's TOML: what differs from the defaults, a line each."""
+    """The text of an experiment's TOML: one line for each option that differs from its default."""
     lines = []
     for field in _fields():
         value = getattr(config, field.name)
@@ -432,10 +514,11 @@ def parse_toml(text: str, *, name: str) -> Config:
 
 
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """Change knobs by `KEY=VALUE`; values are written as in TOML, and text needs no quotes.
+    """Change options by `KEY=VALUE`; values are written as in TOML, and text needs no quotes.
 
     Raises:
-        ConfigError: no `=`, a key twice, unknown keys, wrong types, values out of range; all of them in one message.
+        ConfigError: no `=`, a key twice, unknown keys, wrong types, values out of range; all of them in one
+            message.
     """
     fields = {field.name: field for field in _fields()}
     problems: list[str] = []
@@ -471,7 +554,7 @@ def _parse_value(text: str, *, wanted: object) -> object:
 
 
 def _as_float(value: object) -> object:
-    """A whole number as the float it stands for, infinity when it is too large for one; all else as it is."""
+    """A whole number as a float (infinity if it is too large for one); any other value unchanged."""
     if not isinstance(value, int) or isinstance(value, bool):
         return value
     try:
@@ -481,5 +564,5 @@ def _as_float(value: object) -> object:
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """(name, default, meaning) of every knob, for `--help` and the report."""
+    """(name, default, help text) of every option."""
     return [(field.name, str(field.default), field.metadata["help"]) for field in _fields()]

@@ -1,4 +1,4 @@
-"""Every knob can be set, nothing else can, and whatever is wrong is said at once."""
+"""Options: each can be set, nothing else can, and one message names everything that is wrong."""
 
 import dataclasses
 import json
@@ -46,13 +46,13 @@ def _wrong(name: str) -> list[tuple[Any, str]]:
         float: [True, "0.5", None, math.nan, math.inf],
         str: [True, 5, 0.5, None, ["none"]],
     }
-    found = [(value, "expected") for value in type_errors[field.type]]
+    cases = [(value, "expected") for value in type_errors[field.type]]
     low, high = field.metadata["low"], field.metadata["high"]
     if low is not None:
-        found += [(field.type(low - 1), "from"), (field.type(high * 2 + 1), "from")]
+        cases += [(field.type(low - 1), "from"), (field.type(high * 2 + 1), "from")]
     if field.metadata["choices"]:
-        found.append((3 if field.type is int else "nonsense", "one of"))
-    return found
+        cases.append((3 if field.type is int else "nonsense", "one of"))
+    return cases
 
 
 def _written(value: Any) -> str:
@@ -62,7 +62,7 @@ def _written(value: Any) -> str:
 @by_name
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
-def test_every_knob_can_be_overridden_and_changes_only_itself(name: str, data: st.DataObject) -> None:
+def test_every_option_can_be_overridden_and_changes_only_itself(name: str, data: st.DataObject) -> None:
     value = data.draw(_changed(name))
     changed = apply_overrides(ROOMY, [f"{name}={_written(value)}"])
     assert changed.to_dict() == {**ROOMY.to_dict(), name: value}
@@ -72,11 +72,11 @@ def test_every_knob_can_be_overridden_and_changes_only_itself(name: str, data: s
 
 
 @by_name
-def test_every_knob_refuses_wrong_types_and_ranges(name: str) -> None:
-    for value, said in _wrong(name):
+def test_every_option_refuses_wrong_types_and_ranges(name: str) -> None:
+    for value, message in _wrong(name):
         with pytest.raises(ConfigError) as refused:
             config_from_dict({name: value})
-        assert f"{name} = {value!r}" in str(refused.value) and said in str(refused.value)
+        assert f"{name} = {value!r}" in str(refused.value) and message in str(refused.value)
         with pytest.raises(ConfigError):
             dataclasses.replace(ROOMY, **{name: value})
 
@@ -108,7 +108,7 @@ def test_nothing_else_can_be_set(key: str, text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["9" * 5000, "9" * 400, "0x" + "f" * 300], ids=["5000 digits", "400 digits", "hexadecimal"]
 )
-@pytest.mark.parametrize("name", ["learning_rate", "folds"])
+@pytest.mark.parametrize("name", ["learning_rate", "num_folds"])
 def test_a_number_too_long_for_the_machine_is_refused_like_any_other(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=name):
         apply_overrides(Config(), [f"{name}={text}"])
@@ -163,13 +163,13 @@ def test_a_file_holds_only_differences() -> None:
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [{"weights": "imagenet"}, {"weights": ""}, {"backbone": " "}, {"warmup_epochs": 5.0, "epochs": 5}],
     ids=["weights", "no weights", "backbone", "warm-up"],
 )
-def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="|".join(knobs)):
-        Config(**knobs)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="|".join(options)):
+        Config(**options)
 
 
 def test_text_needs_no_quotes_and_loses_those_it_has() -> None:
@@ -184,15 +184,25 @@ def test_equal_configs_share_their_hash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("options", "message"),
     [
-        ({"freeze_epochs": 5}, "leaves nothing of epochs = 5"),
-        ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "one_cycle climbs by itself"),
+        ({"freeze_epochs": 5}, "is not below epochs = 5"),
+        ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "one_cycle has its own warm-up"),
         ({"weights": "imagenet"}, "timm, none, pretrain, or the name of a file"),
         ({"train_mode": "linear_probe"}, "num_members = 1"),
-        ({"train_mode": "linear_probe", "num_members": 1, "pseudo_labels": "x"}, "only networks that learn"),
+        ({"train_mode": "linear_probe", "num_members": 1, "pseudo_labels": "x"}, "needs train_mode = full"),
     ],
 )
-def test_knobs_that_contradict_each_other_say_so(knobs: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        Config(**knobs)
+def test_options_that_contradict_each_other_name_the_problem(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(**options)
+
+
+def test_every_option_has_a_sentence_of_help_and_options_have_headings() -> None:
+    for field in FIELDS.values():
+        text, choices = field.metadata["help"], field.metadata["choices"]
+        assert text.endswith(".") and (text[0].isupper() or text.startswith(tuple(map(str, choices)))), (
+            field.name
+        )
+    groups = [field.metadata["group"] for field in FIELDS.values() if field.metadata["group"]]
+    assert FIELDS["fold_split"].metadata["group"] == groups[0] and len(set(groups)) == len(groups) == 6

@@ -351,13 +351,13 @@ def test_a_search_that_makes_no_sense_says_why(values: dict[str, Any], message: 
         (
             {"warmup_epochs": 2.0},
             {"space": {"epochs": [1, 2, 3]}},
-            "epochs=1: warmup_epochs = 2.0 leaves nothing",
+            "epochs=1: warmup_epochs = 2.0 is not below",
         ),
         ({}, {"method": "hyperband", "trials": 2, "first_epochs": 5}, "first_epochs = 5 is not below"),
         (
             {"warmup_epochs": 2.0},
             {"method": "tpe", "trials": 3, "space": {"epochs": {"low": 2, "high": 9}}},
-            "epochs=2: warmup_epochs = 2.0 leaves nothing",
+            "epochs=2: warmup_epochs = 2.0 is not below",
         ),
         ({"weights": "a.safetensors"}, {"space": {"backbone": ["a", "b"]}}, "cannot fit several backbones"),
     ],
