@@ -36,7 +36,7 @@ def _option(
     choices: tuple[Value, ...] = (),
     group: str = "",
 ) -> Any:
-    """A field of Config with its help text and its inclusive range; `group` is the heading above it in the docs."""
+    """A field of Config: help text, inclusive range, and the heading above it in the docs."""
     metadata = {"help": help, "low": low, "high": high, "choices": choices, "group": group}
     return dataclasses.field(default=default, metadata=types.MappingProxyType(metadata))
 
