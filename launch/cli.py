@@ -543,7 +543,7 @@ def report(campaign: str | None) -> None:
     from launch.campaign.ledger import find_campaign
     from launch.campaign.report import make_report
 
-    click.echo(f"report: {make_report(find_campaign(campaign), say=click.echo)}")
+    click.echo(f"report: {make_report(find_campaign(campaign))}")
 
 
 # --- on this machine ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from launch import ROOT
 from launch.campaign.ledger import campaign_lock, new_ledger, read_ledger
 from launch.campaign.library_dataset import Publisher
 from launch.campaign.spec import CampaignSpec
+from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
 from launch.local import WEIGHTS_FOLDER, link_or_copy
@@ -74,8 +75,6 @@ def upload_weights(
         ledger = read_ledger(work) or new_ledger(
             work, campaign="weights", spec=CampaignSpec(owner=kaggle.user, datasets=(ENCODERS_SLUG,))
         )
-        publisher = Publisher(
-            kaggle, ledger, staged, content_id, settle=settle, say=logger.info, slug=ENCODERS_SLUG
-        )
-        publisher.finish(poll)
+        timeouts = Timeouts(poll=poll, settle=settle)
+        Publisher(kaggle, ledger, staged, content_id, timeouts, slug=ENCODERS_SLUG).finish()
     return f"{kaggle.user}/{ENCODERS_SLUG}"

@@ -1,20 +1,21 @@
-"""`run` and its companions: a campaign from a checkout to a score, and single steps of it by hand."""
+"""The commands on campaigns: run, push, status, watch, logs, output and submit."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.campaign.board import LiveTable, quota_line, standings_table
-from launch.campaign.clock import seconds_since
+from launch.campaign.board import LiveTable, quota_line, status_table
+from launch.campaign.leaderboard import LEADERBOARD, PICTURE, write_leaderboard
 from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, spec_of
 from launch.campaign.loop import Campaign
-from launch.campaign.outputs import LOGS, OUTPUTS, fetch_output, peek_record
-from launch.campaign.report import NOTEBOOK, leave_notebook, report_facts
+from launch.campaign.outputs import OUTPUTS, fetch_output, log_file, peek_record
+from launch.campaign.report import NOTEBOOK, report_facts, write_notebook
 from launch.campaign.spec import CampaignSpec, RunOptions, different_campaign, same_campaign
-from launch.campaign.standings import ledger_standings
-from launch.campaign.state import CampaignStoppedError
-from launch.campaign.submission import LEADERBOARD, PICTURE, submit_file, write_leaderboard
+from launch.campaign.state import CampaignStoppedError, ledger_statuses
+from launch.campaign.submission import submit_file
+from launch.campaign.waits import describe_seconds, seconds_since, steady
 from launch.errors import LaunchError
 from launch.experiments import DEFAULT_SEARCH, load_search
 from launch.kaggle_api.client import Kaggle
@@ -28,10 +29,12 @@ from lib.evaluation.out_of_fold import Summary
 from lib.files import write_atomic
 from lib.runtime.run_record import RECORD_NAME, read_run_record
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Result:
-    """What a campaign came to."""
+    """The result of a campaign: summaries of its experiments, its submission, and its ledger."""
 
     summaries: list[Summary]
     submission: SubmissionEntry | None
@@ -51,23 +54,24 @@ def run(
         spec: what is computed; it must continue the campaign in the folder, where there is one.
         options: of this run.
         connect: makes the client.
-        started: when the command began, by time.monotonic; now by default.
+        started: when the command began, by `steady`; now by default.
 
     Raises:
         LaunchError: it stopped; the message names the cause and the remedy. Nothing that was done is lost.
     """
-    started = time.monotonic() if started is None else started
+    started = steady() if started is None else started
     with campaign_lock(options.folder.parent), _table(options) as board:
-        campaign = open_campaign(spec, options, connect(), board)
+        kaggle = connect()
+        campaign = open_campaign(spec, options, kaggle, board)
         campaign.run()
         if options.search_only:
-            kernel = next(kernel for kernel in campaign.progress.kernels if kernel.kind == "search")
-            print_ranking(options.folder / OUTPUTS / kernel.slug, seconds=time.monotonic() - started)
-            return Result([], None, campaign.desk.ledger)
+            kernel = next(kernel for kernel in campaign.state.progress.kernels if kernel.kind == "search")
+            print_ranking(options.folder / OUTPUTS / kernel.slug, seconds=steady() - started)
+            return Result([], None, campaign.state.ledger)
         done = _read_outputs(options, campaign)
-        entry = _submit(options, campaign, done, say=board.say) if options.submit else None
+        entry = _submit(options, kaggle, campaign, done) if options.submit else None
         problem = _report(options, campaign)
-    print_summary(done.summaries, done.submission, done.sample, seconds=time.monotonic() - started)
+    print_summary(done.summaries, done.submission, done.sample, seconds=steady() - started)
     if entry is not None:
         print_score(entry, options)
     if problem:
@@ -76,7 +80,7 @@ def run(
         )
     page, notebook = options.folder / OUTPUTS / REPORT_SLUG / REPORT_PAGE, options.folder / NOTEBOOK
     print(f"report: {page}, to be run in Jupyter: {notebook}", flush=True)
-    return Result(done.summaries, entry, campaign.desk.ledger)
+    return Result(done.summaries, entry, campaign.state.ledger)
 
 
 def _table(options: RunOptions) -> LiveTable:
@@ -85,11 +89,11 @@ def _table(options: RunOptions) -> LiveTable:
 
 def _report(options: RunOptions, campaign: Campaign) -> str:
     """Run the report kernel over everything else, the score included; what went wrong, or an empty text."""
-    progress = campaign.progress
-    progress.tell(REPORT_SLUG, report_facts(options.folder, progress.kernels))
+    progress = campaign.state.progress
+    progress.set_report_facts(REPORT_SLUG, report_facts(options.folder, progress.kernels))
     progress.goal = {kernel.slug for kernel in needed_for(progress.kernels, "report")}
     kernel = next(kernel for kernel in progress.kernels if kernel.slug == REPORT_SLUG)
-    leave_notebook(campaign.desk.source, kernel, options.folder)
+    write_notebook(campaign.source, kernel, options.folder)
     try:
         campaign.run()
     except CampaignStoppedError as error:
@@ -99,7 +103,7 @@ def _report(options: RunOptions, campaign: Campaign) -> str:
 
 @dataclass(frozen=True)
 class _Done:
-    """What lies in outputs/ once every kernel is done."""
+    """The outputs of a campaign whose kernels are done."""
 
     summaries: list[Summary]
     submission: Path
@@ -107,7 +111,7 @@ class _Done:
 
 
 def _read_outputs(options: RunOptions, campaign: Campaign) -> _Done:
-    kernels = campaign.progress.kernels
+    kernels = campaign.state.progress.kernels
 
     def folder_of(slug: str) -> Path:
         return options.folder / OUTPUTS / slug
@@ -115,32 +119,29 @@ def _read_outputs(options: RunOptions, campaign: Campaign) -> _Done:
     def only(kind: str) -> Path:
         return folder_of(next(kernel.slug for kernel in kernels if kernel.kind == kind))
 
-    experiments = campaign.desk.ledger.spec.experiments
+    experiments = campaign.state.ledger.spec.experiments
     summaries = [summarise(experiment.name, kernels, folder_of) for experiment in experiments]
     return _Done(summaries, only("inference") / "submission.csv", only("prepare") / "sample_submission.csv")
 
 
-def _submit(
-    options: RunOptions, campaign: Campaign, done: _Done, *, say: Callable[[str], None]
-) -> SubmissionEntry:
+def _submit(options: RunOptions, kaggle: Kaggle, campaign: Campaign, done: _Done) -> SubmissionEntry:
     pooled = ", ".join(f"{summary.experiment} OOF {summary.pooled:.4f}" for summary in done.summaries)
     entry = submit_file(
-        campaign.desk.kaggle,
-        campaign.desk.ledger,
+        kaggle,
+        campaign.state.ledger,
         done.submission,
         sample=done.sample,
         text=options.message or pooled,
         timeouts=options.timeouts,
-        say=say,
     )
     outputs = options.folder / OUTPUTS
     records = {
         kernel.slug: read_run_record(outputs / kernel.slug, kind=kernel.kind, fetched_only=True)
-        for kernel in campaign.progress.wanted
+        for kernel in campaign.state.progress.wanted
     }
     write_leaderboard(
         options.folder,
-        ledger=campaign.desk.ledger,
+        ledger=campaign.state.ledger,
         entry=entry,
         summaries=done.summaries,
         records=records,
@@ -168,20 +169,22 @@ def _scores(entry: SubmissionEntry) -> str:
 
 
 def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board: LiveTable) -> Campaign:
-    """Open the ledger of a campaign, check the specification against it, save it there, and build the kernels.
+    """Open the ledger of a campaign, check the specification against it, save it there, and build the
+    kernels.
 
     Raises:
         LaunchError: the account is not the owner, or the ledger belongs to another campaign.
     """
     owner = spec.owner or owner_of(read_base())
     if owner == PLACEHOLDER_OWNER and kaggle.user != owner:
-        board.say(
-            f"kernel-metadata.json names no owner yet: using {kaggle.user}, the user of the credentials"
+        logger.info(
+            "kernel-metadata.json names no owner yet: using %s, the user of the credentials", kaggle.user
         )
         owner = kaggle.user
     if owner.lower() != kaggle.user.lower():
         raise LaunchError(
-            f"the owner is {owner} (kernel-metadata.json, or --owner), the credentials are those of {kaggle.user}: "
+            f"the owner is {owner} (kernel-metadata.json, or --owner), the credentials are those of "
+            f"{kaggle.user}: "
             "use the credentials of that account, or write your own name"
         )
     ledger = read_ledger(options.folder)
@@ -204,8 +207,13 @@ def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board
     # The report comes later, because it shows the score.
     last = "search" if options.search_only else "inference"
     goal = {kernel.slug for kernel in needed_for(built.kernels, last)}
-    board.say(
-        f"campaign {ledger.campaign} ({ledger.id}): {len(goal)} kernels, bundle {built.bundle[:12]}, as {owner}"
+    logger.info(
+        "campaign %s (%s): %d kernels, bundle %s, as %s",
+        ledger.campaign,
+        ledger.id,
+        len(goal),
+        built.bundle[:12],
+        owner,
     )
     return Campaign(
         kaggle=kaggle,
@@ -214,8 +222,7 @@ def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board
         ledger=ledger,
         folder=options.folder,
         dataset=built.out / "dataset",
-        pace=options.timeouts,
-        say=board.say,
+        timeouts=options.timeouts,
         show=board.show,
         reuse=options.reuse,
         goal=goal,
@@ -223,7 +230,8 @@ def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board
 
 
 def _continued(spec: CampaignSpec, ledger: Ledger | None, folder: Path) -> CampaignSpec:
-    """A specification as the next one of a campaign: a search that it does not name is kept, so its output is not lost.
+    """A specification as the next one of a campaign: a search that it does not name is kept, so its output is
+    not lost.
 
     Raises:
         LaunchError: it is the specification of another campaign.
@@ -237,36 +245,37 @@ def _continued(spec: CampaignSpec, ledger: Ledger | None, folder: Path) -> Campa
     return replace(spec, search=spec.search or ledger.spec.search)
 
 
-# --- single steps ----------------------------------------------------------------------------------------------------
+# --- single steps
+# ----------------------------------------------------------------------------------------------------
 
 
 def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
-    """The kernel a person means: its slug, its kind, or fold-K (EXPERIMENT-fold-K where there are several).
+    """The kernel of a name: its slug, its kind, or fold-K (EXPERIMENT-fold-K where there are several
+    experiments).
 
     Raises:
-        LaunchError: there is none, or more than one.
+        LaunchError: no kernel has this name, or more than one.
     """
-    found = [
+    matches = [
         kernel
         for kernel in kernels
         if name in (kernel.slug, kernel.slug.removeprefix("hcd-"), kernel.kind)
         or (kernel.kind == "train" and name == f"fold-{kernel.fold}")
     ]
-    found = [
-        kernel for kernel in found if kernel.slug == f"hcd-{name}"
-    ] or found  # a search may have weights of its own
-    if len(found) != 1:
-        what = "no kernel is called" if not found else "more than one kernel is called"
-        raise LaunchError(
-            f"{what} {name!r}; there are: {', '.join(k.slug.removeprefix('hcd-') for k in kernels)}"
-        )
-    return found[0]
+    exact = [kernel for kernel in matches if kernel.slug == f"hcd-{name}"]
+    matches = exact or matches  # a search may have a weights kernel of its own
+    if len(matches) != 1:
+        problem = "more than one kernel is called" if matches else "no kernel is called"
+        names = ", ".join(kernel.slug.removeprefix("hcd-") for kernel in kernels)
+        raise LaunchError(f"{problem} {name!r}; there are: {names}")
+    return matches[0]
 
 
 def push(
     spec: CampaignSpec, names: Sequence[str], options: RunOptions, *, connect: Callable[[], Kaggle]
 ) -> None:
-    """Push single kernels, or the dataset, under the rules of a campaign. The kernels that they read must be done.
+    """Push single kernels, or the dataset, under the rules of a campaign. The kernels that they read must be
+    done.
 
     A campaign that exists keeps its specification; a fold that is pushed becomes one of its folds.
 
@@ -276,13 +285,13 @@ def push(
     with campaign_lock(options.folder.parent), _table(options) as board:
         spec = _pushed(spec, names, read_ledger(options.folder))
         campaign = open_campaign(spec, options, connect(), board)
-        kernels = campaign.progress.kernels
+        kernels = campaign.state.progress.kernels
         if "report" in names or REPORT_SLUG in names:
-            campaign.progress.tell(REPORT_SLUG, report_facts(options.folder, kernels))
-            kernels = campaign.progress.kernels
+            campaign.state.progress.set_report_facts(REPORT_SLUG, report_facts(options.folder, kernels))
+            kernels = campaign.state.progress.kernels
         chosen = [resolve(name, kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
         if len(chosen) < len(names):
-            campaign.publisher.finish(campaign.desk.pace.poll)
+            campaign.publisher.finish()
         campaign.push_only(chosen)
 
 
@@ -313,59 +322,55 @@ def _pushed(spec: CampaignSpec, names: Sequence[str], ledger: Ledger | None) -> 
 
 
 def show_status(folder: Path, *, connect: Callable[[], Kaggle]) -> bool:
-    """Print how a campaign stands, as the ledger and Kaggle tell; whether anything is still at work."""
+    """Print the status of a campaign, from the ledger and from Kaggle. Returns whether a push is open."""
     from rich.console import Console
 
     ledger = read_ledger(folder)
-    assert ledger is not None
+    assert ledger is not None, "find_campaign returned this folder"
     kaggle = connect()
-    standings = ledger_standings(ledger)
-    for standing in standings:
-        if ledger.kernels[standing.slug].open is not None:
+    statuses = ledger_statuses(ledger)
+    for status in statuses:
+        if ledger.kernels[status.slug].open is not None:
             try:
-                standing.turn(kaggle.status(standing.slug).name.lower().replace("_", " "))
+                status.update(kaggle.status(status.slug).name.lower().replace("_", " "))
             except ClientError as error:
-                standing.turn(str(error))
+                status.update(str(error))
     try:
         quota = kaggle.quota()
     except ClientError:
         quota = None
     console = Console(highlight=False)
     if console.is_terminal:
-        console.print(standings_table(f"campaign {ledger.campaign} ({ledger.id})", standings, quota))
+        console.print(status_table(f"campaign {ledger.campaign} ({ledger.id})", statuses, quota))
     else:
-        for standing in standings:
-            auc = "" if standing.auc is None else f", AUC {standing.auc:.4f}"
-            version = "" if standing.version is None else f", version {standing.version}"
-            console.print(f"{standing.slug}: {standing.state}{version}{auc}", soft_wrap=True)
+        for status in statuses:
+            auc = "" if status.auc is None else f", AUC {status.auc:.4f}"
+            version = "" if status.version is None else f", version {status.version}"
+            console.print(f"{status.slug}: {status.state}{version}{auc}", soft_wrap=True)
         console.print(quota_line(quota))
     for entry in ledger.submissions:
-        scores = _scores(entry)
-        console.print(
-            f"submission {entry.ref or '?'}: {entry.state}{', ' + scores if scores else ''} {entry.note}".rstrip()
-        )
+        parts = [entry.state, *([_scores(entry)] if _scores(entry) else [])]
+        console.print(f"submission {entry.ref or '?'}: {', '.join(parts)} {entry.note}".rstrip())
     return any(entry.open is not None for entry in ledger.kernels.values())
 
 
 def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> None:
-    """Show the status again and again until nothing is at work on Kaggle any more. Changes nothing."""
+    """Repeat the status until no kernel of the campaign runs on Kaggle. It changes nothing."""
     kaggle = connect()
     while show_status(folder, connect=lambda: kaggle):
         ledger = read_ledger(folder)
-        assert ledger is not None
-        running = [slug for slug, entry in ledger.kernels.items() if entry.open is not None]
-        if not any(kaggle.status(slug).name in ACTIVE for slug in running):
+        assert ledger is not None, "it was shown"
+        pushes = {slug: entry.open for slug, entry in ledger.kernels.items() if entry.open is not None}
+        if not any(kaggle.status(slug).name in ACTIVE for slug in pushes):
             break
-        longest = max(
-            seconds_since(entry.open.pushed_at) for entry in ledger.kernels.values() if entry.open is not None
-        )
-        print(f"looking again in {every:.0f} s; at work for {longest / 60:.0f} min so far", flush=True)
+        longest = describe_seconds(max(seconds_since(push.pushed_at) for push in pushes.values()))
+        print(f"next status in {every:.0f} s; the longest run was pushed {longest} ago", flush=True)
         time.sleep(every)
-    print("nothing is at work on Kaggle; build_kernel.py run fetches what has ended and goes on", flush=True)
+    print("no kernel runs on Kaggle; build_kernel.py run fetches the outputs and continues", flush=True)
 
 
 def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kaggle]) -> None:
-    """Print the log of a kernel: as Kaggle holds it, line by line while it runs with `follow`."""
+    """Print the log of a kernel. With `follow`, print each line as it appears, until the kernel ends."""
     kernel = resolve(name, spec_of(folder).plan())
     kaggle = connect()
     if follow:
@@ -374,18 +379,16 @@ def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kag
         return
     log = kaggle.output(kernel.slug).log
     if not log:
-        kept = folder / LOGS / f"{kernel.slug}.log"
-        raise LaunchError(
-            f"Kaggle holds no log of {kernel.slug} (yet)"
-            + (f"; an earlier one is in {kept}" if kept.is_file() else "")
-        )
+        kept = log_file(folder, kernel.slug)
+        earlier = f"; an earlier one is in {kept}" if kept.is_file() else ""
+        raise LaunchError(f"Kaggle holds no log of {kernel.slug} yet{earlier}")
     print(log, end="" if log.endswith("\n") else "\n")
 
 
 def pull_outputs(
     folder: Path, names: Sequence[str], *, to: Path | None, connect: Callable[[], Kaggle]
 ) -> None:
-    """Fetch the outputs of kernels, whoever pushed them, held against their run.json."""
+    """Fetch the outputs of kernels, whoever pushed them, and verify them against their run.json."""
     kernels = spec_of(folder).plan()
     kaggle = connect()
     target = to or folder / "pulled"
@@ -396,7 +399,8 @@ def pull_outputs(
         write_atomic(target / kernel.slug / f"{kernel.slug}.log", listing.log)
         fetched = sum(entry.fetch for entry in record.files.values())
         print(
-            f"{target / kernel.slug}: {fetched} of {len(record.files)} files and {RECORD_NAME}, push {record.push_id}",
+            f"{target / kernel.slug}: {fetched} of {len(record.files)} files and {RECORD_NAME}, push "
+            f"{record.push_id}",
             flush=True,
         )
 
@@ -409,14 +413,17 @@ def submit_only(options: RunOptions, *, connect: Callable[[], Kaggle]) -> Submis
     """
     spec = spec_of(options.folder)
     with campaign_lock(options.folder.parent), _table(options) as board:
-        campaign = open_campaign(spec, options, connect(), board)
+        kaggle = connect()
+        campaign = open_campaign(spec, options, kaggle, board)
         unfinished = [
-            kernel.slug for kernel in campaign.progress.wanted if not campaign.progress.is_done(kernel)
+            kernel.slug
+            for kernel in campaign.state.progress.wanted
+            if not campaign.state.progress.is_done(kernel)
         ]
         if unfinished:
             raise LaunchError(
                 f"nothing to submit yet: {', '.join(unfinished)} are not done. Run build_kernel.py run first"
             )
-        entry = _submit(options, campaign, _read_outputs(options, campaign), say=board.say)
+        entry = _submit(options, kaggle, campaign, _read_outputs(options, campaign))
     print_score(entry, options)
     return entry

@@ -1,10 +1,10 @@
-"""What a campaign has pushed, uploaded and submitted, and what came back: one JSON file that is written whole.
+"""The ledger of a campaign: what it pushed, uploaded and submitted, and what came back. One JSON file,
+written whole.
 
-The order of writing is the point: an intention stands in the ledger before the request is sent, its outcome right after
-the answer. Whoever takes up a killed campaign finds every request either proved or named as unproved.
+An intention is saved before its request is sent, and the result right after the response. When a campaign was
+killed, the next run finds every request either confirmed or marked as intended.
 """
 
-import fcntl
 import json
 import secrets
 from collections.abc import Iterator
@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from launch.campaign.clock import is_moment, stamp
+from filelock import FileLock, Timeout
+
 from launch.campaign.spec import CampaignSpec, campaign_folder, campaigns, spec_from_dict
+from launch.campaign.waits import is_stamp, stamp
 from launch.errors import LaunchError
 from lib.errors import listed
 from lib.files import write_atomic
@@ -22,13 +24,13 @@ from lib.validation import UNREADABLE, type_errors
 
 LEDGER_NAME = "ledger.json"
 LEDGER_FORMAT = 2
-_MOMENTS = ("intended_at", "pushed_at", "ended_at", "at", "fetched_at", "created")
+_STAMPS = ("intended_at", "pushed_at", "ended_at", "at", "fetched_at", "created")
 
 # States of a push. Open ones may still run on Kaggle.
 INTENDED, PUSHED, DROPPED = "intended", "pushed", "dropped"
 DONE, REFUSED, UNFINISHED, FAILED = "done", "refused", "unfinished", "failed"
 OPEN = (INTENDED, PUSHED, DROPPED)
-LIMIT_NOTE = "it came to its time limit"  # of a push that did not finish: the next one is given more
+LIMIT_NOTE = "it reached its time limit"  # of a push that did not finish: the next one is given more time
 
 
 @dataclass(kw_only=True)
@@ -37,15 +39,16 @@ class Push:
 
     Attributes:
         push_id: campaign, kernel and attempt; written into the pushed script and copied to its run.json.
-        bundle_id: of the code that was pushed.
-        identity: of what it was to compute: config and inputs.
-        limit: seconds after which the service ends it.
-        state: intended (the request may or may not have happened), pushed, dropped (pushed without some inputs: of no
-            use, but it runs), done, refused (did not happen), unfinished (ended without its output), failed.
+        bundle_id: of the pushed code.
+        identity: a hash of config and inputs: what it computes.
+        limit: seconds after which Kaggle ends it.
+        state: intended (the request may or may not have had its effect), pushed, dropped (pushed without some
+            inputs: it runs, but cannot succeed), done, refused (had no effect), unfinished (ended without
+                output), failed.
         intended_at, pushed_at, ended_at: RFC 3339, empty while unknown.
-        version: the service's number.
-        url: where it can be seen.
-        active: it was seen queued or running, so later answers are about this push and not an earlier one.
+        version: Kaggle's number of it.
+        url: of its page.
+        active: it was seen queued or running, so a later status belongs to it and not to an earlier push.
         note: why it is in its state.
     """
 
@@ -68,11 +71,11 @@ class Output:
     """A finished output, fetched and verified.
 
     Attributes:
-        push_id: of the push it came from; of another campaign's when it was taken over.
+        push_id: of the push it came from; of another campaign's push when it was reused.
         bundle_id: of the code that made it.
-        identity: of what was computed.
-        key: what readers of it depend on: the data id of prepare, the push of a fold.
-        seconds: the kernel took.
+        identity: of the push.
+        key: of this output as an input: the data id of prepare, the push id of a fold.
+        seconds: that the kernel took.
         auc: of a fold.
     """
 
@@ -88,7 +91,9 @@ class Output:
 
 @dataclass(kw_only=True)
 class KernelEntry:
-    """Everything about one kernel; `series` is where the count of attempts starts after a person decided to go on."""
+    """Everything about one kernel. `series`: the index of the first push that counts, after a user reran the
+    command.
+    """
 
     kind: str
     pushes: list[Push] = field(default_factory=list)
@@ -107,7 +112,7 @@ class KernelEntry:
 
     @property
     def attempts(self) -> int:
-        """Pushes of this series, since the last that was done, which cost something."""
+        """Number of pushes in this series that were not refused, since the last one that was done."""
         count = 0
         for push in self.pushes[self.series :]:
             count = 0 if push.state == DONE else count + (push.state != REFUSED)
@@ -115,13 +120,15 @@ class KernelEntry:
 
     @property
     def ever_had_a_version(self) -> bool:
-        """Whether the service ever accepted a push of this kernel, as far as this campaign knows."""
+        """Whether Kaggle ever accepted a push of this kernel, as far as the ledger knows."""
         return self.output is not None or any(push.state not in (REFUSED, INTENDED) for push in self.pushes)
 
 
 @dataclass(kw_only=True)
 class DatasetEntry:
-    """The library dataset: states intended, uploaded, ready, failed; `before` is the version there was (0: none)."""
+    """The library dataset: states intended, uploaded, ready, failed; `before` is the version there was (0:
+    none).
+    """
 
     bundle_id: str
     before: int
@@ -170,7 +177,7 @@ class Ledger:
     folder: Path = field(default=Path(), repr=False)
 
     def save(self) -> None:
-        """Write it whole."""
+        """Write the file, whole or not at all."""
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"}
         plain = {name: _plain(value) for name, value in content.items()}
         write_atomic(self.folder / LEDGER_NAME, json.dumps(plain, indent=1, allow_nan=False) + "\n")
@@ -181,7 +188,7 @@ class Ledger:
         return self.spec.owner
 
     def entry(self, slug: str, kind: str) -> KernelEntry:
-        """The entry of a kernel, made where it is missing (and then not saved yet)."""
+        """The entry of a kernel. A missing one is made, but not saved yet."""
         return self.kernels.setdefault(slug, KernelEntry(kind=kind))
 
 
@@ -207,7 +214,7 @@ def read_ledger(folder: Path) -> Ledger | None:
     """The ledger in `folder`, or None where there is none.
 
     Raises:
-        LaunchError: it cannot be read, or another version of this code wrote it.
+        LaunchError: it cannot be read, has another format, or holds something that this code does not know.
     """
     path = folder / LEDGER_NAME
     remedy = f"Move {folder} away to start the campaign again; kernels that run on Kaggle are not affected."
@@ -282,7 +289,7 @@ def spec_of(folder: Path) -> CampaignSpec:
 
 
 def _wrong_values(ledger: Ledger) -> list[str]:
-    """What stands in a ledger that this code would not write."""
+    """The values in a ledger that this code would not write."""
     parts: list[tuple[str, Any]] = [("the ledger", ledger), ("dataset", ledger.dataset)]
     parts += [(f"submission {number}", entry) for number, entry in enumerate(ledger.submissions, start=1)]
     for slug, kernel in ledger.kernels.items():
@@ -294,28 +301,32 @@ def _wrong_values(ledger: Ledger) -> list[str]:
             continue
         values = {item.name: getattr(part, item.name) for item in fields(part)}
         problems += [f"{name}: {problem}" for problem in type_errors(type(part), values, but=("spec",))]
-        odd = [moment for moment in _MOMENTS if moment in values and not is_moment(values[moment])]
-        problems += [f"{name}: {moment} = {values[moment]!r} is no moment" for moment in odd]
+        wrong = [key for key in _STAMPS if key in values and not is_stamp(values[key])]
+        problems += [f"{name}: {key} = {values[key]!r} is not a time stamp" for key in wrong]
     return problems
 
 
 @contextmanager
 def campaign_lock(folder: Path, *, name: str = "lock") -> Iterator[None]:
-    """Keep two campaigns of one checkout apart: they share slugs and slots.
+    """Run one campaign of a checkout at a time: campaigns share slugs and sessions.
 
     Args:
         folder: that holds the lock, made where it is missing.
         name: of the lock's file.
 
     Raises:
-        LaunchError: another one is at work.
+        LaunchError: another one is running.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LaunchError(
-                f"another campaign is at work in {folder}: wait for it, or stop it with Ctrl-C (what it pushed goes on)"
-            ) from None
+    lock = FileLock(folder / name, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LaunchError(
+            f"another campaign is running in {folder}: wait for its end, or stop it with Ctrl-C "
+            "(kernels that it pushed continue)"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()

@@ -1,58 +1,59 @@
-"""The library dataset on its way to Kaggle: uploaded once, waited for at its version, its files counted.
+"""Publish the library dataset: upload it once, wait until Kaggle serves the new version, and check its files.
 
-The service calls a dataset ready while it still serves the version before, and a client may drop a file without a word.
+Kaggle calls a dataset ready while it still serves the version before, and a client may drop a file silently.
 So a version counts as published when its number is higher than before, it is ready, and it lists every file.
 """
 
+import logging
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.campaign.clock import stamp
 from launch.campaign.ledger import FAILED, INTENDED, DatasetEntry, Ledger
-from launch.campaign.waits import WaitTimers
+from launch.campaign.waits import Timeouts, WaitTimers, describe_seconds, stamp
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import ClientError, CredentialsError, NoResponseError
 from launch.packaging.metadata import DATASET_METADATA
 from launch.plan import LIBRARY_SLUG
 
+logger = logging.getLogger(__name__)
+
 _UPLOADED, _READY = "uploaded", "ready"
-_PATIENCE = 1800.0  # seconds until a version must be ready
-_UPLOADS = 2
 
 
-@dataclass
 class Publisher:
-    """One dataset, one step at a time.
+    """Publishes one dataset, one step at a time.
 
     Attributes:
-        kaggle: the account.
-        ledger: where the upload is noted.
-        folder: what is uploaded; None: nothing.
-        bundle: the hash of the files in it.
-        settle: seconds for which the service may still show what was before an upload.
-        say: takes a line that stays.
-        slug: of the dataset.
-        patience: seconds until a version must be ready.
+        problems: why it was not published.
     """
 
-    kaggle: Kaggle
-    ledger: Ledger
-    folder: Path | None
-    bundle: str
-    settle: float
-    say: Callable[[str], None]
-    slug: str = LIBRARY_SLUG
-    patience: float = _PATIENCE
-    problems: list[str] = field(default_factory=list)
+    def __init__(
+        self,
+        kaggle: Kaggle,
+        ledger: Ledger,
+        folder: Path | None,
+        bundle: str,
+        timeouts: Timeouts,
+        *,
+        slug: str = LIBRARY_SLUG,
+    ) -> None:
+        """Continue from the ledger; a failed upload is tried again.
 
-    def __post_init__(self) -> None:
-        self._clocks = WaitTimers(self.say)
-        entry = self._entry
-        if entry is not None and entry.state == FAILED:  # a person runs the command again
+        Args:
+            kaggle: the account.
+            ledger: where the upload is recorded.
+            folder: the dataset; None publishes nothing.
+            bundle: the hash of the files in it.
+            timeouts: limits of the waits.
+            slug: of the dataset.
+        """
+        self.kaggle, self.ledger, self.folder, self.bundle = kaggle, ledger, folder, bundle
+        self.timeouts, self.slug = timeouts, slug
+        self.problems: list[str] = []
+        self._timers = WaitTimers()
+        if self.failed:  # the user reran the command
             self.ledger.dataset = None
 
     @property
@@ -62,26 +63,26 @@ class Publisher:
 
     @property
     def is_ready(self) -> bool:
-        """Whether kernels that start now see this library."""
+        """Whether kernels that start now can mount this version."""
         return self._entry is not None and self._entry.state == _READY
 
     @property
     def failed(self) -> bool:
-        """Whether it will not become ready by waiting."""
+        """Whether waiting will not make it ready."""
         return self._entry is not None and self._entry.state == FAILED
 
     @property
-    def rests(self) -> bool:
+    def is_settled(self) -> bool:
         """Whether there is nothing more to do."""
         return self.folder is None or self.is_ready or self.failed
 
     def step(self) -> None:
-        """One look, and what follows from it; only an upload takes long.
+        """Poll the dataset once, and upload it where that is due.
 
         Raises:
-            CredentialsError: the service does not know us any more.
+            CredentialsError: the service does not accept the credentials any more.
         """
-        if self.rests:
+        if self.is_settled:
             return
         try:
             entry = self._entry
@@ -94,31 +95,31 @@ class Publisher:
                 self.ledger.save()
                 self._upload(entry)
             elif entry.state == INTENDED:
-                self._prove(entry)
+                self._confirm(entry)
             else:
-                self._look(entry)
+                self._check_version(entry)
         except CredentialsError:
             raise
         except NoResponseError as error:
-            if self._clocks.waited(self.slug, "answer") > self.patience:
+            if self._timers.waited(self.slug, "response") > self.timeouts.dataset_timeout:
                 self._fail(str(error))
         except ClientError as error:
             self._fail(str(error))
         else:
-            self._clocks.forget(self.slug, "answer")
+            self._timers.stop(self.slug, "response")
 
-    def finish(self, poll: float) -> None:
-        """Step until there is nothing more to do, with this many seconds between looks.
+    def finish(self) -> None:
+        """Step until there is nothing more to do.
 
         Raises:
             LaunchError: the dataset was not published.
         """
-        while not self.rests:
+        while not self.is_settled:
             self.step()
-            if not self.rests:
-                time.sleep(poll)
+            if not self.is_settled:
+                time.sleep(self.timeouts.poll)
         if self.failed:
-            raise LaunchError("; ".join(self.problems) + ". The same command tries again.")
+            raise LaunchError("; ".join(self.problems) + ". Rerun the command to try again.")
 
     def _upload(self, entry: DatasetEntry) -> None:
         assert self.folder is not None, "without a folder there is nothing to do"
@@ -128,49 +129,50 @@ class Publisher:
         shutil.rmtree(temporary.parent, ignore_errors=True)
         entry.state, entry.at = _UPLOADED, stamp()
         self.ledger.save()
-        self.say(f"{self.slug}: uploaded, bundle {self.bundle[:12]}")
+        logger.info("%s: uploaded, bundle %s", self.slug, self.bundle[:12])
 
-    def _prove(self, entry: DatasetEntry) -> None:
-        """Whether an upload happened whose answer never came: the version number tells."""
+    def _confirm(self, entry: DatasetEntry) -> None:
+        """Find out by the version number whether an upload happened that got no response."""
         current = self.kaggle.dataset(self.slug)
         if current is not None and current.version > entry.before:
             entry.state, entry.at = _UPLOADED, stamp()
             self.ledger.save()
-        elif self._clocks.waited(self.slug, "proof") >= self.settle:
-            self._clocks.forget(self.slug, "proof")
-            if entry.attempts >= _UPLOADS + 1:
+        elif self._timers.waited(self.slug, "proof") >= self.timeouts.settle:
+            self._timers.stop(self.slug, "proof")
+            if entry.attempts >= self.timeouts.uploads + 1:
                 self._fail(f"{self.slug}: {entry.attempts} uploads did not arrive")
                 return
             entry.attempts += 1
             self.ledger.save()
             self._upload(entry)
 
-    def _look(self, entry: DatasetEntry) -> None:
+    def _check_version(self, entry: DatasetEntry) -> None:
         current = self.kaggle.dataset(self.slug)
         if current is not None and current.status == "failed" and current.version > entry.before:
             self._again(entry, before=current.version, why="Kaggle failed to process it")
         elif current is not None and current.status == "ready" and current.version > entry.before:
-            there = self.kaggle.dataset_files(self.slug)
-            wanted = self._files()
-            lacking = sorted(name for name, size in wanted.items() if there.get(name) != size)
-            if lacking:
-                shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+            listed = self.kaggle.dataset_files(self.slug)
+            expected = self._files()
+            missing = sorted(name for name, size in expected.items() if listed.get(name) != size)
+            if missing:
+                shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
                 self._again(entry, before=current.version, why=f"version {current.version} lacks {shown}")
                 return
             entry.state, entry.at = _READY, stamp()
             self.ledger.save()
-            self.say(f"{self.slug}: version {current.version} is ready, {len(wanted)} files")
-        elif self._clocks.waited(self.slug, "ready") > self.patience:
+            logger.info("%s: version %s is ready, %d files", self.slug, current.version, len(expected))
+        elif self._timers.waited(self.slug, "ready") > self.timeouts.dataset_timeout:
             seen = f"{current.status} at version {current.version}" if current else "absent"
             self._fail(
-                f"{self.slug}: after {self.patience:.0f} s it is {seen}, version {entry.before + 1} or later was expected"
+                f"{self.slug}: after {describe_seconds(self.timeouts.dataset_timeout)} it is {seen}, "
+                f"version {entry.before + 1} or later was expected"
             )
 
     def _again(self, entry: DatasetEntry, *, before: int, why: str) -> None:
-        if entry.attempts >= _UPLOADS:
+        if entry.attempts >= self.timeouts.uploads:
             self._fail(f"{self.slug}: {why}, {entry.attempts} times")
             return
-        self.say(f"{self.slug}: {why}; uploading it again")
+        logger.info("%s: %s; uploading it again", self.slug, why)
         entry.state, entry.before, entry.attempts, entry.at = INTENDED, before, entry.attempts + 1, stamp()
         self.ledger.save()
         self._upload(entry)

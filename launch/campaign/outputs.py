@@ -1,4 +1,4 @@
-"""Outputs and logs of kernels on this machine: listed by the client, fetched by us, held against their run.json."""
+"""Fetch outputs and logs of kernels, and verify them against their run.json."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ OUTPUTS, LOGS = "outputs", "logs"  # in the folder of a campaign
 
 
 class NoRecordError(LaunchError):
-    """The output holds no run.json: the kernel did not come to its end."""
+    """The output holds no run.json: the kernel did not finish."""
 
 
 def peek_record(kaggle: Kaggle, slug: str, listing: Listing, *, folder: Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def peek_record(kaggle: Kaggle, slug: str, listing: Listing, *, folder: Path) ->
 
     Raises:
         NoRecordError: the listing names none.
-        NoAnswerError: it could not be fetched, or is not JSON.
+        NoResponseError: it could not be fetched, or is not JSON.
     """
     if RECORD_NAME not in listing.files:
         raise NoRecordError(f"the output of {slug} holds no {RECORD_NAME}")
@@ -34,7 +34,7 @@ def peek_record(kaggle: Kaggle, slug: str, listing: Listing, *, folder: Path) ->
     try:
         content = json.loads(path.read_bytes())
     except UNREADABLE as error:
-        raise NoResponseError(f"the {RECORD_NAME} of {slug} cannot be read: what came is not JSON") from error
+        raise NoResponseError(f"the {RECORD_NAME} of {slug} cannot be read: it is not JSON") from error
     if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
         raise NoResponseError(f"the {RECORD_NAME} of {slug} is not a record")
     return content
@@ -45,21 +45,21 @@ def fetch_output(
 ) -> RunRecord:
     """Fetch the files that the record marks `fetch` into `folder`/`slug`, which appears whole or not at all.
 
-    What an interrupted fetch left is not fetched again. Only names the record lists are fetched; a name that leads out of
-    the folder is refused.
+    Files that an interrupted fetch left are not fetched again. Only names in the record are fetched; a name
+    that leads out of the folder is refused.
 
     Args:
         kaggle: the account.
         slug: of the kernel.
         listing: where the files are.
-        content: of run.json, from `peek_record`, which lies beside.
+        content: of run.json, from `peek_record`, which keeps the file beside.
         kind: the kind of kernel it must come from.
         folder: of all outputs.
 
     Raises:
-        NoAnswerError: a file is not listed, could not be fetched or is damaged: list again and go on.
-        StrangeAnswerError: the record or its names cannot be used.
-        OSError: no room.
+        NoResponseError: a file is not listed, could not be fetched or is damaged: list again and continue.
+        UnexpectedResponseError: the record or its names cannot be used.
+        OSError: the disk is full.
     """
     beside, target = _beside(folder, slug), folder / slug
     try:
@@ -85,7 +85,7 @@ def fetch_output(
 
 
 def output_key(record: RunRecord) -> str:
-    """What readers of an output depend on: two outputs with the same key are the same input."""
+    """The key of an output as an input: two outputs with the same key are the same input."""
     if record.kind == "prepare":
         return record.data_id
     if record.kind == "weights":
@@ -93,9 +93,14 @@ def output_key(record: RunRecord) -> str:
     return record.push_id
 
 
+def log_file(folder: Path, slug: str) -> Path:
+    """The file that keeps the log of a kernel, in the campaign in `folder`."""
+    return folder / LOGS / f"{slug}.log"
+
+
 def keep_log(folder: Path, slug: str, listing: Listing) -> Path:
-    """Write the log of a run into the campaign in `folder`; where it lies."""
-    path = folder / LOGS / f"{slug}.log"
+    """Write the log of a run into the campaign in `folder`, and return its path."""
+    path = log_file(folder, slug)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, listing.log)
     return path

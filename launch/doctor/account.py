@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from launch.campaign.schedule import expected_hours, next_reset, plan_over_weeks
+from launch.campaign.quota import expected_hours, next_reset, plan_over_weeks
 from launch.doctor.credentials import check_local_credentials, find_credentials
 from launch.doctor.environment_check import CPU, GPU, kept_results, plan_environment_checks
 from launch.doctor.finding import Finding, first_line, ok, problem, warning

@@ -15,14 +15,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launch.campaign.clock import stamp
 from launch.campaign.ledger import DROPPED, LEDGER_NAME, OPEN, Ledger, campaign_lock, new_ledger, read_ledger
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import OUTPUTS
-from launch.campaign.schedule import ENVIRONMENT_CHECK_HOURS, ENVIRONMENT_CHECK_LIMIT, PREPARE_HOURS
+from launch.campaign.quota import ENVIRONMENT_CHECK_HOURS, ENVIRONMENT_CHECK_LIMIT, PREPARE_HOURS
 from launch.campaign.spec import CampaignSpec
 from launch.campaign.state import CampaignState, CampaignStoppedError
-from launch.campaign.waits import REHEARSAL, Timeouts
+from launch.campaign.waits import EMULATOR_TIMEOUTS as CAMPAIGN_TIMEOUTS
+from launch.campaign.waits import Timeouts, stamp
 from launch.doctor.finding import OK, Finding, ok, problem, warning
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import RULES, ClientError, CredentialsError
@@ -61,16 +61,16 @@ _PHONE = (
 # Each kernel is pushed once, and the waits are short: a person waits for the result.
 TIMEOUTS = Timeouts(
     poll=15.0,
-    capacity=60.0,
-    capacity_patience=3600.0,
-    queue_patience=3600.0,
-    foreign_patience=3600.0,
-    quota_patience=0.0,
+    session_retry=60.0,
+    session_timeout=3600.0,
+    queue_timeout=3600.0,
+    foreign_run_timeout=3600.0,
+    quota_timeout=0.0,
     overrun=600.0,
-    outage=900.0,
+    outage_timeout=900.0,
     pushes=1,
 )
-EMULATOR_TIMEOUTS = replace(REHEARSAL, quota_patience=0.0, foreign_patience=60.0, pushes=1)
+EMULATOR_TIMEOUTS = replace(CAMPAIGN_TIMEOUTS, quota_timeout=0.0, foreign_run_timeout=60.0, pushes=1)
 
 
 def plan_environment_checks() -> list[Kernel]:
@@ -121,18 +121,17 @@ def run_environment_checks(
             ledger=ledger,
             folder=folder,
             dataset=None,
-            pace=timeouts or TIMEOUTS,
-            say=logger.info,
+            timeouts=timeouts or TIMEOUTS,
         )
         try:
             campaign.run()
         except CampaignStoppedError:
-            if not campaign.desk.failures:  # an outage: the kernels still run, and the same command resumes
+            if not campaign.state.failures:  # an outage: the kernels still run, and the same command resumes
                 raise
         for kernel in kernels:
-            if kernel.slug in campaign.desk.failures:
-                problems[kernel.slug] = _describe_failure(campaign.desk, kernel)
-            elif not campaign.progress.is_done(kernel):
+            if kernel.slug in campaign.state.failures:
+                problems[kernel.slug] = _describe_failure(campaign.state, kernel, kaggle.user)
+            elif not campaign.state.progress.is_done(kernel):
                 text = "not pushed: the kernel whose output it mounts did not finish"
                 problems[kernel.slug] = [text, f"Fix the problem of {CPU} first."]
         records = {
@@ -144,7 +143,7 @@ def run_environment_checks(
             "format": _FORMAT,
             "date": stamp(),
             "user": kaggle.user,
-            "bundle_id": campaign.desk.source.bundle,
+            "bundle_id": campaign.source.bundle,
             "records": records,
             "problems": problems,
         }
@@ -190,7 +189,7 @@ def _missing_quota(kaggle: Kaggle) -> str:
     return f"not pushed: {quota.left:.2f} of {quota.allowed:.0f} h of GPU quota are left"
 
 
-def _describe_failure(state: CampaignState, kernel: Kernel) -> list[str]:
+def _describe_failure(state: CampaignState, kernel: Kernel, user: str) -> list[str]:
     """Why a kernel failed, and what to do."""
     last = state.ledger.entry(kernel.slug, KIND).last
     text = last.note if last is not None and last.state == DROPPED else state.failures[kernel.slug]
@@ -204,7 +203,7 @@ def _describe_failure(state: CampaignState, kernel: Kernel) -> list[str]:
     elif "quota" in lower:
         remedy = f"{_RUN_AGAIN} after the quota's weekly reset."
     else:
-        address = f"https://www.kaggle.com/code/{state.kaggle.user}/{kernel.slug}"
+        address = f"https://www.kaggle.com/code/{user}/{kernel.slug}"
         remedy = f"See {address}, fix the cause. {_RUN_AGAIN}."
     return [clean(text, ()), remedy]
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from launch.campaign.clock import steady
+from launch.campaign.waits import steady
 from launch.emulator.faults import Fault, Faults
 from launch.errors import LaunchError
 from lib.files import write_atomic

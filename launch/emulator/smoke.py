@@ -21,7 +21,7 @@ from launch.campaign.commands import Result, run
 from launch.campaign.ledger import campaign_lock
 from launch.campaign.report import EMULATOR_NOTE, REHEARSAL_NOTES
 from launch.campaign.spec import CampaignSpec, RunOptions, campaign_name
-from launch.campaign.waits import REHEARSAL
+from launch.campaign.waits import EMULATOR_TIMEOUTS, steady
 from launch.emulator.account import Settings
 from launch.emulator.faults import Fault
 from launch.emulator.kaggle import EmulatedKaggle
@@ -110,7 +110,7 @@ def _rehearse(
     faults: Sequence[Fault],
     owner: str,
 ) -> Result:
-    started = time.monotonic()
+    started = steady()
     folder, labels = _competition_folder(out, data=data, tiles=tiles, seed=experiments[0].config.seed)
     attached = attached_datasets(attach, owner)
     identity = {
@@ -165,7 +165,7 @@ def _rehearse(
             folder=out / "campaign",
             name=campaign_name(experiments),
             search_only=search is not None,
-            timeouts=REHEARSAL,
+            timeouts=EMULATOR_TIMEOUTS,
         )
         try:
             result = run(spec, options, connect=lambda: connect(_RETRY_POLICY), started=started)

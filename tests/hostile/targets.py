@@ -246,8 +246,6 @@ def _fetched(folder: Path) -> Target:
 
 
 def _ledger(folder: Path) -> Target:
-    from launch.campaign.clock import seconds_since
-    from launch.campaign.clock import stamp as now
     from launch.campaign.ledger import (
         DONE,
         PUSHED,
@@ -260,6 +258,8 @@ def _ledger(folder: Path) -> Target:
         read_ledger,
     )
     from launch.campaign.spec import CampaignSpec
+    from launch.campaign.waits import seconds_since
+    from launch.campaign.waits import stamp as now
     from launch.errors import LaunchError
     from launch.experiments import Experiment
     from lib.config import Config

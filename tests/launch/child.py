@@ -1,9 +1,9 @@
 """A campaign in a process of its own, which a test may kill: `python -m tests.launch.child ORDER.json`.
 
-The order file holds folder, knobs, folds, submit, and `die_after_saves`: the write of the ledger after which the process
-kills itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may take,
-`serve`: a folder for a Kaggle in the same process, which dies with it at call `die_at_call` of `hook`; at call
-`set_clock_at_call` the machine's clock is set by `set_clock_by` seconds (`set_clock.c`).
+The order file holds folder, knobs, folds, submit, and `die_after_saves`: the write of the ledger after which
+the process kills itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may
+take, `serve`: a folder for a Kaggle in the same process, which dies with it at call `die_at_call` of `hook`;
+at call `set_clock_at_call` the machine's clock is set by `set_clock_by` seconds (`set_clock.c`).
 """
 
 import errno
@@ -28,14 +28,14 @@ from launch.kaggle_api.client import connect
 TIMEOUTS = Timeouts(
     poll=0.03,
     settle=0.4,
-    capacity=0.2,
-    capacity_patience=6.0,
-    queue_patience=4.0,
+    session_retry=0.2,
+    session_timeout=6.0,
+    queue_timeout=4.0,
     overrun=1.5,
-    stale_patience=2.5,
-    unknown_patience=2.0,
-    outage=4.0,
-    quota_every=0.3,
+    output_timeout=2.5,
+    status_timeout=2.0,
+    outage_timeout=4.0,
+    quota_refresh=0.3,
     score_poll=0.05,
     score_settle=0.5,
     score_timeout=3.0,

@@ -1,4 +1,5 @@
-"""The emulated Kaggle as seen on the wire, without the client, and sessions that last until a test lets them end."""
+"""The emulated Kaggle as seen on the wire, without the client, and sessions that last until a test lets them
+end."""
 
 import threading
 import time
@@ -22,7 +23,8 @@ FAST = Settings(dataset_delay=0.0, score_delay=0.0)
 
 
 class Held:
-    """An executor whose sessions leave a file and last until `let_end`, or end at once where nothing is `held`."""
+    """An executor whose sessions leave a file and last until `let_end`, or end at once where nothing is
+    `held`."""
 
     def __init__(self, *, held: bool = False) -> None:
         self.held, self.jobs = held, list[Job]()

@@ -1,4 +1,4 @@
-"""A world for campaigns: an emulated Kaggle with instant kernels, and campaigns in processes that may be killed."""
+"""An emulated Kaggle with instant kernels, and campaigns in processes that a test may kill."""
 
 import json
 import multiprocessing
@@ -118,7 +118,8 @@ class World:
         )
 
 
-# Processes are forked from one that has imported what takes long (the client not among it: it looks at the environment).
+# Processes are forked from one that has imported the slow packages. The client is not among them, because it
+# reads the environment when it is imported.
 _LONG = (
     "child",
     "sklearn.metrics",

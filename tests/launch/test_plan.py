@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.campaign.schedule import LONGEST, expected_hours, time_limit
+from launch.campaign.quota import expected_hours, time_limit
+from launch.campaign.waits import LONGEST_SESSION
 from launch.errors import LaunchError
 from launch.experiments import experiment_names, load_experiment, load_experiments, load_search
 from launch.packaging.builder import build
@@ -93,7 +94,7 @@ def test_a_search_comes_last_and_nothing_depends_on_it() -> None:
 def test_a_search_costs_its_trials_two_at_a_time_and_at_most_a_session() -> None:
     search = plan_kernels([load_experiment("resnet34")], search=load_search("baseline"))[-1]
     assert expected_hours(search) == 8 * search.configs[0].expected_hours / 2
-    assert time_limit(search) == LONGEST
+    assert time_limit(search) == LONGEST_SESSION
     small = plan_kernels(
         [load_experiment("resnet34", ["expected_hours=0.1"])], search=load_search("baseline")
     )[-1]

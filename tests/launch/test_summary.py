@@ -1,4 +1,4 @@
-"""What five folds came to: every tile once, members aligned by id, scores as scikit-learn has them."""
+"""Summaries of folds: every tile once, members aligned by id, scores equal to those of scikit-learn."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ KNOBS = ["weights=none", "num_folds=3", "num_members=2"]
 
 @pytest.fixture
 def outputs(tmp_path):
-    """The kernels of a campaign and the folder of their outputs; the second member of a fold lists its tiles backwards."""
+    """Kernels of a campaign and the folder of their outputs: the second member lists its tiles backwards."""
     data, _ = write_data(tmp_path / "competition")
     kernels = plan_kernels([load_experiment("smoke", KNOBS)])
     for kernel in kernels:

@@ -118,7 +118,7 @@ def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys,
     assert "fold-2: done, version 1, AUC 0." in printed
     assert "GPU quota: 0.0 of 30.0 h used" in printed
     watch(folder, connect=reach, every=0.1)
-    assert "nothing is at work on Kaggle" in capsys.readouterr().out
+    assert "no kernel runs on Kaggle" in capsys.readouterr().out
     show_log(folder, "fold-1", follow=False, connect=reach)
     assert "push " in capsys.readouterr().out
     show_log(folder, "fold-1", follow=True, connect=reach)

@@ -1,16 +1,19 @@
-"""Everything KAGGLE.md knows to go wrong, one at a time: the campaign finishes, or stops with a name and loses nothing.
+"""Faults of Kaggle, one at a time: the campaign finishes, or stops with a message and loses nothing.
 
-`finishes` faults end in a score with every push, upload and submission made once. `stops` faults end in a message that
-names the cause; the same command then finishes once the fault is gone (`cured`).
+After a fault in FINISHES there is a score, and every push, upload and submission was made once. After a fault
+in STOPS a message names the cause, and the same command finishes once the fault is gone.
 """
 
 import pytest
 
 from launch.emulator.faults import Fault
 
-DAILY = "Your team has used its daily Submission allowance (5) today, please try again tomorrow UTC (9.1 hours from now)."
+DAILY = (
+    "Your team has used its daily Submission allowance (5) today, "
+    "please try again tomorrow UTC (9.1 hours from now)."
+)
 
-# name: faults, whether requests may have been repeated (a kernel that failed is pushed again, as it should be)
+# name: the faults
 FINISHES = {
     "capacity refused": [Fault("SaveKernel", "capacity", slug="fold-1", times=2)],
     "empty kernel": [Fault("SaveKernel", "empty-kernel", slug="fold-1")],
@@ -32,11 +35,13 @@ FINISHES = {
     "status is HTML": [Fault("GetKernelSessionStatus", "html", nth=2, times=2)],
     "status never answered": [Fault("GetKernelSessionStatus", "timeout", nth=2, value=4)],
     "status of the previous version": [Fault("GetKernelSessionStatus", "stale", slug="fold", nth=2, times=3)],
-    "status unknown for a while": [Fault("GetKernelSessionStatus", "status", slug="fold-0", nth=2, times=4, value="WARMING_UP")],
+    "status unknown for a while":
+        [Fault("GetKernelSessionStatus", "status", slug="fold-0", nth=2, times=4, value="WARMING_UP")],
     "quota unknown": [Fault("GetAcceleratorQuotaStatistics", "500", times=0)],
     "quota answered by nothing": [Fault("GetAcceleratorQuotaStatistics", "empty", times=0)],
     "listing lacks a file": [Fault("ListKernelSessionOutput", "missing", slug="fold-0", value="oof")],
-    "listing lacks the record": [Fault("ListKernelSessionOutput", "missing", slug="fold-0", value="run.json")],
+    "listing lacks the record":
+        [Fault("ListKernelSessionOutput", "missing", slug="fold-0", value="run.json")],
     "second page never comes": [Fault("ListKernelSessionOutput", "truncated", slug="fold-0")],
     "a name like ../x": [Fault("ListKernelSessionOutput", "traversal", times=0)],
     "output of an earlier push": [Fault("ListKernelSessionOutput", "stale", slug="fold-1")],
@@ -64,7 +69,7 @@ FINISHES = {
     "inputs not mounted yet": [Fault("session", "no-mount", slug="fold-1")],
     "ended without output once": [Fault("session", "no-output", slug="fold-1")],
 }  # fmt: skip
-# These make another push, upload: as they should.
+# After these a push or an upload is repeated, as it should be.
 AGAIN = {
     "sources dropped once",
     "cancelled once",
@@ -75,22 +80,26 @@ AGAIN = {
     "dataset failed for ever",
 }
 
-# name: faults, what the message names
+# name: the faults, and a part of the message
 STOPS = {
     "401": ([Fault("GetKernelSessionStatus", "401", nth=3, times=0)], "API token"),
     "401 at the push": ([Fault("SaveKernel", "401", slug="fold-0", times=0)], "API token"),
     "push refused for good": ([Fault("SaveKernel", "403", slug="fold-0", times=0)], "HTTP 403"),
-    "push refused with a word": ([Fault("SaveKernel", "error", slug="fold-0", times=0, value="Phone needed")], "Phone needed"),
+    "push refused with a word":
+        ([Fault("SaveKernel", "error", slug="fold-0", times=0, value="Phone needed")], "Phone needed"),
     "filed elsewhere": ([Fault("SaveKernel", "wrong-slug", slug="fold-0")], "Kaggle stored"),
-    "sources dropped every time": ([Fault("SaveKernel", "drop-sources", slug="fold-0", times=0)], "without some of its inputs"),
+    "sources dropped every time":
+        ([Fault("SaveKernel", "drop-sources", slug="fold-0", times=0)], "without some of its inputs"),
     "capacity refused for ever": ([Fault("SaveKernel", "capacity", slug="fold", times=0)], "session count"),
-    "unknown status for ever": ([Fault("GetKernelSessionStatus", "status", slug="fold-0", times=0, value="X")], "unknown value"),
+    "unknown status for ever":
+        ([Fault("GetKernelSessionStatus", "status", slug="fold-0", times=0, value="X")], "unknown value"),
     "running endlessly": ([Fault("session", "endless", slug="fold-0")], "RUNNING"),
     "kernel ERROR": ([Fault("session", "error", slug="fold-0", times=0)], "fold-0"),
     "inputs never mounted": ([Fault("session", "no-mount", slug="fold-0", times=0)], "had not mounted"),
     "cancelled every time": ([Fault("session", "cancelled", slug="fold-0", times=0)], "did not finish"),
     "no output every time": ([Fault("session", "no-output", slug="fold-0", times=0)], "did not finish"),
-    "listing short for ever": ([Fault("ListKernelSessionOutput", "missing", slug="fold-0", times=0, value="oof")], "without"),
+    "listing short for ever":
+        ([Fault("ListKernelSessionOutput", "missing", slug="fold-0", times=0, value="oof")], "without"),
     "links expired for ever": ([Fault("output", "expired", nth=4, times=0)], "HTTP 403"),
     "service gone": ([Fault("GetKernelSessionStatus", "503", nth=4, times=0)], "not answered"),
     "daily allowance": ([Fault("CreateSubmission", "400", value=DAILY)], "allowance"),

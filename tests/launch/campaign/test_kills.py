@@ -1,4 +1,5 @@
-"""kill -9 at every instant that matters: after every write of the ledger, and around every request that changes something.
+"""kill -9 at every instant that matters: after every write of the ledger, and around every request that
+changes something.
 
 After each, the same command finishes, and the service has seen each push, upload and submission once.
 """
@@ -14,7 +15,8 @@ import pytest
 from emulated_world import KNOBS, ROOT, Ended, Running
 from instant import write_data
 
-# Writes of the ledger in an undisturbed campaign of six kernels that are all seen at work; the test below holds it to the truth.
+# Writes of the ledger in an undisturbed campaign of six kernels that are all seen at work; the test below
+# holds it to the truth.
 SAVES = 31
 CHANGES = (
     "StartBlobUpload",
@@ -45,7 +47,8 @@ def test_killed_after_a_write_of_the_ledger(world, after):
 
 def _nth_change(nth):
     """Requests that change something, in the order in which a campaign makes them."""
-    return [("StartBlobUpload", 1), ("upload", 1), ("CreateDataset", 1), *(("SaveKernel", n) for n in range(1, 6)),
+    return [("StartBlobUpload", 1), ("upload", 1), ("CreateDataset", 1),
+            *(("SaveKernel", n) for n in range(1, 6)),
             ("StartSubmissionUpload", 1), ("CreateSubmission", 1), ("SaveKernel", 6)][nth]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Campaigns against an emulated Kaggle that behaves: what `run` does, in which order, and that it does nothing twice."""
+"""Campaigns against an emulated Kaggle without faults: what `run` does, in which order, and nothing twice."""
 
 import json
 import subprocess
@@ -61,7 +61,7 @@ def test_two_campaigns_started_together_are_kept_apart(world):
         time.sleep(0.05)
     second = kaggle.run(folder=str(kaggle.folder / "campaigns" / "two"))
     assert second.code == 1
-    assert "another campaign is at work" in second.err
+    assert "another campaign is running" in second.err
     out, err = first.communicate(timeout=60)
     assert first.returncode == 0, out + err
     kaggle.assert_finished_once()
@@ -72,7 +72,7 @@ def test_finished_outputs_are_taken_over_by_another_campaign(world):
     assert kaggle.run(folds=[0, 1], submit=False).code == 0
     ended = kaggle.run(folder=str(kaggle.folder / "campaigns" / "two"), submit=False)
     assert ended.code == 0, ended
-    assert ended.out.count("taken over from an earlier campaign") == 3  # prepare and two folds
+    assert ended.out.count("reused from an earlier campaign") == 3  # prepare and two folds
     pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     assert sum("fold" in slug for slug in pushes) == 3
     assert sum("prepare" in slug for slug in pushes) == 1
@@ -90,13 +90,13 @@ def test_an_output_of_another_config_is_not_taken_over(world):
     held.write_text(json.dumps(record))
     ended = kaggle.run(folder=str(one.with_name("two")), folds=[0], submit=False, reuse=True)
     assert ended.code == 0, ended
-    assert ended.out.count("taken over from an earlier campaign") == 1  # prepare
+    assert ended.out.count("reused from an earlier campaign") == 1  # prepare
     pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
     assert sum("fold-0" in slug for slug in pushes) == 2
 
 
 def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
-    """What is listed lags: for a while the output of the version before, whole and in order, is shown under this one's name."""
+    """Listings lag: for a while Kaggle lists the whole output of the version before as that of this one."""
     kaggle = world(Fault("ListKernelSessionOutput", "stale", slug="fold-0", nth=3, times=2))
     assert kaggle.run(folds=[0], submit=False).code == 0  # lists once
     one = kaggle.folder / "campaigns" / "one"
@@ -174,6 +174,6 @@ def _prepare_parameters() -> dict:
     from lib.config import Config
 
     return {
-        "kind": "prepare", "slug": "hcd-prepare", "experiments": [], "configs": [asdict(Config())], "push_id": "by hand",
-        "bundle_id": "b", "git_commit": "", "fold": -1, "folds": [], "encoders": [],
+        "kind": "prepare", "slug": "hcd-prepare", "experiments": [], "configs": [asdict(Config())],
+        "push_id": "by hand", "bundle_id": "b", "git_commit": "", "fold": -1, "folds": [], "encoders": [],
     }  # fmt: skip

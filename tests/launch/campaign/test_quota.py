@@ -1,125 +1,187 @@
-"""Whether a kernel may start: sessions, and what is left of the quota; and what is said while it may not."""
+"""Whether a kernel may start, what is logged while it may not, what a campaign costs, and in which weeks it
+runs."""
 
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from launch.campaign.clock import stamp
-from launch.campaign.ledger import PUSHED, KernelEntry, Ledger, Push
-from launch.campaign.progress import Progress
-from launch.campaign.quota import Capacity
+from launch.campaign.decide import QUOTA, SESSION, Elapsed, NoteRefusal, Observation, PushReply, decide
+from launch.campaign.ledger import PUSHED, KernelEntry, Ledger, Output, Push
+from launch.campaign.quota import Capacity, expected_hours, next_reset, plan_over_weeks, time_limit
 from launch.campaign.spec import CampaignSpec
-from launch.campaign.standings import plan_standings
 from launch.campaign.state import CampaignState, CampaignStoppedError
-from launch.campaign.waits import Timeouts
+from launch.campaign.waits import LONGEST_SESSION, Timeouts, stamp
 from launch.experiments import load_experiment
-from launch.kaggle_api.errors import CapacityError, NoResponseError, QuotaError
+from launch.kaggle_api.errors import NoResponseError, QuotaError
 from launch.kaggle_api.types import Quota
 from launch.plan import plan_kernels
 
 KERNELS = plan_kernels([load_experiment("resnet34", ["expected_hours=2"])])
 FOLDS = [kernel for kernel in KERNELS if kernel.kind == "train"]
 PREPARE = next(kernel for kernel in KERNELS if kernel.kind == "prepare")
-PACE = Timeouts()
+TIMEOUTS = Timeouts()
 
 
-def at_work() -> KernelEntry:
+NO_SESSION = NoteRefusal(note="all are taken.", lacks=SESSION)
+NO_QUOTA = NoteRefusal(note="no quota is left", lacks=QUOTA)
+NO_QUOTA_REPLY = Observation(reply=PushReply(error=QuotaError("no quota is left")))
+
+
+def no_quota_entry() -> KernelEntry:
+    return KernelEntry(kind="train", pushes=[Push(push_id="p", bundle_id="b", identity="i", limit=1.0)])
+
+
+def open_push() -> KernelEntry:
     push = Push(push_id="p", bundle_id="b", identity="i", limit=6 * 3600.0, state=PUSHED, pushed_at=stamp())
     return KernelEntry(kind="train", pushes=[push])
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
+def capacity(tmp_path, caplog):
+    """A service with so many hours used, None where it does not say, and open pushes of these kernels."""
+    caplog.set_level("INFO")
 
-
-@pytest.fixture
-def capacity(tmp_path, said):
-    """A service with so many hours used, None where it does not say, and these kernels at work."""
-
-    def of(used: float | None, *running, pace: Timeouts = PACE, allowed: float = 30.0) -> Capacity:
+    def of(used: float | None, *running, timeouts: Timeouts = TIMEOUTS, allowed: float = 30.0) -> Capacity:
         def quota() -> Quota:
             if used is None:
                 raise NoResponseError("no answer")
             return Quota(used, allowed, None)
 
         ledger = Ledger(campaign="x", id="1", spec=CampaignSpec(owner="alice"), folder=tmp_path)
-        ledger.kernels = {kernel.slug: at_work() for kernel in running}
-        desk = CampaignState(
-            kaggle=SimpleNamespace(quota=quota),
-            source=SimpleNamespace(bundle="b", thin=False),
-            ledger=ledger,
-            folder=tmp_path,
-            pace=pace,
-            say=said.append,
-            standings=plan_standings(KERNELS, ledger),
-        )
-        return Capacity(desk, Progress(KERNELS, ledger))
+        ledger.kernels = {kernel.slug: open_push() for kernel in running}
+        return Capacity(SimpleNamespace(quota=quota), CampaignState(KERNELS, ledger), timeouts)
 
     return of
 
 
 @pytest.mark.parametrize(("used", "starts"), [(26.5, False), (25.9, True)])
-def test_what_runs_counts_against_the_quota(capacity, said, used, starts):
-    """Kaggle counts a session when it has ended; the hours of one that runs are not there to be spent again."""
+def test_open_pushes_count_against_the_quota(capacity, caplog, used, starts):
+    """Kaggle counts a session when it has ended; the hours of one that runs are not there to be spent
+    again."""
     account = capacity(used, FOLDS[0])
     assert account.has_quota(FOLDS[1]) is starts  # 3.5 or 4.1 h are left, of which two will go into what runs
-    assert any("needs about 2.0 h, 1.5 h are left" in line for line in said) is not starts
+    assert any("needs about 2.0 h, 1.5 h are left" in line for line in caplog.messages) is not starts
     assert account.has_quota(PREPARE)  # costs none
 
 
-def test_two_sessions_of_the_gpu_machine_are_taken_and_then_one_that_was_refused_waits(capacity, said):
+def test_two_gpu_sessions_are_used_and_a_refused_push_waits(capacity, caplog):
     assert capacity(0.0, FOLDS[0]).has_session(FOLDS[1])
     assert not capacity(0.0, *FOLDS[:2]).has_session(FOLDS[2])
     assert capacity(0.0, *FOLDS[:2]).has_session(PREPARE)
     account = capacity(0.0)
     for _ in range(2):
-        account.sessions_were_taken(FOLDS[0], CapacityError("all are taken."))
+        account.note_refusal(FOLDS[0], NO_SESSION)
     assert not account.has_session(FOLDS[0]) and account.has_session(PREPARE)
-    assert said == ["all are taken. Waiting for a free one: other sessions of yours run"]
-    account.was_granted(FOLDS[0])
+    assert caplog.messages == ["all are taken. Waiting until another session of your account ends"]
+    account.note_accepted(FOLDS[0])
     assert account.has_session(FOLDS[0])
 
 
-def test_a_refusal_counts_more_than_the_figures_and_patience_ends(capacity, said):
+def test_a_refusal_counts_more_than_the_figures_and_the_wait_ends(capacity, caplog):
     account = capacity(0.0)
-    account.quota_was_spent(FOLDS[0], QuotaError("no quota is left"))
+    account.note_refusal(FOLDS[0], NO_QUOTA)
     assert not account.has_quota(FOLDS[0])
-    assert [line.split(". Waiting until")[0] for line in said] == ["no quota is left"]
-    account.was_granted(FOLDS[1])
+    assert [line.split(". Waiting until")[0] for line in caplog.messages] == ["no quota is left"]
+    account.note_accepted(FOLDS[1])
     assert account.has_quota(FOLDS[0])
-    impatient = capacity(0.0, pace=Timeouts(quota_patience=0.0))
-    impatient.quota_was_spent(FOLDS[0], QuotaError("no quota is left"))
-    assert list(impatient.desk.failures) == [FOLDS[0].slug]
+    assert decide(no_quota_entry(), NO_QUOTA_REPLY, Elapsed(), Timeouts()).failure == ""
+    impatient = decide(no_quota_entry(), NO_QUOTA_REPLY, Elapsed(), Timeouts(quota_timeout=0.0))
+    assert impatient.failure.startswith("no quota is left, for 0.0 s. ")
 
 
-def test_not_knowing_the_quota_is_no_reason_to_stop(capacity, said):
+def test_an_unknown_quota_stops_nothing(capacity, caplog):
     account = capacity(None)
     account.announce()
     assert account.has_quota(FOLDS[0]) and account.quota is None
-    assert said[0] == "no answer: going on without knowing the quota"
-    assert "Kaggle does not say what is left" in said[1]
+    assert caplog.messages[0] == "no answer: continuing with an unknown quota"
+    assert "Kaggle does not say what is left" in caplog.messages[1]
 
 
-def test_what_a_campaign_costs_is_said_before_it_begins_and_what_can_never_run_stops_it(capacity, said):
+def test_the_cost_is_logged_first_and_a_kernel_that_can_never_run_stops_the_campaign(capacity, caplog):
     capacity(25.0).announce()
-    assert said[0].startswith("about 10.2 h of GPU quota to spend; 5.0 of 30.0 h are left, full again ")
-    assert [line.split(":")[0].split()[0] for line in said[1:]] == ["now", "from"]
+    assert caplog.messages[0].startswith(
+        "about 10.2 h of GPU quota to spend; 5.0 of 30.0 h are left, full again "
+    )
+    assert [line.split(":")[0].split()[0] for line in caplog.messages[1:]] == ["now", "from"]
     with pytest.raises(
         CampaignStoppedError, match=r"fold-0 is expected to take 2.0 h, .* 1.5 h: it can never run"
     ):
         capacity(0.0, allowed=1.5).announce()
 
 
-def test_sessions_are_held_for_good_only_when_what_failed_holds_them_all(capacity):
+def test_a_kernel_is_blocked_only_when_failed_kernels_hold_all_sessions(capacity):
     one, two = capacity(0.0, FOLDS[0]), capacity(0.0, *FOLDS[:2])
-    one.desk.fail(FOLDS[0], "Kaggle does not end it")
-    one.sessions_were_taken(
-        FOLDS[2], CapacityError("all are taken.")
-    )  # by other sessions of the account, which end
+    one.state.fail(FOLDS[0], "Kaggle does not end it")
+    one.note_refusal(FOLDS[2], NO_SESSION)  # other sessions of the account are taken, and will end
     assert not one.has_session(FOLDS[2]) and one.is_blocked(FOLDS[2]) == ""
-    two.desk.fail(FOLDS[0], "Kaggle does not end it")
+    two.state.fail(FOLDS[0], "Kaggle does not end it")
     assert two.is_blocked(FOLDS[2]) == ""
-    two.desk.fail(FOLDS[1], "Kaggle does not end it")
+    two.state.fail(FOLDS[1], "Kaggle does not end it")
     assert f"{FOLDS[0].slug}, {FOLDS[1].slug} failed here" in two.is_blocked(FOLDS[2])
     assert two.is_blocked(PREPARE) == ""
+
+
+# --- what kernels cost ---
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)  # a Tuesday
+
+
+def kernels():
+    return plan_kernels([load_experiment("resnet34")])
+
+
+def test_a_fold_is_expected_to_take_what_other_folds_took():
+    folds = [kernel for kernel in kernels() if kernel.kind == "train"]
+    ledger = Ledger(campaign="x", id="1", spec=CampaignSpec(owner="alice"))
+    assert expected_hours(folds[0], ledger) == folds[0].configs[0].expected_hours
+    output = Output(push_id="p", bundle_id="b", identity="i", key="k", seconds=5400.0)
+    ledger.kernels[folds[1].slug] = KernelEntry(kind="train", output=output)
+    assert expected_hours(folds[0], ledger) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("hours", "limit"), [(0.05, 3600), (1.0, 3 * 3600), (2.0, 6 * 3600), (12.0, LONGEST_SESSION)]
+)
+def test_every_push_has_a_limit_between_one_hour_and_twelve(hours, limit):
+    fold = plan_kernels([load_experiment("resnet34", [f"expected_hours={hours}"])])[2]
+    assert fold.kind == "train"
+    assert time_limit(fold) == limit
+    assert time_limit(fold, ended_before=1) == min(2 * limit, LONGEST_SESSION)
+
+
+def test_the_reset_is_what_kaggle_says_else_saturday():
+    announced = NOW + timedelta(days=2)
+    assert next_reset(Quota(1, 30, announced), NOW) == announced
+    assert next_reset(Quota(1, 30, None), NOW) == datetime(2026, 11, 28, tzinfo=UTC)
+    saturday = datetime(2026, 11, 28, 0, 0, 1, tzinfo=UTC)
+    assert next_reset(Quota(1, 30, None), saturday) == datetime(2026, 12, 5, tzinfo=UTC)
+
+
+def test_five_folds_of_eight_hours_take_two_weeks():
+    hours = {f"fold-{fold}": 8.0 for fold in range(5)} | {"inference": 0.25}
+    lines = plan_over_weeks(hours, Quota(4, 30, None), moment=NOW)
+    assert lines == [
+        "now: fold-0, fold-1, fold-2 (about 24.0 h of GPU quota)",
+        "from Sat 28 Nov 00:00 UTC: fold-3, fold-4, inference (about 16.2 h of GPU quota)",
+    ]
+    spent = plan_over_weeks(hours, Quota(30, 30, None), moment=NOW)
+    assert spent[0] == "now: nothing fits what is left of the week's quota"
+    assert len(spent) == 3
+
+
+@given(st.lists(st.floats(0.1, 12), min_size=1, max_size=20), st.floats(0, 30))
+def test_every_kernel_is_in_one_week_and_no_week_is_overspent(costs, used):
+    hours = {f"k{number}": cost for number, cost in enumerate(costs)}
+    lines = plan_over_weeks(hours, Quota(used, 30, None), moment=NOW)
+    named = [
+        name
+        for line in lines
+        if "nothing fits" not in line
+        for name in line.split(": ")[1].split(" (")[0].split(", ")
+    ]
+    assert named == list(hours)
+    for line in lines[1:]:
+        assert sum(hours[name] for name in line.split(" UTC: ")[1].split(" (")[0].split(", ")) <= 30 + 1e-9

@@ -18,7 +18,9 @@ from launch.plan import REPORT_PAGE, plan_kernels
 
 def facts_in(kaggle) -> dict:
     """What the instant report kernel was told."""
-    return json.loads((kaggle.folder / "campaigns" / "one" / "outputs" / "hcd-report" / REPORT_PAGE).read_text())
+    return json.loads(
+        (kaggle.folder / "campaigns" / "one" / "outputs" / "hcd-report" / REPORT_PAGE).read_text()
+    )
 
 
 def pushes(kaggle) -> list[str]:
@@ -96,4 +98,4 @@ def test_a_report_of_nothing_says_so(account):  # noqa: F811
     folder = kaggle.folder / "campaigns" / "one"
     shutil.rmtree(folder / "outputs")
     with pytest.raises(LaunchError, match="holds no output yet"):
-        make_report(folder, say=print)
+        make_report(folder)

@@ -44,7 +44,10 @@ def command(
 
 def test_the_clock_is_set(preloaded, tmp_path):
     (tmp_path / "clock").write_text(str(-DAY))
-    now = "import time, datetime; print(time.time(), datetime.datetime.now(datetime.UTC).timestamp(), time.monotonic())"
+    now = (
+        "import time, datetime; "
+        "print(time.time(), datetime.datetime.now(datetime.UTC).timestamp(), time.monotonic())"
+    )
     environment = {"PATH": os.environ["PATH"], "LD_PRELOAD": preloaded}
 
     def told(**more: str) -> list[float]:
@@ -75,7 +78,8 @@ def test_a_campaign_whose_clock_is_set_pushes_nothing_twice(world, preloaded, nt
 
 
 def test_a_run_that_ended_before_it_was_seen_is_found_out_though_the_clock_was_set_back(world, preloaded):
-    """How old a push is decides whether an ending may be told of the run before: the wait for that ends, too."""
+    """How old a push is decides whether an ending may be told of the run before: the wait for that ends,
+    too."""
     kaggle = world(Fault("session", "cancelled", "hcd-prepare"))
 
     def set_back() -> None:

@@ -1,0 +1,565 @@
+"""Decide the next step of one kernel from its ledger entry and an observation: no calls, no clock, no
+writing.
+
+`decide` is a pure function. The loop calls the service and passes what it returned as an Observation. The
+decision names one step: observe more, wait, push, fetch, or end. It carries the message that the user sees.
+An observation is believed only about the push that it can be tied to: shortly after a push, and in listings
+for longer, the service shows the state of an earlier one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.campaign.ledger import (
+    DROPPED,
+    FAILED,
+    INTENDED,
+    LIMIT_NOTE,
+    REFUSED,
+    UNFINISHED,
+    KernelEntry,
+    Push,
+)
+from launch.campaign.waits import LONGEST_SESSION, Timeouts, describe_seconds
+from launch.kaggle_api.errors import (
+    CapacityError,
+    ClientError,
+    CredentialsError,
+    EmptyKernelError,
+    NoResponseError,
+    QuotaError,
+    SourcesDroppedError,
+)
+from launch.kaggle_api.types import ABSENT, ACTIVE, CANCELLED, COMPLETE, ERROR, Listing, RunStatus
+from lib.runtime.inputs import MISSING_INPUTS
+from lib.runtime.run_record import RunRecord
+
+_LOG_LINES_SHOWN = 25  # of a kernel that failed
+# At the start of a line in the log of a script; in the log of a notebook it follows the name of the error.
+_TRACEBACK = "Traceback (most recent call last)"
+RERUN = "rerun the command"
+
+# What a wait is for: the keys of Elapsed.waited.
+PROOF, FOREIGN_RUN, STATUS, NO_RUN, OUTPUT, SHORT = (
+    "proof",
+    "foreign run",
+    "status",
+    "no run",
+    "output",
+    "short",
+)
+SESSION, QUOTA = "session", "quota"  # waits of all kernels of a machine
+SENT_STATUS = "was it pushed?"
+
+
+# --- what decide gets ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elapsed:
+    """Seconds at the moment of a decision, by a clock that nobody sets.
+
+    Attributes:
+        since_push: since Kaggle accepted the latest push.
+        since_end: since the latest push ended.
+        waited: for each subject of a running wait, the seconds so far.
+    """
+
+    since_push: float = 0.0
+    since_end: float = 0.0
+    waited: Mapping[str, float] = field(default_factory=dict)
+
+    def waiting_for(self, subject: str) -> float:
+        """Seconds of a wait; 0 before it begins."""
+        return self.waited.get(subject, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The source that Kaggle holds of a kernel: whether it carries the id of the open push, and its
+    version.
+    """
+
+    carries_push_id: bool
+    version: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutput:
+    """What Kaggle lists for a run.
+
+    Attributes:
+        listing: its files and its log.
+        record: the content of its run.json; None where it has none, or where it was not requested.
+        lacks_record: there is no run.json.
+        problem: why listing or record could not be read; empty where they could.
+        log_path: where the log is kept when the run has ended.
+    """
+
+    listing: Listing = field(default_factory=lambda: Listing({}, ""))
+    record: Mapping[str, Any] | None = None
+    lacks_record: bool = False
+    problem: str = ""
+    log_path: Path = Path()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushReply:
+    """The reply to a push: a version, or the error that came instead."""
+
+    version: int | None = None
+    url: str = ""
+    error: ClientError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchReply:
+    """The result of a fetch.
+
+    Attributes:
+        record: of the output that was fetched and verified; None where there was a problem.
+        problem: why nothing was fetched.
+        final: the problem stays when the output is listed again.
+    """
+
+    record: RunRecord | None = None
+    problem: str = ""
+    final: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the loop knows of a kernel from calls; None: not called yet.
+
+    Attributes:
+        has_resources: a session and quota are free for it.
+        status: of the latest run that Kaggle shows.
+        status_problem: why the status could not be understood.
+        source: what Kaggle holds of the kernel.
+        output: of the latest run.
+        fetched: the result of fetching that output.
+        reply: of a push that was just sent.
+        is_empty: Kaggle shows neither a run nor a source of the kernel.
+        deletions: how often this process deleted the kernel because it was empty.
+        may_reuse: an output of an earlier campaign has not been checked for reuse yet.
+    """
+
+    has_resources: bool | None = None
+    status: RunStatus | None = None
+    status_problem: str = ""
+    source: Source | None = None
+    output: RunOutput | None = None
+    fetched: FetchReply | None = None
+    reply: PushReply | None = None
+    is_empty: bool | None = None
+    deletions: int = 0
+    may_reuse: bool = False
+
+
+# --- what decide returns ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Observe:
+    """Call the service for one more part of the observation, by the name of its field, and decide again."""
+
+    part: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Do nothing until the next poll.
+
+    Attributes:
+        subject: what is waited for; its timer starts unless it runs. Empty: nothing is timed.
+        message: logged when the wait begins.
+        status: shown in the table.
+        active: the open push was seen queued or running.
+    """
+
+    subject: str = ""
+    message: str = ""
+    status: str = ""
+    active: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendPush:
+    """Send a push: the open one again, or a new attempt where none is open."""
+
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmPush:
+    """The open push happened."""
+
+    version: int | None = None
+    url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoteRefusal:
+    """Kaggle refused the open push, so it did not happen and is sent again later.
+
+    Attributes:
+        note: why.
+        lacks: what was missing: SESSION, QUOTA, or empty.
+        failure: why this run of the campaign gives the kernel up; empty where it waits.
+        error: raised after the refusal is noted: credentials concern every kernel.
+    """
+
+    note: str
+    lacks: str = ""
+    failure: str = ""
+    error: ClientError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoteDropped:
+    """The push happened without some of its inputs: its run is of no use, and must end before the next
+    push.
+    """
+
+    version: int | None
+    note: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteEmptyKernel:
+    """Delete a kernel without any version, on which every push fails, so that it can be pushed again."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class ReuseOutput:
+    """Check the output of an earlier campaign, and take it where it is what this kernel would compute."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Fetch the observed output."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The observed output was fetched and verified: the kernel is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """The open push ended without its output.
+
+    Attributes:
+        state: UNFINISHED (it is pushed again) or FAILED.
+        note: why, for the ledger.
+        message: what happened, and the next step.
+        failure: why this run of the campaign gives the kernel up, and the next step; empty where it pushes
+            again.
+    """
+
+    state: str
+    note: str
+    message: str
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fail:
+    """Give the kernel up in this run of the campaign; its open push stays as it is."""
+
+    message: str
+
+
+Decision = (
+    Observe
+    | Wait
+    | SendPush
+    | ConfirmPush
+    | NoteRefusal
+    | NoteDropped
+    | DeleteEmptyKernel
+    | ReuseOutput
+    | Fetch
+    | Finish
+    | End
+    | Fail
+)
+
+
+# --- the decision -------------------------------------------------------------------------------------------
+
+
+def decide(entry: KernelEntry, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
+    """Decide the next step of a kernel.
+
+    Args:
+        entry: of the kernel in the ledger.
+        observation: what the service returned so far.
+        now: seconds since pushes and since waits began.
+        timeouts: limits.
+    """
+    push = entry.open
+    if observation.reply is not None:
+        return _after_push(entry, observation, observation.reply, now, timeouts) if push else Wait()
+    if push is None:
+        return _start(entry, observation, now, timeouts)
+    if push.state == INTENDED:
+        return _confirm(push, observation, now, timeouts)
+    return _follow(push, observation, now, timeouts)
+
+
+def _start(entry: KernelEntry, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
+    """A kernel without an open push, whose inputs are done."""
+    last = entry.last
+    if entry.attempts >= timeouts.pushes and (last is None or last.state != REFUSED):
+        note = last.note if last is not None else "no reason given"
+        return Fail(
+            message=f"was pushed {entry.attempts} times and did not finish; the last time: {note}. "
+            f"Fix the cause and {RERUN}: it pushes again"
+        )
+    if last is not None and last.state == UNFINISHED and now.since_end < timeouts.settle:
+        return Wait()  # the cause of the last end, such as a listing that lags, may pass
+    if observation.has_resources is None:
+        return Observe("has_resources")
+    if not observation.has_resources:
+        return Wait()
+    if (decision := _read_status(observation, now, timeouts)) is not None:
+        return decision
+    status = observation.status
+    assert status is not None
+    if status.name in ACTIVE:
+        return _foreign_run(status, now, timeouts)
+    if status.name == COMPLETE and observation.may_reuse:
+        return ReuseOutput()
+    return SendPush()
+
+
+def _confirm(push: Push, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
+    """A push without a reply: the source that Kaggle holds carries its id, or the push did not happen."""
+    if observation.source is None:
+        return Observe("source")
+    if observation.source.carries_push_id:
+        return ConfirmPush(version=observation.source.version)
+    if now.waiting_for(PROOF) < timeouts.settle:
+        return Wait(subject=PROOF, status=SENT_STATUS)  # the source that Kaggle shows lags behind
+    if (decision := _read_status(observation, now, timeouts)) is not None:
+        return decision
+    status = observation.status
+    assert status is not None
+    if status.name in ACTIVE:
+        return _foreign_run(status, now, timeouts)
+    return SendPush(message="the push did not happen; sending it again")
+
+
+def _follow(push: Push, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
+    """A push that happened: its run is waited for, and its output fetched."""
+    if (decision := _read_status(observation, now, timeouts, url=push.url)) is not None:
+        return decision
+    status = observation.status
+    assert status is not None
+    if status.name in ACTIVE:
+        return _active(push, status, now, timeouts)
+    # The status may still be the one of the run before.
+    is_recent = not push.active and now.since_push < timeouts.settle
+    if status.name == ABSENT:
+        if now.waiting_for(NO_RUN) > timeouts.queue_timeout and not is_recent:
+            return Fail(
+                message=f"Kaggle shows no run of it ({status.message}) for "
+                f"{describe_seconds(timeouts.queue_timeout)}. "
+                f"Open {push.url}, run it there or delete it, and {RERUN}"
+            )
+        return Wait(subject="" if is_recent else NO_RUN, status="pushed, no run yet")
+    if status.name == COMPLETE:
+        return _complete(push, observation, now, timeouts, is_recent=is_recent)
+    if status.name in (ERROR, CANCELLED):
+        return _ended(push, status, observation, now, is_recent=is_recent)
+    return Wait()
+
+
+def _read_status(
+    observation: Observation, now: Elapsed, timeouts: Timeouts, *, url: str = ""
+) -> Decision | None:
+    """What to do while the status is not known; None when it is."""
+    if observation.status_problem:
+        problem, limit = observation.status_problem, timeouts.status_timeout
+        if now.waiting_for(STATUS) > limit:
+            page = f"Open {url} and check the run" if url else "Open the kernel's page on Kaggle"
+            return Fail(message=f"{problem}, for {describe_seconds(limit)}. {page}, then {RERUN}")
+        return Wait(subject=STATUS, message=f"{problem}; polling again")
+    return Observe("status") if observation.status is None else None
+
+
+def _foreign_run(status: RunStatus, now: Elapsed, timeouts: Timeouts) -> Decision:
+    """A run of this kernel that the campaign did not push: never push over it, wait for its end."""
+    limit = timeouts.foreign_run_timeout
+    if now.waiting_for(FOREIGN_RUN) > limit:
+        return Fail(
+            message=f"another run of it has been {status.name} for {describe_seconds(limit)}. "
+            f"End that run in the browser and {RERUN}"
+        )
+    message = f"a run that this campaign did not push is {status.name}: waiting for its end"
+    return Wait(subject=FOREIGN_RUN, message=message, status="another run of it is active")
+
+
+def _active(push: Push, status: RunStatus, now: Elapsed, timeouts: Timeouts) -> Decision:
+    subject = f"active {status.name}"
+    waited, limit = now.waiting_for(subject), timeouts.queue_timeout
+    if status.name == "RUNNING":
+        waited, limit = min(waited, now.since_push), push.limit + timeouts.overrun
+    if waited > limit:
+        return Fail(
+            message=f"has been {status.name} for {describe_seconds(waited)}, its time limit was "
+            f"{describe_seconds(push.limit)}: Kaggle does not end it. Open {push.url}, end it there and "
+            f"{RERUN}"
+        )
+    return Wait(subject=subject, status=status.name.lower().replace("_", " "), active=True)
+
+
+def _complete(
+    push: Push, observation: Observation, now: Elapsed, timeouts: Timeouts, *, is_recent: bool
+) -> Decision:
+    """A run that is shown as complete: fetch its output if it is the output of this push."""
+    if push.state == DROPPED:
+        return Wait() if is_recent else _push_again(push.note)
+    output, fetched = observation.output, observation.fetched
+    if output is None:
+        return Observe("output")
+    if output.problem:
+        return _output_not_listed(push, output.problem, now, timeouts)
+    if output.lacks_record or output.record is None:
+        if is_recent:
+            return Wait()
+        if push.push_id not in output.listing.log and now.waiting_for(SHORT) < timeouts.settle:
+            return Wait(subject=SHORT)  # the listing may be that of an earlier run
+        return _push_again("its output holds no run.json, though Kaggle calls the run complete")
+    if output.record.get("push_id") != push.push_id:
+        return _output_not_listed(push, "Kaggle shows the output of an earlier push", now, timeouts)
+    if fetched is None:
+        return Fetch()
+    if fetched.problem and fetched.final:
+        failure = f"{fetched.problem}. Fix the cause and {RERUN}: it pushes again"
+        return End(state=FAILED, note=fetched.problem, message=failure, failure=failure)
+    if fetched.problem:
+        return _output_not_listed(push, fetched.problem, now, timeouts)
+    return Finish()
+
+
+def _output_not_listed(push: Push, problem: str, now: Elapsed, timeouts: Timeouts) -> Decision:
+    """The listing is not yet what the run left: listings lag and links expire, and listing again costs
+    nothing.
+    """
+    limit = timeouts.output_timeout
+    if now.waiting_for(OUTPUT) > limit:
+        return Fail(
+            message=f"{problem}, for {describe_seconds(limit)}. The run is complete on Kaggle ({push.url}): "
+            f"{RERUN} to fetch its output"
+        )
+    return Wait(subject=OUTPUT, message=f"{problem}; listing it again", status="fetching")
+
+
+def _ended(
+    push: Push, status: RunStatus, observation: Observation, now: Elapsed, *, is_recent: bool
+) -> Decision:
+    """A run that ended with ERROR or was cancelled: its log says whether another push could do better."""
+    output = observation.output
+    if output is None:
+        return Observe("log")
+    if is_recent and push.push_id not in output.listing.log:
+        return Wait()  # this may be the run before
+    lines = output.listing.log.strip().splitlines()
+    return judge_end(push, status, lines, ran=now.since_push, log_path=output.log_path)
+
+
+def judge_end(push: Push, status: RunStatus, log: Sequence[str], *, ran: float, log_path: Path) -> End:
+    """How a push ended that left no output, and whether another push could do better.
+
+    Args:
+        push: the open push.
+        status: ERROR or cancelled.
+        log: the lines of its log.
+        ran: seconds since it was pushed.
+        log_path: where the log is kept.
+    """
+    if push.state == DROPPED:
+        return _push_again(push.note)
+    if status.name == CANCELLED:
+        at_limit = ran >= 0.9 * push.limit
+        if at_limit and push.limit >= LONGEST_SESSION:
+            failure = (
+                f"did not finish within {describe_seconds(push.limit)}, the longest session on Kaggle. "
+                f"Make the experiment cheaper and {RERUN}"
+            )
+            return End(state=FAILED, note=LIMIT_NOTE, message=failure, failure=failure)
+        return _push_again(LIMIT_NOTE if at_limit else "the run was cancelled")
+    if any(MISSING_INPUTS in line for line in log):
+        return _push_again("Kaggle had not mounted the outputs it reads yet, or had mounted earlier ones")
+    if any(line.startswith(("error: ", "Traceback")) or _TRACEBACK in line for line in log):
+        lines = "\n".join(f"      {line}" for line in log[-_LOG_LINES_SHOWN:])
+        message = f" ({status.message})" if status.message else ""
+        failure = (
+            f"ended with an error{message}. Fix the cause and {RERUN}: it pushes again. "
+            f"The end of its log ({log_path}):\n{lines}"
+        )
+        return End(state=FAILED, note=log[-1], message=failure, failure=failure)
+    return _push_again(f"Kaggle says {status.name}: {status.message or 'no reason given'}")
+
+
+def _push_again(note: str) -> End:
+    return End(state=UNFINISHED, note=note, message=f"did not finish ({note}); it will be pushed again")
+
+
+def _after_push(
+    entry: KernelEntry, observation: Observation, reply: PushReply, now: Elapsed, timeouts: Timeouts
+) -> Decision:
+    """The reply to a push that was just sent."""
+    error = reply.error
+    if error is None:
+        return ConfirmPush(version=reply.version, url=reply.url)
+    if isinstance(error, CapacityError):
+        limit, failure = timeouts.session_timeout, ""
+        if now.waiting_for(SESSION) > limit:
+            failure = (
+                f"{error}, for {describe_seconds(limit)}. End the other sessions of your account and {RERUN}"
+            )
+        return NoteRefusal(note=str(error), lacks=SESSION, failure=failure)
+    if isinstance(error, QuotaError):
+        limit, failure = timeouts.quota_timeout, ""
+        if now.waiting_for(QUOTA) >= limit:
+            failure = f"{error}, for {describe_seconds(limit)}. Wait for the next quota and {RERUN}"
+        return NoteRefusal(note=str(error), lacks=QUOTA, failure=failure)
+    if isinstance(error, EmptyKernelError):
+        return _after_empty_kernel(entry, observation, error, timeouts)
+    if isinstance(error, SourcesDroppedError):
+        message = f"{error}; waiting for that version to end, then pushing again"
+        return NoteDropped(version=error.version, note=str(error), message=message)
+    if isinstance(error, NoResponseError):
+        return Wait(
+            message=f"{error}; checking whether the push happened before sending it again", status=SENT_STATUS
+        )
+    if isinstance(error, CredentialsError):
+        return NoteRefusal(note="Kaggle did not accept the credentials", error=error)
+    failure = f"{error}. Fix the cause and {RERUN}: it pushes again"
+    return End(state=FAILED, note=str(error), message=failure, failure=failure)
+
+
+def _after_empty_kernel(
+    entry: KernelEntry, observation: Observation, error: EmptyKernelError, timeouts: Timeouts
+) -> Decision:
+    """A refused first push leaves a kernel without a version: delete it, but only where that is certain."""
+    remedy = f"It is not deleted. Open it in the browser and delete it there, then {RERUN}"
+    if entry.ever_had_a_version:
+        failure = f"{error}, although it had a version before. {remedy}"
+        return End(state=FAILED, note=str(error), message=failure, failure=failure)
+    if observation.is_empty is None:
+        return Observe("is_empty")
+    if not observation.is_empty or observation.deletions >= timeouts.pushes:
+        failure = f"{error}, and Kaggle does not show it as empty. {remedy}"
+        return End(state=FAILED, note=str(error), message=failure, failure=failure)
+    return DeleteEmptyKernel(
+        message="an earlier refusal left it without a version; deleting it and pushing again"
+    )
