@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from launch.errors import LaunchError
+from lib.runtime.inputs import ADDED_BY_KAGGLE, EXECUTED_NOTEBOOK
 
 # Only these variables of the user's environment reach a kernel. Others might make a script work here and fail
 # on Kaggle.
@@ -39,10 +40,6 @@ _PASSED_WITH_NETWORK = (
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HF_ENDPOINT", "HF_TOKEN",
 )  # fmt: skip
-# Files that Kaggle adds to the output of a script when it mounts it. Readers of an output must accept them.
-ADDED_BY_KAGGLE = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
-# Kaggle adds this to the output of a notebook, in place of the script: the cells with their outputs.
-EXECUTED = "__notebook__.ipynb"
 _LOCK_WAIT = 5.0  # seconds
 _POLL = 0.5  # seconds between checks of the stop event
 # Files that run inside a kernel's process. They are started by path: the kernel does not see this package.
@@ -156,7 +153,7 @@ def run_script(
         command = [sys.executable, str(copy)]
         if script.suffix == ".ipynb":
             # -P: the runner's folder, this package, is not put on the module path.
-            command = [sys.executable, "-P", str(_NOTEBOOK_RUNNER), str(copy), str(working / EXECUTED)]
+            command = [sys.executable, "-P", str(_NOTEBOOK_RUNNER), str(copy), str(working / EXECUTED_NOTEBOOK)]
         if namespaces:
             command = _namespace_command(command, bind_mounts, network=network)
         environment = _environment(
@@ -202,7 +199,7 @@ def cpu_workers(slug: str) -> int:
 
 def add_kaggle_files(working: Path) -> None:
     """Add the files to a finished output that Kaggle adds."""
-    notebook = (working / EXECUTED).exists()
+    notebook = (working / EXECUTED_NOTEBOOK).exists()
     for name in ADDED_BY_KAGGLE:
         if not (working / name).exists() and not (notebook and name == "__script__.py"):
             (working / name).touch()

@@ -29,11 +29,10 @@ from launch.kaggle_api.errors import RULES, ClientError, CredentialsError
 from launch.packaging.builder import Checkout, read_checkout
 from launch.packaging.secret_scan import clean
 from launch.plan import Kernel
-from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED
 from lib.config import Config
 from lib.files import write_atomic
 from lib.runtime.hardware import TESTED_WITH
-from lib.runtime.inputs import COMPETITION
+from lib.runtime.inputs import ADDED_BY_KAGGLE, COMPETITION, EXECUTED_NOTEBOOK
 from lib.runtime.run_record import read_run_record
 from lib.validation import UNREADABLE
 
@@ -466,7 +465,7 @@ def _check_mounted_output(
     delay = f", readable at most {age:.0f} s after its kernel ended" if isinstance(age, int | float) else ""
     added = output["added"]
     text = f"mounted at {output['place']}, complete{delay}; added by Kaggle: {', '.join(added) or 'nothing'}"
-    known = (*ADDED_BY_KAGGLE, EXECUTED)
+    known = (*ADDED_BY_KAGGLE, EXECUTED_NOTEBOOK)
     unknown = [file for file in added if file not in known and not file.endswith(".log")]
     if output["place"].startswith("notebooks/") and not unknown:
         return ok(name, text)

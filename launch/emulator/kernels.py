@@ -11,8 +11,7 @@ from launch.emulator.faults import Fault
 from launch.emulator.sessions import ACTIVE, Sessions, source_name
 from launch.packaging.bundle import SOURCE_LIMIT
 from launch.packaging.metadata import MACHINE_SHAPE
-from launch.sandbox import ADDED_BY_KAGGLE, EXECUTED
-from lib.runtime.inputs import COMPETITION
+from lib.runtime.inputs import ADDED_BY_KAGGLE, COMPETITION, EXECUTED_NOTEBOOK
 
 
 class Kernels:
@@ -314,7 +313,7 @@ def _output_names(working: Path) -> list[str]:
     """The files of an output, without those that Kaggle adds."""
     paths = (path for path in sorted(working.rglob("*")) if path.is_file())
     names = [path.relative_to(working).as_posix() for path in paths]
-    return [name for name in names if name not in (*ADDED_BY_KAGGLE, EXECUTED)]
+    return [name for name in names if name not in (*ADDED_BY_KAGGLE, EXECUTED_NOTEBOOK)]
 
 
 def _log(folder: Path) -> str:

@@ -13,6 +13,10 @@ COMPETITION = "histopathologic-cancer-detection"
 # The launcher searches a failed kernel's log for these words.
 MISSING_INPUTS = "outputs this kernel was pushed to read are not among the inputs"
 
+# Files that Kaggle adds to the output of a script when it mounts it. Readers of an output must accept them.
+ADDED_BY_KAGGLE = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
+# Kaggle adds this to the output of a notebook, in place of the script: the cells with their outputs.
+EXECUTED_NOTEBOOK = "__notebook__.ipynb"
 # /kaggle/input/{competitions/<slug>, datasets/<owner>/<slug>, datasets/organizations/<owner>/<slug>,
 # notebooks/<owner>/<slug>} since 2026, /kaggle/input/<slug> before, and a folder inside a dataset.
 _MOUNT_DEPTH = 5

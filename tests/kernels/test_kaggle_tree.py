@@ -17,7 +17,7 @@ import pytest
 import workbench
 
 from launch.packaging.builder import Built
-from launch.sandbox import ADDED_BY_KAGGLE
+from lib.runtime.inputs import ADDED_BY_KAGGLE
 
 # $1 takes the new root; then the folder with src and working; then pairs of a folder and its place under /kaggle/input; `--`;
 # then the command. All of it is gone with the process: mounts made here are seen by nobody else.

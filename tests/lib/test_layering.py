@@ -51,7 +51,7 @@ _MAY_IMPORT_LAUNCH = {
         "launch.campaign",
         "launch.local",
     ),
-    "launch.doctor": (*_LOW, "launch.packaging", "launch.kaggle_api", "launch.campaign", "launch.sandbox"),
+    "launch.doctor": (*_LOW, "launch.packaging", "launch.kaggle_api", "launch.campaign"),
     "launch.emulator": (
         *_LOW,
         "launch.packaging",

@@ -17,7 +17,8 @@ from launch.packaging.builder import Built, build
 from launch.packaging.bundle import LIBRARY_TAG
 from launch.packaging.check import check
 from launch.plan import NOTEBOOK_KINDS
-from launch.sandbox import EXECUTED, Outcome, run_script
+from launch.sandbox import Outcome, run_script
+from lib.runtime.inputs import EXECUTED_NOTEBOOK
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["whole", "thin"])
@@ -83,7 +84,7 @@ def test_a_notebook_runs_alone_in_its_working_folder_and_leaves_its_cells_with_t
     assert ended.code == 0, log
     assert f"works in {tmp_path / 'run' / 'working'} as rehearsal" in log
     assert "\n[]\n" in log  # nothing of the repository can be imported
-    executed = nbformat.read(tmp_path / "run" / "working" / EXECUTED, as_version=4)
+    executed = nbformat.read(tmp_path / "run" / "working" / EXECUTED_NOTEBOOK, as_version=4)
     assert executed.cells[1].outputs[-1].data["text/plain"] == "42"
 
 
@@ -94,7 +95,7 @@ def test_a_notebook_that_fails_stops_at_that_cell_and_says_why(tmp_path: Path) -
     assert "before" in log and "ValueError: the cause" in log and "never" not in log
     assert "Traceback (most recent call last)" in log  # how a campaign tells an error of the kernel's own
     assert "\x1b" not in log
-    assert (tmp_path / "run" / "working" / EXECUTED).is_file()
+    assert (tmp_path / "run" / "working" / EXECUTED_NOTEBOOK).is_file()
 
 
 def test_a_notebook_that_takes_too_long_is_ended_with_its_process(tmp_path: Path) -> None:
