@@ -1,4 +1,7 @@
-"""Many hostile cases against one target, in a process with little memory: python fuzz_child.py TARGET CASES SEED FOLDER."""
+"""Run hostile cases against one target in a process with little memory.
+
+python fuzz_child.py TARGET CASES SEED FOLDER
+"""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""Valid files made hostile: one seeded generator a case, so that a case is known by its number."""
+"""Mutations of valid files, with one seeded generator for each numbered case."""
 
 import copy
 import json
@@ -58,7 +58,8 @@ TEXTS = (
 TOKENS = (
     b"\0", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\r", b"\n\n",
     b",", b",,,,", b'"', b"'", b"\\", b"=", b"[", b"]", b"{", b"}",
-    b"-1", b"1e999", b"999999999999999999999", b"nan", b"null", b"true", b"../canary", b"\xc3\x28", b"\xed\xa0\x80", b"[" * 3000,
+    b"-1", b"1e999", b"999999999999999999999", b"nan", b"null", b"true",
+    b"../canary", b"\xc3\x28", b"\xed\xa0\x80", b"[" * 3000,
     b"{\"a\":" * 3000,
     b"9" * 5000, b"x" * 70000, b"\t", b"\x1b[2J", b"#",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is fed: each target makes valid samples in a folder, and takes one content as its reader would meet it."""
+"""Targets of the fuzzing: each makes valid samples in a folder and reads one content with its reader."""
 
 import dataclasses
 import io
@@ -173,9 +173,10 @@ def _record_in(folder: Path, kind: str = "train") -> Path:
     (folder / "sub").mkdir(exist_ok=True)
     (folder / "sub" / "weights.bin").write_bytes(bytes(300))
     facts: dict[str, Any] = {
-        "kind": kind, "experiment": "x", "config": Config().to_dict(), "push_id": "1234.hcd-x-fold-0.1", "bundle_id": "b" * 64,
-        "git_commit": "c" * 40, "data_id": "d" * 64, "fold_table_id": "f" * 64, "checkpoint_format": CHECKPOINT_FORMAT, "fold": 0,
-        "members": [0, 1], "label_set": [0, 1], "versions": {"torch": "2.11"}, "devices": ["CPU"], "seconds": {"total": 3.5},
+        "kind": kind, "experiment": "x", "config": Config().to_dict(), "push_id": "1234.hcd-x-fold-0.1",
+        "bundle_id": "b" * 64, "git_commit": "c" * 40, "data_id": "d" * 64, "fold_table_id": "f" * 64,
+        "checkpoint_format": CHECKPOINT_FORMAT, "fold": 0, "members": [0, 1], "label_set": [0, 1],
+        "versions": {"torch": "2.11"}, "devices": ["CPU"], "seconds": {"total": 3.5},
         "scores": {"members": [{"auc": 0.9}, {"auc": 0.8}], "fold": {"auc": 0.9}, "features": {}},
     }  # fmt: skip
     files = describe_files(folder, {"a.csv": True, "sub/weights.bin": False})

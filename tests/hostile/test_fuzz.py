@@ -1,6 +1,7 @@
-"""Hostile input: it works, or it is refused in the project's own words; no crash, no hang, no memory, no file elsewhere.
+"""Hostile input is accepted or refused with a message of ours, without crash, hang, or file elsewhere.
 
-HCD_FUZZ=20000 runs so many cases a target, and HCD_FUZZ_SEED another set of them; a case is known by target, seed and number.
+HCD_FUZZ=20000 runs 20,000 cases of each target, and HCD_FUZZ_SEED selects another set. Target, seed and
+number identify a case.
 """
 
 import json
@@ -18,7 +19,7 @@ SEED = int(os.environ.get("HCD_FUZZ_SEED", "2018"))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_hostile_input_is_taken_or_refused_in_our_own_words(name, tmp_path):
+def test_hostile_input_is_accepted_or_refused_with_a_message_of_ours(name, tmp_path):
     cases = CASES or TARGETS[name].few
     environment = {
         "PATH": os.environ["PATH"],

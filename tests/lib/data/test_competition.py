@@ -1,4 +1,4 @@
-"""The competition's folder is held against its tables, with every finding in one message."""
+"""The competition's folder is compared with its tables; one message lists every problem."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_all_defects_are_listed_at_once(folder: Path) -> None:
         assert piece in str(refused.value)
 
 
-def test_a_part_is_no_full_competition(folder: Path) -> None:
+def test_a_part_is_not_the_full_competition(folder: Path) -> None:
     with pytest.raises(CompetitionError, match="8 rows, the full data 220,025"):
         read_competition(folder, expect_full=True)
 

@@ -116,7 +116,7 @@ def test_outliers_are_the_furthest_first(tmp_path: Path, random_tiles: Callable[
     assert found["blurred"][0] == 5  # what has no contrast at all is not called blurred
 
 
-def test_copies_are_found_and_told_from_lookalikes(array: Path) -> None:
+def test_copies_are_found_and_similar_tiles_are_not(array: Path) -> None:
     """A copy, one with a little noise, one shifted by a cell, and plain tiles that all look alike."""
     generator = np.random.default_rng(2)
     thumbs = generator.integers(0, 256, (40, THUMB, THUMB), dtype=np.uint8)
@@ -191,7 +191,7 @@ def _integrity(arrays: Arrays, mismatches: dict[str, list[str]]) -> dict[str, An
     return found
 
 
-def test_whole_data_have_no_finding(arrays: Arrays) -> None:
+def test_intact_data_have_no_fault(arrays: Arrays) -> None:
     found = _integrity(arrays, {})
     assert (found["labelled_tiles"], found["test_tiles"]) == (6, 4)
     findings = {name: entry for name, entry in found.items() if isinstance(entry, dict) and "count" in entry}
@@ -208,8 +208,8 @@ def test_whole_data_have_no_finding(arrays: Arrays) -> None:
     assert found["of_the_competition"]["all_of_them"] is False
 
 
-def test_a_tile_under_a_wrong_name_is_found_out_as_a_copy(arrays: Arrays) -> None:
-    """One labelled tile holds the pixels of a test tile, two others the same pixels that no id names; one is only damaged."""
+def test_a_tile_under_a_wrong_id_is_reported_as_a_copy(arrays: Arrays) -> None:
+    """One labelled tile has the pixels of a test tile, two have equal pixels without id, one is damaged."""
     path, ids, tiles = arrays["train"]
     tiles[1] = arrays["test"][2][3]
     tiles[2] = tiles[4] = 17

@@ -1,4 +1,4 @@
-"""Folds partition the tiles, groups stay whole, and nothing but the ids, labels, groups and the seed decides."""
+"""Folds partition the tiles, keep groups whole, and depend only on ids, labels, groups and the seed."""
 
 import json
 
@@ -242,7 +242,7 @@ def test_with_a_map_all_splits_are_compared_by_slides() -> None:
     )  # stain groups are not slides
 
 
-def test_a_split_that_cannot_be_made_says_why() -> None:
+def test_a_split_that_cannot_be_made_is_reported_with_the_reason() -> None:
     found = describe_splits(_index_of_splits(groups=3), number=5, seed=7)
     assert "5 folds need at least 5 groups" in found["stain"]["missing"] and "table" in found["stratified"]
     few = describe_splits(_index_of_splits(12), number=5, seed=7)

@@ -1,4 +1,4 @@
-"""Stain groups come from dyes and lamp, not from how much stain there is; a map may speak of training tiles only."""
+"""Stain groups depend on dyes and lamp, not on the amount of stain; a slide map has training tiles only."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_stain_vectors_are_those_that_were_drawn() -> None:
         assert found[at : at + 2] == pytest.approx(expected[[0, 2]], abs=0.08)
 
 
-def test_the_lamp_shows_in_the_white() -> None:
+def test_the_white_of_the_background_is_a_feature() -> None:
     tile = _tile(HAEMATOXYLIN, EOSIN)
     tinted = (tile * np.array([1.0, 1.0, 0.9])).astype(np.uint8)
     white, yellow = (stain_features(each[None])[0, 4:] for each in (tile, tinted))
@@ -111,7 +111,7 @@ def test_groups_stay_few_enough_to_hold_four_tiles() -> None:
     assert len(np.unique(stain_groups(features, number=5, seed=1))) == 5
 
 
-def test_blank_tiles_do_not_own_the_groups() -> None:
+def test_blank_tiles_do_not_decide_the_groups() -> None:
     features = np.random.default_rng(0).normal(size=(200, len(FEATURES)))
     features[:3] = 1e6
     assert len(np.unique(stain_groups(features, number=8, seed=1)[3:])) >= 6
@@ -127,7 +127,7 @@ def test_real_tiles_fall_into_groups_again_and_again(real_tiles: Path) -> None:
     assert np.bincount(groups).max() < len(files) / 5  # else no five even folds
 
 
-# --- the map ---------------------------------------------------------------------------------------------------------
+# The slide map
 
 TRAIN, TEST = ["a", "b", "c"], ["x", "y"]
 
@@ -155,7 +155,7 @@ def test_slides_are_joined_on_the_id(tmp_path: Path) -> None:
         ("id,wsi\n", "no rows"),
     ],
 )
-def test_a_map_that_cannot_be_used_says_why(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_slide_map_is_refused_with_the_reason(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(GroupError) as refused:
         read_slide_map(_map(tmp_path / "map.csv", text), train_ids=TRAIN, test_ids=TEST)
     assert said in str(refused.value) and "map.csv" in str(refused.value)
@@ -168,15 +168,15 @@ def test_all_that_is_wrong_with_a_map_is_listed(tmp_path: Path) -> None:
         assert piece in str(refused.value)
 
 
-def test_a_missing_map_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_a_missing_slide_map_is_a_kernel_error(tmp_path: Path) -> None:
     with pytest.raises(GroupError, match="missing"):
         read_slide_map(tmp_path / "map.csv", train_ids=TRAIN, test_ids=TEST)
 
 
-# --- what the group is worth -----------------------------------------------------------------------------------------
+# The AUC of groups
 
 
-def test_a_group_that_tells_the_label_is_worth_everything_and_a_random_one_nothing() -> None:
+def test_the_auc_of_groups_is_1_if_they_give_the_label_and_half_if_random() -> None:
     generator = np.random.default_rng(0)
     labels = (generator.random(2000) < 0.4).astype(np.int64)
     assert group_auc(labels, labels, seed=1) == pytest.approx(1.0)

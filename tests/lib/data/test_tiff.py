@@ -1,4 +1,4 @@
-"""Tiles come back as they went in, whatever TIFF they lie in; anything else is a TileError and nothing but that."""
+"""Tiles round-trip through every TIFF layout; anything else raises TileError and no other error."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ def _write_tiff(
     extra: tuple[tuple[int, int], ...] = (),
     trailing: bytes = b"",
 ) -> bytes:
-    """An uncompressed TIFF in either byte order, in one or several strips, the pixels before the directory."""
+    """An uncompressed TIFF in either byte order, in one or several strips, pixels before the directory."""
     height, width = pixels.shape[:2]
     rows = height // strips
     size = rows * width * 3
@@ -203,12 +203,12 @@ def test_a_damaged_header_gives_a_tile_or_a_tile_error(at: int, value: int) -> N
     ],
     ids=["short", "grey", "alpha", "16 bits", "large"],
 )
-def test_another_image_is_named_for_what_it_is(pixels: np.ndarray, said: str) -> None:
+def test_another_image_is_refused_with_its_description(pixels: np.ndarray, said: str) -> None:
     with pytest.raises(TileError, match=said):
         decode_tile(_saved(pixels))
 
 
-def test_what_is_no_tiff_is_said_to_be_none() -> None:
+def test_a_file_that_is_not_a_tiff_is_refused() -> None:
     with pytest.raises(TileError, match="empty"):
         decode_tile(b"")
     with pytest.raises(TileError, match="not a TIFF.*<html>"):

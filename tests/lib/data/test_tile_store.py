@@ -1,4 +1,4 @@
-"""Every tile proved, every bad one listed, and a kill costs a block, never a byte."""
+"""Every tile is verified, every bad one listed, and an interrupted build ends in the same bytes."""
 
 import errno
 import hashlib
@@ -74,7 +74,7 @@ def _kill_after(folder: Path, source: tuple[Path, list[str]], *, blocks: int) ->
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_every_real_tile_proves_itself(
+def test_every_real_tile_matches_its_id(
     real_tiles: Path, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK", 128)
@@ -318,7 +318,7 @@ def test_progress_is_logged_about_ten_times(
     assert len(caplog.messages) == 10 and caplog.messages[-1] == "30 of 30 tiles of train/"
 
 
-# --- how the files are read ------------------------------------------------------------------------------------------
+# Reading the files
 
 
 def _compressed(pixels: np.ndarray) -> bytes:
@@ -445,7 +445,7 @@ def test_a_disk_that_fails_while_it_flushes_ends_the_build(
     assert _build(tmp_path / "working", source).resumed == 0
 
 
-# --- read_array ------------------------------------------------------------------------------------------------------
+# read_array
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A sample's draw depends on its row alone, and what is done to colours keeps what it must."""
+"""Augmentation: draws depend on seed, epoch and row only; colours against formulas and other libraries."""
 
 import math
 from pathlib import Path
@@ -44,7 +44,7 @@ def _first(rows: np.ndarray) -> np.ndarray:
     return np.zeros(len(rows), dtype=np.int64)
 
 
-# --- draws -----------------------------------------------------------------------------------------------------------
+# Draws
 
 
 @settings(max_examples=30, deadline=None)
@@ -73,7 +73,7 @@ def test_seed_epoch_and_row_each_change_the_draw() -> None:
     assert (abs(every.mean(dim=0) - 0.5) < 0.1).all()
 
 
-def test_a_row_that_comes_again_draws_anew_and_keeps_its_draw() -> None:
+def test_a_second_occurrence_of_a_row_has_new_draws_and_keeps_the_first() -> None:
     together = AugmentationDraws(entropy=[5], rows=4).take(np.array([2, 2, 1, 2]), np.array([0, 1, 0, 2]))
     assert len({tuple(row.tolist()) for row in together}) == 4
     apart = AugmentationDraws(entropy=[5], rows=4)
@@ -90,7 +90,7 @@ def test_the_same_row_is_augmented_the_same_way_in_any_batch() -> None:
         torch.testing.assert_close(augment(images[rows], draws[rows], STRONG), whole[rows], rtol=0, atol=1e-6)
 
 
-# --- geometry --------------------------------------------------------------------------------------------------------
+# Geometry
 
 
 def _reached(**knobs: Any) -> set[int]:
@@ -135,17 +135,17 @@ def test_any_angle_meets_the_quarter_turns_and_keeps_the_middle() -> None:
     assert (augment(ring, _draws(20), config) - ring).abs().mean() < 0.01
 
 
-def test_what_turns_in_from_outside_is_tissue_not_black() -> None:
+def test_a_rotation_fills_the_corners_with_tissue_not_black() -> None:
     draws = _draws(16)
     draws[:, 2] = torch.linspace(0, 1, 17)[:16]
     grey = torch.full((16, 3, 32, 32), 0.7)
     torch.testing.assert_close(augment(grey, draws, Config(**{**STILL, "rotate": "any"})), grey)
 
 
-# --- colours ---------------------------------------------------------------------------------------------------------
+# Colours
 
 
-def test_without_strength_colours_come_back_bit_for_bit() -> None:
+def test_without_jitter_colours_are_unchanged() -> None:
     images = _images(5)
     assert torch.equal(jitter_colours(images, _draws(5), Config(**STILL)), images)
     assert torch.equal(augment(images, _draws(5), Config(**STILL)), images)
@@ -181,7 +181,7 @@ def test_grey_stays_the_same_grey_under_saturation_and_hue(seed: int, saturation
 
 
 def _by(column: int, value: float, **knobs: Any) -> torch.Tensor:
-    """The colours of a mild image with one number drawn at `value` and the others in the middle, where nothing changes."""
+    """The colours of a mild image with one draw at `value` and the others at 0.5, which changes nothing."""
     draws = torch.full((1, DRAWS), 0.5)
     draws[0, column] = value
     return jitter_colours(0.4 + 0.2 * _images(1), draws, Config(**{**STILL, **knobs}))
@@ -214,7 +214,7 @@ def test_a_turn_of_hue_keeps_the_distance_from_grey() -> None:
     assert (turned - images).abs().max() > 0.02 and math.isfinite(float(turned.sum()))
 
 
-# --- stains ----------------------------------------------------------------------------------------------------------
+# Stains
 
 
 def _stained(image: np.ndarray, factors: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -286,7 +286,7 @@ def test_the_size_is_that_of_the_network() -> None:
     assert small.shape == (5, 3, 6, 6) and small.max() <= 1
 
 
-# --- beside other people's implementations ---------------------------------------------------------------------------
+# Comparison with other libraries
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,7 @@ def stained(tissue: list[Path]) -> torch.Tensor:
 
 
 def test_stains_are_unmixed_as_scikit_image_does(stained: torch.Tensor) -> None:
-    """skimage counts densities in units of ln(10^6) and cuts negative ones off, which we do not: pixels without any count."""
+    """skimage has densities in units of ln(10^6) and clips negative ones: pixels without any are compared."""
     draws = _draws(12)
     found = augment(stained, draws, Config(**{**STILL, "hed_jitter": 0.2})).permute(0, 2, 3, 1).numpy()
     stains = rgb2hed(np.maximum(stained.permute(0, 2, 3, 1).numpy() / 255, 1 / 255))  # (B, H, W, 3)
@@ -321,7 +321,7 @@ def test_any_angle_is_that_of_scipy_and_scikit_image(stained: torch.Tensor) -> N
 
 
 def test_colours_are_those_of_torchvision(stained: torch.Tensor) -> None:
-    """Its luma is 0.2989, 0.587, 0.114, which sum to 0.9999: hence the tolerance, a hundredth of a grey level."""
+    """Its luma is 0.2989, 0.587, 0.114; the sum of 0.9999 explains the tolerance of 0.01 grey levels."""
     images = 0.3 + 0.4 * stained.float() / 255  # so that nothing is cut off
     for column, knob, theirs in (
         (3, "brightness", adjust_brightness),

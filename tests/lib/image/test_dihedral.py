@@ -1,4 +1,4 @@
-"""The eight symmetries are a group, and per sample they are what they are for all."""
+"""The eight symmetries form the group D4, for one image and for each sample of a batch."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Stain normalisation: a tile made from known stains comes back in the reference's; nothing else is touched."""
+"""Stain normalisation: a tile of known stains gets those of the reference; other tiles are unchanged."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,10 @@ METHODS = ["macenko", "reinhard"]
 
 
 def stained(stains: np.ndarray, *, strength: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
-    """(1, 3, 48, 48) of two stains with these densities (2, 3), and the concentrations (2, 2304); some pixels have only one."""
+    """Images (1, 3, 48, 48) of two stains with densities (2, 3), and concentrations (2, 2304).
+
+    Some pixels have only one stain.
+    """
     generator = np.random.default_rng(seed)
     amounts = generator.uniform(0.9, 1.5, (2, 48 * 48))
     amounts[0, :200], amounts[1, 200:400] = 0.0, 0.0
@@ -96,6 +99,6 @@ def test_a_turned_tile_is_normalised_as_the_tile(method: str) -> None:
         )
 
 
-def test_none_is_nothing() -> None:
+def test_method_none_changes_nothing() -> None:
     images = torch.rand(1, 3, 8, 8)
     assert normalise_stains(images, "none") is images

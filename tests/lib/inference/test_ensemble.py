@@ -1,4 +1,4 @@
-"""Members are averaged only when they belong together, by id, and whatever their order."""
+"""Members are averaged only if they agree, aligned by id, in any order."""
 
 import dataclasses
 from pathlib import Path
@@ -58,7 +58,7 @@ def _admit(
     )
 
 
-def test_all_folds_are_admitted_in_their_order() -> None:
+def test_all_folds_are_accepted_in_their_order() -> None:
     outputs = [_output(fold) for fold in (2, 0, 1)]
     assert _admit(outputs) == ([outputs[1], outputs[2], outputs[0]], [])
 
@@ -146,7 +146,7 @@ def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
         assert piece in str(refused.value)
 
 
-# --- the mean --------------------------------------------------------------------------------------------------------
+# The mean
 
 
 @st.composite
@@ -218,7 +218,7 @@ def test_everything_that_is_wrong_with_the_logits_is_listed() -> None:
         assert piece in str(refused.value)
 
 
-# --- other averages, and members beside each other -------------------------------------------------------------------
+# Other averages, and the table of members
 
 
 def test_the_mean_logit_and_the_mean_rank_by_hand() -> None:
@@ -265,7 +265,7 @@ def test_no_average_depends_on_the_order_of_members_or_rows(how: str) -> None:
         average_members(table.assign(m0=np.inf), table["id"].tolist(), how=how)
 
 
-def test_members_stand_beside_each_other() -> None:
+def test_the_member_table_compares_members() -> None:
     generator = np.random.default_rng(1)
     shared = generator.normal(0, 2, 400)
     logits = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""Members of one architecture are asked together, as many as a device holds."""
+"""Members of one architecture predict in one pass, as many as fit on a device."""
 
 from dataclasses import replace
 from pathlib import Path

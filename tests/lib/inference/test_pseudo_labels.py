@@ -1,4 +1,4 @@
-"""Pseudo-labels: the safest guesses in the right proportion, from the right fold and no other."""
+"""Pseudo-labels: the most confident predictions in the class proportions, from the same fold only."""
 
 from pathlib import Path
 from typing import Any

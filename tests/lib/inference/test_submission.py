@@ -1,4 +1,4 @@
-"""A submission that would be refused, or be worthless, is never written."""
+"""A submission that Kaggle would refuse, or that would be worthless, is an error."""
 
 import io
 from collections.abc import Callable

@@ -48,8 +48,8 @@ def test_it_learns_is_written_and_predicts(backbone: str, tmp_path: Path) -> Non
     learn_write_and_predict(network, config, tmp_path)
 
 
-# What the experiment `pathology` names as worked examples, at a depth and width that a test can bear: architecture, arguments,
-# and the mean and deviation their authors publish.
+# The worked examples of the experiment `pathology`, with less depth and width: architecture, arguments, and
+# the published mean and deviation.
 PATHOLOGY: dict[str, tuple[str, dict[str, Any], list[float], list[float]]] = {
     "hf-hub:bioptimus/H-optimus-0": (
         "vit_giant_patch14_reg4_dinov2",

@@ -1,4 +1,4 @@
-"""The head of a frozen encoder: scikit-learn's own regression, written and read back."""
+"""Head of a frozen encoder: equal to scikit-learn's regression, saved and loaded."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_the_parameters_of_a_head_are_its_weights_and_its_bias(tmp_path: Path) -
     assert count_parameters(tmp_path / "head.safetensors") == 8
 
 
-def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_head_is_refused(tmp_path: Path) -> None:
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_head(tmp_path / "x.safetensors")

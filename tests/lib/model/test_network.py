@@ -1,4 +1,4 @@
-"""One logit from any backbone, with its own preprocessing; what cannot be built says why."""
+"""One logit from any backbone, with its own preprocessing; a message if it cannot be built."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_an_unknown_backbone_is_named(backbone: str) -> None:
         build_network(Config(backbone=backbone, input_size=32))
 
 
-def test_an_input_size_the_backbone_does_not_take_is_named() -> None:
+def test_an_input_size_the_backbone_does_not_accept_is_named() -> None:
     with pytest.raises(NetworkError, match=r"test_vit"):
         build_network(Config(backbone="test_vit", input_size=50))
 
@@ -113,7 +113,7 @@ def test_lower_precision_leaves_the_parameters_alone(tiny: Config) -> None:
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
-# --- beside other people's implementations ---------------------------------------------------------------------------
+# Comparison with other libraries
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 224])

@@ -50,7 +50,7 @@ def test_attention_begins_at_the_centre_and_its_weights_sum_to_one() -> None:
     assert torch.allclose(weights[0], weights[1])  # nothing learned yet: only where a cell lies counts
 
 
-def test_attention_learns_where_to_look() -> None:
+def test_attention_learns_the_informative_position() -> None:
     torch.manual_seed(0)
     pool, images = build_pool("attention", 6), features()
     optimizer = torch.optim.Adam(pool.parameters(), lr=0.05)
@@ -71,7 +71,7 @@ def test_a_turned_map_has_the_same_vector(name: str) -> None:
 
 @pytest.mark.parametrize("name", POOLS)
 def test_activations_above_40_survive_float16(name: str) -> None:
-    """The cube of 41 is more than float16 holds; the vector must come out as in float32, under autocast as well."""
+    """The cube of 41 overflows float16; the vector must equal that of float32, also under autocast."""
     images = 45 + 10 * features()
     pool = build_pool(name, 6)
     with torch.autocast("cpu", dtype=torch.float16):

@@ -1,4 +1,4 @@
-"""Logits averaged over views, the same in any batch, in the order asked for."""
+"""Logits averaged over views, independent of the batches, in the order of the rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_the_mode_is_restored_and_the_weights_are_untouched(
     network.eval()
 
 
-def test_logits_that_are_no_numbers_are_counted(
+def test_logits_that_are_not_finite_are_counted(
     network: Classifier, random_tiles: Callable[..., np.ndarray]
 ) -> None:
     class Broken(torch.nn.Module):
@@ -146,7 +146,7 @@ def test_tiles_are_sent_once_for_all_members(
 def test_tiles_turned_one_by_one_by_pillow_give_the_same_logits(
     network: Classifier, tissue: list[Path]
 ) -> None:
-    """The whole way from file to logit by other hands: Pillow opens, turns and mirrors, torchvision makes tensors and resizes."""
+    """From file to logit by other libraries: Pillow opens, rotates and mirrors, torchvision resizes."""
     tiles = np.stack([decode_tile(path.read_bytes()) for path in tissue])
     wanted = []
     for path in tissue:

@@ -1,4 +1,4 @@
-"""Weights are those of the backbone, all of them, or the run stops."""
+"""Weights must hold every tensor of the backbone, or the run stops."""
 
 import dataclasses
 import json
@@ -165,7 +165,7 @@ def test_the_licence_is_what_timm_or_the_encoders_page_says(
     assert _licence("resnet18.tv_in1k", settings) == settings.get("license", "not stated")
 
 
-def test_an_encoder_from_a_hub_needs_the_hub_never_again(folder: Path, tmp_path: Path, tiny: Config) -> None:
+def test_a_checkpoint_of_a_hub_encoder_loads_offline(folder: Path, tmp_path: Path, tiny: Config) -> None:
     config = dataclasses.replace(tiny, backbone="hf-hub:nobody/such-an-encoder", weights="timm")
     network = build_network(config, folder=folder).eval()
     identity = Identity(
@@ -178,4 +178,4 @@ def test_an_encoder_from_a_hub_needs_the_hub_never_again(folder: Path, tmp_path:
         assert torch.equal(loaded(images), network(images))
 
 
-# --- where they come from --------------------------------------------------------------------------------------------
+# Download and checkpoint

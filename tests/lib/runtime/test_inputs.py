@@ -69,7 +69,7 @@ def test_the_competition_is_found_under_every_layout(tmp_path: Path, place: str)
 
 
 @pytest.mark.parametrize("place", [layout.replace(SLUG, "hcd-prepare") for layout in LAYOUTS])
-def test_an_output_is_found_by_what_it_says_not_where_it_lies(tmp_path: Path, place: str) -> None:
+def test_an_output_is_found_by_its_record_not_by_its_path(tmp_path: Path, place: str) -> None:
     folder = _output(tmp_path, place, "prepare")
     _output(tmp_path, "notebooks/someone/hcd-weights", "weights")
     assert find_output(tmp_path, "prepare") == folder
@@ -104,14 +104,14 @@ def test_one_folder_under_two_layouts_counts_once(tmp_path: Path) -> None:
     assert len(list_mounts(tmp_path)) == 1
 
 
-def test_links_in_a_circle_and_links_to_nothing_do_no_harm(tmp_path: Path) -> None:
+def test_circular_and_broken_links_are_ignored(tmp_path: Path) -> None:
     folder = _competition(tmp_path, f"competitions/{SLUG}")
     (tmp_path / "competitions" / "circle").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "gone").symlink_to(tmp_path / "nothing", target_is_directory=True)
     assert list_mounts(tmp_path) == [folder]
 
 
-def test_what_is_missing_is_said_with_what_is_there(tmp_path: Path) -> None:
+def test_a_missing_input_is_reported_with_the_mounted_ones(tmp_path: Path) -> None:
     _output(tmp_path, "notebooks/someone/hcd-weights", "weights")
     (tmp_path / "datasets" / "someone" / "pictures").mkdir(parents=True)
     (tmp_path / "datasets" / "someone" / "pictures" / "cat.png").touch()
@@ -128,7 +128,7 @@ def test_what_is_missing_is_said_with_what_is_there(tmp_path: Path) -> None:
         find_output(tmp_path, "prepare")
 
 
-def test_no_inputs_at_all_are_said_to_be_none(tmp_path: Path) -> None:
+def test_an_empty_and_an_absent_input_folder_are_reported(tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match="Nothing is mounted"):
         find_competition(tmp_path)
     with pytest.raises(PreflightError, match="does not exist"):
@@ -167,7 +167,7 @@ def _pushed(root: Path, place: str, push_id: str) -> None:
     (root / place / "run.json").write_text(json.dumps({"kind": "train", "push_id": push_id}))
 
 
-def test_outputs_of_the_pushes_it_was_told_to_read_are_demanded(tmp_path: Path) -> None:
+def test_outputs_of_the_given_pushes_are_required(tmp_path: Path) -> None:
     _pushed(tmp_path, "notebooks/alice/hcd-x-fold-0", "c.fold-0.1")
     _pushed(tmp_path, "notebooks/alice/hcd-x-fold-1", "c.fold-1.1")
 
@@ -259,7 +259,7 @@ def test_random_weights_need_nothing(tmp_path: Path) -> None:
     assert find_weights(tmp_path / "nowhere", TINY, experiment="x") == {}
 
 
-def test_folders_of_encoders_fit_every_file_system_and_do_not_meet() -> None:
+def test_folders_of_encoders_are_valid_on_every_file_system_and_distinct() -> None:
     names = ["resnet34.tv_in1k", "hf-hub:owner/name", "hf-hub:owner/other"]
     folders = [encoder_folder(name) for name in names]
     assert len(set(folders)) == 3 and not any(set(name) & set('/\\:*?"<>|') for name in folders)

@@ -85,7 +85,7 @@ def test_what_was_written_is_read(output: Path) -> None:
         (lambda content: content["files"]["a.csv"].update(bytes=3), "a.csv has 16 bytes, 3 recorded"),
     ],
 )
-def test_a_record_that_says_something_else_is_refused(
+def test_a_record_with_other_content_is_refused(
     output: Path, change: Callable[[dict[str, Any]], Any], said: str
 ) -> None:
     _edit(output, change)
@@ -130,7 +130,7 @@ def test_all_files_that_do_not_match_are_listed_at_once(output: Path) -> None:
         assert piece in str(refused.value)
 
 
-def test_a_large_file_is_left_to_its_reader_but_for_its_size(output: Path) -> None:
+def test_of_a_large_file_only_the_size_is_checked(output: Path) -> None:
     (output / "big.npy").write_bytes(b"CONTENT OF big.npy")
     assert read_run_record(output, kind="train", hashed_by_reader=("big.npy",)).kind == "train"
     with pytest.raises(RunRecordError, match="damaged"):
@@ -140,7 +140,7 @@ def test_a_large_file_is_left_to_its_reader_but_for_its_size(output: Path) -> No
         read_run_record(output, kind="train", hashed_by_reader=("big.npy",))
 
 
-def test_scores_that_are_no_numbers_never_reach_a_record(output: Path) -> None:
+def test_scores_that_are_not_finite_are_refused_in_a_record(output: Path) -> None:
     before = (output / RECORD_NAME).read_bytes()
     with pytest.raises(ValueError, match="JSON"):
         write_run_record(output, dataclasses.replace(_record(output), scores={"auc": float("nan")}))
@@ -161,7 +161,7 @@ def test_an_earlier_record_survives_a_full_disk(output: Path, monkeypatch: pytes
     assert not list(output.glob(".*"))  # nothing left beside it
 
 
-def test_a_hash_that_is_known_is_not_taken_again(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_hash_is_not_computed_again(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"big.npy": False, "a.csv": True}
     read = describe_files(output, names)
     hashed: list[str] = []
