@@ -153,7 +153,13 @@ def run_script(
         command = [sys.executable, str(copy)]
         if script.suffix == ".ipynb":
             # -P: the runner's folder, this package, is not put on the module path.
-            command = [sys.executable, "-P", str(_NOTEBOOK_RUNNER), str(copy), str(working / EXECUTED_NOTEBOOK)]
+            command = [
+                sys.executable,
+                "-P",
+                str(_NOTEBOOK_RUNNER),
+                str(copy),
+                str(working / EXECUTED_NOTEBOOK),
+            ]
         if namespaces:
             command = _namespace_command(command, bind_mounts, network=network)
         environment = _environment(
