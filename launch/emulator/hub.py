@@ -82,9 +82,8 @@ class Hub:
             if encoder.startswith(_HUB_PREFIX):
                 if served is None:
                     raise LaunchError(
-                        f"the weights of {encoder} are not on this machine: download them with "
-                        "build_kernel.py weights, "
-                        "or rehearse with --set weights=none and a backbone that timm knows by name"
+                        f"the weights of {encoder} are not on this machine: download them (build_kernel.py "
+                        "weights), or rehearse with --set weights=none and a backbone that timm knows by name"
                     )
                 repository = encoder.removeprefix(_HUB_PREFIX).split("@")[0]  # a revision may follow the @
             else:
@@ -94,10 +93,9 @@ class Hub:
                 served = _ServedEncoder(
                     _encoder_folder(folder, encoder), {_WEIGHTS: about["sha256"]}, "random"
                 )
-                logger.info(
-                    "the weights of %s are not on this machine: the rehearsal uses random numbers instead, "
-                    "so its scores say "
-                    "nothing about pretrained weights (build_kernel.py weights downloads the real ones)",
+                logger.warning(
+                    "the weights of %s are not on this machine: the rehearsal uses random numbers instead. "
+                    "Its scores say nothing about pretrained weights; build_kernel.py weights downloads them",
                     encoder,
                 )
             self._encoders[encoder] = self._repositories[repository] = served
@@ -185,8 +183,7 @@ def _read_fetched(fetched: Path | None) -> RunRecord | None:
     except RunRecordError as error:
         raise LaunchError(
             f"the weights that were downloaded to this machine cannot be used: {error}\n"
-            f"Download them again (build_kernel.py weights), or delete {fetched} to rehearse with random "
-            "weights."
+            f"Download them again (build_kernel.py weights), or delete {fetched}: then random ones are used."
         ) from error
 
 
@@ -263,14 +260,13 @@ def _run_timm(encoder: str, weights: Path | None) -> str:
     if child.returncode != 0:
         last_line = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         raise LaunchError(
-            f"timm cannot make {encoder}: {last_line}\nCheck the name of the backbone and the tag of its "
-            "weights."
+            f"timm cannot make {encoder}: {last_line}\n"
+            "Check the name of the backbone and the tag of its weights."
         )
     repository = str(json.loads(child.stdout.strip().splitlines()[-1])["repository"])
     if not repository:
         raise LaunchError(
             f"timm downloads the weights of {encoder} from no model hub, so the weights kernel cannot be "
-            "rehearsed with "
-            "them: rehearse with --set weights=none, or choose another tag"
+            "rehearsed with them: rehearse with --set weights=none, or choose another tag"
         )
     return repository
