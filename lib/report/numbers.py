@@ -159,16 +159,12 @@ def split_pairs(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
     Returns:
         Pairs with stratified and grouped (rows of `split_rows`) and their difference in AUC.
     """
-    rows = split_rows(numbers)
+    rows = [row for row in split_rows(numbers) if is_number(row["auc"])]
     return [
-        {"stratified": one, "grouped": other, "difference": one["auc"] - other["auc"]}
-        for one in rows
-        for other in rows
-        if is_number(one["auc"])
-        and is_number(other["auc"])
-        and one["split"] == "stratified"
-        and other["split"] in GROUPED
-        and _same(one, other)
+        {"stratified": first, "grouped": second, "difference": first["auc"] - second["auc"]}
+        for first in rows
+        for second in rows
+        if first["split"] == "stratified" and second["split"] in GROUPED and _is_same(first, second)
     ]
 
 
@@ -200,11 +196,11 @@ def _row_of_another_campaign(other: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    if one["tiles"] and other["tiles"] and one["tiles"] != other["tiles"]:
+def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    if first["tiles"] and second["tiles"] and first["tiles"] != second["tiles"]:
         return False
-    if bool(one["transductive"]) != bool(other["transductive"]):
+    if bool(first["transductive"]) != bool(second["transductive"]):
         return False
-    if one["backbone"] and other["backbone"]:
-        return bool(one["backbone"] == other["backbone"])
-    return _HASH.sub("", one["experiment"]) == _HASH.sub("", other["experiment"])
+    if first["backbone"] and second["backbone"]:
+        return bool(first["backbone"] == second["backbone"])
+    return _HASH.sub("", first["experiment"]) == _HASH.sub("", second["experiment"])
