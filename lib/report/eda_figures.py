@@ -155,7 +155,7 @@ def group_stains(table: Sequence[Mapping[str, Any]], path: Path) -> None:
             red, blue, s=area, marker=mark, facecolors="none", edgecolors=colour, linewidth=1.2, label=stain
         )
     left.set_xlabel("red component of the stain vector (unit vector of optical density)")
-    left.set_ylabel("blue component")
+    left.set_ylabel("blue component (unit vector)")
     legend = left.legend(frameon=False)
     for handle in legend.legend_handles:
         handle.set_sizes([40])  # type: ignore[union-attr]
@@ -226,7 +226,7 @@ def _draw_known_groups(axis: "Axes", table: Sequence[Mapping[str, Any]], group: 
     axis.set_yticks([0, 50, 100])
     axis.set_xticks(folds)
     axis.set_xlabel("fold")
-    axis.set_ylabel(f"% of its tiles whose {group}\nis in the training folds")
+    axis.set_ylabel(f"% of tiles whose {group}\nis in the training folds")
 
 
 def _draw_spread(axis: "Axes", spread: Sequence[Mapping[str, Any]], group: str, *, number: int) -> None:
