@@ -120,7 +120,12 @@ def group_scatter(table: Sequence[Mapping[str, float]], path: Path) -> None:
     axis.scatter(tiles, 100 * share, s=22, facecolors="none", edgecolors=NEGATIVE)
     axis.axhline(mean, color="0.4", linewidth=1, linestyle="--")
     axis.annotate(
-        f"all tiles: {mean:.1f} %", (1.0, mean), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+        f"all tiles: {mean:.1f} %",
+        (0.99, mean),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
     )
     axis.set_xscale("log")
     axis.set_xlabel("tiles in the group (logarithmic)")

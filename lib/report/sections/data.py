@@ -141,8 +141,8 @@ def exploration(context: ReportContext) -> list[Block]:
             Text(
                 f"The {count(groups.get('number'))} stain groups have {count(groups.get('smallest'))} to "
                 f"{count(groups.get('largest'))} tiles. A classifier that knows only the group of a tile "
-                f"reaches AUC {decimals(groups.get('auc_of_group_number'))} on stratified folds. A split "
-                "that ignores the groups can leak this much."
+                f"reaches AUC {decimals(groups.get('auc_of_group_number'))} on stratified folds. "
+                "What exceeds 0.5 leaks when a split ignores the groups."
             )
         )
     slides = eda.get("slides", {})

@@ -91,7 +91,7 @@ def _options(config: Config) -> list[str]:
     options = [
         (not trains, "encoder frozen"),
         (trains, several(config.epochs, "epoch")),
-        (trains and config.ddp, "all GPUs train one network (DDP)"),
+        (trains and config.ddp, "all devices train one network (DDP)"),
         (trains and bool(config.ema_decay), f"exponential moving average of weights ({config.ema_decay:g})"),
         (config.stem != "keep", f"stem {config.stem}"),
         (config.stain_normalisation != "none", f"stain normalisation ({config.stain_normalisation})"),
