@@ -73,8 +73,7 @@ def _opening_comment(name: str, root: Path) -> list[str]:
 def load_experiments(
     names: Sequence[str], overrides: Sequence[str] = (), *, root: Path = ROOT
 ) -> list[Experiment]:
-    """Load experiments by name. A file with only `experiments = [...]` stands for the experiments that it
-    names.
+    """Load experiments by name. A file with only `experiments = [...]` stands for all that it lists.
 
     Raises:
         LaunchError: an experiment is unknown or named twice, a list names a list, or values cannot be used.

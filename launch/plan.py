@@ -184,9 +184,7 @@ def plan_folds(
     encoder: tuple[str, ...],
     datasets: tuple[str, ...],
 ) -> list[Kernel]:
-    """One train kernel a fold. A fold reads the weights, or the embeddings, and its teacher's fold of the
-    same number.
-    """
+    """One train kernel for each fold. It reads the same fold of the teacher."""
     is_probe, teacher = _is_probe(experiment), experiment.teacher
     weights = (f"hcd-{experiment.name}-embed",) if is_probe else encoder
     return [
@@ -217,9 +215,7 @@ def plan_inference(
     trains: Sequence[Kernel],
     average: str,
 ) -> Kernel:
-    """The kernel that averages all folds of the experiments. Folds that belong to a teacher only are left
-    out.
-    """
+    """The kernel that averages the folds of the experiments, without those of teachers."""
     names = tuple(experiment.name for experiment in experiments)
     averaged = [kernel.slug for kernel in trains if kernel.experiments[0] in names]
     return Kernel(
@@ -306,9 +302,7 @@ def _is_probe(experiment: Experiment) -> bool:
 
 
 def _encoder_source(experiment: Experiment, datasets: Sequence[str]) -> tuple[str, ...]:
-    """The slug of the kernel whose output holds an experiment's pretrained encoder; empty where no kernel
-    makes one.
-    """
+    """The kernel that makes an experiment's pretrained encoder; empty where none does."""
     if experiment.config.weights == "pretrain":
         return (f"hcd-{experiment.name}-pretrain",)
     return (WEIGHTS_SLUG,) if experiment.config.weights == "timm" and not _has_encoders(datasets) else ()

@@ -70,9 +70,7 @@ class LiveTable:
 
 
 def status_table(title: str, statuses: Sequence[KernelStatus], quota: Quota | None) -> Any:
-    """A table of kernel, version, state, time in it, expected end, AUC if known, and link; below it the
-    quota.
-    """
+    """A table of all kernels with state, version, times, AUC and link, and the quota below it."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", caption=quota_line(quota), caption_justify="left")

@@ -169,8 +169,7 @@ def _scores(entry: SubmissionEntry) -> str:
 
 
 def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board: LiveTable) -> Campaign:
-    """Open the ledger of a campaign, check the specification against it, save it there, and build the
-    kernels.
+    """Check the specification against the ledger, save it there, and build the kernels.
 
     Raises:
         LaunchError: the account is not the owner, or the ledger belongs to another campaign.
@@ -184,8 +183,7 @@ def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board
     if owner.lower() != kaggle.user.lower():
         raise LaunchError(
             f"the owner is {owner} (kernel-metadata.json, or --owner), the credentials are those of "
-            f"{kaggle.user}: "
-            "use the credentials of that account, or write your own name"
+            f"{kaggle.user}: use the credentials of that account, or set your own name"
         )
     ledger = read_ledger(options.folder)
     spec = _continued(replace(spec, owner=owner), ledger, options.folder)
@@ -230,8 +228,7 @@ def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board
 
 
 def _continued(spec: CampaignSpec, ledger: Ledger | None, folder: Path) -> CampaignSpec:
-    """A specification as the next one of a campaign: a search that it does not name is kept, so its output is
-    not lost.
+    """The specification that continues a campaign: it keeps a search that it does not name.
 
     Raises:
         LaunchError: it is the specification of another campaign.
@@ -250,8 +247,7 @@ def _continued(spec: CampaignSpec, ledger: Ledger | None, folder: Path) -> Campa
 
 
 def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
-    """The kernel of a name: its slug, its kind, or fold-K (EXPERIMENT-fold-K where there are several
-    experiments).
+    """Find a kernel by its slug, its kind, fold-K, or EXPERIMENT-fold-K.
 
     Raises:
         LaunchError: no kernel has this name, or more than one.
@@ -274,8 +270,7 @@ def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
 def push(
     spec: CampaignSpec, names: Sequence[str], options: RunOptions, *, connect: Callable[[], Kaggle]
 ) -> None:
-    """Push single kernels, or the dataset, under the rules of a campaign. The kernels that they read must be
-    done.
+    """Push single kernels, or the dataset, under the rules of a campaign.
 
     A campaign that exists keeps its specification; a fold that is pushed becomes one of its folds.
 

@@ -1,5 +1,4 @@
-"""Decide the next step of one kernel from its ledger entry and an observation: no calls, no clock, no
-writing.
+"""Decide the next step of one kernel from its ledger entry and an observation.
 
 `decide` is a pure function. The loop calls the service and passes what it returned as an Observation. The
 decision names one step: observe more, wait, push, fetch, or end. It carries the message that the user sees.
@@ -78,9 +77,7 @@ class Elapsed:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The source that Kaggle holds of a kernel: whether it carries the id of the open push, and its
-    version.
-    """
+    """The source that Kaggle holds of a kernel: its version, and whether it carries the open push's id."""
 
     carries_push_id: bool
     version: int | None = None
@@ -219,9 +216,7 @@ class NoteRefusal:
 
 @dataclass(frozen=True, kw_only=True)
 class NoteDropped:
-    """The push happened without some of its inputs: its run is of no use, and must end before the next
-    push.
-    """
+    """The push happened without some of its inputs: its run must end before the next push."""
 
     version: int | None
     note: str
@@ -450,9 +445,7 @@ def _complete(
 
 
 def _output_not_listed(push: Push, problem: str, now: Elapsed, timeouts: Timeouts) -> Decision:
-    """The listing is not yet what the run left: listings lag and links expire, and listing again costs
-    nothing.
-    """
+    """The output is not listed as the run left it: listings lag and links expire, so list it again."""
     limit = timeouts.output_timeout
     if now.waiting_for(OUTPUT) > limit:
         return Fail(

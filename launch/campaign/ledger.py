@@ -1,5 +1,4 @@
-"""The ledger of a campaign: what it pushed, uploaded and submitted, and what came back. One JSON file,
-written whole.
+"""The ledger of a campaign: its pushes, uploads and submissions, in one JSON file.
 
 An intention is saved before its request is sent, and the result right after the response. When a campaign was
 killed, the next run finds every request either confirmed or marked as intended.
@@ -91,9 +90,7 @@ class Output:
 
 @dataclass(kw_only=True)
 class KernelEntry:
-    """Everything about one kernel. `series`: the index of the first push that counts, after a user reran the
-    command.
-    """
+    """One kernel: its pushes, its output, and `series`, the first push that counts after a rerun."""
 
     kind: str
     pushes: list[Push] = field(default_factory=list)
@@ -225,8 +222,8 @@ def read_ledger(folder: Path) -> Ledger | None:
     except UNREADABLE as error:
         raise LaunchError(f"{path} cannot be read ({error}). {remedy}") from error
     if not isinstance(content, dict) or content.get("format") != LEDGER_FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise LaunchError(f"{path} has format {found}, this code reads format {LEDGER_FORMAT}. {remedy}")
+        version = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise LaunchError(f"{path} has format {version}, this code reads format {LEDGER_FORMAT}. {remedy}")
     try:
         kernels = {
             slug: KernelEntry(

@@ -282,9 +282,7 @@ class Campaign:
     def _act(
         self, kernel: Kernel, entry: KernelEntry, observation: Observation, decision: Decision
     ) -> Observation | None:
-        """Save and carry out a decision. Returns what to decide on next; None: nothing before the next
-        poll.
-        """
+        """Save and carry out a decision. Returns the next observation, or None to wait for the next poll."""
         slug, state, push = kernel.slug, self.state, entry.open
         match decision:
             case Observe(part):

@@ -1,6 +1,4 @@
-"""Push kernels: render them, send them, look up what Kaggle holds of them, and reuse outputs of earlier
-campaigns.
-"""
+"""Push kernels, confirm pushes, and reuse outputs of earlier campaigns."""
 
 import json
 import logging
@@ -39,9 +37,7 @@ class KernelPusher:
         self._folder = folder
 
     def intend(self, kernel: Kernel, entry: KernelEntry) -> Push:
-        """Record the intention of a push in the ledger. It is given more time after pushes that reached their
-        limit.
-        """
+        """Record the intention of a push. A push that reached its limit is followed by a longer one."""
         at_limit = sum(push.note == LIMIT_NOTE for push in entry.pushes[entry.series :])
         limit = time_limit(kernel, ended_before=at_limit)
         return self._state.intend(kernel, bundle=self._source.bundle, limit=limit)

@@ -1,5 +1,4 @@
-"""Sessions and GPU quota of the account: whether a kernel may start, what it costs, and when the quota is
-reset.
+"""Check sessions and GPU quota before a push, and plan the hours of a campaign over the weeks.
 
 An unknown quota stops nothing: the service refuses a push that it has no quota for.
 """
@@ -107,9 +106,7 @@ class Capacity:
         ]
 
     def is_blocked(self, kernel: Kernel) -> str:
-        """Why no session of its machine becomes free: kernels that failed hold them all. Empty where one
-        may.
-        """
+        """The reason why no session becomes free: failed kernels hold them all. Empty where one may."""
         holding = [other.slug for other in self.holding(kernel)]
         if len(holding) < _sessions(kernel) or not self.state.failures.keys() >= set(holding):
             return ""
@@ -119,9 +116,7 @@ class Capacity:
         )
 
     def has_quota(self, kernel: Kernel) -> bool:
-        """Whether the quota suffices for a kernel beside those that run. Logs when it is reset where it does
-        not.
-        """
+        """Whether the quota suffices for a kernel beside those that run. If not, log the next reset."""
         if not kernel.needs_gpu:
             return True
         state, timers, refresh = self.state, self.state.timers, self._timeouts.quota_refresh
@@ -215,9 +210,7 @@ def _sessions(kernel: Kernel) -> int:
 
 
 def expected_hours(kernel: Kernel, ledger: Ledger | None = None) -> float:
-    """Hours that a kernel is expected to take: what other folds took in this campaign, else what its config
-    says.
-    """
+    """Expected hours of a kernel: what other folds took in this campaign, else what its config says."""
     if kernel.kind == "train":
         folds = f"hcd-{kernel.experiments[0]}-fold-"
         seconds = [

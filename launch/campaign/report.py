@@ -1,6 +1,4 @@
-"""The report of a campaign: the facts that only this machine knows, and the report notebook run on this
-machine.
-"""
+"""Collect the facts for the report of a campaign, and run its notebook on this machine."""
 
 import json
 import logging
@@ -36,8 +34,7 @@ _LOG_LINES_SHOWN = 25  # of a notebook that failed
 
 
 def report_facts(folder: Path, kernels: Sequence[Kernel]) -> dict[str, Any]:
-    """The facts for the report: name of the campaign, leaderboard scores, notes of a rehearsal, other
-    campaigns.
+    """The facts that only this machine knows: campaign, scores, notes of a rehearsal, other campaigns.
 
     Args:
         folder: of the campaign; those it is compared with are beside it.
@@ -59,9 +56,7 @@ def report_facts(folder: Path, kernels: Sequence[Kernel]) -> dict[str, Any]:
 
 
 def _rehearsal_notes(folder: Path) -> list[str]:
-    """What a rehearsal was not: it was not on Kaggle, perhaps not on real tiles, perhaps without real
-    weights.
-    """
+    """The notes of a rehearsal, which was not on Kaggle and perhaps not on real tiles or weights."""
     try:
         return [str(line) for line in json.loads((folder / REHEARSAL_NOTES).read_bytes())]
     except (OSError, ValueError, TypeError):

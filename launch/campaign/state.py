@@ -1,6 +1,4 @@
-"""The state of a campaign: its plan and ledger, the status of every kernel, and how each decision changes
-them.
-"""
+"""The state of a campaign: plan and ledger, the status of every kernel, and recorded decisions."""
 
 import hashlib
 import json
@@ -61,9 +59,7 @@ class KernelStatus:
 
 
 def plan_statuses(kernels: Iterable[Kernel], ledger: Ledger) -> dict[str, KernelStatus]:
-    """The status of each kernel of a plan when a campaign starts, by slug. Kernels neither open nor done are
-    waiting.
-    """
+    """The status of each kernel when a campaign starts, by slug."""
     statuses = {}
     for kernel in kernels:
         status = statuses[kernel.slug] = KernelStatus(kernel.slug)
@@ -125,9 +121,7 @@ class Progress:
         return entry.output.identity == self.identity(kernel)
 
     def is_due(self, kernel: Kernel) -> bool:
-        """Whether a kernel may start: it belongs to the goal, is neither done nor open, and its inputs are
-        done.
-        """
+        """Whether a kernel may start: wanted, neither done nor open, and all its inputs are done."""
         wanted = self.goal is None or kernel.slug in self.goal
         return (
             wanted
@@ -142,9 +136,7 @@ class Progress:
         return [slug for slug in kernel.sources if slug not in by_slug or not self.is_done(by_slug[slug])]
 
     def identity(self, kernel: Kernel) -> str:
-        """A hash of all that decides a kernel's output except code: its configs and its inputs, which must be
-        done.
-        """
+        """A hash of a kernel's configs and inputs, which must be done. They decide its output."""
         configs = []
         for config in kernel.configs:
             values = asdict(config)
@@ -172,9 +164,7 @@ class Progress:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def set_report_facts(self, slug: str, facts: Mapping[str, Any]) -> None:
-        """Give the report what only the user's machine knows, and the search if one is done: both decide its
-        output.
-        """
+        """Give the report its facts, and the search if one is done: both decide its output."""
         searches = tuple(
             kernel.slug for kernel in self.kernels if kernel.kind == "search" and self.is_done(kernel)
         )

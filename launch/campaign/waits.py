@@ -80,9 +80,7 @@ _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def steady() -> float:
-    """Seconds by a clock that nobody sets and that counts a sleeping machine. Only differences have a
-    meaning.
-    """
+    """Seconds by a clock that nobody sets and that counts a sleeping machine."""
     return time.clock_gettime(_STEADY)
 
 

@@ -1,5 +1,4 @@
-"""The emulated Kaggle as seen on the wire, without the client, and sessions that last until a test lets them
-end."""
+"""The emulated Kaggle on the wire, without the client, and sessions that a test lets end."""
 
 import threading
 import time
@@ -23,8 +22,7 @@ FAST = Settings(dataset_delay=0.0, score_delay=0.0)
 
 
 class Held:
-    """An executor whose sessions leave a file and last until `let_end`, or end at once where nothing is
-    `held`."""
+    """An executor whose sessions write a file and last until `let_end`; at once where not `held`."""
 
     def __init__(self, *, held: bool = False) -> None:
         self.held, self.jobs = held, list[Job]()

@@ -87,7 +87,7 @@ class World:
 
     @property
     def ledger(self) -> Ledger:
-        """Of the campaign, as it stands on disk."""
+        """The ledger of the campaign, from its file."""
         ledger = read_ledger(self.folder / "campaigns" / "one")
         assert ledger is not None
         return ledger
@@ -134,7 +134,7 @@ _processes.set_forkserver_preload(list(_LONG))
 
 
 class Running:
-    """A campaign at work in a process of its own; as `subprocess.Popen`, as far as it is needed."""
+    """A campaign in a process of its own, with the part of `subprocess.Popen` that tests use."""
 
     def __init__(self, order: Path, environment: dict[str, str], folder: Path) -> None:
         self.printed = order.with_suffix(".out"), order.with_suffix(".err")

@@ -1,5 +1,4 @@
-"""Kernels that take no time: they leave what the real ones leave, of a size that fits a test, under the push
-id they carry.
+"""Kernels that take no time and write the files of the real ones, in a size that fits a test.
 
 What is tested with them is the campaign; that real kernels leave such outputs is tested with real kernels.
 """

@@ -68,22 +68,22 @@ def members(folder, fold):
 
 def test_members_are_averaged_by_id_and_scored_as_scikit_learn_does(outputs):
     kernels, root = outputs
-    found = summarise(kernels[-1].experiments[0], kernels, lambda slug: root / slug)
+    summary = summarise(kernels[-1].experiments[0], kernels, lambda slug: root / slug)
     folds = [kernel for kernel in kernels if kernel.kind == "train"]
     wanted = pd.concat(
         [members(root / kernel.slug, kernel.fold).assign(fold=kernel.fold) for kernel in folds]
     )
-    table = found.table.set_index("id")
+    table = summary.table.set_index("id")
     assert len(table) == len(wanted) == 40
     np.testing.assert_allclose(table["probability"], wanted.loc[table.index, "chance"], rtol=0, atol=1e-12)
     assert table["fold"].tolist() == wanted.loc[table.index, "fold"].tolist()
-    assert found.pooled == pytest.approx(roc_auc_score(wanted["label"], wanted["chance"]))
-    for row in found.folds.itertuples():
+    assert summary.pooled == pytest.approx(roc_auc_score(wanted["label"], wanted["chance"]))
+    for row in summary.folds.itertuples():
         own = wanted[wanted["fold"] == row.fold]
         assert (row.tiles, row.auc) == (len(own), pytest.approx(roc_auc_score(own["label"], own["chance"])))
         assert row.f1_at_half == pytest.approx(f1_score(own["label"], own["chance"] >= 0.5))
         assert row.f1_at_threshold == pytest.approx(f1_score(own["label"], own["chance"] >= row.threshold))
-    assert found.interval[0] <= found.pooled <= found.interval[1] and found.groups == 8
+    assert summary.interval[0] <= summary.pooled <= summary.interval[1] and summary.groups == 8
 
 
 def test_experiments_are_averaged_by_id(outputs):

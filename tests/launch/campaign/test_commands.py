@@ -1,4 +1,4 @@
-"""`run`'s companions, on a campaign that is done, at work, or not there."""
+"""The commands on a campaign that is done, that runs, or that does not exist."""
 
 import json
 import shutil
@@ -170,7 +170,7 @@ def test_a_campaign_of_some_folds_is_submitted_shown_and_pulled_as_such(account,
     ] == [True] * 2
 
 
-def test_an_experiment_is_the_same_when_a_newer_version_knows_more_knobs(account):
+def test_an_experiment_is_the_same_when_a_newer_version_has_more_options(account):
     kaggle = account()
     run(*order(kaggle, submit=False, folds=[0]), connect=reach)
     path = kaggle.folder / "campaigns" / "one" / LEDGER_NAME
@@ -185,7 +185,11 @@ def test_an_experiment_is_the_same_when_a_newer_version_knows_more_knobs(account
 def test_pushes_by_hand_take_their_turns(account):
     kaggle = account()
     run(*order(kaggle, submit=False, folds=[0]), connect=reach)
-    for name in ("fold-1", "fold-2", "fold-0"):  # two slots: the third looks whether the others have ended
+    for name in (
+        "fold-1",
+        "fold-2",
+        "fold-0",
+    ):  # two sessions: the third polls the others, which may have ended
         push(order(kaggle), [name], connect=reach)
     assert kaggle.kernels.most[True] <= 2
     assert run(*order(kaggle, submit=False), connect=reach).summaries[0].folds["fold"].tolist() == [0, 1, 2]
@@ -212,7 +216,7 @@ def test_a_lost_answer_does_not_push_by_hand_twice(account):
 def test_a_service_that_does_not_answer_for_a_while_is_asked_again_when_pushing_by_hand(account, capsys):
     kaggle = account(
         Fault("GetKernelSessionStatus", "reset-before", slug="prepare", times=4)
-    )  # more than a call bears
+    )  # more often than a call is repeated
     push(order(kaggle), ["prepare"], connect=reach)
     assert [slug for method, slug in kaggle.changes() if method == "SaveKernel"] == ["hcd-prepare"]
     assert "trying again for up to" in capsys.readouterr().out
@@ -241,7 +245,7 @@ def test_a_push_by_hand_does_not_wait_for_sessions_that_nobody_ends(account, mon
     capsys.readouterr()
     with pytest.raises(LaunchError, match="no session is free for it"):
         push(order(kaggle), ["fold-2"], connect=reach)
-    assert capsys.readouterr().out.count("Kaggle does not end it") == 2  # each is told once
+    assert capsys.readouterr().out.count("Kaggle does not end it") == 2  # each is logged once
 
 
 GRID = {"method": "grid", "space": {"learning_rate": [4e-3, 2e-3, 1e-3]}}
@@ -270,7 +274,7 @@ def test_a_search_runs_alone_and_goes_on_where_its_time_was_up(account, capsys):
     printed = capsys.readouterr().out
     assert (
         "search grid over x" in printed
-        and "not complete (1 not run): build_kernel.py push search goes on" in printed
+        and "not complete (1 not run): build_kernel.py push search continues it" in printed
     )
     assert trials(kaggle) == {"learning_rate=0.004": "1", "learning_rate=0.002": "1"}
     run(
@@ -325,7 +329,7 @@ def test_a_search_that_is_at_work_is_not_pushed_again_and_run_fetches_it(account
         push(order(kaggle), ["search"], connect=reach)
     kaggle.kernels.seconds = 0.0
     deadline = time.monotonic() + 30
-    while True:  # once it has ended, the next push fetches what it came to and goes on from there
+    while True:  # once it has ended, the next push fetches its output and continues
         try:
             push(order(kaggle), ["search"], connect=reach)
             break

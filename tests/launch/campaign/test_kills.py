@@ -1,5 +1,4 @@
-"""kill -9 at every instant that matters: after every write of the ledger, and around every request that
-changes something.
+"""kill -9 after every write of the ledger, and around every request that changes something.
 
 After each, the same command finishes, and the service has seen each push, upload and submission once.
 """
@@ -15,7 +14,7 @@ import pytest
 from emulated_world import KNOBS, ROOT, Ended, Running
 from instant import write_data
 
-# Writes of the ledger in an undisturbed campaign of six kernels that are all seen at work; the test below
+# Writes of the ledger in an undisturbed campaign of six kernels that are all seen running; the test below
 # holds it to the truth.
 SAVES = 31
 CHANGES = (
@@ -38,7 +37,7 @@ def test_the_count_of_writes_is_covered(world):
 def test_killed_after_a_write_of_the_ledger(world, after):
     kaggle = world()
     ended = kaggle.run(die_after_saves=after)
-    # Whether a run is seen at work before it is over is a matter of instants, and costs a write or not.
+    # A run may end before it is seen running; then there is one write less.
     assert ended.code == -signal.SIGKILL or (ended.code == 0 and after > SAVES - 6), ended
     again = kaggle.run()
     assert again.code == 0, again
@@ -73,7 +72,7 @@ def test_killed_at_a_request_that_changes_something(world, when, nth):
     process.append(kaggle.start())
     ready.set()
     process[0].communicate(timeout=60)
-    assert killed.is_set(), f"{wanted} was asked {seen[0]} times only"
+    assert killed.is_set(), f"{wanted} was called {seen[0]} times only"
     assert process[0].returncode == -signal.SIGKILL
     again = kaggle.run()
     assert again.code == 0, again

@@ -1,4 +1,4 @@
-"""The ledger: read back as written, refused when it is somebody else's."""
+"""The ledger: read back as written, refused when this code cannot read all of it."""
 
 import json
 
@@ -70,13 +70,13 @@ def test_it_is_read_back_as_it_was_written(tmp_path):
         b'{"format": 2, "kernels": {"a": 3}, "dataset": null}',
     ],
 )
-def test_what_is_no_ledger_is_refused_with_a_remedy(tmp_path, content):
+def test_a_file_that_is_no_ledger_is_refused_with_a_remedy(tmp_path, content):
     (tmp_path / "ledger.json").write_bytes(content)
     with pytest.raises(LaunchError, match="to start the campaign again"):
         read_ledger(tmp_path)
 
 
-def test_a_field_nobody_knows_is_refused(tmp_path):
+def test_an_unknown_field_is_refused(tmp_path):
     ledger = new_ledger(tmp_path, campaign="one", spec=SPEC)
     content = json.loads((tmp_path / "ledger.json").read_text())
     (tmp_path / "ledger.json").write_text(json.dumps({**content, "surprise": 1}))
@@ -130,12 +130,12 @@ def test_a_specification_that_lacks_a_part_is_refused(tmp_path):
         ([], 0, 0),
         ([REFUSED, REFUSED], 0, 0),  # a refusal costs nothing
         ([UNFINISHED, UNFINISHED], 0, 2),
-        ([UNFINISHED, DONE, UNFINISHED], 0, 1),  # what was done starts the count anew
+        ([UNFINISHED, DONE, UNFINISHED], 0, 1),  # the count begins again after a success
         ([FAILED, FAILED], 1, 1),
         ([FAILED, FAILED], 2, 0),  # a person decided to go on
     ],
 )
-def test_attempts_are_what_cost_something_since_a_person_or_a_success(states, series, attempts):
+def test_attempts_are_the_pushes_that_were_not_refused_since_a_success_or_a_rerun(states, series, attempts):
     assert (
         KernelEntry(kind="train", pushes=[push(state) for state in states], series=series).attempts
         == attempts

@@ -107,7 +107,7 @@ def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
     )  # of another config
     ended = kaggle.run(
         folder=str(one.with_name("two")), folds=[0], submit=False
-    )  # looks for one to take over, then for its own
+    )  # lists once for reuse, then for its own output
     assert ended.code == 0, ended
     assert kaggle.kaggle.account.faults.fired and "Kaggle shows the output of an earlier push" in ended.out
     ledger = read_ledger(one.with_name("two"))

@@ -1,5 +1,4 @@
-"""Whether a kernel may start, what is logged while it may not, what a campaign costs, and in which weeks it
-runs."""
+"""Sessions and quota: whether a kernel may start, what it costs, and in which week it runs."""
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -59,8 +58,7 @@ def capacity(tmp_path, caplog):
 
 @pytest.mark.parametrize(("used", "starts"), [(26.5, False), (25.9, True)])
 def test_open_pushes_count_against_the_quota(capacity, caplog, used, starts):
-    """Kaggle counts a session when it has ended; the hours of one that runs are not there to be spent
-    again."""
+    """Kaggle counts a session when it has ended: the hours of a running one are not free."""
     account = capacity(used, FOLDS[0])
     assert account.has_quota(FOLDS[1]) is starts  # 3.5 or 4.1 h are left, of which two will go into what runs
     assert any("needs about 2.0 h, 1.5 h are left" in line for line in caplog.messages) is not starts

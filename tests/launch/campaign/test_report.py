@@ -1,4 +1,4 @@
-"""The report of a campaign: last of all, told of the score, made again on this machine."""
+"""The report of a campaign: it comes last, shows the score, and can be made on this machine."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from launch.plan import REPORT_PAGE, plan_kernels
 
 
 def facts_in(kaggle) -> dict:
-    """What the instant report kernel was told."""
+    """The facts that the instant report kernel received."""
     return json.loads(
         (kaggle.folder / "campaigns" / "one" / "outputs" / "hcd-report" / REPORT_PAGE).read_text()
     )
@@ -27,7 +27,7 @@ def pushes(kaggle) -> list[str]:
     return [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
 
 
-def test_the_report_comes_last_and_is_told_of_the_score(account, capsys):  # noqa: F811
+def test_the_report_comes_last_and_shows_the_score(account, capsys):  # noqa: F811
     kaggle = account()
     run(*order(kaggle), connect=reach)
     changed = [slug or method for method, slug in kaggle.changes()]
@@ -44,7 +44,7 @@ def test_the_report_comes_last_and_is_told_of_the_score(account, capsys):  # noq
     assert (folder / NOTEBOOK).is_file()
 
 
-def test_without_a_submission_the_report_is_made_and_a_later_score_makes_it_anew(account):  # noqa: F811
+def test_a_report_without_a_submission_is_made_again_after_a_score(account):  # noqa: F811
     kaggle = account()
     run(*order(kaggle, submit=False), connect=reach)
     assert "leaderboard" not in facts_in(kaggle)

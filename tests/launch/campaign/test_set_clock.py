@@ -1,4 +1,4 @@
-"""Somebody sets the machine's clock, by a day back or forward, while a campaign is at work."""
+"""The clock of the machine is set by a day, back or forward, while a campaign runs."""
 
 import json
 import os
@@ -50,13 +50,13 @@ def test_the_clock_is_set(preloaded, tmp_path):
     )
     environment = {"PATH": os.environ["PATH"], "LD_PRELOAD": preloaded}
 
-    def told(**more: str) -> list[float]:
+    def clocks(**more: str) -> list[float]:
         printed = subprocess.run(
             [sys.executable, "-c", now], env=environment | more, capture_output=True, text=True, check=True
         )
         return [float(value) for value in printed.stdout.split()]
 
-    true, off = told(), told(HCD_CLOCK=str(tmp_path / "clock"))
+    true, off = clocks(), clocks(HCD_CLOCK=str(tmp_path / "clock"))
     assert [round((b - a) / 600) for a, b in zip(true, off, strict=True)] == [-144, -144, 0]
 
 
@@ -77,9 +77,8 @@ def test_a_campaign_whose_clock_is_set_pushes_nothing_twice(world, preloaded, nt
     kaggle.assert_finished_once()
 
 
-def test_a_run_that_ended_before_it_was_seen_is_found_out_though_the_clock_was_set_back(world, preloaded):
-    """How old a push is decides whether an ending may be told of the run before: the wait for that ends,
-    too."""
+def test_the_end_of_a_run_that_was_never_seen_is_noticed_though_the_clock_was_set_back(world, preloaded):
+    """The age of a push decides whether an end may be that of the run before: this wait ends, too."""
     kaggle = world(Fault("session", "cancelled", "hcd-prepare"))
 
     def set_back() -> None:
@@ -87,7 +86,7 @@ def test_a_run_that_ended_before_it_was_seen_is_found_out_though_the_clock_was_s
 
     def hook(method: str, slug: str) -> None:
         if method == "SaveKernel":
-            threading.Timer(0.15, set_back).start()  # once the push stands in the ledger, before it is old
+            threading.Timer(0.15, set_back).start()  # once the push is in the ledger, before it is old
 
     kaggle.kaggle.account.after_change = hook
     ended = command({}, kaggle.folder, kaggle.environment(), preloaded)
@@ -98,7 +97,7 @@ def test_a_run_that_ended_before_it_was_seen_is_found_out_though_the_clock_was_s
 @pytest.mark.parametrize("seconds", [-DAY, DAY])
 @pytest.mark.parametrize("call", [2, 7, 13])
 def test_a_rehearsal_whose_clock_is_set(tmp_path, preloaded, call, seconds):
-    """The emulated Kaggle lives in the same process: what it counts goes on as if nothing had happened."""
+    """The emulated Kaggle lives in the same process: its own clock is not affected."""
     write_data(tmp_path / "competition")
     environment = {
         "PATH": os.environ["PATH"],

@@ -1,5 +1,4 @@
-"""The state of a campaign: which kernels are done and due, what decides an output, and the status of
-kernels."""
+"""The state of a campaign: kernels that are done and due, and the status of kernels."""
 
 import time
 from dataclasses import replace

@@ -257,7 +257,7 @@ def test_a_search_is_rehearsed_alone_and_local_resumes_it_with_another_space(dat
         "search",
     ]
     printed = capsys.readouterr().out
-    assert "search two over smoke-" in printed and "the winner, ready to run" in printed
+    assert "search two over smoke-" in printed and "the best trial as an experiment" in printed
     ranking = pd.read_csv(next(out.glob("campaign/outputs/*-search/search.csv")))
     assert ranking["status"].tolist() == ["finished"] * 2 and ranking["auc"].is_monotonic_decreasing
     log = next(out.glob("campaign/logs/*-search.log")).read_text()
