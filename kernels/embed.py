@@ -1,4 +1,8 @@
-"""Ask a frozen encoder once about every tile, so that all folds can train their heads on its answers."""
+"""Compute the features of every tile with a frozen encoder once, so that all folds can train heads on them.
+
+Reads: prepare; weights or pretrain, by the experiment.
+Leaves: one array of features for the labelled tiles and one for the test tiles.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -22,15 +26,15 @@ from lib.runtime.session import Session, run_kernel
 
 
 def recipe(session: Session) -> None:
-    """Verify data and weights, embed the tiles of both sets, leave one array for each."""
+    """Read the prepared data and the weights, embed the tiles of both sets, write one array for each."""
     config, parameters = session.parameters.config, session.parameters
-    with session.stage("look at the prepared data and the weights"):
+    with session.stage("read the prepared tables and the weights"):
         folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
         data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
         weights = find_weights(session.input, config, experiment=parameters.experiment)
         network = build_network(config, folder=weights.get("folder"), file=weights.get("file"))
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
-    encoder = sum(parameter.numel() for parameter in network.parameters()) * 4
+    encoder = sum(parameter.numel() for parameter in network.parameters()) * 4  # bytes
     tiles_bytes = max(data.bytes_of(prepared.TRAIN_TILES), data.bytes_of(prepared.TEST_TILES))
     preflight(session.working, disk=4 << 30, memory=tiles_bytes + encoder * (1 + len(devices)) + (2 << 30))
     embed = partial(
@@ -62,7 +66,7 @@ def recipe(session: Session) -> None:
 
 
 def main(parameters: Mapping[str, Any]) -> int:
-    """Run on the parameters that the builder wrote into the script."""
+    """Run with the parameters that the builder wrote into the script."""
     return run_kernel(recipe, parameters)
 
 

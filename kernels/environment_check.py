@@ -1,4 +1,8 @@
-"""Environment check kernel: measure in a few minutes what the other kernels assume about Kaggle."""
+"""Measure in a few minutes what the other kernels assume about Kaggle.
+
+Reads: every mounted input; the output of another environment check where one is mounted.
+Leaves: the measurements, in run.json; a sample file.
+"""
 
 import logging
 import sys
@@ -60,7 +64,7 @@ def recipe(session: Session) -> None:
 
 
 def main(parameters: Mapping[str, Any]) -> int:
-    """Run on the parameters that the builder wrote into the script."""
+    """Run with the parameters that the builder wrote into the script."""
     return run_kernel(recipe, parameters)
 
 

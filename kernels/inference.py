@@ -104,7 +104,7 @@ def recipe(session: Session) -> None:
 def _predict(
     session: Session, members: Sequence[Member], data: prepared.Prepared, devices: list[torch.device]
 ) -> dict[str, np.ndarray]:
-    """The logits of each member for the test tiles, (N,) by its name: heads from stored features, networks."""
+    """(N,) logits of the test tiles by member's name: heads use stored features, networks the tiles."""
     heads = [member for member in members if member.config.train_mode == "linear_probe"]
     networks = [member for member in members if member.config.train_mode != "linear_probe"]
     logits: dict[str, np.ndarray] = {}

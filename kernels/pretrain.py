@@ -1,4 +1,8 @@
-"""Pretrain an experiment's backbone on the competition's own tiles, without their labels."""
+"""Pretrain an experiment's backbone on the competition's own tiles, without their labels (Barlow Twins).
+
+Reads: prepare.
+Leaves: the encoder for the folds of this experiment; the history of the pretraining.
+"""
 
 import logging
 import sys
@@ -18,14 +22,10 @@ from lib.training.barlow_twins import HISTORY, UNFINISHED, PretrainTask, pretrai
 logger = logging.getLogger(__name__)
 
 
-def _first(memory: np.ndarray, size: int) -> np.ndarray:
-    return memory[:size]
-
-
 def recipe(session: Session) -> None:
-    """Verify the prepared data, read the tiles into one array, pretrain, leave the encoder for the folds."""
+    """Read the prepared data, put the tiles into one array, pretrain, write the encoder for the folds."""
     config, parameters = session.parameters.config, session.parameters
-    with session.stage("look at the prepared data"):
+    with session.stage("read the prepared tables"):
         folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
         data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
@@ -37,8 +37,10 @@ def recipe(session: Session) -> None:
         begin = 0
         for name in names:
             begin += data.read_tiles(name, allocate=partial(_first, tiles.reshape(-1)[begin:])).size
-    seen = "all tiles are" if len(names) > 1 else "all labelled tiles are"
-    logger.info(f"no label is seen, but {seen}: what builds on it is transductive")
+    logger.info(
+        "no label is used, but %s tiles are: results that build on this encoder are transductive",
+        "all" if len(names) > 1 else "all labelled",
+    )
     task = PretrainTask(
         config=config,
         tiles=tiles,
@@ -47,14 +49,14 @@ def recipe(session: Session) -> None:
         deadline=session.deadline,
     )
     with session.stage("pretrain"):
-        left, scores = pretrain(
+        outputs, scores = pretrain(
             task,
             folder=session.working,
             devices=devices,
             invalidate_record=session.invalidate_record,
         )
     session.write_outputs(
-        {name: name == HISTORY for name in left},
+        {name: name == HISTORY for name in outputs},
         data_id=data.data_id,
         devices=describe_devices(devices),
         scores=scores,
@@ -62,8 +64,13 @@ def recipe(session: Session) -> None:
     (session.working / UNFINISHED).unlink(missing_ok=True)
 
 
+def _first(memory: np.ndarray, size: int) -> np.ndarray:
+    """The first bytes of a piece of memory."""
+    return memory[:size]
+
+
 def main(parameters: Mapping[str, Any]) -> int:
-    """Run on the parameters that the builder wrote into the script."""
+    """Run with the parameters that the builder wrote into the script."""
     return run_kernel(recipe, parameters)
 
 

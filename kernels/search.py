@@ -1,4 +1,8 @@
-"""Search the hyperparameters of an experiment: one trial per GPU at a time, ranked by out-of-fold AUC."""
+"""Search the hyperparameters of an experiment: one trial per GPU at a time, ranked by out-of-fold AUC.
+
+Reads: prepare; weights, for every backbone that is tried.
+Leaves: search.csv, one row per trial with the best first; the experiment of the best trial.
+"""
 
 import logging
 import sys
@@ -19,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def recipe(session: Session) -> None:
-    """Verify the prepared data, make the folds, run the trials, write their ranking and the winner."""
+    """Read the prepared data, make the folds, run the trials, write their ranking and the best experiment."""
     config, parameters = session.parameters.config, session.parameters
-    assert parameters.search is not None, "the builder writes what is searched"
-    with session.stage("check the prepared data"):
+    assert parameters.search is not None, "the builder writes the search space"
+    with session.stage("read the prepared tables"):
         folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
         data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
         folds = make_folds(data.train, split=config.fold_split, number=config.num_folds, seed=config.seed)
@@ -67,7 +71,7 @@ def recipe(session: Session) -> None:
 
 
 def main(parameters: Mapping[str, Any]) -> int:
-    """Run on the parameters that the builder wrote into the script."""
+    """Run with the parameters that the builder wrote into the script."""
     return run_kernel(recipe, parameters)
 
 

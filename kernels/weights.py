@@ -1,4 +1,8 @@
-"""Fetch the encoders' weights, on a free CPU session with internet on, so that no GPU session needs it."""
+"""Fetch the encoders' weights in a CPU session with internet, so that no GPU session needs internet.
+
+Reads: the model hub.
+Leaves: for each encoder a folder with config.json and model.safetensors, which timm loads by `local-dir:`.
+"""
 
 import logging
 import shutil
@@ -15,29 +19,28 @@ logger = logging.getLogger(__name__)
 
 
 def recipe(session: Session) -> None:
-    """Fetch each encoder beside, then put its folder in place: config.json and model.safetensors for `local-dir:`."""
+    """Fetch each encoder into a temporary folder, and rename the folder once it is complete."""
     encoders = session.parameters.encoders
     preflight(session.working, disk=len(encoders) << 30, memory=2 << 30)
-    facts: dict[str, Any] = {}
+    descriptions: dict[str, Any] = {}
     names: dict[str, bool] = {}
     for encoder in encoders:
         folder = session.working / encoder_folder(encoder)
-        beside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(beside, ignore_errors=True)
+        temporary = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(temporary, ignore_errors=True)
         with session.stage(f"fetch {encoder}"):
-            facts[encoder] = fetch_encoder(encoder, beside)
+            descriptions[encoder] = fetch_encoder(encoder, temporary)
         session.invalidate_record()
         shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        temporary.rename(folder)
         names |= {f"{folder.name}/{path.name}": False for path in sorted(folder.iterdir())}
-        logger.info(
-            f"{encoder}: {facts[encoder]['parameters_millions']} M parameters, licence {facts[encoder]['license']}"
-        )
-    session.write_outputs(names, data_id="", devices=["CPU"], scores={"encoders": facts})
+        millions, licence = descriptions[encoder]["parameters_millions"], descriptions[encoder]["license"]
+        logger.info("%s: %s M parameters, licence %s", encoder, millions, licence)
+    session.write_outputs(names, data_id="", devices=["CPU"], scores={"encoders": descriptions})
 
 
 def main(parameters: Mapping[str, Any]) -> int:
-    """Run on the parameters that the builder wrote into the script."""
+    """Run with the parameters that the builder wrote into the script."""
     return run_kernel(recipe, parameters)
 
 

@@ -1,6 +1,7 @@
 """Exploratory data analysis (EDA) of the tiles: integrity, colours, stains, light, focus, copies, groups."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from lib.data.competition import TEST_TILES, TRAIN_TILES, Competition
 from lib.data.stain_groups import FEATURES, group_auc, stain_features
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.data.tile_store import BuiltStore, array_layout
+
+logger = logging.getLogger(__name__)
 
 THUMB = 16  # side in pixels of the grey thumbnail by which copies are found
 _PIECE = 512  # tiles a thread describes at a time: 14 MiB, and about 80 MiB for their stain features
@@ -178,7 +181,7 @@ def explore(
     )
     stains = pd.DataFrame(train.features, columns=list(FEATURES)).groupby(groups).median()
     colours = pd.DataFrame(train.means / 255).groupby(groups).mean()
-    return {
+    eda = {
         "train": {
             **_colours(train),
             "positives": int(labels.sum()),
@@ -219,6 +222,26 @@ def explore(
             else None,
         },
     }
+    _log_findings(eda)
+    return eda
+
+
+def _log_findings(eda: Mapping[str, Any]) -> None:
+    groups, copies = eda["stain_groups"], eda["near_copies"]
+    score = groups["auc_of_group_number"]
+    logger.info(
+        "%d stain groups of %s to %s tiles; AUC of the group number alone: %s",
+        groups["number"],
+        f"{groups['smallest']:,}",
+        f"{groups['largest']:,}",
+        "undefined" if score is None else f"{score:.4f}",
+    )
+    logger.info(
+        "%s pairs of near copies, %s of them between labelled and test tiles, %s with different labels",
+        f"{copies['pairs']:,}",
+        f"{copies['between_labelled_and_test']:,}",
+        f"{copies['with_another_label']:,}",
+    )
 
 
 def _part(description: Description, rows: np.ndarray) -> Description:

@@ -1,6 +1,7 @@
 """Prepared data: the files that the prepare kernel writes and every later kernel reads."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.data.tile_store import BuiltStore, StoreBuilder, StoreError, read_array
 from lib.errors import KernelError, listed
 from lib.files import write_atomic
+
+logger = logging.getLogger(__name__)
 
 TRAIN_TILES, TEST_TILES = "tiles-train.npy", "tiles-test.npy"
 TRAIN_INDEX, TEST_INDEX = "index-train.csv", "index-test.csv"
@@ -150,6 +153,14 @@ def build_stores(
             problems.append(str(error))
         else:
             stores[name] = (builder, result)
+            names = f": {', '.join(result.mismatches)}" if result.mismatches else ""
+            logger.info(
+                "%s: %s tiles, %s of which do not match their SHA-1%s",
+                name,
+                f"{result.tiles:,}",
+                f"{len(result.mismatches):,}",
+                names,
+            )
     if problems:
         raise StoreError("\n".join(problems))
     return stores

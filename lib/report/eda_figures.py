@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lib.data import prepared
+from lib.data.eda import Description, outliers
+from lib.data.stain_groups import FEATURES
 from lib.report.style import CLASS_STYLES, NEGATIVE, POSITIVE, new_figure, save
+from lib.report.tile_figures import contact_sheet, copies_sheet, outlier_sheet
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 _TITLES = {
@@ -17,6 +22,60 @@ _TITLES = {
     "stain": "stain: whole stain groups",
     "slide": "slide: whole slides",
 }
+
+
+def draw_eda_figures(
+    folder: Path,
+    tiles: np.ndarray,
+    test_tiles: np.ndarray,
+    *,
+    index: "pd.DataFrame",
+    test_ids: Sequence[str],
+    train: Description,
+    eda: Mapping[str, Any],
+    seed: int,
+) -> list[str]:
+    """Draw the figures of the prepare kernel.
+
+    Args:
+        folder: for the figures.
+        tiles: (N, 96, 96, 3) uint8, the labelled tiles.
+        test_tiles: (M, 96, 96, 3) uint8.
+        index: id and label of the labelled tiles.
+        test_ids: ids of the test tiles.
+        train: description of the labelled tiles.
+        eda: the content of eda.json.
+        seed: chooses the tiles of the contact sheet.
+
+    Returns:
+        The file names. The copies are drawn only where there are any.
+    """
+    labels, groups = index["label"].to_numpy(), eda["stain_groups"]["table"]
+    contact_sheet(tiles, labels, folder / prepared.SHEET, seed=seed)
+    brightness_histogram(train.means, labels, folder / prepared.BRIGHTNESS)
+    focus_histogram(train.focus, labels, folder / prepared.FOCUS)
+    outlier_sheet(tiles, outliers(train), folder / prepared.OUTLIERS)
+    group_scatter(groups, folder / prepared.GROUPS)
+    group_stains(groups, folder / prepared.GROUP_STAINS)
+    stain_histograms(train.features, FEATURES, labels, folder / prepared.STAINS)
+    splits_figure(eda["splits"], folder / prepared.SPLITS)
+    names = [prepared.SHEET, prepared.BRIGHTNESS, prepared.FOCUS, prepared.OUTLIERS]
+    names += [prepared.GROUPS, prepared.GROUP_STAINS, prepared.STAINS, prepared.SPLITS]
+    (folder / prepared.COPIES).unlink(missing_ok=True)  # of an earlier run
+    copies = eda["near_copies"]
+    if not copies["pairs"]:
+        return names
+    rows = {name: row for row, name in enumerate(index["id"])}
+    test_rows = {name: row for row, name in enumerate(test_ids)}
+
+    def tile(name: str) -> tuple[np.ndarray, str]:
+        if name in rows:
+            return tiles[rows[name]], "tumour" if labels[rows[name]] else "no tumour"
+        return test_tiles[test_rows[name]], "test"
+
+    pairs = [(tile(first), tile(second)) for first, second in copies["examples"]]
+    copies_sheet(pairs, folder / prepared.COPIES, number=copies["pairs"])
+    return [*names, prepared.COPIES]
 
 
 def brightness_histogram(means: np.ndarray, labels: np.ndarray, path: Path) -> None:
