@@ -122,14 +122,14 @@ class Session:
         (self.working / RECORD_NAME).unlink(missing_ok=True)
 
     def write_outputs(
-        self, names: Mapping[str, bool], *, hashes: Mapping[str, str] | None = None, **facts: Any
+        self, names: Mapping[str, bool], *, hashes: Mapping[str, str] | None = None, **fields: Any
     ) -> RunRecord:
         """Write run.json for the named files of the working folder.
 
         Args:
             names: the files; the value is true if the file is fetched to the user's machine.
             hashes: SHA-256 of files that were hashed while they were written; the others are hashed here.
-            facts: further fields of the record.
+            fields: further fields of the record.
         """
         parameters = self.parameters
         record = RunRecord(
@@ -144,7 +144,7 @@ class Session:
             seconds={**self.seconds, "total": round(time.monotonic() - self.started, 3)},
             files=describe_files(self.working, names, hashes=hashes),
             complete=True,
-            **facts,
+            **fields,
         )
         write_run_record(self.working, record)
         logger.info("%s written: %d files", RECORD_NAME, len(record.files))

@@ -61,8 +61,8 @@ def main(name: str, cases: int, seed: int, root: Path) -> None:
     note = os.open(root / "at", os.O_WRONLY)
     for case in range(cases):
         os.pwrite(note, f"{case:12}".encode(), 0)
-        chance = random.Random(f"{name} {seed} {case}")
-        content = target.mutate(chance.choice(target.samples), chance)
+        generator = random.Random(f"{name} {seed} {case}")
+        content = target.mutate(generator.choice(target.samples), generator)
         started = time.perf_counter()
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:

@@ -90,46 +90,46 @@ def nested(depth: int) -> Any:
     return value
 
 
-def mutate_bytes(content: bytes, chance: random.Random) -> bytes:
+def mutate_bytes(content: bytes, generator: random.Random) -> bytes:
     """One to four changes: bits, bytes, lengths, order, line ends, numbers as headers hold them."""
     data = bytearray(content)
-    for _ in range(chance.choice((1, 1, 1, 2, 4))):
+    for _ in range(generator.choice((1, 1, 1, 2, 4))):
         at = (
-            chance.randrange(len(data) + 1)
-            if chance.random() < 0.5
-            else chance.randrange(min(len(data), 400) + 1)
+            generator.randrange(len(data) + 1)
+            if generator.random() < 0.5
+            else generator.randrange(min(len(data), 400) + 1)
         )
-        end = min(len(data), at + chance.choice((1, 2, 4, 8, 32, 1000)))
-        what = chance.randrange(11)
+        end = min(len(data), at + generator.choice((1, 2, 4, 8, 32, 1000)))
+        what = generator.randrange(11)
         if what == 0 and at < len(data):
-            data[at] ^= 1 << chance.randrange(8)
+            data[at] ^= 1 << generator.randrange(8)
         elif what == 1 and at < len(data):
-            data[at] = chance.randrange(256)
+            data[at] = generator.randrange(256)
         elif what == 2:
             del data[at:]
         elif what == 3:
             del data[at:end]
         elif what == 4:
-            data[at:at] = data[at:end] * chance.choice((1, 2, 50))
+            data[at:at] = data[at:end] * generator.choice((1, 2, 50))
         elif what == 5:
-            data[at:at] = chance.choice(TOKENS)
+            data[at:at] = generator.choice(TOKENS)
         elif what == 6:
-            data += chance.choice((chance.randbytes(50), b"\0" * 5000, content))
+            data += generator.choice((generator.randbytes(50), b"\0" * 5000, content))
         elif what == 7:
-            kind = chance.choice(("<H", ">H", "<I", ">I", "<Q", ">Q"))
+            kind = generator.choice(("<H", ">H", "<I", ">I", "<Q", ">Q"))
             size = struct.calcsize(kind)
-            number = chance.choice((*NUMBERS, len(data), len(data) + 1, len(data) - 1)) % (1 << 8 * size)
+            number = generator.choice((*NUMBERS, len(data), len(data) + 1, len(data) - 1)) % (1 << 8 * size)
             data[at : at + size] = struct.pack(kind, number)
         elif what == 8:
             lines = bytes(data).split(b"\n")
-            one, other = chance.randrange(len(lines)), chance.randrange(len(lines))
+            one, other = generator.randrange(len(lines)), generator.randrange(len(lines))
             lines[one], lines[other] = lines[other], lines[one]
-            if chance.random() < 0.5:
+            if generator.random() < 0.5:
                 lines.insert(one, lines[other])
             data = bytearray(b"\n".join(lines))
         elif what == 9:
             data = bytearray(
-                chance.choice(
+                generator.choice(
                     (
                         b"\xef\xbb\xbf" + data,
                         bytes(data).replace(b"\n", b"\r\n"),
@@ -139,7 +139,7 @@ def mutate_bytes(content: bytes, chance: random.Random) -> bytes:
             )
         elif what == 10:
             data = bytearray(
-                chance.choice(
+                generator.choice(
                     (
                         b"",
                         b"\0",
@@ -148,37 +148,37 @@ def mutate_bytes(content: bytes, chance: random.Random) -> bytes:
                         b"null",
                         b"[" * 100_000,
                         b'{"a":' * 50_000,
-                        chance.randbytes(300),
+                        generator.randbytes(300),
                     )
                 )
             )
     return bytes(data)
 
 
-def mutate_value(value: Any, chance: random.Random) -> Any:
+def mutate_value(value: Any, generator: random.Random) -> Any:
     """A document with one to three of its values replaced, removed, renamed or added."""
     value = json.loads(json.dumps(value))
-    for _ in range(chance.choice((1, 1, 2, 3))):
+    for _ in range(generator.choice((1, 1, 2, 3))):
         places = list(_places(value))
         if not places:
-            return copy.deepcopy(chance.choice(VALUES))
-        holder, key = chance.choice(places)
-        what = chance.randrange(7)
+            return copy.deepcopy(generator.choice(VALUES))
+        holder, key = generator.choice(places)
+        what = generator.randrange(7)
         if what <= 2:
-            holder[key] = copy.deepcopy(chance.choice(VALUES))
+            holder[key] = copy.deepcopy(generator.choice(VALUES))
         elif what == 3:
             del holder[key]
         elif what == 4 and isinstance(holder, dict):
-            holder[chance.choice(TEXTS)] = holder.pop(key)
+            holder[generator.choice(TEXTS)] = holder.pop(key)
         elif what == 5:
-            other, from_key = chance.choice(places)
+            other, from_key = generator.choice(places)
             holder[key] = (
                 json.loads(json.dumps(other[from_key]))
                 if from_key in other or isinstance(other, list) and from_key < len(other)
                 else 3
             )
         elif what == 6:
-            holder[key] = nested(chance.choice((3, 50, 400)))
+            holder[key] = nested(generator.choice((3, 50, 400)))
     return value
 
 
@@ -189,22 +189,22 @@ def _places(value: Any) -> Any:
         yield from _places(inner)
 
 
-def mutate_json(document: Any, chance: random.Random) -> bytes:
+def mutate_json(document: Any, generator: random.Random) -> bytes:
     """The text of a changed document; one in four has changed bytes, too."""
     text = (
-        json.dumps(mutate_value(document, chance)).encode()
-        if chance.random() < 0.8
+        json.dumps(mutate_value(document, generator)).encode()
+        if generator.random() < 0.8
         else json.dumps(document).encode()
     )
-    return mutate_bytes(text, chance) if chance.random() < 0.25 else text
+    return mutate_bytes(text, generator) if generator.random() < 0.25 else text
 
 
-def mutate_toml(text: str, chance: random.Random) -> bytes:
+def mutate_toml(text: str, generator: random.Random) -> bytes:
     """Values, keys and tables changed; half have changed bytes instead."""
-    if chance.random() < 0.5:
-        return mutate_bytes(text.encode(), chance)
+    if generator.random() < 0.5:
+        return mutate_bytes(text.encode(), generator)
     lines = text.splitlines()
-    at = chance.randrange(len(lines) + 1)
+    at = generator.randrange(len(lines) + 1)
     values = (
         "0",
         "-1",
@@ -235,55 +235,59 @@ def mutate_toml(text: str, chance: random.Random) -> bytes:
         "[[x]]",
         "[a.b]",
     )
-    new = f"{chance.choice(keys)} = {chance.choice(values)}" if chance.random() < 0.8 else chance.choice(keys)
-    if at < len(lines) and "=" in lines[at] and chance.random() < 0.6:
-        new = f"{lines[at].split('=')[0]}= {chance.choice(values)}"
+    new = (
+        f"{generator.choice(keys)} = {generator.choice(values)}"
+        if generator.random() < 0.8
+        else generator.choice(keys)
+    )
+    if at < len(lines) and "=" in lines[at] and generator.random() < 0.6:
+        new = f"{lines[at].split('=')[0]}= {generator.choice(values)}"
         lines[at] = new
     else:
         lines.insert(at, new)
     return "\n".join(lines).encode()
 
 
-def mutate_csv(text: str, chance: random.Random) -> bytes:
+def mutate_csv(text: str, generator: random.Random) -> bytes:
     """Cells, rows and columns changed; half have changed bytes instead."""
-    if chance.random() < 0.5:
-        return mutate_bytes(text.encode(), chance)
+    if generator.random() < 0.5:
+        return mutate_bytes(text.encode(), generator)
     rows = [line.split(",") for line in text.splitlines()]
-    for _ in range(chance.choice((1, 1, 3))):
-        row = chance.choice(rows)
-        what = chance.randrange(6)
+    for _ in range(generator.choice((1, 1, 3))):
+        row = generator.choice(rows)
+        what = generator.randrange(6)
         if what == 0 and row:
-            row[chance.randrange(len(row))] = (
-                str(chance.choice(VALUES))[:6000].encode(errors="replace").decode()
+            row[generator.randrange(len(row))] = (
+                str(generator.choice(VALUES))[:6000].encode(errors="replace").decode()
             )
         elif what == 1:
             row.append("9")
         elif what == 2 and row:
             row.pop()
         elif what == 3:
-            rows.insert(chance.randrange(len(rows) + 1), list(chance.choice(rows)))
+            rows.insert(generator.randrange(len(rows) + 1), list(generator.choice(rows)))
         elif what == 4:
             rows.remove(row)
             if not rows:
                 return b""
         elif what == 5:
             for each in rows:
-                chance.shuffle(each)
+                generator.shuffle(each)
     return "\n".join(",".join(row) for row in rows).encode()
 
 
-def mutate_npy(content: bytes, chance: random.Random) -> bytes:
+def mutate_npy(content: bytes, generator: random.Random) -> bytes:
     """An array whose header lies."""
-    if chance.random() < 0.4:
-        return mutate_bytes(content, chance)
+    if generator.random() < 0.4:
+        return mutate_bytes(content, generator)
     length = struct.unpack_from("<H", content, 8)[0]
     body = content[10 + length :]
     shape = [
-        chance.choice((0, 1, 2, 3, 96, -1, -3, 10**9, 10**18, 2**63, 10**30))
-        for _ in range(chance.choice((0, 1, 2, 4, 4, 4, 9)))
+        generator.choice((0, 1, 2, 3, 96, -1, -3, 10**9, 10**18, 2**63, 10**30))
+        for _ in range(generator.choice((0, 1, 2, 4, 4, 4, 9)))
     ]
-    shape = [chance.choice((10**9, 2**40, -1, 3, 2)), 96, 96, 3] if chance.random() < 0.5 else shape
-    descr = chance.choice(
+    shape = [generator.choice((10**9, 2**40, -1, 3, 2)), 96, 96, 3] if generator.random() < 0.5 else shape
+    descr = generator.choice(
         (
             "'|u1'",
             "'|u1'",
@@ -298,8 +302,8 @@ def mutate_npy(content: bytes, chance: random.Random) -> bytes:
             "None",
         )
     )
-    fortran = chance.choice(("False", "False", "True", "1", "[]"))
-    shown = chance.choice(
+    fortran = generator.choice(("False", "False", "True", "1", "[]"))
+    shown = generator.choice(
         (
             f"({', '.join(map(str, shape))},)",
             f"({', '.join(map(str, shape))},)",
@@ -311,33 +315,33 @@ def mutate_npy(content: bytes, chance: random.Random) -> bytes:
         )
     )
     header = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shown}, }}"
-    if chance.random() < 0.1:
-        header = chance.choice(
+    if generator.random() < 0.1:
+        header = generator.choice(
             ("(" * 500, "{'a':" * 500, "__import__('os')", "9" * 9000, "", "\0", "-" * 9000 + "1")
         )
-    text = header.encode() + b" " * chance.choice((0, 1, 40)) + b"\n"
-    stated = chance.choice((len(text), len(text), len(text), 0, 65535, 10))
-    version = chance.choice((b"\x01\x00", b"\x01\x00", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x09"))
+    text = header.encode() + b" " * generator.choice((0, 1, 40)) + b"\n"
+    stated = generator.choice((len(text), len(text), len(text), 0, 65535, 10))
+    version = generator.choice((b"\x01\x00", b"\x01\x00", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x09"))
     return b"\x93NUMPY" + version + struct.pack("<H", stated % 65536) + text + body
 
 
-def mutate_safetensors(content: bytes, chance: random.Random) -> bytes:
+def mutate_safetensors(content: bytes, generator: random.Random) -> bytes:
     """A header that lies about lengths, offsets, shapes, types or what it is."""
-    if chance.random() < 0.3:
-        return mutate_bytes(content, chance)
+    if generator.random() < 0.3:
+        return mutate_bytes(content, generator)
     (length,) = struct.unpack_from("<Q", content)
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
-    if "__metadata__" in header and chance.random() < 0.6:
+    if "__metadata__" in header and generator.random() < 0.6:
         key = next(iter(header["__metadata__"]))
-        header["__metadata__"][key] = mutate_json(json.loads(header["__metadata__"][key]), chance).decode(
+        header["__metadata__"][key] = mutate_json(json.loads(header["__metadata__"][key]), generator).decode(
             "latin-1"
         )
     else:
-        header = mutate_value(header, chance)
+        header = mutate_value(header, generator)
     text = json.dumps(header).encode()
     stated = (
         len(text)
-        if chance.random() < 0.8
-        else chance.choice((0, 1, len(text) - 1, len(text) + 1, 10**8, 2**40, 2**63, 2**64 - 1))
+        if generator.random() < 0.8
+        else generator.choice((0, 1, len(text) - 1, len(text) + 1, 10**8, 2**40, 2**63, 2**64 - 1))
     )
     return struct.pack("<Q", stated) + text + body

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Target:
-    """Valid contents, how they are spoilt, what takes one, and the errors that count as a refusal."""
+    """Valid contents, their mutation, the reader of one content, and the errors that count as a refusal."""
 
     samples: list[bytes]
     mutate: Callable[[bytes, Any], bytes]
@@ -26,19 +26,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Spec:
-    """How a target is made in a folder, and how many cases an ordinary run of the tests gives it."""
+    """The constructor of a target in a folder, and its number of cases in an ordinary test run."""
 
     make: Callable[[Path], Target]
     few: int = 60
     refuses: bool = True  # whether it can refuse anything; what begins anew instead takes all
 
 
-def _from_json(content: bytes, chance: Any) -> bytes:
-    return mutate_json(json.loads(content), chance)
+def _from_json(content: bytes, generator: Any) -> bytes:
+    return mutate_json(json.loads(content), generator)
 
 
 def _from_text(mutate: Callable[[str, Any], bytes]) -> Callable[[bytes, Any], bytes]:
-    return lambda content, chance: mutate(content.decode(), chance)
+    return lambda content, generator: mutate(content.decode(), generator)
 
 
 def _tile(folder: Path) -> Target:
@@ -156,14 +156,14 @@ def _config(folder: Path) -> Target:
     return Target([json.dumps(Config().to_dict()).encode()], _only_values, take, (ConfigError,))
 
 
-def _only_values(content: bytes, chance: Any) -> bytes:
+def _only_values(content: bytes, generator: Any) -> bytes:
     from mutate import mutate_value
 
-    return json.dumps(mutate_value(json.loads(content), chance)).encode()
+    return json.dumps(mutate_value(json.loads(content), generator)).encode()
 
 
 def _record_in(folder: Path, kind: str = "train") -> Path:
-    """An output with a whole run.json."""
+    """An output with a valid run.json."""
     from lib.config import Config
     from lib.model.checkpoint import CHECKPOINT_FORMAT
     from lib.runtime.run_record import RunRecord, describe_files, write_run_record
@@ -205,7 +205,7 @@ def _record(folder: Path) -> Target:
 
 
 def _fetched(folder: Path) -> Target:
-    """The same record, met in the listing of an output on Kaggle."""
+    """The same record in the listing of an output on Kaggle."""
     import shutil
 
     from launch.campaign.outputs import fetch_output, output_key, peek_record
@@ -422,7 +422,7 @@ def _features(folder: Path) -> Target:
 
 
 def _index(name: str) -> Callable[[Path], Target]:
-    """The tables of prepare, hashed as they are: a reader must not trust what a record says of them."""
+    """The tables of prepare with matching hashes: a reader must validate them all the same."""
 
     def make(folder: Path) -> Target:
         import numpy as np
@@ -463,7 +463,7 @@ def _index(name: str) -> Callable[[Path], Target]:
 
 
 def _out_of_fold(folder: Path) -> Target:
-    """What a fold predicted, as the summary of a campaign reads it."""
+    """The predictions of a fold, as the summary of a campaign reads them."""
     import pandas as pd
 
     from launch.errors import LaunchError
@@ -496,7 +496,7 @@ def _out_of_fold(folder: Path) -> Target:
 
 
 def _journal(folder: Path) -> Target:
-    """What an interrupted prepare left beside its array: whatever it says, the right array comes out."""
+    """The journal of an interrupted prepare: with any content the right array is built."""
     import hashlib
 
     import numpy as np
@@ -583,7 +583,7 @@ def _weights(folder: Path) -> Target:
 
 
 def _state(folder: Path) -> Target:
-    """The state of an interrupted training: taken when it is whole, else the training begins anew."""
+    """The state of an interrupted training: used if it is valid, else the training starts again."""
     import torch
     from torch import nn
 
@@ -628,10 +628,10 @@ def _archive(folder: Path) -> Target:
                 content.writestr(name, b"0123456789" * 30)
         samples.append(stream.getvalue())
 
-    def mutate(content: bytes, chance: Any) -> bytes:
-        if chance.random() < 0.6:
-            return mutate_bytes(content, chance)
-        name = chance.choice(
+    def mutate(content: bytes, generator: Any) -> bytes:
+        if generator.random() < 0.6:
+            return mutate_bytes(content, generator)
+        name = generator.choice(
             (
                 b"../canary",
                 b"/tmp/hcd-hostile-escape",
@@ -643,14 +643,14 @@ def _archive(folder: Path) -> Target:
                 b"sub/",
             )
         )
-        old = chance.choice((b"train_labels.csv", b"train/aa.tif", b"ok"))
+        old = generator.choice((b"train_labels.csv", b"train/aa.tif", b"ok"))
         stream = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(stream, "w") as after:
             for member in before.infolist():
                 after.writestr(
                     name.decode() if member.filename.encode() == old else member.filename, before.read(member)
                 )
-                if member.filename == "ok" and chance.random() < 0.3:
+                if member.filename == "ok" and generator.random() < 0.3:
                     after.writestr("../ok", b"moved")
         return stream.getvalue()
 
@@ -663,7 +663,7 @@ def _archive(folder: Path) -> Target:
 
 
 def _answers(folder: Path) -> Target:
-    """Every call of the client, answered in ways nobody documented."""
+    """Every call of the client with undocumented responses."""
     import contextlib
     import os
 
@@ -744,10 +744,10 @@ def _answers(folder: Path) -> Target:
         json.dumps({"call": call, "body": bodies[method]}).encode() for call, (method, _) in calls.items()
     ]
 
-    def mutate(content: bytes, chance: Any) -> bytes:
+    def mutate(content: bytes, generator: Any) -> bytes:
         case = json.loads(content)
-        status = chance.choice((200, 200, 200, 200, 204, 302, 400, 401, 403, 404, 409, 429, 500, 502, 999))
-        headers = chance.choice(
+        status = generator.choice((200, 200, 200, 200, 204, 302, 400, 401, 403, 404, 409, 429, 500, 502, 999))
+        headers = generator.choice(
             (
                 {},
                 {},
@@ -762,7 +762,7 @@ def _answers(folder: Path) -> Target:
                 **case,
                 "status": status,
                 "headers": headers,
-                "text": mutate_json(case["body"], chance).decode("latin-1"),
+                "text": mutate_json(case["body"], generator).decode("latin-1"),
             }
         ).encode()
 
