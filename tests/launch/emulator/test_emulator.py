@@ -839,6 +839,20 @@ def test_a_folder_or_port_in_use_is_refused(wire):
     kaggle.start()
 
 
+def test_a_state_of_another_version_is_refused_and_the_folder_unlocked(wire):
+    kaggle = wire()
+    kaggle.push("one-kernel")
+    kaggle.stop()
+    path = kaggle.kaggle.account.folder / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "format": 1}))
+    with pytest.raises(LaunchError, match="written by another version"):
+        kaggle.start()
+    path.write_text(json.dumps(state))
+    kaggle.start()
+    assert kaggle.effects("SaveKernel") == 1
+
+
 def test_requests_of_other_accounts_are_refused(wire):
     kaggle = wire()
     kaggle.push("one-kernel")
