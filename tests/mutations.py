@@ -230,7 +230,7 @@ MUTATIONS = (
         "save_checkpoint(folder / files.checkpoint, predicting, ",
         "save_checkpoint(folder / files.checkpoint, network, ",
         (
-            "tests/lib/training/test_fold.py::test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes",
+            "tests/lib/training/test_fold.py::test_with_every_option_changed_a_stopped_fold_still_ends_in_the_same_bytes",
         ),
     ),
     Mutation(

@@ -140,10 +140,10 @@ def _epoch(
     *,
     rows: np.ndarray | None = None,
     passes: int = 1,
-    **knobs: Any,
+    **options: Any,
 ) -> tuple[float, Classifier, OptimizerStep]:
     tiles, index = learnable
-    config = Config(input_size=32, **{"backbone": "test_resnet", "batch_size": 8, **knobs})
+    config = Config(input_size=32, **{"backbone": "test_resnet", "batch_size": 8, **options})
     training_set = TrainingSet(
         tiles=tiles,
         labels=index["label"].to_numpy(np.float32),
@@ -209,7 +209,7 @@ def test_epochs_are_those_of_a_loop_of_plain_torch(learnable: tuple[np.ndarray, 
     """Weighted loss, clipping, warm-up, cosine and decay are those of torch's own parts, in float64."""
     tiles, index = learnable
     labels = index["label"].to_numpy(np.float32)
-    knobs = {
+    options = {
         "backbone": "test_vit",
         "batch_size": 8,
         "class_balance": "loss",
@@ -217,7 +217,7 @@ def test_epochs_are_those_of_a_loop_of_plain_torch(learnable: tuple[np.ndarray, 
         "clip_grad_norm": 0.5,
         **PLAIN,
     }
-    config = Config(input_size=96, **knobs)
+    config = Config(input_size=96, **options)
     training_set = TrainingSet(tiles=tiles, labels=labels, rows=np.arange(36), entropy=(1, 0, 0))
     torch.manual_seed(0)
     ours = build_network(config).double()
@@ -359,8 +359,8 @@ def test_within_a_pass_tiles_with_the_same_symmetry_lie_together() -> None:
 @pytest.mark.parametrize("passes", [2, 3, 8])
 def test_passes_do_not_change_the_step(learnable: tuple[np.ndarray, pd.DataFrame], passes: int) -> None:
     """Of a network without batch statistics, but for the order of additions."""
-    knobs = {"backbone": "test_vit", "batch_size": 16, "learning_rate": 1e-3}
-    whole, pieces = _epoch(learnable, **knobs), _epoch(learnable, passes=passes, **knobs)
+    options = {"backbone": "test_vit", "batch_size": 16, "learning_rate": 1e-3}
+    whole, pieces = _epoch(learnable, **options), _epoch(learnable, passes=passes, **options)
     assert whole[0] == pytest.approx(pieces[0], rel=1e-5)
     torch.testing.assert_close(_weights(whole[1]), _weights(pieces[1]), rtol=0, atol=2e-5)
 

@@ -178,7 +178,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_with_every_knob_turned_a_stopped_fold_still_ends_in_the_same_bytes(
+def test_with_every_option_changed_a_stopped_fold_still_ends_in_the_same_bytes(
     task: FoldTask, tmp_path: Path, after: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     turned = with_options(task, **EVERYTHING)

@@ -15,12 +15,12 @@ def flat(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return labels.view(-1, 1, 1, 1).expand(-1, 3, 16, 16).clone(), labels
 
 
-@pytest.mark.parametrize("knobs", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
 def test_a_label_is_the_share_of_tumour_pixels_that_was_blended_in(
-    knobs: dict[str, float], count: int
+    options: dict[str, float], count: int
 ) -> None:
-    mix = build_mix(Config(**knobs), seed=5)  # type: ignore[arg-type]
+    mix = build_mix(Config(**options), seed=5)  # type: ignore[arg-type]
     assert mix is not None
     blended = 0
     for _ in range(20):
@@ -44,7 +44,7 @@ def test_the_seed_decides() -> None:
     assert torch.equal(drawn(3), drawn(3)) and not torch.equal(drawn(3), drawn(4))
 
 
-def test_without_the_knobs_nothing_is_mixed() -> None:
+def test_without_the_options_nothing_is_mixed() -> None:
     assert build_mix(Config(), seed=0) is None
 
 

@@ -165,7 +165,7 @@ def test_deterministic_forbids_to_shorten() -> None:
     assert step.total == 2000
 
 
-def _fast(task: FoldTask, monkeypatch: pytest.MonkeyPatch, *, share: float, **knobs: object) -> FoldTask:
+def _fast(task: FoldTask, monkeypatch: pytest.MonkeyPatch, *, share: float, **options: object) -> FoldTask:
     """The task with a clock ten times too fast, and a deadline that this share of the training meets."""
     began = time.monotonic()
 
@@ -176,7 +176,7 @@ def _fast(task: FoldTask, monkeypatch: pytest.MonkeyPatch, *, share: float, **kn
     monkeypatch.setattr(module, "_FIRST_CHECK", 2)
     monkeypatch.setattr("lib.training.epoch._CHECK_EVERY", 1)
     monkeypatch.setattr(fold_module, "Budget", partial(Budget, now=now))
-    return replace(with_options(task, **knobs), deadline=time.monotonic() + share)
+    return replace(with_options(task, **options), deadline=time.monotonic() + share)
 
 
 def test_a_fold_whose_clock_runs_ten_times_too_fast_still_leaves_an_annealed_model(

@@ -80,12 +80,12 @@ FURTHER: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("knobs", [{}, FURTHER])
+@pytest.mark.parametrize("options", [{}, FURTHER])
 def test_two_processes_on_one_member_give_the_losses_of_one(
-    task: FoldTask, tmp_path: Path, knobs: dict[str, Any]
+    task: FoldTask, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """In float64 and without batch statistics, to ten digits; and the same AUC from gathered predictions."""
-    double = with_options(task, num_members=1, epochs=3, batch_size=9, grad_accum_steps=2, **knobs)
+    double = with_options(task, num_members=1, epochs=3, batch_size=9, grad_accum_steps=2, **options)
     results = {}
     for size in (1, 2):
         folder = tmp_path / str(size)
