@@ -1,1 +1,1 @@
-"""Everything that runs inside a kernel. Importing it has no effect."""
+"""Library of the kernels: the code that runs inside a Kaggle session. Importing it has no effect."""
