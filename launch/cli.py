@@ -579,12 +579,13 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
     """
     from launch.local import fetch_weights
 
-    click.echo(f"weights in {fetch_weights(_load(experiments, overrides), owner=_owner())}")
+    folder = fetch_weights(_load(experiments, overrides), owner=_owner())
+    click.echo(f"weights in {folder}")
     if upload:
+        from launch.campaign.weights_dataset import upload_weights
         from launch.kaggle_api.client import connect
-        from launch.weights_dataset import upload_weights
 
-        click.echo(f"dataset {upload_weights(connect())}: attach it with --dataset")
+        click.echo(f"dataset {upload_weights(connect(), folder)}: attach it with --dataset")
 
 
 @main.command(epilog=_examples("build_kernel.py local resnet34 --set epochs=3 --set num_members=1"))

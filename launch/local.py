@@ -20,7 +20,7 @@ from launch.plan import GPU_SESSIONS, REPORT_PAGE, REPORT_SLUG, Kernel, needed_f
 from launch.sandbox import Mount, Outcome, add_kaggle_files, cpu_workers, gpus, isolation, run_script
 from launch.summary import print_ranking, print_summary, summarise
 from lib.evaluation.out_of_fold import Summary
-from lib.files import write_atomic
+from lib.files import link_or_copy, write_atomic
 from lib.runtime.inputs import COMPETITION
 from lib.runtime.run_record import RECORD_NAME, RunRecordError, read_run_record
 from lib.search_space import SearchSpace
@@ -371,12 +371,3 @@ def has_weights(folder: Path, encoders: Sequence[str]) -> bool:
     except RunRecordError:
         return False
     return set(encoders) <= set(record.scores.get("encoders", {}))
-
-
-def link_or_copy(source: str, target: str) -> str:
-    """Hard-link a file, or copy it where links are not possible; has the signature of `shutil.copy2`."""
-    try:
-        os.link(source, target)
-    except OSError:  # the target is on another file system, or on one without hard links
-        shutil.copyfile(source, target)
-    return target

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 _CHUNK = 1 << 22  # bytes read at a time when hashing
@@ -32,3 +33,12 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def link_or_copy(source: str, target: str) -> str:
+    """Hard-link a file, or copy it where links are not possible; has the signature of `shutil.copy2`."""
+    try:
+        os.link(source, target)
+    except OSError:  # the target is on another file system, or on one without hard links
+        shutil.copyfile(source, target)
+    return target

@@ -30,10 +30,10 @@ from launch.errors import LaunchError
 from launch.experiments import Experiment
 from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import connect
-from launch.local import WEIGHTS_FOLDER, attached_datasets, link_or_copy, pretrained_encoders
+from launch.local import WEIGHTS_FOLDER, attached_datasets, pretrained_encoders
 from launch.packaging.builder import read_checkout
 from launch.sandbox import isolation
-from lib.files import write_atomic
+from lib.files import link_or_copy, write_atomic
 from lib.search_space import SearchSpace
 
 logger = logging.getLogger(__name__)

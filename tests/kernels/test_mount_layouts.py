@@ -83,7 +83,13 @@ def test_a_fold_finds_the_output_of_weights(layout: str, bench: Any, prepared: P
     facts: dict[str, Any] = dict.fromkeys(("experiment", "push_id", "bundle_id", "git_commit", "data_id"), "")
     write_run_record(
         output,
-        RunRecord(kind="weights", config=Config().to_dict(), complete=True, files=describe_files(output, names), **facts),
+        RunRecord(
+            kind="weights",
+            config=Config().to_dict(),
+            complete=True,
+            files=describe_files(output, names),
+            **facts,
+        ),
     )
     assert "fold-0-member-0.safetensors" in done(bench, "train", backbone=ENCODER, weights="timm", epochs="1")
 

@@ -44,13 +44,6 @@ _MAY_IMPORT_LAUNCH = {
     "launch.kaggle_api": ("launch.errors", "launch.console", "launch.packaging"),
     "launch.campaign": (*_LOW, "launch.packaging", "launch.kaggle_api", "launch.sandbox", "launch.summary"),
     "launch.local": (*_LOW, "launch.packaging", "launch.sandbox", "launch.summary", "launch.campaign"),
-    "launch.weights_dataset": (
-        *_LOW,
-        "launch.packaging",
-        "launch.kaggle_api",
-        "launch.campaign",
-        "launch.local",
-    ),
     "launch.doctor": (*_LOW, "launch.packaging", "launch.kaggle_api", "launch.campaign"),
     "launch.emulator": (
         *_LOW,

@@ -5,13 +5,13 @@ import json
 import pytest
 from emulated_world import TOKEN
 
+from launch.campaign.weights_dataset import upload_weights
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.experiments import load_experiment
 from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import connect
 from launch.plan import plan_kernels
-from launch.weights_dataset import upload_weights
 from lib.config import Config
 from lib.runtime.run_record import RunRecord, describe_files, write_run_record
 

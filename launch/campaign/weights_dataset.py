@@ -18,10 +18,9 @@ from launch.campaign.spec import CampaignSpec
 from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
-from launch.local import WEIGHTS_FOLDER, link_or_copy
 from launch.packaging.metadata import DATASET_METADATA, check_dataset_metadata, render
 from launch.plan import ENCODERS_SLUG
-from lib.files import write_atomic
+from lib.files import link_or_copy, write_atomic
 from lib.runtime.run_record import RECORD_NAME, RunRecordError, read_run_record
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,8 @@ _POLL_SECONDS, _SETTLE_SECONDS = 5.0, 120.0
 
 def upload_weights(
     kaggle: Kaggle,
+    weights: Path,
     *,
-    weights: Path = WEIGHTS_FOLDER,
     work: Path = ROOT / "runs" / "weights",
     poll: float = _POLL_SECONDS,
     settle: float = _SETTLE_SECONDS,
