@@ -20,7 +20,7 @@ _TILES = workbench.ROOT.parent / "shared" / "tiles" / "unpack.py"
 
 @pytest.fixture(scope="session")
 def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 labelled and 15 test tiles: real ones where there are some, drawn ones elsewhere. Not to be changed."""
+    """60 labelled and 15 test tiles, real where there are any, else drawn. Tests do not change them."""
     folder = tmp_path_factory.mktemp("competition") / "competition"
     if _TILES.is_file():
         command = [sys.executable, str(_TILES), str(folder), "--pack", "exact", "--limit", "60"]

@@ -1,4 +1,4 @@
-"""Bad input ends a kernel with one message that lists all findings and says what to do; earlier outputs stay whole."""
+"""Bad input ends a kernel with one message that lists every problem and the remedy; earlier outputs stay."""
 
 import json
 import shutil
@@ -817,7 +817,7 @@ def test_data_that_are_no_competition(subcommand: str, tmp_path: Path) -> None:
     assert done.returncode == 1
     message = workbench.one_error(done.stderr)
     assert str(tmp_path) in message
-    assert "no train_labels.csv" in message
+    assert "train_labels.csv is missing" in message
 
 
 @pytest.mark.parametrize(

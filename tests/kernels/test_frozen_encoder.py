@@ -81,9 +81,7 @@ def test_from_embed_to_submission(bench: Any, encoder: Path, prepared: Path) -> 
     assert len(pd.read_csv(bench.working / "ensemble.csv")) == 2
 
 
-def test_features_of_another_encoder_are_refused_by_the_option_that_differs(
-    bench: Any, encoder: Path
-) -> None:
+def test_features_of_another_encoder_are_refused_by_the_differing_option(bench: Any, encoder: Path) -> None:
     assert bench.run("embed", **KNOBS)[0] == 0
     embedded = leave(bench, "notebooks/someone/hcd-x-embed")
     message = bench.refused("train", **{**KNOBS, "tta_views": "8"})

@@ -38,10 +38,8 @@ def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench:
     assert wrong.sum() == min(false_positives, 12) + min(false_negatives, 12)
     explained = record["scores"]["explained"]
     assert explained["method"] == "attention rollout" and explained["tiles"] == members[0]["label"].sum()
-    assert (
-        f"inside the centre {100 * explained['share_in_centre']['median']:.1f}% ({explained['tiles']} tumour"
-        in said
-    )
+    share = 100 * explained["share_in_centre"]["median"]
+    assert f"inside the centre {share:.1f}% ({explained['tiles']} tumour tiles" in said
     assert "explain the hardest tiles" in record["seconds"]
 
 

@@ -1,7 +1,8 @@
-"""The built scripts on Kaggle's own paths: /kaggle itself, mounted for them alone, from prepare to a submission.
+"""The built scripts on Kaggle's own paths, from prepare to a submission, in a mount namespace.
 
-A session on Kaggle demands all 220,025 tiles and a GPU, so these runs say that they are a rehearsal (HCD_PLACE) and nothing else:
-where the inputs are, the scripts must know by themselves. One run says nothing at all, and must take itself for a real session.
+A session on Kaggle requires all 220,025 tiles and a GPU, so HCD_PLACE declares these runs a rehearsal.
+Nothing else is set: the scripts must find their inputs themselves. One run sets nothing, and must act as a real
+session.
 """
 
 import os
@@ -19,8 +20,8 @@ import workbench
 from launch.packaging.builder import Built
 from lib.runtime.inputs import ADDED_BY_KAGGLE
 
-# $1 takes the new root; then the folder with src and working; then pairs of a folder and its place under /kaggle/input; `--`;
-# then the command. All of it is gone with the process: mounts made here are seen by nobody else.
+# Arguments: the new root; the folder with src and working; pairs of a folder and its place under
+# /kaggle/input; `--`; the command. All of it is gone with the process: mounts made here are seen by nobody else.
 _ENTER = r"""
 set -e
 root=$1 own=$2

@@ -1,4 +1,4 @@
-"""Every kernel finds its inputs under both layouts of mounts: /kaggle/input/KIND/OWNER/SLUG of 2026, and the flat one before."""
+"""Every kernel finds its inputs in both mount layouts: /kaggle/input/KIND/OWNER/SLUG and the flat one."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pseudo-labels in the kernels: fold k learns from what fold k of another experiment says of test tiles, from nothing else."""
+"""Pseudo-labels: fold k learns from test tiles labelled by fold k of another experiment only."""
 
 import json
 from pathlib import Path
