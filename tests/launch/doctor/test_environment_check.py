@@ -450,7 +450,7 @@ def test_waiting_for_the_end_of_a_run_has_a_limit(state, run, kaggle):
 def test_an_outage_ends_the_command_and_the_same_command_resumes(run, kaggle):
     statuses = [RunStatus(ABSENT), *[NoResponseError("no response from Kaggle")] * 10**6]
     kaggle.statuses[CPU] = statuses
-    with pytest.raises(LaunchError, match="the same command goes on"):
+    with pytest.raises(LaunchError, match="it continues from here"):
         run()
     statuses.clear()
     assert all(finding.level == OK for finding in run())
@@ -473,7 +473,7 @@ def test_a_second_environment_check_at_the_same_time_is_refused(run, kaggle):
         raise AssertionError("two at once")
 
     kaggle.status = status
-    with pytest.raises(LaunchError, match="is at work in"):
+    with pytest.raises(LaunchError, match="is running in"):
         run()
 
 
