@@ -285,7 +285,7 @@ def test_a_search_is_rehearsed_alone_and_local_resumes_it_with_another_space(dat
 def test_a_second_rehearsal_in_one_folder_is_refused(data, tmp_path):
     with (
         campaign_lock(tmp_path / "out", name="rehearsal.lock"),
-        pytest.raises(LaunchError, match="is at work in"),
+        pytest.raises(LaunchError, match="is running in"),
     ):
         rehearsal.smoke(
             [load_experiment("smoke", OPTIONS)],
