@@ -1,7 +1,7 @@
 """The built scripts on Kaggle's own paths, from prepare to a submission, in a mount namespace.
 
 A session on Kaggle requires all 220,025 tiles and a GPU, so HCD_PLACE declares these runs a rehearsal.
-Nothing else is set: the scripts must find their inputs themselves. One run sets nothing, and must act as a real
+Nothing else is set: the scripts must find their inputs themselves. One run sets nothing: it must act as a real
 session.
 """
 

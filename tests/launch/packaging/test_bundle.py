@@ -418,7 +418,7 @@ def test_importing_a_script_does_nothing(built: Built, tmp_path: Path) -> None:
 
 def test_an_error_in_the_library_names_the_file_and_the_repositorys_line(tmp_path: Path) -> None:
     root = copied_tree(tmp_path / "root")
-    path = root / "lib" / "runtime" / "session.py"
+    path = root / "lib" / "runtime" / "inputs.py"
     lines = path.read_text().splitlines()
     function = next(
         node
@@ -432,7 +432,7 @@ def test_an_error_in_the_library_names_the_file_and_the_repositorys_line(tmp_pat
     done = run(made.script(kernel_of(made, "prepare")), tmp_path)
     assert done.returncode not in (0, None)
     assert "RuntimeError: went wrong here" in done.stderr
-    assert f'lib/runtime/session.py", line {line}, in find_competition' in done.stderr
+    assert f'lib/runtime/inputs.py", line {line}, in find_competition' in done.stderr
     assert 'kernels/prepare.py", line' in done.stderr
     assert "raise RuntimeError('went wrong here')" in done.stderr  # the line itself is shown
 
