@@ -98,10 +98,10 @@ def waits_only_for_loss_checks(ours: OurTraining) -> str:
     last = epoch.steps_per_epoch(ours.training_set, ours.config) - 1
     check_loss, checks = epoch._require_finite, 0
 
-    def check_and_count(total: torch.Tensor, *, number: int, **rest: object) -> None:
+    def check_and_count(network: torch.nn.Module, *, number: int, **rest: object) -> None:
         nonlocal checks
         torch.cuda.set_sync_debug_mode("default")
-        check_loss(total, number=number, **rest)  # type: ignore[arg-type]
+        check_loss(network, number=number, **rest)  # type: ignore[arg-type]
         checks += 1
         if number < last:  # after the last step the epoch reads its loss
             torch.cuda.set_sync_debug_mode("error")

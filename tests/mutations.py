@@ -211,6 +211,13 @@ MUTATIONS = (
         ("tests/lib/training/test_optimizer.py",),
     ),
     Mutation(
+        "batch-norms-without-overflow",
+        "lib/training/epoch.py",
+        "buffers.restore()",
+        "pass",
+        ("tests/lib/training/test_epoch.py::test_an_overflow_of_one_forward_pass_costs_one_step",),
+    ),
+    Mutation(
         "ema-decay-warm-up",
         "lib/training/ema.py",
         "was_applied * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))",

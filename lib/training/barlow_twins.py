@@ -30,7 +30,7 @@ from lib.image.augment import AugmentationDraws, augment
 from lib.model.network import Classifier, autocast, build_network, choose_precision
 from lib.model.pooling import PooledBackbone
 from lib.runtime.inputs import encoder_folder
-from lib.training.epoch import TrainingError
+from lib.training.epoch import FiniteBuffers, RunningLoss, TrainingError, are_finite
 from lib.training.optimizer import OptimizerStep, build_optimizer
 from lib.training.resume import load_state, save_state
 from lib.training.time_budget import Budget
@@ -318,8 +318,8 @@ def _train_one_epoch(
     order, augmentations, crops = draw_epoch(config, len(task.tiles), epoch)
     strong = strong_augmentation(config)
     downscale = network.resize if network.input_size < task.tiles.shape[1] else None
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    number = 0
+    running_loss = RunningLoss(device)
+    buffers = FiniteBuffers(model) if step.scaler.is_enabled() else None
     batches = load_batches(
         task.tiles,
         order,
@@ -335,14 +335,15 @@ def _train_one_epoch(
             ]
         # The activations of both views are in memory until the backward: twice those of a fold's step.
         loss = barlow_twins_loss(forward(views[0]), forward(views[1]))
-        total += loss.detach()
+        running_loss.add(loss.detach(), 1)
         step([loss])
-        number += 1
+        if buffers is not None:
+            buffers.restore()
         if step.done:
             break
     batches.close()
-    mean = float(total) / max(number, 1)
-    if not math.isfinite(mean):
+    total, finite = running_loss.sums()
+    if not finite or not are_finite(model):
         raise TrainingError(
             f"the loss of the pretraining is not finite (epoch {epoch + 1}). Lower the learning rate "
             "(--set pretrain_learning_rate=...) or compute in float32 (--set precision=float32)."
@@ -350,7 +351,7 @@ def _train_one_epoch(
     with torch.no_grad(), autocast(device, model.precision):
         model.eval()
         embeddings = model.embed(views[0])  # (B, C)
-    return mean, embedding_spread(embeddings)
+    return total / finite, embedding_spread(embeddings)
 
 
 def _write_encoder(

@@ -20,7 +20,10 @@ from lib.training.ema import WeightAverage
 from lib.training.mixup import build_mix, smooth
 from lib.training.optimizer import OptimizerStep, build_optimizer
 
-_CHECK_EVERY = 50  # steps between checks of the loss and the time budget: each check waits for the GPU
+_CHECK_EVERY = 50  # steps between checks of the weights and the time budget: each check waits for the GPU
+# Skipped steps in a row that end a training. The scale of the losses starts at 65,536 and is halved by each:
+# a network that overflows below 1/16 does not recover.
+_SKIPS_IN_A_ROW = 20
 
 
 class TrainingError(KernelError):
@@ -150,6 +153,53 @@ def plan_epoch(
     return EpochPlan(rows, labels, draws[torch.from_numpy(positions)], [sizes] * steps)
 
 
+class RunningLoss:
+    """Sum of the finite losses of an epoch and the number of their tiles, on the device: adding never waits.
+
+    A loss in float16 may overflow now and then. Its step is skipped, and the mean is that of the others.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._total, self._tiles = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+
+    def add(self, loss: torch.Tensor, tiles: int) -> None:
+        """Add a loss, () summed over its tiles."""
+        finite = torch.isfinite(loss)
+        self._total.add_(torch.where(finite, loss, 0.0))
+        self._tiles.add_(finite * float(tiles))
+
+    def sums(self) -> tuple[float, float]:
+        """The sum of the losses, and the number of tiles in it; waits for the device."""
+        return float(self._total), float(self._tiles)
+
+
+class FiniteBuffers:
+    """The running statistics of the batch norms of a network, without the values of an overflow.
+
+    A skipped step changes no weight, but its forward pass has changed these statistics already. Without this,
+    one overflow would spoil every prediction.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+        self._last = self._flat()
+
+    def _flat(self) -> torch.Tensor:
+        return torch.cat([buffer.flatten() for buffer in self._buffers]) if self._buffers else torch.empty(0)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Replace each value that is not finite by the last finite one; does not wait for the device."""
+        if not self._buffers:
+            return
+        values = self._flat()
+        self._last = torch.where(torch.isfinite(values), values, self._last)
+        parts = self._last.split([buffer.numel() for buffer in self._buffers])
+        torch._foreach_copy_(
+            self._buffers, [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)]
+        )
+
+
 def train_one_epoch(
     network: Classifier,
     training_set: TrainingSet,
@@ -185,7 +235,7 @@ def train_one_epoch(
         The mean loss of the epoch, over all processes.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the weights are not finite, no loss is, or too many steps in a row were skipped.
     """
     network.train()
     if is_frozen(epoch, config):
@@ -200,9 +250,8 @@ def train_one_epoch(
     shard = Shard(context.rank, context.size, grad_accum_steps)
     plan = plan_epoch(training_set, config, epoch=epoch, shard=shard)
     pos_weight = torch.full((), positive_weight(training_set, config.class_balance), device=device)
-    total_loss = torch.zeros(
-        (), dtype=torch.float64, device=device
-    )  # on the device: adding to it does not wait
+    running_loss = RunningLoss(device)
+    buffers = FiniteBuffers(network) if step.scaler.is_enabled() else None
     downscale = network.resize if network.input_size < training_set.tiles.shape[1] else None
     # The loss of a pass is a sum over its tiles. This factor makes the gradient that of the mean over all
     # tiles of the step: all-reduce divides by the number of processes.
@@ -238,24 +287,26 @@ def train_one_epoch(
                 loss = functional.binary_cross_entropy_with_logits(
                     logits, labels.to(logits.dtype), pos_weight=pos_weight.to(logits.dtype), reduction="sum"
                 )
-                total_loss.add_(loss.detach())
+                running_loss.add(loss.detach(), len(labels))
                 yield loss * scale  # its backward runs before the next pass, and frees the activations
 
-    tiles_trained = 0
     for number, sizes_of_step in enumerate(plan.micro_batches):
         step(losses(len(sizes_of_step)))
+        if buffers is not None:
+            buffers.restore()
         if average is not None:
             average.update_after(network, step)
-        tiles_trained += sum(sizes_of_step)
         if number % _CHECK_EVERY == 0:
-            _require_finite(total_loss, epoch=epoch, number=number, step=step)
+            _require_finite(network, epoch=epoch, number=number, step=step)
             if check_budget is not None:
                 check_budget()
         if step.done:
             break
     batches.close()
-    _require_finite(total_loss, epoch=epoch, number=number, step=step)
-    loss, tiles = context.sum(float(total_loss), float(tiles_trained))
+    _require_finite(network, epoch=epoch, number=number, step=step)
+    loss, tiles = context.sum(*running_loss.sums())
+    if not tiles:
+        raise _divergence("the loss is not finite", epoch=epoch, number=number, step=step)
     return loss / tiles
 
 
@@ -333,13 +384,25 @@ def _fits(
     return True
 
 
-def _require_finite(total_loss: torch.Tensor, *, epoch: int, number: int, step: OptimizerStep) -> None:
-    """Raise if the sum of the losses is not finite; reading it waits for the device."""
-    if torch.isfinite(total_loss):
-        return
-    raise TrainingError(
-        f"the loss is not finite (epoch {epoch + 1}, by step {number + 1}, "
-        f"learning rate {step.learning_rate:.2g}).\n"
+def are_finite(network: nn.Module) -> bool:
+    """Whether all weights and running statistics are finite; waits for the device."""
+    tensors = [*network.parameters(), *(tensor for tensor in network.buffers() if tensor.is_floating_point())]
+    with torch.no_grad():
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(tensors)))
+
+
+def _require_finite(network: nn.Module, *, epoch: int, number: int, step: OptimizerStep) -> None:
+    """Raise if the weights are not finite, or if step after step is skipped; waits for the device."""
+    if not are_finite(network):
+        raise _divergence("the loss is not finite", epoch=epoch, number=number, step=step)
+    if (skips := step.skips_in_a_row) >= _SKIPS_IN_A_ROW:
+        problem = f"the last {skips} steps were skipped, because their gradients are not finite in float16"
+        raise _divergence(problem, epoch=epoch, number=number, step=step)
+
+
+def _divergence(problem: str, *, epoch: int, number: int, step: OptimizerStep) -> TrainingError:
+    return TrainingError(
+        f"{problem} (epoch {epoch + 1}, by step {number + 1}, learning rate {step.learning_rate:.2g}).\n"
         "Lower the learning rate (--set learning_rate=...), warm up (--set warmup_epochs=1), "
         "clip (--set clip_grad_norm=1), or compute in float32 (--set precision=float32)."
     )

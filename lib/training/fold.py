@@ -250,7 +250,7 @@ def train_member(
         members_left: members to train in the time that is left, this one included.
 
     Raises:
-        TrainingError: the loss is not finite (files finished before are intact), or two tiles do not fit the
+        TrainingError: the training diverged (files finished before are intact), or two tiles do not fit the
             device's memory.
         BudgetError: the time does not suffice, and the plan may not be shortened.
         torch.OutOfMemoryError: on one of several processes; all must start again with more forward passes.
@@ -421,9 +421,11 @@ def _train_member(
             check_budget()
         if step.total < planned:
             line["shortened_to"] = step.total
+        skipped = line["skipped"] - (history[-1]["skipped"] if history else 0)
         history.append(line)
         validation = f", AUC {line['validation_auc']:.4f} (1 view)" if "validation_auc" in line else ""
-        log("%s: epoch %d of %d, loss %.4f%s", name, epoch + 1, config.epochs, loss, validation)
+        overflow = f", {skipped} steps skipped (gradients overflowed)" if skipped else ""
+        log("%s: epoch %d of %d, loss %.4f%s%s", name, epoch + 1, config.epochs, loss, validation, overflow)
         if step.done and step.total < planned:
             break
         if epoch + 1 < config.epochs and context.rank == 0:

@@ -113,6 +113,7 @@ class OptimizerStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.attempts = 0  # steps taken or skipped
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._in_a_row = torch.zeros_like(self._skipped)  # skipped steps since the last applied one
         self._skips_seen = 0  # skipped steps when they were last read from the device
         # Start of the present cosine: step, share of the cosine already passed, height as a share of the
         # peak. It moves when the plan is shortened.
@@ -140,6 +141,11 @@ class OptimizerStep:
         if self.scaler.is_enabled():
             self._skips_seen = int(self._skipped)
         return self._skips_seen
+
+    @property
+    def skips_in_a_row(self) -> int:
+        """Steps skipped since the last one that was applied. Waits for the device if scaled."""
+        return int(self._in_a_row) if self.scaler.is_enabled() else 0
 
     @property
     def applied(self) -> int:
@@ -245,4 +251,6 @@ class OptimizerStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.attempts += 1
         if scaled:
-            self._skipped += ~torch.isfinite(norm)
+            overflow = ~torch.isfinite(norm)
+            self._skipped += overflow
+            self._in_a_row = (self._in_a_row + 1) * overflow

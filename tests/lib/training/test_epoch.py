@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from lib.image.augment import symmetries
 from lib.image.stain import normalise_stains
 from lib.model.network import Classifier, build_network
 from lib.training import epoch as engine
+from lib.training.ema import WeightAverage
 from lib.training.epoch import (
     Shard,
     TrainingError,
@@ -410,6 +412,57 @@ def test_a_lost_loss_stops_with_what_to_try(
         _epoch(learnable)
     for piece in ("epoch 1", "learning_rate", "warmup_epochs", "clip_grad_norm", "precision=float32"):
         assert piece in str(refused.value)
+
+
+def _scaled_epoch(
+    learnable: tuple[np.ndarray, pd.DataFrame],
+    *,
+    overflows: Callable[[int], bool],
+    batch_size: int = 6,
+    repeats: int = 1,
+) -> tuple[float, Classifier, WeightAverage, OptimizerStep]:
+    """One epoch in float16 with a gradient scaler; activations overflow in the forward passes asked for."""
+    tiles, index = learnable
+    config = Config(backbone="test_resnet", input_size=32, batch_size=batch_size)
+    rows = np.tile(np.arange(36), repeats)
+    training_set = TrainingSet(
+        tiles=tiles, labels=index["label"].to_numpy(np.float32), rows=rows, entropy=(1, 0, 0)
+    )
+    torch.manual_seed(0)
+    network = build_network(config)
+    passes = itertools.count()
+    network.backbone.register_forward_pre_hook(
+        lambda module, images: (images[0] * 1e9,) if overflows(next(passes)) else None
+    )
+    step = OptimizerStep(
+        build_optimizer(network, config), peak=1e-3, total=100, warmup=0, clip=0.0, scaled=True
+    )
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    average = WeightAverage(network, decay=0.9)
+    loss = train_one_epoch(
+        network,
+        training_set,
+        step,
+        epoch=0,
+        config=config,
+        device=CPU,
+        precision=torch.float16,
+        average=average,
+    )
+    return loss, network, average, step
+
+
+def test_an_overflow_of_one_forward_pass_costs_one_step(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
+    loss, network, average, step = _scaled_epoch(learnable, overflows=lambda number: number == 2)
+    assert (step.applied, step.skipped, step.skips_in_a_row) == (5, 1, 0)
+    assert 0 < loss < 2
+    for module in (network, average.module):  # the running statistics of batch norms, too
+        assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
+
+
+def test_overflow_after_overflow_stops_with_what_to_try(learnable: tuple[np.ndarray, pd.DataFrame]) -> None:
+    with pytest.raises(TrainingError, match=r"the last 30 steps were skipped(.|\n)*precision=float32"):
+        _scaled_epoch(learnable, overflows=lambda number: number >= 6, batch_size=2, repeats=2)
 
 
 def test_repeated_rows_are_augmented_differently(
