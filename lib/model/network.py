@@ -13,7 +13,7 @@ from torch.nn import functional
 from lib.config import Config
 from lib.errors import KernelError
 from lib.image.stain import normalise_stains
-from lib.model.pooling import PooledBackbone, build_pool, feature_map
+from lib.model.pooling import PooledBackbone, build_pool, feature_map, reset_head
 from lib.model.weights import WEIGHTS_NAME, check_weight_file
 
 _ENCODER_CONFIG = "config.json"
@@ -68,12 +68,7 @@ class Classifier(nn.Module):
         """The prefixes of the names of the head's parameters; empty if the backbone does not tell them."""
         if isinstance(self.backbone, PooledBackbone):
             return ("backbone.pool.", "backbone.head.")
-        classifier = self.backbone.get_classifier() if hasattr(self.backbone, "get_classifier") else None  # type: ignore[operator]
-        return tuple(
-            f"backbone.{name}."
-            for name, module in self.backbone.named_modules()
-            if module is classifier and name
-        )
+        return tuple(f"backbone.{name}." for name in _classifiers(self.backbone))
 
     def normalise_stain(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise the stains of images (B, 3, H, W) in [0, 1]; after an augmentation it would undo it."""
@@ -100,6 +95,17 @@ class Classifier(nn.Module):
         """Logits of tumour, (B,), from images (B, 3, H, W) in [0, 1], RGB, after `normalise_stain`."""
         logits: torch.Tensor = self.backbone(self.normalise(self.resize(images)))
         return logits.squeeze(-1)
+
+
+def _classifiers(backbone: nn.Module) -> dict[str, nn.Module]:
+    """The classifiers of a timm network by their names; a distilled transformer has two, most have one."""
+    got = backbone.get_classifier() if hasattr(backbone, "get_classifier") else None  # type: ignore[operator]
+    wanted = got if isinstance(got, tuple | list) else (got,)
+    return {
+        name: module
+        for name, module in backbone.named_modules()
+        if name and any(module is classifier for classifier in wanted)
+    }
 
 
 class StemError(ValueError):
@@ -184,6 +190,8 @@ def build_network(
     try:
         refine_stem(backbone, config.stem)
         body = backbone if config.pooling == "native" else _pooled(backbone, config)
+        for classifier in _classifiers(body).values():
+            reset_head(classifier)
     except (ValueError, AttributeError, RuntimeError) as error:
         raise NetworkError(
             f"the backbone {config.backbone!r} cannot be built with stem = {config.stem}, "

@@ -8,6 +8,7 @@ _EPSILON = 1e-6
 # Standard deviation of the prior about the centre, in half sides of the tile: the label is about its middle
 # third.
 _CENTRE = 1 / 3
+_HEAD_SPREAD = 0.1  # standard deviation of the first weights of a head, times the root of their number
 
 
 def feature_map(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
@@ -33,6 +34,23 @@ def feature_map(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
     if side * side != tokens.shape[1]:
         raise ValueError(f"its {tokens.shape[1]} tokens are not a square map")
     return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+def reset_head(head: nn.Module) -> None:
+    """Draw the first weights of a head with one logit, from torch's generator, so that its logits are near 0.
+
+    timm draws the classifier of the EfficientNet and MobileNet families uniformly in +-1 for one class: their
+    first logits run from -90 to 8. A standard deviation of 0.1 / sqrt(C) gives logits of about 0.1 times the
+    root mean square of the C features, for any number of features.
+
+    Args:
+        head: a linear layer or a convolution, or a module that contains some; other modules keep theirs.
+    """
+    for module in head.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=_HEAD_SPREAD / module.weight[0].numel() ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class AveragePool(nn.Module):
@@ -124,8 +142,7 @@ class PooledBackbone(nn.Module):
         self.pool = pool
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(channels, 1)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        reset_head(self.head)
 
     @property
     def pretrained_cfg(self) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """One logit from any backbone, with its own preprocessing; a message if it cannot be built."""
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from lib.model.network import (
     choose_precision,
     refine_stem,
 )
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_efficientnet"])
@@ -111,6 +114,51 @@ def test_lower_precision_leaves_the_parameters_alone(tiny: Config) -> None:
         low = network(torch.rand(2, 3, 32, 32))
     assert low.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+# The head
+
+
+def _named_backbones() -> list[str]:
+    """The architectures of experiments/*.toml, without the tags of their weights; a hub encoder's last."""
+    named = {
+        str(tomllib.loads(path.read_text()).get("backbone", Config().backbone))
+        for path in (ROOT / "experiments").glob("*.toml")
+    }
+    architectures = {name.split(".")[0] for name in named if not name.startswith("hf-hub:")}
+    assert len(architectures) >= 5
+    return sorted(architectures | {"efficientnet_b0", "mobilenetv3_small_100", "vit_tiny_patch16_224"})
+
+
+@pytest.mark.parametrize("pooling", ["native", "avgmax"])
+@pytest.mark.parametrize("backbone", _named_backbones())
+def test_the_first_logits_are_near_zero(backbone: str, pooling: str) -> None:
+    """timm draws the one-logit classifier of some families in +-1: the first losses were above 3."""
+    torch.manual_seed(4)
+    network = build_network(Config(backbone=backbone, pooling=pooling, input_size=64, weights="none"))
+    labels = torch.tensor([0.0, 1, 1, 0, 1, 0, 0, 1])
+    images = torch.rand(8, 3, 96, 96)
+    with torch.no_grad():
+        for mode in (True, False):
+            logits = network.train(mode)(images)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+            assert 0.6 < loss < 0.8, (mode, logits)
+    heads = [name for name, _ in network.named_parameters() if name.startswith(network.head_names())]
+    assert network.head_names() and {f"{network.head_names()[-1]}{part}" for part in ("weight", "bias")} <= {
+        *heads
+    }
+
+
+def test_the_seed_decides_the_first_weights_of_the_head() -> None:
+    config = Config(backbone="test_efficientnet", input_size=64, weights="none")
+
+    def built(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        classifier: torch.nn.Linear = build_network(config).backbone.get_classifier()
+        assert classifier.weight.std() > 0 and classifier.bias.item() == 0
+        return classifier.weight.detach()
+
+    assert torch.equal(built(1), built(1)) and not torch.equal(built(1), built(2))
 
 
 # Comparison with other libraries
