@@ -157,9 +157,8 @@ class _Colours:
     log x + b), and exp(b) is part of the next matrix.
 
     Colours: contrast interpolates towards the mean luma of the sample, saturation towards the luma of the
-        pixel, and
-    hue rotates RGB about the grey axis (Rodrigues' formula). Saturation and hue keep grey, so all four are
-    one matrix and one offset.
+    pixel, and hue rotates RGB about the grey axis (Rodrigues' formula). Saturation and hue keep grey, so all
+    four are one matrix and one offset.
 
     Attributes:
         white: the value of white in the images: 255 or 1.
