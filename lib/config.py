@@ -196,7 +196,8 @@ class Config:
     )
     cutmix: float = _option(
         0.0,
-        "Alpha of CutMix, which replaces a rectangle by that of another tile. 0: off.",
+        "Alpha of CutMix, which replaces a rectangle by that of another tile. The label is weighted by the "
+        "share of the tile's centre that is replaced. 0: off.",
         low=0.0,
         high=10.0,
     )

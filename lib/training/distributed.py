@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,7 +39,7 @@ class DistributedContext:
             return network
         on_gpu = self.device.type == "cuda"
         if sync_batchnorm and on_gpu:
-            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            synchronise_batch_norms(network)
         # Buffers are broadcast once before a prediction (`broadcast_buffers`), not before every forward pass.
         # The gradients are views into the all-reduce buckets: one copy of all gradients less (85 MB for a
         # ResNet34).
@@ -107,6 +108,16 @@ class DistributedContext:
         lengths = [len(rows) for rows in np.array_split(np.arange(total), self.size)]
         unpadded = [shard[:length].cpu().numpy() for shard, length in zip(shards, lengths, strict=True)]
         return np.concatenate(unpadded)
+
+
+def synchronise_batch_norms(network: nn.Module) -> None:
+    """Let the batch norms use the tiles of all processes, in place; a second call does nothing.
+
+    timm's function keeps the activation that its networks fuse with a batch norm; torch's deletes it
+    (DenseNet-121 has 121 of them). The weights stay the same tensors.
+    """
+    if not any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
+        convert_sync_batchnorm(network)
 
 
 SINGLE_PROCESS = DistributedContext()
