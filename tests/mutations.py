@@ -366,8 +366,8 @@ MUTATIONS = (
     Mutation(
         "mean-over-views",
         "lib/model/predict.py",
-        "parts.append(total / views)",
-        "parts.append(total)",
+        "return total / views",
+        "return total",
         ("tests/lib/model/test_predict.py",),
     ),
     Mutation(
@@ -380,8 +380,8 @@ MUTATIONS = (
     Mutation(
         "prediction-in-evaluation-mode",
         "lib/model/predict.py",
-        "        network.eval()\n    parts",
-        "        network.train()\n    parts",
+        "        network.eval()\n    try:",
+        "        network.train()\n    try:",
         ("tests/lib/model/test_predict.py",),
     ),
     Mutation(

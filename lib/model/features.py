@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from lib.config import Config
-from lib.data.batches import as_images, load_batches
+from lib.data.batches import as_images
 from lib.data.tile_store import array_header
 from lib.errors import KernelError
 from lib.files import write_atomic
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, autocast, choose_precision
+from lib.model.predict import compute_in_batches
 from lib.validation import UNREADABLE
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def embed_tiles(
         network: on the CPU.
         tiles: (N, 96, 96, 3) uint8.
         views: 1, 4 or 8.
-        batch_size: tiles per forward pass.
+        batch_size: tiles per forward pass; halved when the memory does not suffice.
         devices: of one kind.
         precision: as in Config; the mean is computed in float32.
 
@@ -75,6 +76,7 @@ def embed_tiles(
 
     Raises:
         FeaturesError: a value is not finite: float16 overflowed.
+        PredictionError: the memory does not suffice for one tile.
     """
     distinct = list(dict.fromkeys(devices))
     shares = np.array_split(np.arange(len(tiles)), len(distinct))
@@ -82,16 +84,18 @@ def embed_tiles(
     def embed(device: torch.device, rows: np.ndarray) -> np.ndarray:
         replica = deepcopy(network).to(device).eval()
         kind = choose_precision(precision, device)
-        parts = []
-        with torch.inference_mode():
-            for batch, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
-                images = replica.resize(replica.normalise_stain(as_images(batch)))
-                total = torch.zeros(())
-                for view in range(views):
-                    with autocast(device, kind):
-                        vectors = replica.embed(transform(images, view)).float()  # (B, C)
-                    total = vectors if view == 0 else total + vectors
-                parts.append((total / views).cpu())
+
+        def mean_vectors(batch: torch.Tensor) -> torch.Tensor:
+            """(B, C) float32 in host memory."""
+            images = replica.resize(replica.normalise_stain(as_images(batch)))
+            total = torch.zeros(())
+            for view in range(views):
+                with autocast(device, kind):
+                    vectors = replica.embed(transform(images, view)).float()  # (B, C)
+                total = vectors if view == 0 else total + vectors
+            return (total / views).cpu()
+
+        parts = compute_in_batches(mean_vectors, tiles, rows, batch_size=batch_size, device=device)
         return torch.cat(parts).numpy() if parts else np.empty((0, 0), dtype=np.float32)
 
     with ThreadPoolExecutor(max_workers=len(distinct)) as pool:

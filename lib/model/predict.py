@@ -1,7 +1,9 @@
 """Prediction: logits of tiles averaged over D4 views, for out-of-fold tiles and for the test set."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from copy import deepcopy
 
 import numpy as np
@@ -12,9 +14,82 @@ from lib.errors import KernelError
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, autocast, choose_precision
 
+logger = logging.getLogger(__name__)
+
+# The messages with which torch's allocators of host memory raise a RuntimeError.
+_HOST_MEMORY = ("not enough memory: you tried to allocate", "DefaultCPUAllocator: can't allocate memory")
+
 
 class PredictionError(KernelError):
-    """The network returned a logit that is not finite."""
+    """The network returned a logit that is not finite, or a single tile does not fit the memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not allocate memory, of a device or of the host."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _HOST_MEMORY)
+
+
+def compute_in_batches(
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    tiles: np.ndarray,
+    rows: np.ndarray,
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> list[torch.Tensor]:
+    """Apply a function without gradients to all rows, in smaller batches when the memory does not suffice.
+
+    A batch that runs out of memory is computed again in halves, and so are the batches after it. The rows
+    before it are kept.
+
+    Args:
+        compute: (B, 3, 96, 96) uint8 tiles on the device to (B, ...).
+        tiles: (N, 96, 96, 3) uint8.
+        rows: (M,) int64 into `tiles`.
+        batch_size: tiles per call, at most.
+        device: where to compute.
+
+    Returns:
+        The values of all rows in their order, in parts.
+
+    Raises:
+        PredictionError: the memory does not suffice for one tile.
+    """
+    parts: list[torch.Tensor] = []
+    done = 0
+    while done < len(rows):
+        batches = load_batches(tiles, rows[done:], batch_size=batch_size, device=device)
+        try:
+            with torch.inference_mode(), closing(batches):
+                for batch, _ in batches:
+                    parts.append(compute(batch))
+                    done += len(batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch_size == 1:
+                raise PredictionError(
+                    "the memory does not suffice to predict one tile: use a smaller network or "
+                    "--set input_size=..."
+                ) from error
+        else:
+            break
+        # Outside the except block: the error and the tensors of its frames are freed here.
+        batch_size = min(batch_size, len(rows) - done)
+        logger.info(
+            "%s: the memory did not suffice to predict %d tiles at once; going on with %d, %s of %s are done",
+            device,
+            batch_size,
+            max(1, batch_size // 2),
+            f"{done:,}",
+            f"{len(rows):,}",
+        )
+        batch_size = max(1, batch_size // 2)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return parts
 
 
 def predict_logits(
@@ -53,7 +128,7 @@ def predict_members(
         tiles: (N, 96, 96, 3) uint8.
         rows: (M,) int64 into `tiles`.
         views: 1 (the tile), 4 (its rotations) or 8 (also those of its mirror image).
-        batch_size: tiles per forward pass.
+        batch_size: tiles per forward pass; halved when the memory does not suffice.
         device: where the networks are.
         precision: of the forward pass; logits are averaged in float32.
 
@@ -61,27 +136,32 @@ def predict_members(
         (M, number of networks) float32, in the order of `rows` and `networks`.
 
     Raises:
-        PredictionError: a logit is not finite.
+        PredictionError: a logit is not finite, or the memory does not suffice for one tile.
     """
+
+    def mean_logits(batch: torch.Tensor) -> torch.Tensor:
+        """(B, number of networks) float32."""
+        # Once, not for every view: both commute with the symmetries of the square.
+        images = networks[0].resize(networks[0].normalise_stain(as_images(batch)))
+        total = torch.zeros(len(images), len(networks), dtype=torch.float32, device=device)
+        for view in range(views):
+            turned = transform(images, view)
+            for column, network in enumerate(networks):
+                with autocast(device, precision):
+                    logits = network(turned)  # (B,)
+                total[:, column] += logits.float()
+        return total / views
+
     modes = [network.training for network in networks]
     for network in networks:
         network.eval()
-    parts = []  # on the device until the end, so that no batch waits for a copy
-    with torch.inference_mode():
-        for batch, _ in load_batches(tiles, rows, batch_size=batch_size, device=device):
-            # Once, not for every view: both commute with the symmetries of the square.
-            images = networks[0].resize(networks[0].normalise_stain(as_images(batch)))
-            total = torch.zeros(len(images), len(networks), dtype=torch.float32, device=device)
-            for view in range(views):
-                turned = transform(images, view)
-                for column, network in enumerate(networks):
-                    with autocast(device, precision):
-                        logits = network(turned)  # (B,)
-                    total[:, column] += logits.float()
-            parts.append(total / views)
-        means = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(networks)), dtype=np.float32)
-    for network, mode in zip(networks, modes, strict=True):
-        network.train(mode)
+    try:
+        # On the device until the end, so that no batch waits for a copy.
+        parts = compute_in_batches(mean_logits, tiles, rows, batch_size=batch_size, device=device)
+    finally:
+        for network, mode in zip(networks, modes, strict=True):
+            network.train(mode)
+    means = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(networks)), dtype=np.float32)
     if bad := int((~np.isfinite(means)).sum()):
         raise PredictionError(
             f"{bad:,} of {means.size:,} logits are not finite: the training diverged (lower the learning "

@@ -29,6 +29,7 @@ from lib.files import write_atomic
 from lib.image.augment import AugmentationDraws, augment
 from lib.model.network import Classifier, autocast, build_network, choose_precision
 from lib.model.pooling import PooledBackbone
+from lib.model.predict import is_out_of_memory
 from lib.runtime.inputs import encoder_folder
 from lib.training.epoch import FiniteBuffers, RunningLoss, TrainingError, are_finite
 from lib.training.optimizer import OptimizerStep, build_optimizer
@@ -243,7 +244,9 @@ def pretrain(
             break
         try:
             loss, spread = _train_one_epoch(forward, model, task, step, epoch=epoch, device=device)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             half = config.pretrain_batch_size // 2
             raise TrainingError(
                 "the device's memory does not suffice for pretrain_batch_size = "

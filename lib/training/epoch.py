@@ -15,6 +15,7 @@ from lib.data.batches import as_images, load_batches
 from lib.errors import KernelError
 from lib.image.augment import AugmentationDraws, augment, symmetries
 from lib.model.network import Classifier, autocast
+from lib.model.predict import is_out_of_memory
 from lib.training.distributed import SINGLE_PROCESS, DistributedContext
 from lib.training.ema import WeightAverage
 from lib.training.mixup import build_mix, smooth
@@ -379,7 +380,9 @@ def _fits(
             with autocast(device, precision):
                 logits = copy(images)
             step([logits.float().mean()])
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     return True
 

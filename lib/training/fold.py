@@ -21,7 +21,7 @@ from lib.evaluation.metrics import auc, fold_scores, probability
 from lib.files import sha256_of, write_atomic
 from lib.model.checkpoint import Identity, count_parameters, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
-from lib.model.predict import predict_logits
+from lib.model.predict import is_out_of_memory, predict_logits
 from lib.training.distributed import DistributedContext
 from lib.training.ema import WeightAverage
 from lib.training.epoch import (
@@ -253,7 +253,7 @@ def train_member(
         TrainingError: the training diverged (files finished before are intact), or two tiles do not fit the
             device's memory.
         BudgetError: the time does not suffice, and the plan may not be shortened.
-        torch.OutOfMemoryError: on one of several processes; all must start again with more forward passes.
+        RuntimeError: out of memory on one of several processes; all must start again with smaller passes.
     """
     passes = grad_accum_steps or task.config.grad_accum_steps
     while True:
@@ -267,8 +267,8 @@ def train_member(
                 grad_accum_steps=passes,
                 members_left=members_left,
             )
-        except torch.OutOfMemoryError:
-            if context.size > 1:
+        except RuntimeError as error:
+            if context.size > 1 or not is_out_of_memory(error):
                 raise
         # Outside the except block: the error and the tensors of its frames are freed here.
         passes = double_grad_accum_steps(task, passes, context.size)

@@ -31,6 +31,7 @@ import torch.distributed as dist
 from lib.config import config_from_dict
 from lib.data.shared_memory import SharedMemory, map_shared
 from lib.errors import KernelError
+from lib.model.predict import is_out_of_memory
 from lib.runtime.run_record import RECORD_NAME
 from lib.runtime.session import log_to_stdout
 from lib.training.distributed import DistributedContext
@@ -407,9 +408,9 @@ def _main(scratch: Path, arguments: dict[str, Any]) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _work(scratch, arguments)
-    except torch.OutOfMemoryError:
-        return _OUT_OF_MEMORY
     except Exception as error:
+        if is_out_of_memory(error):
+            return _OUT_OF_MEMORY
         if isinstance(error, KernelError):
             message = str(error)
         else:

@@ -67,6 +67,25 @@ def test_the_head_of_the_mean_is_the_mean_of_the_heads(random_tiles: Callable[..
     np.testing.assert_allclose(embed(tiles, views=8) @ weight, each, rtol=1e-4, atol=1e-4)
 
 
+def test_an_embedding_without_enough_memory_goes_on_with_smaller_batches(
+    random_tiles: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network, tiles, sizes = build_network(CONFIG).eval(), random_tiles(7), list[int]()
+    embed = partial(embed_tiles, network, tiles, views=1, devices=[CPU], precision="float32")
+    wanted, real = embed(batch_size=2), type(network).embed
+
+    def greedy(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, images)
+
+    monkeypatch.setattr(type(network), "embed", greedy)
+    np.testing.assert_allclose(embed(batch_size=4), wanted, rtol=1e-4, atol=1e-5)
+    assert sizes == [4, 2, 2, 2, 1]
+
+
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_an_embedding_that_was_stopped_ends_in_the_same_bytes(
     block: int, tmp_path: Path, random_tiles: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch

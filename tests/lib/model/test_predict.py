@@ -158,3 +158,64 @@ def test_tiles_turned_one_by_one_by_pillow_give_the_same_logits(
             logits = [float(network.backbone((image[None] - network.mean) / network.std)) for image in images]
         wanted.append(sum(logits) / 8)
     np.testing.assert_allclose(_predict(network, tiles, range(12), views=8), wanted, rtol=0, atol=1e-5)
+
+
+class Greedy(torch.nn.Module):
+    """Mean colour as a logit, for at most two tiles: more of them do not fit the memory."""
+
+    def __init__(self, error: RuntimeError, most: int = 2) -> None:
+        super().__init__()
+        self.error, self.most, self.sizes = error, most, list[int]()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(images))
+        if len(images) > self.most:
+            raise self.error
+        return images.mean(dim=(1, 2, 3)).unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: error code 12"),
+    ],
+)
+def test_a_prediction_without_enough_memory_goes_on_with_smaller_batches(
+    random_tiles: Callable[..., np.ndarray], caplog: pytest.LogCaptureFixture, error: RuntimeError
+) -> None:
+    body, tiles = Greedy(error), random_tiles(11)
+    greedy = Classifier(body, input_size=96, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with caplog.at_level("INFO"):
+        found = _predict(greedy, tiles, range(11), batch_size=8)
+    assert body.sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert greedy.training
+    assert "8 tiles at once; going on with 4, 0 of 11 are done" in caplog.text
+    wanted = 2 * tiles.mean(axis=(1, 2, 3), dtype=np.float64) / 255 - 1
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_rows_that_were_predicted_are_kept(random_tiles: Callable[..., np.ndarray]) -> None:
+    body = Greedy(torch.OutOfMemoryError("CUDA out of memory"), most=99)
+
+    def less(module: torch.nn.Module, images: Any) -> None:
+        body.most = 99 if len(body.sizes) < 2 else 2  # after two batches another program takes memory
+
+    body.register_forward_pre_hook(less)
+    greedy = Classifier(body, input_size=96, mean=(0.5,) * 3, std=(0.5,) * 3)
+    _predict(greedy, random_tiles(13), range(13), batch_size=4)
+    assert body.sizes == [4, 4, 4, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), PredictionError), (RuntimeError("else"), RuntimeError)],
+)
+def test_one_tile_without_memory_and_other_errors_end_the_prediction(
+    random_tiles: Callable[..., np.ndarray], error: RuntimeError, kind: type[Exception]
+) -> None:
+    greedy = Classifier(Greedy(error, most=0), input_size=96, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(kind, match=r"input_size|else"):
+        _predict(greedy, random_tiles(3), range(3))
+    assert greedy.training

@@ -16,6 +16,7 @@ import torch
 from small import left_in, small_task, with_options
 
 from lib.config import Config
+from lib.model.network import Classifier
 from lib.training import workers as module
 from lib.training.distributed import DistributedContext
 from lib.training.fold import FoldTask, train_member
@@ -201,6 +202,22 @@ def test_one_process_that_runs_out_of_memory_goes_on_by_itself(
     )
     with pytest.raises(module.KernelError, match="input_size"):
         _train(with_options(one, seed=1), tmp_path, devices=1)
+
+
+def test_a_prediction_that_runs_out_of_memory_is_not_taken_for_a_training(
+    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Classifier.forward
+
+    def greedy(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        if torch.is_inference_mode_enabled() and len(images) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, images)
+
+    monkeypatch.setattr(Classifier, "forward", greedy)
+    _train(with_options(task, num_members=1), tmp_path, devices=1)
+    assert all("grad_accum_steps" not in line for line in _history(tmp_path))
+    assert any("did not suffice to predict 12 tiles" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("ddp", [False, True])
