@@ -114,7 +114,7 @@ def _grad_cam(body: nn.Module, inner: Any, images: torch.Tensor) -> torch.Tensor
                 features = inner.forward_features(images).detach()
             features.requires_grad_(True)
             if isinstance(body, PooledBackbone):
-                logits = body.head(body.pool(feature_map(inner, features)))
+                logits = body.head(body.pool_features(feature_map(inner, features)))
             else:
                 logits = inner.forward_head(features)
             (gradient,) = torch.autograd.grad(logits.sum(), features)

@@ -13,7 +13,14 @@ from torch.nn import functional
 from lib.config import Config
 from lib.errors import KernelError
 from lib.image.stain import normalise_stains
-from lib.model.pooling import PooledBackbone, build_pool, feature_map, reset_head
+from lib.model.pooling import (
+    PooledBackbone,
+    build_pool,
+    check_own_pool,
+    feature_map,
+    pre_logits,
+    reset_head,
+)
 from lib.model.weights import WEIGHTS_NAME, check_weight_file
 
 _ENCODER_CONFIG = "config.json"
@@ -213,14 +220,17 @@ def build_network(
 
 def _pooled(backbone: nn.Module, config: Config) -> PooledBackbone:
     """The backbone with one of our pools; a forward pass gives the number of its channels."""
+    check_own_pool(backbone)
     was_training = backbone.training
     with torch.no_grad():
         images = torch.zeros(1, 3, config.input_size, config.input_size)
-        features = feature_map(backbone, backbone.eval().forward_features(images))  # type: ignore[operator]
+        raw = backbone.eval().forward_features(images)  # type: ignore[operator]
+        features = feature_map(backbone, raw)
+        pool = build_pool(config.pooling, features.shape[1])
+        vectors = pre_logits(backbone, features.mean(dim=(2, 3)), tokens=raw.ndim == 3)
     backbone.train(was_training)
-    pool = build_pool(config.pooling, features.shape[1])
-    channels = features.shape[1] * int(pool.factor)  # type: ignore[arg-type]
-    return PooledBackbone(backbone, pool, channels=channels, drop_rate=config.drop_rate)
+    channels = vectors.shape[1] * int(pool.factor)  # type: ignore[arg-type]
+    return PooledBackbone(backbone, pool, channels=channels, drop_rate=config.drop_rate, tokens=raw.ndim == 3)
 
 
 def _create(

@@ -53,6 +53,43 @@ def reset_head(head: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def pre_logits(backbone: nn.Module, vectors: torch.Tensor, *, tokens: bool = False) -> torch.Tensor:
+    """Apply the layers, pretrained too, that a backbone has between its own pooling and its logit.
+
+    ConvNeXt has a layer norm there, MobileNetV3 a convolution, EVA-02 a layer norm. timm's `forward_head` gets
+    a map in which every cell, or token, is the vector: whichever way it pools them, it gets the vector.
+
+    Args:
+        backbone: a timm network without an attention pooling of its own.
+        vectors: (B, C) of a pool.
+        tokens: whether the features of the backbone are a sequence of tokens.
+
+    Returns:
+        (B, `backbone.head_hidden_size`).
+    """
+    if tokens:
+        count = 1 + int(getattr(backbone, "num_prefix_tokens", 0))
+        features = vectors.unsqueeze(1).expand(-1, count, -1)  # (B, prefix + 1, C)
+    elif str(getattr(backbone, "output_fmt", "")).endswith("NHWC"):
+        features = vectors[:, None, None, :]  # (B, 1, 1, C)
+    else:
+        features = vectors[:, :, None, None]  # (B, C, 1, 1)
+    result: torch.Tensor = backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    return result
+
+
+def check_own_pool(backbone: nn.Module) -> None:
+    """Refuse a backbone whose own pooling is learned: a pool of ours would drop its pretrained weights.
+
+    Raises:
+        ValueError: it has such a pooling.
+    """
+    for name in ("attn_pool", "global_pool"):
+        own = getattr(backbone, name, None)
+        if isinstance(own, nn.Module) and any(True for _ in own.parameters()):
+            raise ValueError(f"its own pooling ({name}) has pretrained weights: use pooling = native")
+
+
 class AveragePool(nn.Module):
     """Mean: (B, C, H, W) to (B, C)."""
 
@@ -130,15 +167,21 @@ class GatedAttentionPool(nn.Module):
 
 
 class PooledBackbone(nn.Module):
-    """A timm backbone without its head, with one of the pools above, dropout and one logit.
+    """A timm backbone without its logit, with one of the pools above, dropout and one logit.
+
+    The layers that the backbone has after its own pooling are applied to each vector of the pool.
 
     Attributes:
         backbone: timm's, with num_classes = 0.
+        tokens: whether its features are a sequence of tokens instead of a map.
     """
 
-    def __init__(self, backbone: nn.Module, pool: nn.Module, *, channels: int, drop_rate: float) -> None:
+    def __init__(
+        self, backbone: nn.Module, pool: nn.Module, *, channels: int, drop_rate: float, tokens: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.tokens = tokens
         self.pool = pool
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(channels, 1)
@@ -152,10 +195,13 @@ class PooledBackbone(nn.Module):
 
     def pooled(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) to pooled features (B, C) float32."""
-        features = feature_map(self.backbone, self.backbone.forward_features(images))  # type: ignore[operator]
+        return self.pool_features(feature_map(self.backbone, self.backbone.forward_features(images)))  # type: ignore[operator]
+
+    def pool_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Feature maps (B, C, H, W) to pooled features (B, C') float32."""
         with torch.autocast(features.device.type, enabled=False):
-            pooled: torch.Tensor = self.pool(features)
-        return pooled
+            parts = self.pool(features).chunk(int(self.pool.factor), dim=1)  # type: ignore[arg-type]
+            return torch.cat([pre_logits(self.backbone, part, tokens=self.tokens) for part in parts], dim=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) to logits (B, 1) float32."""

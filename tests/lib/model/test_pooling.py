@@ -1,5 +1,6 @@
 """Pools against their formulas; float16 activations beyond 40; feature maps of every family of backbones."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,10 @@ class _Given(torch.nn.Module):
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         return images
 
+    def forward_head(self, features: torch.Tensor, *, pre_logits: bool) -> torch.Tensor:
+        assert pre_logits
+        return features.mean(dim=(2, 3))
+
 
 def test_the_head_computes_in_float32_whatever_the_backbone_does() -> None:
     body = PooledBackbone(_Given(), build_pool("gem", 6), channels=6, drop_rate=0.0)
@@ -127,6 +132,57 @@ def test_every_family_gives_a_map_with_the_tile_the_right_way_up(backbone: str, 
     if side > 1:
         row, column = divmod(int(change.argmax()), side)
         assert row < side / 2 <= column + 0.5
+
+
+FAMILIES = {
+    "resnet18": 64,
+    "seresnext50_32x4d": 64,
+    "densenet121": 64,
+    "convnext_atto": 64,
+    "test_convnext": 64,
+    "mobilenetv3_small_050": 64,
+    "eva02_tiny_patch14_224": 56,
+    "vit_tiny_patch16_224": 64,
+    "test_vit2": 64,
+    "test_efficientnet": 64,
+    "swin_tiny_patch4_window7_224": 64,
+    "deit_tiny_distilled_patch16_224": 64,
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_no_layer_of_a_backbone_is_dropped_by_a_pool(backbone: str, name: str) -> None:
+    """Every parameter of the network learns: those between the backbone's own pooling and its logit, too."""
+    torch.manual_seed(0)
+    size = FAMILIES[backbone]
+    network = build_network(Config(backbone=backbone, input_size=size, weights="none", pooling=name))
+    network(torch.rand(2, 3, size, size)).sum().backward()
+    assert [key for key, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    "backbone", [name for name in FAMILIES if "vit_tiny" not in name and "deit" not in name]
+)
+def test_the_mean_is_that_of_backbones_that_pool_by_the_mean(backbone: str) -> None:
+    torch.manual_seed(0)
+    size = FAMILIES[backbone]
+    config = Config(backbone=backbone, input_size=size, weights="none", pooling="avg")
+    pooled = build_network(config).eval()
+    native = build_network(dataclasses.replace(config, pooling="native")).eval()
+    for parameter in pooled.parameters():  # norms and biases that do not start as identities
+        torch.nn.init.normal_(parameter, std=0.05)
+    state = pooled.backbone.backbone.state_dict()  # type: ignore[union-attr]
+    loaded = native.backbone.load_state_dict(state, strict=False)
+    assert not loaded.unexpected_keys and len(loaded.missing_keys) == 2  # the logit's weight and bias
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(pooled.embed(images), native.embed(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_learned_pooling_of_the_backbone_is_not_replaced() -> None:
+    with pytest.raises(NetworkError, match="pooling = native"):
+        build_network(Config(backbone="test_vit3", input_size=64, weights="none", pooling="avg"))
 
 
 @pytest.mark.parametrize("name", POOLS)
