@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,8 @@ Value = bool | int | float | str
 
 EXPECTATIONS = ("expected_hours", "pretrain_hours")  # estimates for planning; they change no result
 FOLD_OPTIONS = ("fold_split", "num_folds", "seed", "stain_groups", "slide_map")  # decide the fold table
+WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt")
+_KNOWS_THE_TEST_LABELS = re.compile(r"pcam|patch_?camelyon|tiatoolbox", re.IGNORECASE)
 PREPARE_OPTIONS = ("verify", "stain_groups", "slide_map", "seed")  # decide the output of the prepare kernel
 
 
@@ -87,7 +90,7 @@ class Config:
         "timm",
         "First weights of the backbone. timm: pretrained (ImageNet), downloaded by the weights kernel. "
         "none: random. pretrain: self-supervised on the competition's own tiles, by the pretrain kernel. Or "
-        "the name of a .safetensors file in an attached dataset.",
+        "the name of a .safetensors, .pth or .pt file in an attached dataset.",
     )
     train_mode: str = _option(
         "full",
@@ -340,12 +343,18 @@ class Config:
         if (
             not problems
             and self.weights not in ("timm", "none", "pretrain")
-            and not self.weights.endswith(".safetensors")
+            and not self.weights.endswith(WEIGHT_ENDINGS)
         ):
             problems.append(
                 f"weights = {self.weights!r}: timm, none, pretrain, or the name of a file that ends in "
-                ".safetensors expected"
+                f"{', '.join(WEIGHT_ENDINGS)} expected"
             )
+        for option in ("backbone", "weights") if not problems else ():
+            if _KNOWS_THE_TEST_LABELS.search(value := getattr(self, option)):
+                problems.append(
+                    f"{option} = {value!r}: weights trained on PatchCamelyon have seen the labels of this "
+                    "competition's test tiles. Take weights that were trained on something else"
+                )
         if not problems and not self.backbone.strip():
             problems.append("backbone is empty: name a timm model, such as resnet34.tv_in1k")
         if not problems and self.warmup_epochs >= self.epochs:
@@ -386,6 +395,11 @@ class Config:
     def to_dict(self) -> dict[str, Value]:
         """All fields, in their order, as plain values."""
         return dataclasses.asdict(self)
+
+    @property
+    def weights_file(self) -> str:
+        """The name of the file with the first weights; empty where they come from elsewhere."""
+        return self.weights if self.weights.endswith(WEIGHT_ENDINGS) else ""
 
     @property
     def hash(self) -> str:

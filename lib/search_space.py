@@ -29,6 +29,7 @@ from lib.config import (
     EXPECTATIONS,
     FOLD_OPTIONS,
     PREPARE_OPTIONS,
+    WEIGHT_ENDINGS,
     Config,
     ConfigError,
     Value,
@@ -360,7 +361,7 @@ def _problems_with(space: SearchSpace, base: Config) -> list[str]:
         )
     backbones = values_of(space, base, "backbone")
     if len(backbones) > 1 and any(
-        str(name).endswith(".safetensors") for name in values_of(space, base, "weights")
+        str(name).endswith(WEIGHT_ENDINGS) for name in values_of(space, base, "weights")
     ):
         named = ", ".join(sorted(map(str, backbones)))
         problems.append(f"one file of weights cannot fit several backbones ({named})")

@@ -31,8 +31,11 @@ from launch.packaging.metadata import (
 )
 from launch.packaging.secret_scan import refuse_secrets
 from launch.plan import NOTEBOOK_KINDS, Kernel, plan_kernels
+from lib.errors import listed
 from lib.files import write_atomic
 from lib.search_space import SearchSpace
+
+_READ_WEIGHTS = ("embed", "train", "search")  # kinds of kernels
 
 
 @dataclass(frozen=True)
@@ -192,10 +195,12 @@ def build(
         root: the checkout.
 
     Raises:
-        LaunchError: a kernel cannot be planned, rendered or published; the message lists every problem.
+        LaunchError: a kernel cannot be planned, rendered or published, or needs a file of weights and has no
+            dataset; the message lists every problem.
     """
     source = read_checkout(owner=owner, thin=thin, strict_bundle=strict_bundle, root=root)
     kernels = plan_kernels(experiments, datasets=datasets, folds=folds, average=average, search=search)
+    _require_datasets(kernels)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -214,6 +219,26 @@ def build(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Built(out, source, tuple(kernels), sizes)
+
+
+def _require_datasets(kernels: Sequence[Kernel]) -> None:
+    """Check that each kernel that reads a file of weights has a dataset that could hold it.
+
+    The kernel would find it only after prepare, on a GPU.
+    """
+    files = {
+        f"{kernel.slug}: weights = {config.weights_file}"
+        for kernel in kernels
+        for config in kernel.configs
+        if kernel.kind in _READ_WEIGHTS and config.weights_file and not kernel.datasets
+    }
+    if files:
+        remedy = (
+            "Attach the dataset or the folder that holds it (--dataset, --attach), or use --set weights=timm."
+        )
+        raise LaunchError(
+            listed("a file of weights is named, and no dataset is attached:", sorted(files), remedy=remedy)
+        )
 
 
 def _write_dataset(folder: Path, files: dict[str, str], *, bundle: str, owner: str, root: Path) -> None:

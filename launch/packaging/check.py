@@ -1,6 +1,7 @@
 """Check a build against the rules of the Kaggle client and service, and report all problems at once."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from launch.packaging.metadata import (
 )
 from launch.packaging.secret_scan import own_secrets, paths_in, secrets_in, texts_in
 from launch.plan import LIBRARY_SLUG
+from lib.config import WEIGHT_ENDINGS
 from lib.validation import UNREADABLE, is_safe_name
+
+# Lines of the parameters in a script: kernels that read weights, and a file that holds them.
+_KIND = re.compile(r"^PARAMETERS = .'kind': '(?:train|embed|search)'", re.MULTILINE)
+_WEIGHTS = re.compile(
+    rf"^\s*'weights': '([^'\n]+(?:{'|'.join(map(re.escape, WEIGHT_ENDINGS))}))'", re.MULTILINE
+)
 
 
 @dataclass
@@ -83,8 +91,24 @@ def _check_kernel(slug: str, metadata: dict[str, dict[str, object]], out: Path, 
     if is_safe_name(code_file) and script.is_file():
         content = script.read_bytes()
         problems += _check_source(content, name=script.name)
+        if (file := _weights_file(content)) and not _attached(entry):
+            problems.append(f"its weights are the file {file}, and no dataset that could hold it is attached")
         result.sizes.append(f"{slug}: {len(content):,} bytes, {len(content) / SOURCE_LIMIT:.0%} of the limit")
     result.problems += [f"{slug}: {problem}" for problem in problems]
+
+
+def _weights_file(content: bytes) -> str:
+    """The file of weights that a kernel's parameters name; empty for none, or where no weights are read."""
+    text = content.decode("utf-8", errors="replace")
+    kind, file = _KIND.search(text), _WEIGHTS.search(text)
+    return file[1] if kind and file else ""
+
+
+def _attached(metadata: dict[str, object]) -> list[str]:
+    """The attached datasets that the user made."""
+    sources = metadata.get("dataset_sources")
+    names = [str(source) for source in sources] if isinstance(sources, list) else []
+    return [name for name in names if name.partition("/")[2] != LIBRARY_SLUG]
 
 
 def _check_dataset(folder: Path, result: CheckResult) -> None:

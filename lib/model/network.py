@@ -21,7 +21,7 @@ from lib.model.pooling import (
     pre_logits,
     reset_head,
 )
-from lib.model.weights import WEIGHTS_NAME, check_weight_file
+from lib.model.weights import WEIGHTS_NAME, load_weights
 
 _ENCODER_CONFIG = "config.json"
 _DEFAULT_MEAN = _DEFAULT_STD = (0.5, 0.5, 0.5)
@@ -164,7 +164,7 @@ def build_network(
     Args:
         config: backbone, input_size, drop_rate, pooling, stem, stain_normalisation.
         folder: a folder with config.json and model.safetensors, loaded through timm's `local-dir:`.
-        file: a safetensors file with the backbone's weights. With neither, the weights are random.
+        file: a file with the backbone's weights, see `load_weights`. With neither, the weights are random.
         encoder: the text of a config.json to build the backbone from, without weights (see
             Classifier.encoder).
 
@@ -187,12 +187,15 @@ def build_network(
                 f"timm cannot build the backbone {config.backbone!r} with one logit: {error}"
             ) from error
     if folder is not None:
-        check_weight_file(folder / WEIGHTS_NAME, backbone=backbone, name=config.backbone)
         encoder = (folder / _ENCODER_CONFIG).read_text(encoding="utf-8")
-        backbone = _create(name, arguments, pretrained=True, input_size=size)
-    elif file is not None:
-        check_weight_file(file, backbone=backbone, name=config.backbone)
-        backbone = _create(name, arguments, pretrained=True, input_size=size, overlay={"file": str(file)})
+        file = folder / WEIGHTS_NAME
+    if file is not None:
+
+        def create(classes: int, overlay: dict[str, Any]) -> nn.Module:
+            options = {**arguments, "num_classes": classes}
+            return _create(name, options, pretrained=True, input_size=size, overlay=overlay)
+
+        load_weights(backbone, file, name=config.backbone, create=create)
     settings = getattr(backbone, "pretrained_cfg", {})
     try:
         refine_stem(backbone, config.stem)
@@ -239,7 +242,7 @@ def _create(
     *,
     pretrained: bool,
     input_size: int,
-    overlay: dict[str, str] | None = None,
+    overlay: dict[str, Any] | None = None,
 ) -> nn.Module:
     """timm.create_model; backbones with a fixed input size (vision transformers) get it as img_size."""
     arguments: dict[str, Any] = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, **options}

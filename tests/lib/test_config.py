@@ -206,3 +206,24 @@ def test_every_option_has_a_sentence_of_help_and_options_have_headings() -> None
         )
     groups = [field.metadata["group"] for field in FIELDS.values() if field.metadata["group"]]
     assert FIELDS["fold_split"].metadata["group"] == groups[0] and len(set(groups)) == len(groups) == 6
+
+
+@pytest.mark.parametrize("name", ["mine.safetensors", "resnet34-333f7ec4.pth", "best.pt"])
+def test_files_of_weights(name: str) -> None:
+    assert Config(weights=name).weights_file == name
+    assert Config(weights="timm").weights_file == ""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": "resnet18-pcam.pth"},
+        {"weights": "PatchCamelyon.safetensors"},
+        {"backbone": "hf-hub:1aurent/resnet18.tiatoolbox-pcam"},
+        {"backbone": "hf-hub:someone/densenet121-PCAM"},
+    ],
+)
+def test_weights_that_know_the_test_labels_are_refused(options: dict[str, str]) -> None:
+    [value] = options.values()
+    with pytest.raises(ConfigError, match=rf"{value}.*PatchCamelyon have seen the labels"):
+        Config(**options)

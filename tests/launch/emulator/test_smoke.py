@@ -134,11 +134,11 @@ def check_finished_kernels_are_not_run_again(experiment, pooled, caplog, options
 def check_prepared_data_serve_another_config(caplog, options):
     """Its fold fails at once, and the error shows the end of the fold's log."""
     caplog.clear()
-    other = load_experiment("smoke", [*OPTIONS[1:], "weights=absent.safetensors"])
+    other = load_experiment("smoke", [*OPTIONS[1:], "backbone=absent", "weights=none"])
     with pytest.raises(LaunchError) as failure:
         local([other], **options)
     assert "ended with exit code 1" in str(failure.value)
-    assert "the file absent.safetensors is not among the inputs" in str(failure.value)
+    assert "timm cannot build the backbone 'absent'" in str(failure.value)
     [message] = [message for message in caplog.messages if "finished before" in message]
     assert message.startswith("hcd-prepare-")
     assert next(

@@ -12,8 +12,10 @@ import pytest
 from slugify import slugify
 
 from launch import ROOT
+from launch.errors import LaunchError
 from launch.experiments import load_experiment
 from launch.packaging.builder import Built, build
+from launch.packaging.check import check as check_build
 from launch.packaging.metadata import (
     check_dataset_metadata,
     check_kernel_metadata,
@@ -299,3 +301,21 @@ def test_check_lists_everything_at_once(tmp_path: Path) -> None:
     ]
     assert [text for text in expected if text not in done.stderr] == []
     assert "0123456789abcdef" not in done.stderr  # the secret itself is not shown
+
+
+def test_a_file_of_weights_needs_a_dataset(tmp_path: Path) -> None:
+    experiment = load_experiment("resnet34", ["weights=mine.pth"])
+    with pytest.raises(
+        LaunchError, match=r"(?s)no dataset is attached.*fold-4: weights = mine.pth.*--attach"
+    ):
+        build([experiment], out=tmp_path / "dist", owner="some-one")
+    assert not (tmp_path / "dist").exists()
+    built = build([experiment], out=tmp_path / "dist", owner="some-one", datasets=["some-one/mine"])
+    assert not check_build(built.out).problems
+    [fold] = [kernel for kernel in built.kernels if kernel.fold == 0]
+    path = built.script(fold).parent / "kernel-metadata.json"
+    changed = metadata_of(built, fold)
+    assert changed["dataset_sources"] == ["some-one/mine"]
+    path.write_text(json.dumps({**changed, "dataset_sources": ["some-one/hcd-lib"]}))
+    [problem] = check_build(built.out).problems
+    assert fold.slug in problem and "mine.pth" in problem and "no dataset" in problem
