@@ -1,6 +1,7 @@
 """Exploratory data analysis (EDA) of the tiles: integrity, colours, stains, light, focus, copies, groups."""
 
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,7 +110,7 @@ def near_copies(thumbs: np.ndarray) -> list[tuple[int, int]]:
         thumbs: (N, 16, 16) uint8.
 
     Returns:
-        Rows, the smaller one first; of three equal tiles two pairs.
+        Rows, the smaller one first; of three equal tiles two pairs, whatever stands between them.
     """
     contrast = thumbs.std(axis=(1, 2))
     rows = np.flatnonzero(contrast >= _PLAIN)
@@ -117,11 +118,16 @@ def near_copies(thumbs: np.ndarray) -> list[tuple[int, int]]:
     lighter = (coarse[:, :, 1:] > coarse[:, :, :-1]).reshape(len(rows), 56)
     codes = lighter @ (1 << np.arange(56, dtype=np.uint64))
     order = np.argsort(codes, kind="stable")
-    same = np.flatnonzero(codes[order][1:] == codes[order][:-1])
-    first, second = rows[order[same]], rows[order[same + 1]]
-    apart = np.abs(thumbs[first].astype(np.int16) - thumbs[second]).mean(axis=(1, 2))
-    near = apart <= _ALIKE
-    return sorted((int(min(a, b)), int(max(a, b))) for a, b in zip(first[near], second[near], strict=True))
+    _, starts, counts = np.unique(codes[order], return_index=True, return_counts=True)
+    pairs: list[tuple[int, int]] = []
+    for start, count in zip(starts[counts > 1], counts[counts > 1], strict=True):
+        waiting = rows[order[start : start + count]]  # of one hash, ascending: the sort is stable
+        while len(waiting) > 1:  # the first one against all others; its copies form a chain
+            apart = np.abs(thumbs[waiting].astype(np.int16) - thumbs[waiting[0]]).mean(axis=(1, 2))
+            copies = waiting[apart <= _ALIKE]
+            pairs += [(int(a), int(b)) for a, b in itertools.pairwise(copies)]
+            waiting = waiting[apart > _ALIKE]
+    return sorted(pairs)
 
 
 def outliers(description: Description) -> dict[str, list[int]]:

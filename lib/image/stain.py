@@ -10,8 +10,9 @@ import torch
 # percentiles of their concentrations, of the usual reference image, which comes from the authors' code.
 _REFERENCE_STAINS = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
 _REFERENCE_MOST = (1.9705, 1.0308)
-_TRANSPARENT = 0.15  # density below which a pixel is glass
-_FEWEST = 0.02  # share of stained pixels below which a tile is not changed
+_TRANSPARENT = 0.15  # density below which a channel shows glass
+_BLACK = 15 / 255  # brightest channel below which a pixel is no tissue, but the edge of a scan
+_FEWEST = 0.05  # share of stained pixels below which a tile is not changed
 _ANGLES = (0.01, 0.99)
 # Reinhard et al. 2001 (IEEE CG&A 21:34): RGB to LMS, then logarithms to l, alpha, beta (Ruderman et al.
 # 1998).
@@ -28,7 +29,9 @@ _DARKEST = 1 / 255
 
 
 def normalise_stains(images: torch.Tensor, method: str) -> torch.Tensor:
-    """Normalise each tile to the reference by its own statistics.
+    """Normalise each tile to the reference by the statistics of its own tissue.
+
+    Glass and black pixels are not tissue: they decide nothing and stay as they are.
 
     Args:
         images: (B, 3, H, W) float32 in [0, 1], RGB.
@@ -39,7 +42,17 @@ def normalise_stains(images: torch.Tensor, method: str) -> torch.Tensor:
     """
     if method == "none":
         return images
-    return (_macenko if method == "macenko" else _reinhard)(images.float()).clamp(0, 1)
+    images = images.float()
+    density = -images.flatten(2).clamp(min=_DARKEST).log()  # (B, 3, P)
+    glass = (density < _TRANSPARENT).all(dim=1)  # (B, P)
+    tissue = ~glass & (images.flatten(2).amax(dim=1) >= _BLACK)  # (B, P)
+    if method == "macenko":
+        back, usable = _macenko(density, tissue)
+    else:
+        back, usable = _reinhard(images.flatten(2), tissue)
+    usable &= back.isfinite().all(dim=2).all(dim=1)
+    changed = (tissue & usable.unsqueeze(1)).view(-1, 1, *images.shape[2:])
+    return torch.where(changed, back.view_as(images), images).clamp(0, 1)
 
 
 def lalphabeta(images: torch.Tensor) -> torch.Tensor:
@@ -48,23 +61,28 @@ def lalphabeta(images: torch.Tensor) -> torch.Tensor:
     return ruderman @ (lms @ images.clamp(min=_DARKEST)).log10()
 
 
-def _reinhard(images: torch.Tensor) -> torch.Tensor:
+def _reinhard(images: torch.Tensor, tissue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, P) normalised by Reinhard's method, and which tiles (B,) can be."""
     lms, ruderman = (torch.tensor(values, device=images.device) for values in (_LMS, _RUDERMAN))
     mean, spread = (
         torch.tensor(values, device=images.device).view(1, 3, 1)
         for values in (_REFERENCE_MEAN, _REFERENCE_SPREAD)
     )
-    values = lalphabeta(images.flatten(2))  # (B, 3, P)
-    own = values.std(dim=2, keepdim=True)  # (B, 3, 1)
-    values = (values - values.mean(dim=2, keepdim=True)) / own.clamp(min=1e-3) * spread + mean
+    values = lalphabeta(images)  # (B, 3, P)
+    weight = tissue.unsqueeze(1)  # (B, 1, P)
+    count = tissue.sum(dim=1)  # (B,)
+    centred = values - (values * weight).sum(dim=2, keepdim=True) / count.clamp(min=1).view(-1, 1, 1)
+    squares = (centred.square() * weight).sum(dim=2, keepdim=True)  # (B, 3, 1)
+    own = (squares / (count - 1).clamp(min=1).view(-1, 1, 1)).sqrt()  # (B, 3, 1)
+    values = centred / own.clamp(min=1e-3) * spread + mean
     back = torch.linalg.inv(lms) @ (10 ** (ruderman.T @ values))
-    plain = (own[:, :1] < 1e-3).unsqueeze(3)  # a tile of one colour has no spread to scale
-    return torch.where(plain, images, back.view_as(images))
+    # Tissue of one colour has no spread to scale.
+    return back, (count >= _FEWEST * tissue.shape[1]) & (own[:, 0, 0] >= 1e-3)
 
 
-def _macenko(images: torch.Tensor) -> torch.Tensor:
-    density = -images.flatten(2).clamp(min=_DARKEST).log()  # (B, 3, P)
-    stained = (density > _TRANSPARENT).all(dim=1)  # (B, P)
+def _macenko(density: torch.Tensor, tissue: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, P) of densities (B, 3, P) by Macenko's method, and which tiles (B,) can be normalised."""
+    stained = (density > _TRANSPARENT).all(dim=1) & tissue  # (B, P)
     count = stained.sum(dim=1)  # (B,)
     weight = stained / count.clamp(min=1).unsqueeze(1)  # (B, P)
     centred = density - (density * weight.unsqueeze(1)).sum(dim=2, keepdim=True)
@@ -82,19 +100,14 @@ def _macenko(images: torch.Tensor) -> torch.Tensor:
     ordered = [torch.where(swap, second, first), torch.where(swap, first, second)]
     stains = torch.cat(ordered, dim=2)  # (B, 3, 2)
     amounts = torch.linalg.pinv(stains) @ density  # (B, 2, P)
-    all_pixels = torch.ones_like(stained)
-    pixels = torch.full_like(count, density.shape[2])
-    quantiles = [_quantile(amounts[:, stain], all_pixels, pixels, 0.99) for stain in range(2)]
+    # Of tissue only: a tile that is mostly glass has tiny concentrations, and would be divided by them.
+    number = tissue.sum(dim=1)
+    quantiles = [_quantile(amounts[:, stain], tissue, number, 0.99) for stain in range(2)]
     most = torch.stack(quantiles, dim=1)  # (B, 2)
-    reference = torch.tensor(_REFERENCE_STAINS, device=images.device)
-    scale = torch.tensor(_REFERENCE_MOST, device=images.device) / most.clamp(min=1e-3)
+    reference = torch.tensor(_REFERENCE_STAINS, device=density.device)
+    scale = torch.tensor(_REFERENCE_MOST, device=density.device) / most.clamp(min=1e-3)
     back = (-(reference.T @ (amounts * scale.unsqueeze(2)))).exp()  # (B, 3, P)
-    usable = (
-        (count >= _FEWEST * density.shape[2])
-        & back.isfinite().all(dim=2).all(dim=1)
-        & (most > 1e-3).all(dim=1)
-    )
-    return torch.where(usable.view(-1, 1, 1, 1), back.view_as(images), images)
+    return back, (count >= _FEWEST * density.shape[2]) & (most > 1e-3).all(dim=1)
 
 
 def _quantile(values: torch.Tensor, among: torch.Tensor, count: torch.Tensor, share: float) -> torch.Tensor:

@@ -132,6 +132,18 @@ def test_copies_are_found_and_similar_tiles_are_not(array: Path) -> None:
     assert eda["near_copies"]["examples"][0] == ["2", "t2"] and eda["near_copies"]["with_another_label"] == 0
 
 
+def test_copies_are_found_with_other_tiles_of_their_hash_between_them() -> None:
+    """Row 1 and row 3 have the hash of rows 0, 2 and 4, and are 8 and 16 levels lighter."""
+    tile = np.random.default_rng(0).integers(60, 200, (8, 8)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    assert near_copies(np.stack([tile, tile + 8, tile])) == [(0, 2)]
+    assert near_copies(np.stack([tile, tile + 8, tile, tile + 16, tile, tile + 8])) == [
+        (0, 2),
+        (1, 5),
+        (2, 4),
+    ]
+    assert near_copies(np.stack([tile])) == near_copies(np.empty((0, 16, 16), np.uint8)) == []
+
+
 def test_copies_that_matter_most_are_named_first(array: Path) -> None:
     generator = np.random.default_rng(6)
     tiles = generator.integers(0, 256, (40, 96, 96, 3), dtype=np.uint8)
