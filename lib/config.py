@@ -240,6 +240,12 @@ class Config:
         "A fold whose planned steps do not fit the session is an error. false: its plan is shortened "
         "instead, which depends on the speed of the machine.",
     )
+    deterministic: bool = _option(
+        False,
+        "Train and pretrain with deterministic algorithms only: the same machine and versions give the same "
+        "bits. Slower on a GPU. An operation without such an algorithm is an error. For the same number of "
+        "steps, too, add fixed_schedule.",
+    )
     expected_hours: float = _option(
         2.0,
         "Hours that one fold (with train_mode = linear_probe: the embedding) is expected to take on 2 x T4. "

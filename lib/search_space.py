@@ -65,7 +65,9 @@ _REFUSED = {
     **dict.fromkeys((*FOLD_OPTIONS, *PREPARE_OPTIONS), _SHARED),
     **dict.fromkeys(EXPECTATIONS, "it is an estimate for planning and changes no result"),
     **dict.fromkeys(("num_members", "ddp", "sync_batchnorm"), _ONE_GPU),
-    **dict.fromkeys(("device", "eval_every", "eval_batch_size", "fixed_schedule"), _NO_EFFECT),
+    **dict.fromkeys(
+        ("device", "eval_every", "eval_batch_size", "fixed_schedule", "deterministic"), _NO_EFFECT
+    ),
     **dict.fromkeys(("pseudo_labels", "pseudo_share"), "a search reads no folds of another experiment"),
     **dict.fromkeys(
         (

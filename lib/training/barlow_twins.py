@@ -31,6 +31,7 @@ from lib.model.network import Classifier, autocast, build_network, choose_precis
 from lib.model.pooling import PooledBackbone
 from lib.model.predict import is_out_of_memory
 from lib.runtime.inputs import encoder_folder
+from lib.training.algorithms import select_algorithms
 from lib.training.epoch import FiniteBuffers, RunningLoss, TrainingError, are_finite
 from lib.training.optimizer import OptimizerStep, build_optimizer
 from lib.training.resume import load_state, save_state
@@ -195,6 +196,17 @@ def pretrain(
     Raises:
         TrainingError: the loss is not finite, or the network maps all tiles to the same embedding.
     """
+    with select_algorithms(devices[0], deterministic=task.config.deterministic):
+        return _pretrain(task, folder=folder, devices=devices, invalidate_record=invalidate_record)
+
+
+def _pretrain(
+    task: PretrainTask,
+    *,
+    folder: Path,
+    devices: Sequence[torch.device],
+    invalidate_record: Callable[[], None],
+) -> tuple[list[str], dict[str, Any]]:
     config, gpus = task.config, list(dict.fromkeys(devices))
     device, plan = gpus[0], task.plan(len(gpus))
     precision = choose_precision(config.precision, device)

@@ -28,12 +28,13 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 
-from lib.config import config_from_dict
+from lib.config import Config, config_from_dict
 from lib.data.shared_memory import SharedMemory, map_shared
 from lib.errors import KernelError
 from lib.model.predict import is_out_of_memory
 from lib.runtime.run_record import RECORD_NAME
 from lib.runtime.session import log_to_stdout
+from lib.training.algorithms import select_algorithms
 from lib.training.distributed import DistributedContext
 from lib.training.fold import (
     FoldTask,
@@ -117,7 +118,10 @@ def train_fold(
     config = task.config
     if not 0 <= task.fold < config.num_folds:
         raise FoldInputError(f"fold {task.fold} does not exist: there are folds 0 to {config.num_folds - 1}")
-    with _torchrun(devices) as torchrun:
+    with (
+        select_algorithms(devices[0], deterministic=config.deterministic),
+        _torchrun(devices) as torchrun,
+    ):
         processes = torchrun.size if torchrun else len(devices) if config.ddp else 1  # per member
         to_train = []
         for member in range(config.num_members):
@@ -319,7 +323,19 @@ def _work(scratch: Path, arguments: dict[str, Any]) -> None:
     """Train the members of this worker's group."""
     shared = json.loads((scratch / "task.json").read_text())
     log_to_stdout(shared["started"])
-    device = torch.device(arguments["device"])
+    config, device = config_from_dict(shared["config"]), torch.device(arguments["device"])
+    with select_algorithms(device, deterministic=config.deterministic):
+        _train_group(scratch, arguments, shared, config=config, device=device)
+
+
+def _train_group(
+    scratch: Path,
+    arguments: dict[str, Any],
+    shared: dict[str, Any],
+    *,
+    config: Config,
+    device: torch.device,
+) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
@@ -327,7 +343,7 @@ def _work(scratch: Path, arguments: dict[str, Any]) -> None:
     table = pd.read_csv(scratch / "table.csv", dtype={"id": str})
     task = FoldTask(
         experiment=shared["experiment"],
-        config=config_from_dict(shared["config"]),
+        config=config,
         fold=shared["fold"],
         tiles=map_shared(arguments["tiles"], tuple(shared["shape"])),
         index=table[["id", "label"]],

@@ -143,7 +143,7 @@ def test_numbers_that_overflowed_are_refused(random_tiles: Callable[..., np.ndar
 REFUSED = [
     ({"num_members": 2}, "num_members = 1"),
     ({"pooling": "gem"}, "native, avg"),
-    ({"weights": "none"}, "random numbers"),
+    ({"weights": "none"}, "random weights"),
 ]
 
 

@@ -232,6 +232,24 @@ def test_the_first_failure_is_shown_and_the_others_are_ended(
     assert not left_in(tmp_path)
 
 
+def test_workers_and_this_process_use_deterministic_algorithms_on_request(
+    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wanted in (True, False):
+        told = f"deterministic {wanted} {':4096:8' if wanted else None}"
+        with _sabotage("flags", rank=0), pytest.raises(WorkerError, match=told):
+            _train(with_options(task, deterministic=wanted), tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        module,
+        "train_member",
+        lambda *rest, **options: seen.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    monkeypatch.setattr(module, "collect_outputs", lambda *rest, **options: ({}, {}))
+    _train(with_options(task, deterministic=True, num_members=1), tmp_path, devices=1)
+    assert seen == [True] and not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_worker_that_is_killed_is_named(task: FoldTask, tmp_path: Path) -> None:
     with _sabotage("kill", rank=0), pytest.raises(WorkerError, match="signal 9"):
         _train(with_options(task, epochs=400), tmp_path)

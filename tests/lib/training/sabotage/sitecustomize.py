@@ -37,6 +37,9 @@ if "SABOTAGE" in os.environ and "lib.training.workers" in " ".join(sys.orig_argv
             def fail(*arguments, **rest):
                 if _plan["how"] == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
+                if _plan["how"] == "flags":
+                    enabled = torch.are_deterministic_algorithms_enabled()
+                    raise ValueError(f"deterministic {enabled} {os.environ.get('CUBLAS_WORKSPACE_CONFIG')}")
                 raise ValueError("sabotaged")
 
             fold.train_one_epoch = fail
