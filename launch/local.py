@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from launch import ROOT
@@ -20,7 +21,7 @@ from launch.plan import GPU_SESSIONS, REPORT_PAGE, REPORT_SLUG, Kernel, needed_f
 from launch.sandbox import Mount, Outcome, add_kaggle_files, cpu_workers, gpus, isolation, run_script
 from launch.summary import print_ranking, print_summary, summarise
 from lib.evaluation.out_of_fold import Summary
-from lib.files import link_or_copy, write_atomic
+from lib.files import is_system_file, link_or_copy, sha256_of, write_atomic
 from lib.runtime.inputs import COMPETITION
 from lib.runtime.run_record import RECORD_NAME, RunRecordError, read_run_record
 from lib.search_space import SearchSpace
@@ -211,8 +212,13 @@ class LocalRun:
             identity[slug] = _output_hash(self.working(slug))
         if kernel.datasets:
             for name, source in self.attached.items():
-                files = (path for path in source.iterdir() if path.is_file())
-                identity[name] = sorted((path.name, path.stat().st_size) for path in files)
+                identity[name] = {
+                    path.relative_to(source).as_posix(): _file_hash(
+                        path, path.stat().st_size, path.stat().st_mtime_ns
+                    )
+                    for path in sorted(source.rglob("*"))
+                    if path.is_file() and not is_system_file(path.name)
+                }
         return json.dumps(identity, sort_keys=True)
 
     def _is_finished(self, kernel: Kernel) -> bool:
@@ -226,6 +232,12 @@ class LocalRun:
         add_kaggle_files(self.working(kernel.slug))  # an earlier command may have been killed before this
         self.seconds[kernel.slug] = float(record.seconds.get("total", 0.0))
         return True
+
+
+@cache
+def _file_hash(path: Path, size: int, changed: int) -> str:
+    """The SHA-256 of a file, computed once for as long as its size and time of change stay."""
+    return sha256_of(path)
 
 
 def _data_hash(data: Path) -> str:

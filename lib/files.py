@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+# Written by Windows and macOS into folders that were looked at or packed there.
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", ".ds_store", "__macosx")
 _CHUNK = 1 << 22  # bytes read at a time when hashing
 
 
@@ -24,6 +26,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_system_file(name: str) -> bool:
+    """Whether Windows or macOS added a file or folder of this name: it says nothing about the data."""
+    return name.lower() in _SYSTEM_FILES or name.startswith("._")
 
 
 def sha256_of(path: Path) -> str:

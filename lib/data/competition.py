@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import KernelError, listed
+from lib.files import is_system_file
 
 TRAIN_TILES = 220_025
 TEST_TILES = 57_458
@@ -82,7 +83,11 @@ def _tiles_in(folder: Path, problems: list[str]) -> set[str] | None:
     """The ids that have a file in train/ or test/, from one listing of the folder."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+            names = [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and not is_system_file(entry.name)
+            ]
     except OSError:
         problems.append(f"the folder {folder.name}/ is missing or cannot be read")
         return None
@@ -122,6 +127,7 @@ def read_competition(folder: Path, *, expect_full: bool) -> Competition:
     train_tiles = _tiles_in(folder / "train", problems)
     test_tiles = _tiles_in(folder / "test", problems)
     if labels is not None:
+        labels = labels.replace({"label": {"0.0": "0", "1.0": "1"}})  # what pandas writes after a merge
         wrong = labels[~labels["label"].isin(["0", "1"])]
         if len(wrong):
             shown = _first([f"{row.id}: {row.label!r}" for row in wrong.itertuples()])

@@ -96,9 +96,8 @@ def _grouped_folds(
         if not unevenness(labels, best[group], number=number) and attempt >= 2:
             break
     if problems := unevenness(labels, best[group], number=number):
-        remedy = (
-            "Use more groups (--set stain_groups=...), fewer folds (--set num_folds=...) or another split."
-        )
+        more = "more groups (--set stain_groups=...), " if split == "stain" else ""
+        remedy = f"Use {more}fewer folds (--set num_folds=...) or another split (--set fold_split=...)."
         raise FoldError(
             listed(f"fold_split = {split} gives folds that are too uneven:", problems, remedy=remedy)
         )

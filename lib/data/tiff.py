@@ -25,6 +25,7 @@ _SHORT, _LONG, _ASCII = 3, 4, 2
 _REQUIRED = {256: TILE_SIZE, 257: TILE_SIZE, 259: 1, 262: 2, 277: 3, 279: TILE_BYTES}
 _NOT_CHECKED = {254, 258, 270, 273, 278, 284, 305, 306, 339}
 _REQUIRED_IF_PRESENT = {254: 0, 284: 1, 339: 1}  # a full image, interleaved, unsigned
+_SAMPLE_KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floating point"}  # tag 339
 
 
 class TileError(ValueError):
@@ -142,7 +143,7 @@ def decode_tile(content: bytes) -> np.ndarray:
     """
     if not content:
         raise TileError("the file is empty")
-    if content[:4] not in (b"II*\0", b"MM\0*"):
+    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # the last two: BigTIFF
         raise TileError(f"not a TIFF (it starts with {content[:8]!r})")
     offset = _strip_offset(content)
     if offset is not None:
@@ -150,6 +151,28 @@ def decode_tile(content: bytes) -> np.ndarray:
             raise TileError(f"cut short: {len(content):,} bytes, {offset + TILE_BYTES:,} expected")
         return np.frombuffer(content, dtype=np.uint8, count=TILE_BYTES, offset=offset).reshape(TILE_SHAPE)
     return _decode_with_pillow(content)
+
+
+def _sample_type(content: bytes) -> str:
+    """The type of the values by the first image's tags 258 and 339; empty for 8 bits unsigned or unknown."""
+    order = "<" if content[:2] == b"II" else ">"
+    if content[2:4] not in (b"*\0", b"\0*"):  # BigTIFF
+        return ""
+    values: dict[int, int] = {}
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", content, 4)
+        (number,) = struct.unpack_from(f"{order}H", content, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * number, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", content, entry)
+            if tag in (258, 339) and kind == _SHORT:
+                place = entry + 8
+                if count > 2:  # more than fit into the entry
+                    (place,) = struct.unpack_from(f"{order}I", content, place)
+                (values[tag],) = struct.unpack_from(f"{order}H", content, place)
+    except struct.error:
+        return ""
+    bits, kind = values.get(258, 1), _SAMPLE_KINDS.get(values.get(339, 1), "of an unknown type")
+    return "" if (bits, values.get(339, 1)) == (8, 1) else f"{bits}-bit {kind}"
 
 
 def _decode_with_pillow(content: bytes) -> np.ndarray:
@@ -167,6 +190,8 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
                 shape = f"{image.height} x {image.width} x {len(image.getbands())}"
                 raise TileError(f"an image of {shape}, not 96 x 96 x 3 uint8")
             pixels = np.array(image if mode == image.mode else image.convert("RGB"))
+            if mode == "RGBA" and bool((pixels[..., 3] == 255).all()):  # opaque
+                mode, pixels = "RGB", np.ascontiguousarray(pixels[..., :3])
     except TileError:
         raise
     except (
@@ -183,6 +208,8 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
         ZeroDivisionError,
         struct.error,
     ) as error:  # the errors of its parsers, which Pillow does not convert
+        if other := _sample_type(content):
+            raise TileError(f"its values are {other}, not unsigned integers of 8 bits") from error
         text = "Pillow cannot decode it: cut short, damaged, or of an unknown compression"
         raise TileError(f"{text} ({type(error).__name__})") from error
     if mode != "RGB" or pixels.shape != TILE_SHAPE or set(bits) != {8}:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import queue
+import re
 import shutil
 import threading
 import tokenize
@@ -39,6 +40,7 @@ _BUFFERS = 3  # blocks in memory, 162 MiB: one is written, two are being read
 _UNFLUSHED = 8  # written blocks that may wait for the flush, 432 MiB; then the readers wait
 _READ_AT_ONCE = 1 << 24  # bytes
 _FILE_BYTES = len(HEADER) + TILE_BYTES
+_SHA1 = re.compile(r"[0-9a-f]{40}")
 # The errors of numpy's header parser, which numpy does not convert.
 _HEADER_ERRORS = (
     ValueError,
@@ -341,6 +343,12 @@ def _mismatch_message(mismatches: list[str], read: int, folder_name: str, *, str
     lead = f"of the first {read:,} tiles of {folder_name}, {wrong}:"
     share = f"at most {MISMATCHES_ALLOWED:.1%} of the tiles (or one) may differ"
     limit = "verify = strict allows none" if strict else share
+    if not all(_SHA1.fullmatch(name) for name in mismatches):
+        rule = (
+            "A tile's name and its id in the tables must be the SHA-1 of its pixels, 40 hexadecimal digits: "
+            "hashlib.sha1(pixels.tobytes()).hexdigest() of the (96, 96, 3) uint8 array, RGB"
+        )
+        return listed(lead, mismatches, remedy=f"{rule}. Rename the tiles.")
     return listed(lead, mismatches, remedy=f"{limit}. Download the data again: build_kernel.py download.")
 
 

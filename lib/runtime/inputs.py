@@ -7,6 +7,7 @@ from typing import Any
 
 from lib.config import Config
 from lib.errors import PreflightError, listed
+from lib.files import is_system_file
 from lib.runtime.run_record import RunRecord, peek_kind, peek_push, read_run_record
 
 COMPETITION = "histopathologic-cancer-detection"
@@ -31,7 +32,7 @@ def list_mounts(root: Path) -> list[Path]:
     """The folders under the input root that hold at least one file, each physical folder once.
 
     The search is at most five levels deep and never enters a folder that holds files, so that it does not
-    list the competition's 277,000 tiles.
+    list the competition's 277,000 tiles. What Windows, macOS or a README put beside the data is no such file.
     """
     mounts: list[Path] = []
     seen: set[tuple[int, int]] = set()
@@ -48,7 +49,8 @@ def list_mounts(root: Path) -> list[Path]:
                     first = [entry for entry, _ in zip(entries, range(_ENTRIES_READ), strict=False)]
             except OSError:
                 continue
-            if any(entry.is_file() for entry in first):
+            first = [entry for entry in first if not is_system_file(entry.name)]
+            if any(entry.is_file() and not entry.name.lower().startswith("readme") for entry in first):
                 mounts.append(folder)
             else:
                 below += sorted(Path(entry.path) for entry in first if entry.is_dir())

@@ -281,7 +281,7 @@ def train_one_epoch(
             # process.
             with context.no_sync(forward) if passes_left else nullcontext():
                 with autocast(device, precision):
-                    logits = forward(images)  # (B,); its activations are the largest tensors of the training
+                    logits = _forward(forward, images)  # (B,)
                 logits = logits.to(
                     torch.promote_types(logits.dtype, torch.float32)
                 )  # loss in float32 or better
@@ -330,6 +330,21 @@ def freeze_backbone(network: Classifier) -> None:
     for name, module in network.named_modules():
         if not f"{name}.".startswith(head):
             module.training = False
+
+
+def _forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits (B,) of a forward pass of the training; its activations are the largest tensors there are."""
+    try:
+        logits: torch.Tensor = network(images)
+    except ValueError as error:
+        if len(images) > 1 or "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            "a batch norm over a map of 1 x 1 needs two tiles in a forward pass, and there is one. Use a "
+            "larger batch (--set batch_size=...), fewer passes per step (--set grad_accum_steps=...) or a "
+            "larger input (--set input_size=...)."
+        ) from error
+    return logits
 
 
 def unfreeze(network: Classifier) -> None:

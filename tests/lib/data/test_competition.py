@@ -134,3 +134,17 @@ def test_the_data_id_is_that_of_the_labels_not_of_their_order() -> None:
     assert data_id(table.assign(label=table["label"].astype(str))) == same
     assert data_id(table.assign(label=[1, 0] + [0, 1] * 3)) != same
     assert data_id(table.iloc[1:]) != same
+
+
+def test_files_of_windows_and_macos_are_ignored(folder: Path) -> None:
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", f"._{TRAIN[0]}.tif"):
+        (folder / "train" / name).touch()
+    (folder / "test" / "__MACOSX").mkdir()
+    assert read_competition(folder, expect_full=False).train["id"].tolist() == TRAIN
+
+
+def test_labels_may_be_written_as_floats(folder: Path) -> None:
+    """After a merge pandas writes 1.0 and 0.0."""
+    _write(folder / "train_labels.csv", [(name, float(at % 2)) for at, name in enumerate(TRAIN)])
+    assert ",1.0\n" in (folder / "train_labels.csv").read_text()
+    assert read_competition(folder, expect_full=False).train["label"].tolist() == [0, 1] * 4

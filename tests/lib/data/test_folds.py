@@ -248,3 +248,12 @@ def test_a_split_that_cannot_be_made_is_reported_with_the_reason() -> None:
     few = describe_splits(_index_of_splits(12), number=5, seed=7)
     assert "missing" in few["stratified"]
     json.dumps(few, allow_nan=False)
+
+
+def test_the_remedy_of_uneven_slides_is_not_more_stain_groups() -> None:
+    index = _index()
+    index["slide"] = [f"s{number % 12}" for number in range(len(index))]
+    index.loc[: len(index) * 6 // 10, "slide"] = "s0"
+    with pytest.raises(FoldError, match=r"(?s)too uneven.*num_folds") as refused:
+        make_folds(index, split="slide", number=5, seed=1)
+    assert "stain_groups" not in str(refused.value)

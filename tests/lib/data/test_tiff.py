@@ -232,3 +232,27 @@ def test_a_view_of_an_array_is_written_in_the_order_of_its_pixels(
 ) -> None:
     pixels = random_tiles(1)[0].transpose(1, 0, 2)[::-1]
     assert np.array_equal(decode_tile(encode_tile(pixels)), pixels)
+
+
+def test_a_bigtiff_and_an_opaque_alpha_are_read(random_tiles: Callable[..., np.ndarray]) -> None:
+    [pixels] = random_tiles(1)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, pixels, bigtiff=True, photometric="rgb", compression="zlib")
+    assert stream.getvalue()[:4] == b"II+\0"
+    assert np.array_equal(decode_tile(stream.getvalue()), pixels)
+    opaque = np.dstack([pixels, np.full((96, 96), 255, np.uint8)])
+    assert np.array_equal(decode_tile(_saved(opaque)), pixels)
+    opaque[5, 5, 3] = 254
+    with pytest.raises(TileError, match="mode RGBA"):
+        decode_tile(_saved(opaque))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(np.float32, "32-bit floating point"), (np.int8, "8-bit signed")],
+)
+def test_values_of_another_type_are_named(kind: type, said: str) -> None:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.ones(TILE_SHAPE, kind), photometric="rgb", compression="zlib")
+    with pytest.raises(TileError, match=f"values are {said}.*not unsigned integers of 8 bits"):
+        decode_tile(stream.getvalue())

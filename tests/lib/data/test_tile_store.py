@@ -527,3 +527,14 @@ def test_fortran_order_and_other_files_are_refused(tmp_path: Path, tiles: np.nda
     (tmp_path / NAME).write_text(json.dumps({"not": "an array"}))
     with pytest.raises(StoreError, match="not a numpy array"):
         read_array(tmp_path / NAME)
+
+
+def test_names_that_are_no_hash_are_told_what_a_name_must_be(
+    tmp_path: Path, source: tuple[Path, list[str]]
+) -> None:
+    folder, names = source
+    own = [f"slide7_x{number}" for number in range(len(names))]
+    for name, new in zip(names, own, strict=True):
+        (folder / f"{name}.tif").rename(folder / f"{new}.tif")
+    with pytest.raises(StoreError, match=r"(?s)slide7_x0.*must be the SHA-1 of its pixels.*hexdigest"):
+        _build(tmp_path / "working", (folder, own))

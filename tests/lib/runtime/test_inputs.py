@@ -300,3 +300,18 @@ def test_an_output_is_read_with_its_verified_record(tmp_path: Path) -> None:
     with pytest.raises(RunRecordError, match="damaged"):
         read_output(tmp_path, "embed")
     read_output(tmp_path, "embed", hashed_by_reader=(TRAIN_FEATURES,))
+
+
+def test_what_lies_beside_a_folder_of_data_does_not_hide_it(tmp_path: Path) -> None:
+    outputs, data = tmp_path / "outputs" / "hcd-prepare", tmp_path / "datasets" / "me" / "own" / "data"
+    outputs.mkdir(parents=True)
+    data.mkdir(parents=True)
+    (outputs / "run.json").write_text("{}")
+    (data / "train_labels.csv").write_text("id,label\n")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (outputs.parent / name).touch()
+    (data.parent / "README.md").touch()
+    (data.parent / "__MACOSX").mkdir()
+    (data.parent / "__MACOSX" / "train_labels.csv").touch()
+    assert list_mounts(tmp_path) == [outputs, data]
+    assert find_competition(tmp_path) == data

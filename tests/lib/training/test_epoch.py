@@ -481,3 +481,12 @@ def test_repeated_rows_are_augmented_differently(
     rows, drawn = np.concatenate([rows for rows, _ in taken]), torch.cat([drawn for _, drawn in taken])
     assert len(set(rows)) < len(rows)  # some came again
     assert len({tuple(draw.tolist()) for draw in drawn}) == len(rows)
+
+
+def test_one_tile_for_a_batch_norm_is_refused_with_a_sentence(
+    learnable: tuple[np.ndarray, pd.DataFrame],
+) -> None:
+    """Over a map of 1 x 1 the norm has one value per channel."""
+    options = {"backbone": "resnet18", "batch_size": 4}
+    with pytest.raises(TrainingError, match=r"two tiles in a forward pass.*grad_accum_steps"):
+        _epoch(learnable, passes=4, **options)
