@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -568,14 +569,19 @@ def _weights(folder: Path) -> Target:
     from torch import nn
 
     from lib.errors import KernelError
-    from lib.model.weights import check_weight_file
+    from lib.model.weights import load_weights
 
     backbone = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     path = folder / "model.safetensors"
 
+    def create(classes: int, overlay: dict[str, Any]) -> nn.Module:
+        network = deepcopy(backbone)
+        network.load_state_dict(overlay["state_dict"])
+        return network
+
     def take(content: bytes) -> None:
         path.write_bytes(content)
-        check_weight_file(path, backbone=backbone, name="x")
+        load_weights(backbone, path, name="x", create=create)
 
     return Target(
         [save(dict(backbone.state_dict()), metadata={"a": "{}"})], mutate_safetensors, take, (KernelError,)
