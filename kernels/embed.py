@@ -6,14 +6,13 @@ Leaves: one array of features for the labelled tiles and one for the test tiles.
 
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from lib.data import prepared
 from lib.model.features import (
     TEST_FEATURES,
     TRAIN_FEATURES,
-    embed_tiles,
+    Embedder,
     encoder_options,
     feature_plan,
     publish_features,
@@ -37,8 +36,7 @@ def recipe(session: Session) -> None:
     encoder = sum(parameter.numel() for parameter in network.parameters()) * 4  # bytes
     tiles_bytes = max(data.bytes_of(prepared.TRAIN_TILES), data.bytes_of(prepared.TEST_TILES))
     preflight(session.working, disk=4 << 30, memory=tiles_bytes + encoder * (1 + len(devices)) + (2 << 30))
-    embed = partial(
-        embed_tiles,
+    embed = Embedder(
         network,
         views=config.tta_views,
         batch_size=config.eval_batch_size,

@@ -52,60 +52,69 @@ class Features:
     test: np.ndarray
 
 
-def embed_tiles(
-    network: Classifier,
-    tiles: np.ndarray,
-    *,
-    views: int,
-    batch_size: int,
-    devices: Sequence[torch.device],
-    precision: str,
-) -> np.ndarray:
-    """Compute the mean feature vector over the views of each tile, on all devices in parallel.
+class Embedder:
+    """A frozen encoder on all devices, which work in parallel."""
 
-    Args:
-        network: on the CPU.
-        tiles: (N, 96, 96, 3) uint8.
-        views: 1, 4 or 8.
-        batch_size: tiles per forward pass; halved when the memory does not suffice.
-        devices: of one kind.
-        precision: as in Config; the mean is computed in float32.
+    def __init__(
+        self,
+        network: Classifier,
+        *,
+        views: int,
+        batch_size: int,
+        devices: Sequence[torch.device],
+        precision: str,
+    ) -> None:
+        """Copy the encoder to every device.
 
-    Returns:
-        (N, C) float32.
+        Args:
+            network: on the CPU.
+            views: 1, 4 or 8.
+            batch_size: tiles per forward pass; halved when the memory does not suffice.
+            devices: of one kind.
+            precision: as in Config; the mean is computed in float32.
+        """
+        self.views, self.batch_size, self.precision = views, batch_size, precision
+        self.replicas = {device: deepcopy(network).to(device).eval() for device in dict.fromkeys(devices)}
 
-    Raises:
-        FeaturesError: a value is not finite: float16 overflowed.
-        PredictionError: the memory does not suffice for one tile.
-    """
-    distinct = list(dict.fromkeys(devices))
-    shares = np.array_split(np.arange(len(tiles)), len(distinct))
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        """The mean feature vector over the views of each tile.
 
-    def embed(device: torch.device, rows: np.ndarray) -> np.ndarray:
-        replica = deepcopy(network).to(device).eval()
-        kind = choose_precision(precision, device)
+        Args:
+            tiles: (N, 96, 96, 3) uint8.
 
-        def mean_vectors(batch: torch.Tensor) -> torch.Tensor:
-            """(B, C) float32 in host memory."""
-            images = replica.resize(replica.normalise_stain(as_images(batch)))
-            total = torch.zeros(())
-            for view in range(views):
-                with autocast(device, kind):
-                    vectors = replica.embed(transform(images, view)).float()  # (B, C)
-                total = vectors if view == 0 else total + vectors
-            return (total / views).cpu()
+        Returns:
+            (N, C) float32.
 
-        parts = compute_in_batches(mean_vectors, tiles, rows, batch_size=batch_size, device=device)
-        return torch.cat(parts).numpy() if parts else np.empty((0, 0), dtype=np.float32)
+        Raises:
+            FeaturesError: a value is not finite: float16 overflowed.
+            PredictionError: the memory does not suffice for one tile.
+        """
+        shares = np.array_split(np.arange(len(tiles)), len(self.replicas))
 
-    with ThreadPoolExecutor(max_workers=len(distinct)) as pool:
-        features = np.concatenate([part for part in pool.map(embed, distinct, shares) if len(part)])
-    if bad := int((~np.isfinite(features)).sum()):
-        raise FeaturesError(
-            f"{bad:,} of {features.size:,} features are not finite: float16 overflowed; "
-            "use --set precision=float32"
-        )
-    return features
+        def embed(device: torch.device, rows: np.ndarray) -> np.ndarray:
+            replica, kind = self.replicas[device], choose_precision(self.precision, device)
+
+            def mean_vectors(batch: torch.Tensor) -> torch.Tensor:
+                """(B, C) float32 in host memory."""
+                images = replica.resize(replica.normalise_stain(as_images(batch)))
+                total = torch.zeros(())
+                for view in range(self.views):
+                    with autocast(device, kind):
+                        vectors = replica.embed(transform(images, view)).float()  # (B, C)
+                    total = vectors if view == 0 else total + vectors
+                return (total / self.views).cpu()
+
+            parts = compute_in_batches(mean_vectors, tiles, rows, batch_size=self.batch_size, device=device)
+            return torch.cat(parts).numpy() if parts else np.empty((0, 0), dtype=np.float32)
+
+        with ThreadPoolExecutor(max_workers=len(self.replicas)) as pool:
+            features = np.concatenate([part for part in pool.map(embed, self.replicas, shares) if len(part)])
+        if bad := int((~np.isfinite(features)).sum()):
+            raise FeaturesError(
+                f"{bad:,} of {features.size:,} features are not finite: float16 overflowed; "
+                "use --set precision=float32"
+            )
+        return features
 
 
 def write_features(

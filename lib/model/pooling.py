@@ -56,8 +56,8 @@ def reset_head(head: nn.Module) -> None:
 def pre_logits(backbone: nn.Module, vectors: torch.Tensor, *, tokens: bool = False) -> torch.Tensor:
     """Apply the layers that a backbone has between its own pooling and its logit.
 
-    ConvNeXt has a layer norm there, MobileNetV3 a convolution, EVA-02 a layer norm. timm's `forward_head` gets
-    a map in which every cell, or token, is the vector: whichever way it pools them, it gets the vector.
+    ConvNeXt has a layer norm there, MobileNetV3 a convolution, EVA-02 a layer norm. timm's `forward_head`
+    gets a map in which every cell, or token, is the vector: however it pools them, it gets the vector.
 
     Args:
         backbone: a timm network without an attention pooling of its own.

@@ -17,7 +17,7 @@ def select_algorithms(device: torch.device, *, deterministic: bool) -> Iterator[
     Args:
         device: on a GPU without `deterministic`, cuDNN times its algorithms for each new shape, and keeps
             the fastest (`torch.backends.cudnn.benchmark`).
-        deterministic: the same machine and versions give the same bits. An operation that has no deterministic
+        deterministic: the same machine and versions give the same bits. An operation without such an
             algorithm raises a RuntimeError, which names it. cuBLAS reads its variable when it starts: enter
             this before the first computation on a GPU.
     """

@@ -28,17 +28,15 @@ class WeightAverage(ModelEmaV3):  # type: ignore[misc]
         was_applied = (applied > self._last).float()  # 0 or 1; no transfer to the host
         weight = was_applied * (1 - torch.clamp((1 + applied) / (10 + applied), max=self.decay))
         self._last = applied
-        averages, values = [], []
-        for average, value in zip(
-            self.module.state_dict().values(), network.state_dict().values(), strict=True
-        ):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
-            else:
-                average.copy_(value)
-        # average += weight * (value - average), all tensors in one launch
-        torch._foreach_lerp_(averages, values, [weight.to(average.dtype) for average in averages])
+        pairs = list(zip(self.module.state_dict().values(), network.state_dict().values(), strict=True))
+        averages, values = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
+        # average += weight * (value - average), in a few launches: foreach has a fast path for
+        # a weight on the device in `mul`, but not in `lerp`. The changes take as much memory as the weights.
+        changes = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(changes, weight)
+        torch._foreach_add_(averages, changes)
+        if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:
+            torch._foreach_copy_(*zip(*counts, strict=True))
 
     def resume(self, step: OptimizerStep) -> None:
         """Continue after an interruption: the loaded average already holds all steps that `step` counts."""

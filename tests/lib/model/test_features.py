@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,15 @@ from lib.data.tiff import decode_tile
 from lib.image.dihedral import transform
 from lib.image.stain import normalise_stains
 from lib.model import features as module
-from lib.model.features import FeaturesError, embed_tiles, feature_plan, publish_features, write_features
-from lib.model.network import build_network
+from lib.model.features import Embedder, FeaturesError, feature_plan, publish_features, write_features
+from lib.model.network import Classifier, build_network
 
 CPU = torch.device("cpu")
 CONFIG = Config(backbone="test_vit", input_size=64, train_mode="linear_probe", num_members=1)
+
+
+def embed_tiles(network: Classifier, tiles: np.ndarray, **options: Any) -> np.ndarray:
+    return Embedder(network, **options)(tiles)
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
@@ -65,6 +70,19 @@ def test_the_head_of_the_mean_is_the_mean_of_the_heads(random_tiles: Callable[..
     ]
     each = np.mean([embed(some, views=1) @ weight for some in turned], axis=0)
     np.testing.assert_allclose(embed(tiles, views=8) @ weight, each, rtol=1e-4, atol=1e-4)
+
+
+def test_the_encoder_is_copied_once_for_all_blocks(
+    random_tiles: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copies: list[object] = []
+    real = module.deepcopy
+    monkeypatch.setattr(module, "deepcopy", lambda network: (copies.append(network), real(network))[1])
+    monkeypatch.setattr(module, "_BLOCK", 2)
+    network = build_network(CONFIG)
+    embed = Embedder(network, views=1, batch_size=2, devices=[CPU], precision="float32")
+    write_features(tmp_path / "x.npy", random_tiles(5), plan="p", embed=embed)
+    assert copies == [network]
 
 
 def test_an_embedding_without_enough_memory_goes_on_with_smaller_batches(

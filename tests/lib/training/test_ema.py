@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.config import Config
 from lib.training.ema import WeightAverage
@@ -94,3 +96,31 @@ def test_the_first_weights_are_soon_forgotten() -> None:
         step(losses(learner, number))
         average.update_after(learner, step)
     assert (average.module[0].weight - learner[0].weight).abs().max() < 1.0  # type: ignore[operator]
+
+
+class _Calls(TorchDispatchMode):
+    """The names of the operations that torch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_deeper_network_needs_no_more_operations() -> None:
+    """On a GPU each is a launch; `lerp` with a weight on the device has one for each tensor."""
+    counts = []
+    for depth in (1, 5):
+        layers = [layer for _ in range(depth) for layer in (nn.Linear(4, 4), nn.BatchNorm1d(4))]
+        learner = nn.Sequential(*layers, nn.Linear(4, 1))
+        step, average = step_of(learner), WeightAverage(learner, decay=0.9)
+        step(losses(learner, 1))
+        with _Calls() as calls:
+            average.update_after(learner, step)
+        work = [name for name in calls.names if "detach" not in name]  # a view, by state_dict()
+        assert not any("lerp" in name for name in work)
+        counts.append(len(work))
+    assert counts[0] == counts[1] < 25
