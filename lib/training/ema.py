@@ -36,7 +36,8 @@ class WeightAverage(ModelEmaV3):  # type: ignore[misc]
         torch._foreach_mul_(changes, weight)
         torch._foreach_add_(averages, changes)
         if counts := [pair for pair in pairs if not pair[0].is_floating_point()]:
-            torch._foreach_copy_(*zip(*counts, strict=True))
+            targets, sources = zip(*counts, strict=True)
+            torch._foreach_copy_(targets, sources)
 
     def resume(self, step: OptimizerStep) -> None:
         """Continue after an interruption: the loaded average already holds all steps that `step` counts."""
