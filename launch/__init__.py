@@ -1,4 +1,4 @@
-"""Everything that runs on the machine of the user. Never imported by `lib`."""
+"""The part that runs on the user's machine: command line, campaign, packaging, emulator."""
 
 from pathlib import Path
 
