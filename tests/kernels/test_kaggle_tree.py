@@ -1,8 +1,8 @@
 """The built scripts on Kaggle's own paths, from prepare to a submission, in a mount namespace.
 
 A session on Kaggle requires all 220,025 tiles and a GPU, so HCD_PLACE declares these runs a rehearsal.
-Nothing else is set: the scripts must find their inputs themselves. One run sets nothing: it must act as a real
-session.
+Nothing else is set: the scripts must find their inputs themselves. One run sets nothing: it must act as a
+real session.
 """
 
 import os
@@ -21,7 +21,8 @@ from launch.packaging.builder import Built
 from lib.runtime.inputs import ADDED_BY_KAGGLE
 
 # Arguments: the new root; the folder with src and working; pairs of a folder and its place under
-# /kaggle/input; `--`; the command. All of it is gone with the process: mounts made here are seen by nobody else.
+# /kaggle/input; `--`; the command. All of it is gone with the process: mounts made here are seen by nobody
+# else.
 _ENTER = r"""
 set -e
 root=$1 own=$2

@@ -17,7 +17,7 @@ _TILES = Path(__file__).resolve().parents[2].parent / "shared" / "tiles"
 
 @pytest.fixture(scope="session")
 def real_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """480 labelled and 120 unlabelled tiles of the competition, bit for bit, in its layout. Not to be changed."""
+    """480 labelled and 120 unlabelled tiles of the competition, bit for bit. Not to be changed."""
     if not _TILES.is_dir():
         pytest.skip(f"../shared/tiles is absent: no real tiles at {_TILES}")
     folder = tmp_path_factory.mktemp("real") / "competition"
@@ -31,7 +31,7 @@ def real_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tissue(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Twelve files of the competition's training tiles: real ones where there are some, drawn ones elsewhere."""
+    """Twelve files of training tiles: real ones where there are some, synthetic ones elsewhere."""
     folder = tmp_path_factory.mktemp("tissue") / "competition"
     if _TILES.is_dir():
         command = [sys.executable, str(_TILES / "unpack.py"), str(folder), "--pack", "exact", "--limit", "20"]

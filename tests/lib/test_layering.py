@@ -207,7 +207,8 @@ def test_importing_lib_has_no_effect() -> None:
     ]  # the cells of a notebook
     code = f"""
 import importlib, logging, os, random, sys, threading, warnings
-import cv2, matplotlib, numpy, pandas, safetensors.torch, scipy.special, sklearn.cluster, sklearn.metrics, timm, torch
+import cv2, matplotlib, numpy, pandas, safetensors.torch, timm, torch
+import scipy.special, sklearn.cluster, sklearn.metrics
 
 def state():
     return {{
@@ -220,7 +221,8 @@ def state():
         "logging": (list(logging.getLogger().handlers), logging.getLogger().level),
         "warnings": list(warnings.filters),
         "threads": (torch.get_num_threads(), threading.active_count()),
-        "types": (torch.get_default_dtype(), torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()),
+        "types": (torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()),
+        "cudnn": torch.backends.cudnn.benchmark,
         "cuda": torch.cuda.is_initialized(),
         "figures": dict(matplotlib.rcParams),
         "files": sorted(os.listdir()),
