@@ -389,7 +389,9 @@ def test_a_lost_loss_leaves_what_was_there(
     before = left_in(folder)
     backbone = build_network(CONFIG).backbone
     tensors = {name: tensor.clone().contiguous() for name, tensor in backbone.state_dict().items()}
-    tensors["conv1.0.weight" if "conv1.0.weight" in tensors else "conv1.weight"].fill_(float("nan"))
+    tensors["conv1.0.weight" if "conv1.0.weight" in tensors else "conv1.weight"].fill_(
+        3e38
+    )  # finite: its outputs are not
     save_file(tensors, tmp_path / "poisoned.safetensors")
     poisoned = dataclasses.replace(task, weights={"file": tmp_path / "poisoned.safetensors"})
 

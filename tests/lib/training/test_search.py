@@ -262,6 +262,7 @@ def _cut_to_three_steps(budget: Any, step: Any, *, prediction_batches: float, st
         step.shorten(3 - step.applied)
 
 
+LEARNING_RATES = {"learning_rate": {"low": 1e-3, "high": 3e-1, "scale": "log"}}  # all of them learn
 RATES = {"learning_rate": {"low": 1e-7, "high": 1e-2, "scale": "log"}}  # the lowest learn nothing
 
 
@@ -279,10 +280,19 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return trained
 
 
+def _noisy(template: FoldTask) -> FoldTask:
+    """The same fold with a third of its labels wrong, so that trials differ in what they score."""
+    flipped = np.random.default_rng(0).random(len(template.index)) < 1 / 3
+    index = template.index.assign(
+        label=np.where(flipped, 1 - template.index["label"], template.index["label"])
+    )
+    return module.replace(template, index=index)
+
+
 def _hyperband(search: Any, template: FoldTask, **options: Any) -> SearchResult:
-    longer = module.replace(template, config=module.replace(template.config, epochs=4))
+    longer = module.replace(_noisy(template), config=module.replace(template.config, epochs=4))
     result: SearchResult = search(
-        method="hyperband", space=RATES, trials=6, first_epochs=1, template=longer, **options
+        method="hyperband", space=LEARNING_RATES, trials=6, first_epochs=1, template=longer, **options
     )
     return result
 
@@ -308,7 +318,7 @@ def test_hyperband_resumes_the_trials_it_promotes_and_prunes_the_others(
     )
     place = tmp_path / "whole"
     place.mkdir()
-    task = module.replace(template, config=config)
+    task = module.replace(_noisy(template), config=config)
     assert train_fold(task, folder=place, devices=[CPU], invalidate_record=lambda: None)
     table = pd.read_csv(place / "oof-0-member-0.csv")
     assert auc(table["label"], probability(table["logit"].to_numpy())) == best.auc
