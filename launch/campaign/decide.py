@@ -174,12 +174,14 @@ class Wait:
         message: logged when the wait begins.
         status: shown in the table.
         active: the open push was seen queued or running.
+        note: why the request of the open push got no usable response.
     """
 
     subject: str = ""
     message: str = ""
     status: str = ""
     active: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,14 +342,19 @@ def _confirm(push: Push, observation: Observation, now: Elapsed, timeouts: Timeo
         return Observe("source")
     if observation.source.carries_push_id:
         return ConfirmPush(version=observation.source.version)
-    if now.waiting_for(PROOF) < timeouts.settle:
-        return Wait(subject=PROOF, status=SENT_STATUS)  # the source that Kaggle shows lags behind
+    # The source that Kaggle shows lags behind. Each repetition waits twice as long as the one before.
+    if now.waiting_for(PROOF) < timeouts.settle * 2 ** max(push.sends - 1, 0):
+        return Wait(subject=PROOF, status=SENT_STATUS)
     if (decision := _read_status(observation, now, timeouts)) is not None:
         return decision
     status = observation.status
     assert status is not None
     if status.name in ACTIVE:
         return _foreign_run(status, now, timeouts)
+    if push.sends >= timeouts.sends:
+        note = f"the push was sent {push.sends} times and never arrived: {push.note or 'no response'}"
+        failure = f"{note}. Fix the cause and {RERUN}: it pushes again"
+        return End(state=FAILED, note=note, message=failure, failure=failure)
     return SendPush(message="the push did not happen; sending it again")
 
 
@@ -531,9 +538,8 @@ def _after_push(
         message = f"{error}; waiting for that version to end, then pushing again"
         return NoteDropped(version=error.version, note=str(error), message=message)
     if isinstance(error, NoResponseError):
-        return Wait(
-            message=f"{error}; checking whether the push happened before sending it again", status=SENT_STATUS
-        )
+        message = f"{error}; checking whether the push happened before sending it again"
+        return Wait(message=message, status=SENT_STATUS, note=str(error))
     if isinstance(error, CredentialsError):
         return NoteRefusal(note="Kaggle did not accept the credentials", error=error)
     failure = f"{error}. Fix the cause and {RERUN}: it pushes again"

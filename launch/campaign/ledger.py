@@ -48,7 +48,8 @@ class Push:
         version: Kaggle's number of it.
         url: of its page.
         active: it was seen queued or running, so a later status belongs to it and not to an earlier push.
-        note: why it is in its state.
+        note: why it is in its state; of an intended push, why its last request got no usable response.
+        sends: how many requests were sent for it.
     """
 
     push_id: str
@@ -63,6 +64,7 @@ class Push:
     url: str = ""
     active: bool = False
     note: str = ""
+    sends: int = 0
 
 
 @dataclass(kw_only=True)

@@ -293,7 +293,10 @@ class Campaign:
                 if message:
                     state.timers.stop(slug, PROOF)
                     logger.info("%s: %s", slug, message)
-                push = push or self._pusher.intend(kernel, entry)
+                if push is None:
+                    push = self._pusher.intend(kernel, entry)
+                else:
+                    state.send_again(push)
                 return replace(observation, reply=self._pusher.send(kernel, push))
             case ConfirmPush() if push is not None:
                 decision = replace(decision, url=decision.url or self._pusher.url_of(kernel))
@@ -380,6 +383,8 @@ class Campaign:
 
     def _wait(self, kernel: Kernel, entry: KernelEntry, decision: Wait) -> None:
         slug, timers, push = kernel.slug, self.state.timers, entry.open
+        if decision.note and push is not None:
+            push.note = decision.note
         if decision.active and push is not None and not push.active:
             push.active = True
             self.state.ledger.save()

@@ -224,8 +224,14 @@ class CampaignState:
             push_id = f"{self.ledger.id}.{kernel.slug}.{len(entry.pushes) + 1}"
             push = Push(push_id=push_id, bundle_id=bundle, identity=identity, limit=limit, intended_at=now)
             entry.pushes.append(push)
+        push.sends = 1
         self.ledger.save()
         return push
+
+    def send_again(self, push: Push) -> None:
+        """Count a repeated request of a push, before it is sent."""
+        push.sends += 1
+        self.ledger.save()
 
     def record(self, push: Push, decision: ConfirmPush | NoteRefusal | NoteDropped | End) -> None:
         """Change a push by a decision, and save the ledger."""

@@ -29,6 +29,7 @@ class Timeouts:
         status_timeout: how long a status may be one that this code does not know.
         outage_timeout: how long the service may be unreachable.
         pushes: how often an unfinished kernel is pushed before a person must fix the cause.
+        sends: how many requests are sent for one push, each after twice the wait of the one before.
         dataset_timeout: until an uploaded dataset must be ready.
         uploads: how often a dataset that Kaggle failed to process is uploaded.
         score_poll: between two requests for the list of submissions.
@@ -49,6 +50,7 @@ class Timeouts:
     status_timeout: float = 900.0
     outage_timeout: float = 3600.0
     pushes: int = 3
+    sends: int = 5
     dataset_timeout: float = 1800.0
     uploads: int = 2
     score_poll: float = 10.0

@@ -12,8 +12,8 @@ kinds.
 | any API method | reset-after | takes effect, sends half of the answer, resets the connection |
 | | html-after | takes effect and answers with an HTML page |
 | | empty | answers `{}`; the request takes no effect |
-| any API method; output, log | timeout | waits, then resets; a method takes effect; value: seconds, default 1
-| | any API method; upload, output, log | html | answers with an HTML page; the request takes no effect |
+| any API method; output, log | timeout | waits, then resets; a method takes effect; value: seconds (1) |
+| any API method; upload, output, log | html | answers with an HTML page; the request takes no effect |
 | SaveKernel | capacity, empty-kernel | refuses, as if all sessions were in use |
 | | quota | refuses, as if the weekly GPU quota were used up |
 | | drop-sources | makes a version without any of its sources and names them in the answer |

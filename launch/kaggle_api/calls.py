@@ -158,8 +158,9 @@ def translate(
     if isinstance(error, ValueError) and "Upload unsuccessful" in str(error):  # kaggle 2.2.5
         return NoResponseError(f"could not {action}: {clean(str(error), secrets)}")
     if isinstance(error, DECODING_ERRORS) and not isinstance(error, OSError):
-        name = type(error).__name__
-        return NoResponseError(f"Kaggle's response to the request to {action} cannot be read ({name})")
+        # An error of the client before the request, such as a wrong value in the metadata, looks the same.
+        detail = clean(f"{type(error).__name__}: {error}", secrets)[:200]
+        return NoResponseError(f"Kaggle's response to the request to {action} cannot be read ({detail})")
     return NoResponseError(f"no response from Kaggle to the request to {action} ({type(error).__name__})")
 
 

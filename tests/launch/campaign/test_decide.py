@@ -144,6 +144,10 @@ TABLE = [
     ("the status is observed", SENT, Observation(source=NEVER), waited(proof=LATER), Observe("status")),
     ("it did not happen", SENT, seen(ABSENT, source=NEVER), waited(proof=LATER),
      (SendPush, "did not happen")),
+    ("sent twice, it waits longer", entry(push(INTENDED, sends=2)), seen(ABSENT, source=NEVER),
+     waited(proof=1.5 * TIMEOUTS.settle), (Wait, PROOF, "")),
+    ("sent too often", entry(push(INTENDED, sends=5, note="HTTP 500")), seen(ABSENT, source=NEVER),
+     waited(proof=40 * TIMEOUTS.settle), (End, FAILED, "sent 5 times and never arrived: HTTP 500")),
     ("another run is active", SENT, seen(RUNNING, source=NEVER), waited(proof=LATER),
      (Wait, FOREIGN_RUN, "waiting")),
     # an open push

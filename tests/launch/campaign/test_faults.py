@@ -85,6 +85,10 @@ STOPS = {
     "401": ([Fault("GetKernelSessionStatus", "401", nth=3, times=0)], "API token"),
     "401 at the push": ([Fault("SaveKernel", "401", slug="fold-0", times=0)], "API token"),
     "push refused for good": ([Fault("SaveKernel", "403", slug="fold-0", times=0)], "HTTP 403"),
+    "push answered 500 for ever":
+        ([Fault("SaveKernel", "500", slug="fold-0", times=0)], "sent 5 times and never arrived"),
+    "push answered emptily for ever":
+        ([Fault("SaveKernel", "empty", slug="fold-0", times=0)], "sent 5 times and never arrived"),
     "push refused with a word":
         ([Fault("SaveKernel", "error", slug="fold-0", times=0, value="Phone needed")], "Phone needed"),
     "filed elsewhere": ([Fault("SaveKernel", "wrong-slug", slug="fold-0")], "Kaggle stored"),
