@@ -23,6 +23,7 @@ from launch.packaging.bundle import (
 from launch.packaging.metadata import (
     DATASET_METADATA,
     METADATA,
+    check_kernel_metadata,
     dataset_metadata,
     kernel_metadata,
     owner_of,
@@ -208,6 +209,7 @@ def build(
             kernel.slug: source.write_kernel(kernel, temporary / "kernels" / kernel.slug)
             for kernel in kernels
         }
+        _require_valid_metadata(temporary / "kernels")
         _write_dataset(
             temporary / "dataset", source.files, bundle=source.bundle, owner=source.owner, root=root
         )
@@ -219,6 +221,21 @@ def build(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Built(out, source, tuple(kernels), sizes)
+
+
+def _require_valid_metadata(folder: Path) -> None:
+    """Check the metadata of every kernel that was written, before anything is pushed.
+
+    Raises:
+        LaunchError: the client or the service would refuse or silently change some; every problem is listed.
+    """
+    problems = []
+    for kernel in sorted(folder.iterdir()):
+        metadata = json.loads((kernel / METADATA).read_text(encoding="utf-8"))
+        problems += [f"{kernel.name}: {problem}" for problem in check_kernel_metadata(metadata, kernel)]
+    if problems:
+        remedy = f"Change the name of the experiment, {METADATA} in the root, or the attached datasets."
+        raise LaunchError(listed("Kaggle would not take these kernels:", problems, remedy=remedy))
 
 
 def _require_datasets(kernels: Sequence[Kernel]) -> None:

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from slugify import slugify
+from test_bundle import copied_tree
 
 from launch import ROOT
 from launch.errors import LaunchError
@@ -319,3 +321,45 @@ def test_a_file_of_weights_needs_a_dataset(tmp_path: Path) -> None:
     path.write_text(json.dumps({**changed, "dataset_sources": ["some-one/hcd-lib"]}))
     [problem] = check_build(built.out).problems
     assert fold.slug in problem and "mine.pth" in problem and "no dataset" in problem
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("a-name-that-is-far-too-long-for-a-title-on-kaggle", {}, "must be 5 to 50 plain characters"),
+    ("under_score", {}, "becomes the slug"),
+    ("mine", {"datasets": ("encoders",)}, "'encoders' is not owner/slug"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "problem"), REFUSED, ids=[row[2] for row in REFUSED])
+def test_a_build_that_kaggle_would_not_take_is_refused_and_the_earlier_one_stays(
+    name: str, options: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "dist"
+    before = build([load_experiment("smoke")], out=out, owner="me")
+    experiment = replace(load_experiment("smoke"), name=name)
+    with pytest.raises(LaunchError, match="Kaggle would not take these kernels") as refused:
+        build([experiment], out=out, owner="me", **options)
+    assert problem in str(refused.value) and "Change the name of the experiment" in str(refused.value)
+    assert {folder.name for folder in (out / "kernels").iterdir()} == {
+        kernel.slug for kernel in before.kernels
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("is_private", "yes", "is_private must be written out as true or false"),
+        ("keywords", "cancer", "keywords must be a list of texts"),
+        ("docker_image_pinning_type", "newest", "docker_image_pinning_type must be original or latest"),
+    ],
+)
+def test_values_of_the_root_that_the_client_would_refuse_stop_a_build(
+    key: str, value: str, problem: str, tmp_path: Path
+) -> None:
+    root = copied_tree(tmp_path / "tree")
+    metadata = json.loads((root / "kernel-metadata.json").read_text()) | {key: value}
+    (root / "kernel-metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(LaunchError) as refused:
+        build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
+    kernels = [line for line in str(refused.value).splitlines() if problem in line]
+    assert len(kernels) > 5 and not (tmp_path / "dist" / "kernels").exists()
