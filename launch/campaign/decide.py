@@ -141,6 +141,7 @@ class Observation:
         is_empty: Kaggle shows neither a run nor a source of the kernel.
         deletions: how often this process deleted the kernel because it was empty.
         may_reuse: an output of an earlier campaign has not been checked for reuse yet.
+        was_rerun: the user has run the command again since the open push was last seen queued or running.
     """
 
     has_resources: bool | None = None
@@ -153,6 +154,7 @@ class Observation:
     is_empty: bool | None = None
     deletions: int = 0
     may_reuse: bool = False
+    was_rerun: bool = False
 
 
 # --- what decide returns ------------------------------------------------------------------------------------
@@ -369,13 +371,7 @@ def _follow(push: Push, observation: Observation, now: Elapsed, timeouts: Timeou
     # The status may still be the one of the run before.
     is_recent = not push.active and now.since_push < timeouts.settle
     if status.name == ABSENT:
-        if now.waiting_for(NO_RUN) > timeouts.queue_timeout and not is_recent:
-            return Fail(
-                message=f"Kaggle shows no run of it ({status.message}) for "
-                f"{describe_seconds(timeouts.queue_timeout)}. "
-                f"Open {push.url}, run it there or delete it, and {RERUN}"
-            )
-        return Wait(subject="" if is_recent else NO_RUN, status="pushed, no run yet")
+        return _no_run(push, status, observation, now, timeouts, is_recent=is_recent)
     if status.name == COMPLETE:
         return _complete(push, observation, now, timeouts, is_recent=is_recent)
     if status.name in (ERROR, CANCELLED):
@@ -420,6 +416,33 @@ def _active(push: Push, status: RunStatus, now: Elapsed, timeouts: Timeouts) -> 
             f"{RERUN}"
         )
     return Wait(subject=subject, status=status.name.lower().replace("_", " "), active=True)
+
+
+def _no_run(
+    push: Push,
+    status: RunStatus,
+    observation: Observation,
+    now: Elapsed,
+    timeouts: Timeouts,
+    *,
+    is_recent: bool,
+) -> Decision:
+    """A push that happened and of which Kaggle shows no run: not begun yet, or the kernel was deleted."""
+    waited = now.waiting_for(NO_RUN)
+    if waited > 2 * timeouts.settle and not is_recent:
+        if observation.source is None:
+            return Observe("source")
+        if not observation.source.carries_push_id:
+            note = "the kernel was deleted on Kaggle, or another version replaced it"
+            failure = f"{note}. {RERUN.capitalize()} to push it again"
+            return End(state=FAILED, note=note, message=failure, failure=failure)
+    if waited > timeouts.queue_timeout and not is_recent:
+        return Fail(
+            message=f"Kaggle shows no run of it ({status.message}) for "
+            f"{describe_seconds(timeouts.queue_timeout)}. "
+            f"Open {push.url}, run it there or delete it, and {RERUN}"
+        )
+    return Wait(subject="" if is_recent else NO_RUN, status="pushed, no run yet")
 
 
 def _complete(
@@ -472,10 +495,25 @@ def _ended(
     if is_recent and push.push_id not in output.listing.log:
         return Wait()  # this may be the run before
     lines = output.listing.log.strip().splitlines()
-    return judge_end(push, status, lines, ran=now.since_push, log_path=output.log_path)
+    return judge_end(
+        push,
+        status,
+        lines,
+        ran=now.since_push,
+        log_path=output.log_path,
+        was_rerun=observation.was_rerun,
+    )
 
 
-def judge_end(push: Push, status: RunStatus, log: Sequence[str], *, ran: float, log_path: Path) -> End:
+def judge_end(
+    push: Push,
+    status: RunStatus,
+    log: Sequence[str],
+    *,
+    ran: float,
+    log_path: Path,
+    was_rerun: bool = False,
+) -> End:
     """How a push ended that left no output, and whether another push could do better.
 
     Args:
@@ -484,6 +522,7 @@ def judge_end(push: Push, status: RunStatus, log: Sequence[str], *, ran: float, 
         log: the lines of its log.
         ran: seconds since it was pushed.
         log_path: where the log is kept.
+        was_rerun: the user has run the command again since the run was cancelled.
     """
     if push.state == DROPPED:
         return _push_again(push.note)
@@ -495,7 +534,14 @@ def judge_end(push: Push, status: RunStatus, log: Sequence[str], *, ran: float, 
                 f"Make the experiment cheaper and {RERUN}"
             )
             return End(state=FAILED, note=LIMIT_NOTE, message=failure, failure=failure)
-        return _push_again(LIMIT_NOTE if at_limit else "the run was cancelled")
+        if at_limit:
+            return _push_again(LIMIT_NOTE)
+        note = "the run was cancelled on Kaggle"
+        if was_rerun:
+            return _push_again(note)
+        # A person cancelled it, so only a person starts it again.
+        failure = f"{note}, so it is not pushed again by itself. {RERUN.capitalize()} to push it again"
+        return End(state=FAILED, note=note, message=failure, failure=failure)
     if any(MISSING_INPUTS in line for line in log):
         return _push_again("Kaggle had not mounted the outputs it reads yet, or had mounted earlier ones")
     if any(line.startswith(("error: ", "Traceback")) or _TRACEBACK in line for line in log):

@@ -98,6 +98,7 @@ class Campaign:
         self._pusher = KernelPusher(kaggle, source, self.state, folder)
         self._monitor = RunMonitor(kaggle, folder)
         self._deletions: dict[str, int] = {}  # of empty kernels, by slug
+        self._followed: set[str] = set()  # slugs whose open push this process sent, or saw queued or running
 
     def _restart(self) -> None:
         """Update the ledger for a new run of the command: a person has seen the failures and continues."""
@@ -274,6 +275,7 @@ class Campaign:
         observation: Observation | None = Observation(
             deletions=self._deletions.get(kernel.slug, 0),
             may_reuse=self._reuse.is_possible(kernel, entry),
+            was_rerun=kernel.slug not in self._followed,
         )
         while observation is not None:
             decision = decide(entry, observation, self.state.elapsed(kernel), self._timeouts)
@@ -293,6 +295,7 @@ class Campaign:
                 if message:
                     state.timers.stop(slug, PROOF)
                     logger.info("%s: %s", slug, message)
+                self._followed.add(slug)
                 if push is None:
                     push = self._pusher.intend(kernel, entry)
                 else:
@@ -383,6 +386,8 @@ class Campaign:
 
     def _wait(self, kernel: Kernel, entry: KernelEntry, decision: Wait) -> None:
         slug, timers, push = kernel.slug, self.state.timers, entry.open
+        if decision.active:
+            self._followed.add(slug)
         if decision.note and push is not None:
             push.note = decision.note
         if decision.active and push is not None and not push.active:

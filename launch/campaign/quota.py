@@ -166,7 +166,10 @@ class Capacity:
             timers.restart(machine, _HOLD)
             timers.waited(machine, SESSION)
             if not decision.failure:
-                message = f"{decision.note} Waiting until another session of your account ends"
+                message = (
+                    f"{decision.note} Waiting until another session of your account ends. A cancelled run "
+                    "can hold its session until its kernel is deleted (kaggle kernels delete OWNER/SLUG)"
+                )
                 timers.log_once(machine, SESSION, message)
         elif decision.lacks == QUOTA:
             self.read_quota()

@@ -164,7 +164,11 @@ TABLE = [
     ("no run just after a push", OPEN, seen(ABSENT), Elapsed(), Wait(status="pushed, no run yet")),
     ("no run", OPEN, seen(ABSENT), SETTLED, (Wait, NO_RUN, "")),
     ("an active run was deleted", ACTIVE, seen(ABSENT), Elapsed(), (Wait, NO_RUN, "")),
-    ("no run for too long", OPEN, seen(ABSENT), waited(no_run=LATER), (Fail, "Open https://k")),
+    ("no run: its source is observed", OPEN, seen(ABSENT), waited(no_run=LATER), Observe("source")),
+    ("no run for too long", OPEN, seen(ABSENT, source=Source(carries_push_id=True)), waited(no_run=LATER),
+     (Fail, "Open https://k")),
+    ("the kernel was deleted", ACTIVE, seen(ABSENT, source=NEVER), waited(no_run=3 * TIMEOUTS.settle),
+     (End, FAILED, "deleted on Kaggle")),
     # a complete run
     ("its output is listed", OPEN, seen(COMPLETE), SETTLED, Observe("output")),
     ("pushed without inputs, recent", LACKING, seen(COMPLETE), Elapsed(), Wait()),
@@ -195,7 +199,9 @@ TABLE = [
     ("the run before", OPEN, seen(ERROR, output=listed("push id.0")), Elapsed(), Wait()),
     ("this run, recent", OPEN, seen(ERROR, output=listed("push id.1")), Elapsed(),
      (End, UNFINISHED, "Kaggle says ERROR")),
-    ("this run", ACTIVE, seen(CANCELLED, output=listed()), Elapsed(), (End, UNFINISHED, "was cancelled")),
+    ("this run", ACTIVE, seen(CANCELLED, output=listed()), Elapsed(), (End, FAILED, "was cancelled")),
+    ("cancelled before the command was run again", ACTIVE, seen(CANCELLED, output=listed(), was_rerun=True),
+     Elapsed(), (End, UNFINISHED, "was cancelled")),
     # the reply to a push
     ("accepted", SENT, Observation(reply=PushReply(version=2, url="u")), SETTLED,
      ConfirmPush(version=2, url="u")),
@@ -274,7 +280,7 @@ def test_a_push_without_its_inputs_is_repeated_however_it_ended():
 @pytest.mark.parametrize(
     ("ran", "limit", "state", "note"),
     [
-        (0.89 * HOUR, HOUR, UNFINISHED, "the run was cancelled"),
+        (0.89 * HOUR, HOUR, FAILED, "the run was cancelled on Kaggle"),  # only a person starts it again
         (0.91 * HOUR, HOUR, UNFINISHED, LIMIT_NOTE),  # the next one is given more time
         (0.91 * LONGEST_SESSION, LONGEST_SESSION, FAILED, LIMIT_NOTE),  # there is no longer session
     ],

@@ -65,14 +65,12 @@ FINISHES = {
     "submissions list 503": [Fault("ListSubmissions", "503", times=2)],
     "token not introspected at first": [Fault("IntrospectToken", "503", times=2)],
     "sources dropped once": [Fault("SaveKernel", "drop-sources", slug="fold-0")],
-    "cancelled once": [Fault("session", "cancelled", slug="fold-1")],
     "inputs not mounted yet": [Fault("session", "no-mount", slug="fold-1")],
     "ended without output once": [Fault("session", "no-output", slug="fold-1")],
 }  # fmt: skip
 # After these a push or an upload is repeated, as it should be.
 AGAIN = {
     "sources dropped once",
-    "cancelled once",
     "inputs not mounted yet",
     "ended without output once",
     "dataset failed once",
@@ -100,7 +98,8 @@ STOPS = {
     "running endlessly": ([Fault("session", "endless", slug="fold-0")], "RUNNING"),
     "kernel ERROR": ([Fault("session", "error", slug="fold-0", times=0)], "fold-0"),
     "inputs never mounted": ([Fault("session", "no-mount", slug="fold-0", times=0)], "had not mounted"),
-    "cancelled every time": ([Fault("session", "cancelled", slug="fold-0", times=0)], "did not finish"),
+    "cancelled by a person":
+        ([Fault("session", "cancelled", slug="fold-0", times=0)], "the run was cancelled on Kaggle"),
     "no output every time": ([Fault("session", "no-output", slug="fold-0", times=0)], "did not finish"),
     "listing short for ever":
         ([Fault("ListKernelSessionOutput", "missing", slug="fold-0", times=0, value="oof")], "without"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -50,6 +51,26 @@ def test_one_fold_first_then_all_of_them(world):
     assert sum("inference" in slug for slug in pushes) == 2  # averages more folds now
     assert [method for method, _ in kaggle.changes()].count("CreateSubmission") == 2
     assert len({entry.sha256 for entry in kaggle.ledger.submissions}) == 2
+
+
+def test_a_kernel_that_was_deleted_on_kaggle_is_reported_and_pushed_again_on_request(world):
+    kaggle = world(Fault("session", "endless", slug="fold-0"))
+
+    def delete(method: str, slug: str) -> None:
+        if method == "SaveKernel" and "fold-0" in slug:
+            kaggle.kaggle.account.after_change = lambda *change: None
+            threading.Timer(1.0, kaggle.kaggle.kernels.delete, [{"kernelSlug": slug}]).start()
+
+    kaggle.kaggle.account.after_change = delete
+    ended = kaggle.run()
+    assert ended.code == 1, ended
+    assert (
+        "the kernel was deleted on Kaggle" in ended.err and "Rerun the command to push it again" in ended.err
+    )
+    again = kaggle.run()
+    assert again.code == 0, again
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert [sum(f"fold-{fold}" in slug for slug in pushes) for fold in range(3)] == [2, 1, 1]
 
 
 def test_two_campaigns_started_together_are_kept_apart(world):

@@ -79,7 +79,7 @@ def test_a_campaign_whose_clock_is_set_pushes_nothing_twice(world, preloaded, nt
 
 def test_the_end_of_a_run_that_was_never_seen_is_noticed_though_the_clock_was_set_back(world, preloaded):
     """The age of a push decides whether an end may be that of the run before: this wait ends, too."""
-    kaggle = world(Fault("session", "cancelled", "hcd-prepare"))
+    kaggle = world(Fault("session", "no-output", "hcd-prepare"))
 
     def set_back() -> None:
         (kaggle.folder / "clock").write_text(str(-DAY))
