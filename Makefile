@@ -8,6 +8,7 @@ RUN := $(VENV)/bin/python
 
 env: $(READY)
 
+# The checkout itself is not installed here: a kernel of a rehearsal must not be able to import it.
 # uv installs the pinned set several times faster than pip; it comes from the registry like everything else. What is downloaded
 # must hash to what the requirements say.
 $(READY): requirements-uv.txt requirements-dev.txt
@@ -15,7 +16,6 @@ $(READY): requirements-uv.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --require-hashes -r requirements-uv.txt
 	$(VENV)/bin/uv pip install --quiet --python $(RUN) --require-hashes -r requirements-dev.txt
-	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps --no-build-isolation -e .
 	touch $@
 
 # Without torch, for a machine that only builds, pushes and reports: .venv-light/bin/hcd build, check, doctor, run, report.

@@ -82,8 +82,8 @@ def test_what_is_installed_is_held_against_the_hashes():
     unpinned = [line for line in installs if "--require-hashes" not in line or "-r requirements" not in line]
     of_this_checkout = [line for line in unpinned if line.endswith("--no-deps --no-build-isolation -e .")]
     newest = [line for line in unpinned if "$(NEWEST_RUN) --upgrade" in line]
-    assert len(installs) == 10 and len(of_this_checkout) == 2
-    assert len(newest) == 1 and len(unpinned) == 3
+    assert len(installs) == 9 and len(of_this_checkout) == 1
+    assert len(newest) == 1 and len(unpinned) == 2
 
 
 def test_what_a_kernel_runs_on_has_the_versions_of_kaggles_image():
