@@ -73,7 +73,11 @@ def test_two_gpu_sessions_are_used_and_a_refused_push_waits(capacity, caplog):
     for _ in range(2):
         account.note_refusal(FOLDS[0], NO_SESSION)
     assert not account.has_session(FOLDS[0]) and account.has_session(PREPARE)
-    assert caplog.messages == ["all are taken. Waiting until another session of your account ends"]
+    [message] = caplog.messages
+    assert message.startswith(
+        "all are taken. Waiting until another session of your account ends. A cancelled run"
+    )
+    assert "until its kernel is deleted" in message
     account.note_accepted(FOLDS[0])
     assert account.has_session(FOLDS[0])
 
