@@ -499,7 +499,7 @@ MUTATIONS = (
     Mutation(
         "push-is-confirmed-before-a-retry",
         "launch/campaign/decide.py",
-        "if now.waiting_for(PROOF) < timeouts.settle:",
+        "if now.waiting_for(PROOF) < timeouts.settle * 2 ** max(push.sends - 1, 0):",
         "if False:",
         ("tests/launch/campaign/test_decide.py",),
     ),
