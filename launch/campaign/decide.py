@@ -432,6 +432,8 @@ def _no_run(
     if waited > 2 * timeouts.settle and not is_recent:
         if observation.source is None:
             return Observe("source")
+        if not observation.source.carries_push_id and push.state == DROPPED:
+            return _push_again(push.note)
         if not observation.source.carries_push_id:
             note = "the kernel was deleted on Kaggle, or another version replaced it"
             failure = f"{note}. {RERUN.capitalize()} to push it again"

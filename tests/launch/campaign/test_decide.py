@@ -167,6 +167,8 @@ TABLE = [
     ("no run: its source is observed", OPEN, seen(ABSENT), waited(no_run=LATER), Observe("source")),
     ("no run for too long", OPEN, seen(ABSENT, source=Source(carries_push_id=True)), waited(no_run=LATER),
      (Fail, "Open https://k")),
+    ("one pushed without inputs was deleted", LACKING, seen(ABSENT, source=NEVER),
+     waited(no_run=3 * TIMEOUTS.settle), (End, UNFINISHED, "lacks x")),
     ("the kernel was deleted", ACTIVE, seen(ABSENT, source=NEVER), waited(no_run=3 * TIMEOUTS.settle),
      (End, FAILED, "deleted on Kaggle")),
     # a complete run
