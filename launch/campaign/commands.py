@@ -243,7 +243,6 @@ def _continued(spec: CampaignSpec, ledger: Ledger | None, folder: Path) -> Campa
 
 
 # --- single steps
-# ----------------------------------------------------------------------------------------------------
 
 
 def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:

@@ -43,7 +43,7 @@ class Push:
         limit: seconds after which Kaggle ends it.
         state: intended (the request may or may not have had its effect), pushed, dropped (pushed without some
             inputs: it runs, but cannot succeed), done, refused (had no effect), unfinished (ended without
-                output), failed.
+            output), failed.
         intended_at, pushed_at, ended_at: RFC 3339, empty while unknown.
         version: Kaggle's number of it.
         url: of its page.

@@ -72,8 +72,7 @@ def _statistics(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     """Mean and standard deviation of each channel, (N, 3) each; focus (N,); thumbs (N, 16, 16).
 
     The sums are whole numbers and exact in any order of addition: the squares of a column of 96 pixels add up
-        to
-    at most 6.2 million, which float32 holds. With float64 from the start it takes ten times as long.
+    to at most 6.2 million, which float32 holds. With float64 from the start it takes ten times as long.
     """
     number, side = len(tiles), tiles.shape[1]
     area, cell = side * side, side // THUMB

@@ -56,10 +56,9 @@ def attribute(network: Classifier, tiles: torch.Tensor) -> torch.Tensor:
     """The contribution of each pixel to the logit of tumour.
 
     Convolutional networks: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the last feature map: the
-        channels
-    weighted by their mean gradient, negative values set to zero. Transformers: attention rollout (Abnar and
-    Zuidema 2020, arXiv 2005.00928) to the class token, or to the mean of all tokens where there is none; it
-    does not depend on the class.
+    channels weighted by their mean gradient, negative values set to zero. Transformers: attention rollout
+    (Abnar and Zuidema 2020, arXiv 2005.00928) to the class token, or to the mean of all tokens where there is
+    none; it does not depend on the class.
 
     Args:
         network: in evaluation mode afterwards.

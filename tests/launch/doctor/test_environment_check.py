@@ -478,7 +478,6 @@ def test_a_second_environment_check_at_the_same_time_is_refused(run, kaggle):
 
 
 # --- judging
-# ---------------------------------------------------------------------------------------------------------
 
 
 def records() -> dict[str, Any]:
@@ -557,7 +556,6 @@ def test_without_deviations_every_finding_is_ok():
 
 
 # --- what really runs
-# ------------------------------------------------------------------------------------------------
 
 
 PLANTED = {

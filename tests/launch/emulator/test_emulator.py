@@ -311,7 +311,6 @@ def test_faults_are_read_from_a_file_and_all_problems_are_listed(tmp_path):
 
 
 # --- on the wire
-# -----------------------------------------------------------------------------------------------------
 
 
 def _log(account) -> list[str]:
