@@ -1,5 +1,5 @@
-"""Write the generated parts of the documentation: docs/configuration.md, and the module list of
-docs/architecture.md.
+"""Write the generated parts of the documentation: docs/configuration.md; the module list and the table of
+decisions in docs/architecture.md.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits with 1 where they are not what the code says
@@ -13,9 +13,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests" / "launch" / "campaign"))
+import decision_table  # noqa: E402
+
 from lib.config import Config  # noqa: E402
 
-_BEGIN, _END = "<!-- modules: written by `make docs` -->\n", "<!-- end of modules -->\n"
 _INTRODUCTION = """# Configuration
 
 Every option of an experiment, written by `make docs` from `lib/config.py`. An experiment is a TOML file in
@@ -105,12 +107,12 @@ def subject(path: Path) -> str:
 def generated() -> dict[Path, str]:
     """Every generated file with the text it should have."""
     path = ROOT / "docs" / "architecture.md"
-    head, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
-    tail = rest.partition(_END)[2]
-    return {
-        ROOT / "docs" / "configuration.md": configuration(),
-        path: head + _BEGIN + modules() + _END + tail,
-    }
+    text = path.read_text(encoding="utf-8")
+    for name, part in (("decisions", decision_table.markdown()), ("modules", modules())):
+        begin, end = f"<!-- {name}: written by `make docs` -->\n", f"<!-- end of {name} -->\n"
+        head, _, rest = text.partition(begin)
+        text = head + begin + part + end + rest.partition(end)[2]
+    return {ROOT / "docs" / "configuration.md": configuration(), path: text}
 
 
 def main(arguments: list[str]) -> int:

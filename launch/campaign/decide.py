@@ -31,7 +31,7 @@ from launch.kaggle_api.errors import (
     QuotaError,
     SourcesDroppedError,
 )
-from launch.kaggle_api.types import ABSENT, ACTIVE, CANCELLED, COMPLETE, ERROR, Listing, RunStatus
+from launch.kaggle_api.types import ABSENT, ACTIVE, CANCELLED, COMPLETE, Listing, RunStatus
 from lib.runtime.inputs import MISSING_INPUTS
 from lib.runtime.run_record import RunRecord
 
@@ -374,9 +374,7 @@ def _follow(push: Push, observation: Observation, now: Elapsed, timeouts: Timeou
         return _no_run(push, status, observation, now, timeouts, is_recent=is_recent)
     if status.name == COMPLETE:
         return _complete(push, observation, now, timeouts, is_recent=is_recent)
-    if status.name in (ERROR, CANCELLED):
-        return _ended(push, status, observation, now, is_recent=is_recent)
-    return Wait()
+    return _ended(push, status, observation, now, is_recent=is_recent)
 
 
 def _read_status(

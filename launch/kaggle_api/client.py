@@ -40,6 +40,8 @@ from launch.kaggle_api.errors import (
 )
 from launch.kaggle_api.types import (
     ABSENT,
+    ACTIVE,
+    ENDED,
     DatasetState,
     Listing,
     PulledKernel,
@@ -149,9 +151,10 @@ class Kaggle:
             if error.status in (403, 404):
                 return RunStatus(ABSENT, str(error))
             raise
-        return RunStatus(
-            _enum_name(response.status, f"the status of {slug}"), _text(response.failure_message)
-        )
+        name = _enum_name(response.status, f"the status of {slug}")
+        if name not in (*ACTIVE, *ENDED):  # a newer client knows more states
+            raise UnexpectedResponseError(f"Kaggle shows the status {name} of {slug}, unknown to this code")
+        return RunStatus(name, _text(response.failure_message))
 
     @reading("a kernel")
     def pull(self, slug: str) -> PulledKernel | None:

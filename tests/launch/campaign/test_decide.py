@@ -1,36 +1,46 @@
 """The decision on one kernel: as a table, and as laws for any sequence of observations."""
 
-from dataclasses import dataclass, replace
+import ast
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from decision_table import (
+    ACTIVE,
+    HOUR,
+    LATER,
+    NEXT_STEPS,
+    SENT,
+    SETTLED,
+    SUBJECTS,
+    TABLE,
+    TIMEOUTS,
+    entry,
+    markdown,
+    push,
+    replied,
+    seen,
+    waited,
+    way_out,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import launch.campaign.decide as decide_module
 from launch.campaign.decide import (
-    FOREIGN_RUN,
-    NO_RUN,
-    OUTPUT,
-    PROOF,
-    QUOTA,
-    SESSION,
-    SHORT,
-    STATUS,
     ConfirmPush,
     DeleteEmptyKernel,
     Elapsed,
     End,
     Fail,
-    Fetch,
     FetchReply,
     Finish,
     NoteDropped,
     NoteRefusal,
     Observation,
-    Observe,
     PushReply,
-    ReuseOutput,
     RunOutput,
     SendPush,
     Source,
@@ -48,7 +58,6 @@ from launch.campaign.ledger import (
     REFUSED,
     UNFINISHED,
     KernelEntry,
-    Push,
 )
 from launch.campaign.state import apply
 from launch.campaign.waits import LONGEST_SESSION, Timeouts
@@ -76,160 +85,6 @@ from launch.kaggle_api.types import (
 )
 from lib.runtime.inputs import MISSING_INPUTS
 
-HOUR = 3600.0
-TIMEOUTS = Timeouts()
-SETTLED = Elapsed(since_push=TIMEOUTS.settle + 1, since_end=TIMEOUTS.settle + 1)
-
-
-def push(state: str = PUSHED, **values: Any) -> Push:
-    given = {
-        "push_id": "id.1",
-        "bundle_id": "b",
-        "identity": "i",
-        "limit": HOUR,
-        "state": state,
-        "url": "https://k",
-    }
-    return Push(**{**given, **values})
-
-
-def entry(*pushes: Push, **values: Any) -> KernelEntry:
-    return KernelEntry(kind="train", pushes=list(pushes), **values)
-
-
-def waited(now: Elapsed = SETTLED, **seconds: float) -> Elapsed:
-    return replace(now, waited={name.replace("_", " "): value for name, value in seconds.items()})
-
-
-def seen(name: str, message: str = "", **values: Any) -> Observation:
-    return Observation(has_resources=True, status=RunStatus(name, message), **values)
-
-
-def listed(log: str = "", **values: Any) -> RunOutput:
-    return RunOutput(listing=Listing({}, log), log_path=Path("logs/x.log"), **values)
-
-
-def replied(error: Any = None, **values: Any) -> Observation:
-    return Observation(reply=PushReply(error=error), **values)
-
-
-OPEN, SENT, LACKING = entry(push()), entry(push(INTENDED)), entry(push(DROPPED, note="lacks x"))
-ACTIVE = entry(push(active=True))
-OTHER = listed(record={"push_id": "id.0"})
-OWN = listed(record={"push_id": "id.1"})
-NEVER = Source(carries_push_id=False)
-LATER = 1e9  # seconds
-
-TABLE = [
-    # a kernel without an open push
-    ("resources are observed first", entry(), Observation(), SETTLED, Observe("has_resources")),
-    ("no session or quota", entry(), Observation(has_resources=False), SETTLED, Wait()),
-    ("then the status", entry(), Observation(has_resources=True), SETTLED, Observe("status")),
-    ("nothing runs", entry(), seen(ABSENT), SETTLED, SendPush()),
-    ("a complete run that may be reused", entry(), seen(COMPLETE, may_reuse=True), SETTLED, ReuseOutput()),
-    ("a complete run that was not reused", entry(), seen(COMPLETE), SETTLED, SendPush()),
-    ("a foreign run", entry(), seen(RUNNING), SETTLED, (Wait, FOREIGN_RUN, "did not push is RUNNING")),
-    ("a foreign run for too long", entry(), seen(QUEUED), waited(foreign_run=LATER), (Fail, "End that run")),
-    ("just ended unfinished", entry(push(UNFINISHED)), Observation(), Elapsed(), Wait()),
-    ("ended unfinished", entry(push(UNFINISHED)), Observation(), SETTLED, Observe("has_resources")),
-    ("refused before", entry(*[push(UNFINISHED)] * 3, push(REFUSED)), seen(ABSENT), SETTLED, SendPush()),
-    ("pushed too often", entry(*[push(UNFINISHED)] * 3), Observation(), SETTLED,
-     (Fail, "was pushed 3 times")),
-    ("a person reran it", entry(*[push(UNFINISHED)] * 3, series=3), seen(ABSENT), SETTLED, SendPush()),
-    # a push without a reply
-    ("its source is observed", SENT, Observation(), SETTLED, Observe("source")),
-    ("the source carries the id", SENT, Observation(source=Source(carries_push_id=True, version=4)), SETTLED,
-     ConfirmPush(version=4)),
-    ("the source may lag", SENT, Observation(source=NEVER), SETTLED, (Wait, PROOF, "")),
-    ("the status is observed", SENT, Observation(source=NEVER), waited(proof=LATER), Observe("status")),
-    ("it did not happen", SENT, seen(ABSENT, source=NEVER), waited(proof=LATER),
-     (SendPush, "did not happen")),
-    ("sent twice, it waits longer", entry(push(INTENDED, sends=2)), seen(ABSENT, source=NEVER),
-     waited(proof=1.5 * TIMEOUTS.settle), (Wait, PROOF, "")),
-    ("sent too often", entry(push(INTENDED, sends=5, note="HTTP 500")), seen(ABSENT, source=NEVER),
-     waited(proof=40 * TIMEOUTS.settle), (End, FAILED, "sent 5 times and never arrived: HTTP 500")),
-    ("another run is active", SENT, seen(RUNNING, source=NEVER), waited(proof=LATER),
-     (Wait, FOREIGN_RUN, "waiting")),
-    # an open push
-    ("the status is requested", OPEN, Observation(), SETTLED, Observe("status")),
-    ("an unknown status", OPEN, Observation(status_problem="X?"), SETTLED,
-     (Wait, STATUS, "X?; polling again")),
-    ("an unknown status for too long", OPEN, Observation(status_problem="X?"), waited(status=LATER),
-     (Fail, "Open https://k")),
-    ("queued", OPEN, seen(QUEUED), SETTLED, Wait(subject="active QUEUED", status="queued", active=True)),
-    ("new", OPEN, seen(NEW), SETTLED, Wait(subject="active NEW_SCRIPT", status="new script", active=True)),
-    ("queued for too long", OPEN, seen(QUEUED), waited(active_QUEUED=LATER), Fail),
-    ("running", OPEN, seen(RUNNING), SETTLED, Wait(subject="active RUNNING", status="running", active=True)),
-    ("cancelling", OPEN, seen(CANCEL_REQUESTED), SETTLED, (Wait, "active CANCEL_REQUESTED", "")),
-    ("no run just after a push", OPEN, seen(ABSENT), Elapsed(), Wait(status="pushed, no run yet")),
-    ("no run", OPEN, seen(ABSENT), SETTLED, (Wait, NO_RUN, "")),
-    ("an active run was deleted", ACTIVE, seen(ABSENT), Elapsed(), (Wait, NO_RUN, "")),
-    ("no run: its source is observed", OPEN, seen(ABSENT), waited(no_run=LATER), Observe("source")),
-    ("no run for too long", OPEN, seen(ABSENT, source=Source(carries_push_id=True)), waited(no_run=LATER),
-     (Fail, "Open https://k")),
-    ("one pushed without inputs was deleted", LACKING, seen(ABSENT, source=NEVER),
-     waited(no_run=3 * TIMEOUTS.settle), (End, UNFINISHED, "lacks x")),
-    ("the kernel was deleted", ACTIVE, seen(ABSENT, source=NEVER), waited(no_run=3 * TIMEOUTS.settle),
-     (End, FAILED, "deleted on Kaggle")),
-    # a complete run
-    ("its output is listed", OPEN, seen(COMPLETE), SETTLED, Observe("output")),
-    ("pushed without inputs, recent", LACKING, seen(COMPLETE), Elapsed(), Wait()),
-    ("pushed without inputs", LACKING, seen(COMPLETE), SETTLED, (End, UNFINISHED, "lacks x")),
-    ("output not readable", OPEN, seen(COMPLETE, output=listed(problem="HTML")), SETTLED,
-     (Wait, OUTPUT, "HTML; listing")),
-    ("output not readable for too long",
-     OPEN, seen(COMPLETE, output=listed(problem="HTML")), waited(output=LATER),
-     (Fail, "rerun the command")),
-    ("no record, recent", OPEN, seen(COMPLETE, output=listed(lacks_record=True)), Elapsed(), Wait()),
-    ("no record, log of another run", OPEN, seen(COMPLETE, output=listed(lacks_record=True)), SETTLED,
-     (Wait, SHORT, "")),
-    ("no record, log of this run",
-     OPEN, seen(COMPLETE, output=listed("push id.1", lacks_record=True)), SETTLED,
-     (End, UNFINISHED, "no run.json")),
-    ("no record for too long", OPEN, seen(COMPLETE, output=listed(lacks_record=True)), waited(short=LATER),
-     (End, UNFINISHED, "no run.json")),
-    ("the output of an earlier push", OPEN, seen(COMPLETE, output=OTHER), SETTLED,
-     (Wait, OUTPUT, "earlier push")),
-    ("the output of this push", OPEN, seen(COMPLETE, output=OWN), Elapsed(), Fetch()),
-    ("fetched", OPEN, seen(COMPLETE, output=OWN, fetched=FetchReply()), SETTLED, Finish()),
-    ("not fetched", OPEN, seen(COMPLETE, output=OWN, fetched=FetchReply(problem="cut")), SETTLED,
-     (Wait, OUTPUT, "cut")),
-    ("not usable", OPEN, seen(COMPLETE, output=OWN, fetched=FetchReply(problem="odd", final=True)), SETTLED,
-     (End, FAILED, "odd")),
-    # a run that ended without output
-    ("its log is listed", OPEN, seen(ERROR), SETTLED, Observe("log")),
-    ("the run before", OPEN, seen(ERROR, output=listed("push id.0")), Elapsed(), Wait()),
-    ("this run, recent", OPEN, seen(ERROR, output=listed("push id.1")), Elapsed(),
-     (End, UNFINISHED, "Kaggle says ERROR")),
-    ("this run", ACTIVE, seen(CANCELLED, output=listed()), Elapsed(), (End, FAILED, "was cancelled")),
-    ("cancelled before the command was run again", ACTIVE, seen(CANCELLED, output=listed(), was_rerun=True),
-     Elapsed(), (End, UNFINISHED, "was cancelled")),
-    # the reply to a push
-    ("accepted", SENT, Observation(reply=PushReply(version=2, url="u")), SETTLED,
-     ConfirmPush(version=2, url="u")),
-    ("no session", SENT, replied(CapacityError("full")), SETTLED, NoteRefusal(note="full", lacks=SESSION)),
-    ("no session for too long", SENT, replied(CapacityError("full")), waited(session=LATER),
-     (NoteRefusal, SESSION, "End the other sessions")),
-    ("no quota", SENT, replied(QuotaError("spent")), SETTLED, NoteRefusal(note="spent", lacks=QUOTA)),
-    ("no quota for too long", SENT, replied(QuotaError("spent")), waited(quota=LATER),
-     (NoteRefusal, QUOTA, "Wait for the next quota")),
-    ("dropped sources", SENT, replied(SourcesDroppedError("lacks", version=3)), SETTLED,
-     (NoteDropped, 3, "waiting for that version")),
-    ("lost", SENT, replied(NoResponseError("reset")), SETTLED,
-     (Wait, "", "checking whether the push happened")),
-    ("refused", SENT, replied(RefusedError("no")), SETTLED, (End, FAILED, "no")),
-    ("not understood", SENT, replied(UnexpectedResponseError("odd")), SETTLED, (End, FAILED, "odd")),
-    ("empty kernel", SENT, replied(EmptyKernelError("gone")), SETTLED, Observe("is_empty")),
-    ("empty kernel that is empty", SENT, replied(EmptyKernelError("gone"), is_empty=True), SETTLED,
-     DeleteEmptyKernel),
-    ("empty kernel that is not empty", SENT, replied(EmptyKernelError("gone"), is_empty=False), SETTLED,
-     (End, FAILED, "gone")),
-    ("deleted too often", SENT, replied(EmptyKernelError("gone"), is_empty=True, deletions=3), SETTLED,
-     (End, FAILED, "gone")),
-    ("it had a version", entry(push(DONE), push(INTENDED)), replied(EmptyKernelError("gone")), SETTLED,
-     (End, FAILED, "gone")),
-]  # fmt: skip
-
 
 @pytest.mark.parametrize(
     ("given", "observation", "now", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
@@ -247,6 +102,38 @@ def test_the_decision_on_an_observation(given, observation, now, expected):
         assert all(str(part) in text for part in parts), (decision, parts)
         if kind is Wait:
             assert decision.subject == parts[0]
+
+
+def test_no_case_is_without_a_way_out():
+    cases = {row[0]: way_out(*row[:4]) for row in TABLE}
+    assert len(cases) == len(TABLE), "two rows have the same name"
+    assert [name for name, text in cases.items() if not text] == []
+    assert all(name in markdown() for name in cases)
+
+
+def test_every_way_through_the_decision_is_a_row_of_the_table():
+    """A row for every `return` in decide.py: add one to decision_table.py, and run `make docs`."""
+    code = Path(decide_module.__file__)
+    functions = [node for node in ast.parse(code.read_text()).body if isinstance(node, ast.FunctionDef)]
+    returns = {line.lineno for node in functions for line in ast.walk(node) if isinstance(line, ast.Return)}
+    reached = set()
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename != str(code):
+            return None
+        reached.add(frame.f_lineno)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for _, given, observation, now, _ in TABLE:
+            decide(given, observation, now, TIMEOUTS)
+    finally:
+        sys.settrace(before)
+    lines = code.read_text().splitlines()
+    missing = [f"line {line}: {lines[line - 1].strip()}" for line in sorted(returns - reached)]
+    assert not missing, "\n".join(missing)
 
 
 def test_credentials_that_are_not_accepted_are_noted_as_a_refusal_and_raised():
@@ -313,10 +200,7 @@ def test_an_end_that_another_push_may_fix_is_repeated():
 
 # --- laws ---
 
-NEXT_STEPS = ("rerun the command", "it will be pushed again")
-names = st.sampled_from(
-    [QUEUED, RUNNING, COMPLETE, ERROR, CANCELLED, CANCEL_REQUESTED, NEW, ABSENT, "WARMING_UP"]
-)
+names = st.sampled_from([QUEUED, RUNNING, COMPLETE, ERROR, CANCELLED, CANCEL_REQUESTED, NEW, ABSENT])
 texts = st.sampled_from(
     ["", "id.1", "error: no", "killed", f"error: {MISSING_INPUTS}", "Traceback (most recent call last)"]
 )
@@ -356,18 +240,6 @@ observations = st.builds(
     deletions=st.integers(0, 4),
     may_reuse=st.booleans(),
 )
-SUBJECTS = [
-    PROOF,
-    FOREIGN_RUN,
-    STATUS,
-    NO_RUN,
-    OUTPUT,
-    SHORT,
-    SESSION,
-    QUOTA,
-    "active QUEUED",
-    "active RUNNING",
-]
 elapsed = st.builds(
     Elapsed,
     since_push=seconds,

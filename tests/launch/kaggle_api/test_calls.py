@@ -1,7 +1,10 @@
 """Calls of the Kaggle client: deadlines, retries, and one error of the package for each exception."""
 
+import contextlib
 import sys
 import threading
+from enum import Enum
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -15,6 +18,7 @@ from launch.kaggle_api.calls import (
     translate,
     upload_notes_in,
 )
+from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import (
     ClientError,
     CredentialsError,
@@ -171,3 +175,13 @@ def test_the_notes_of_uploads_are_kept_in_the_given_folder(tmp_path):
     with upload_notes_in(tmp_path):
         assert tempfile.gettempdir() == str(tmp_path)
     assert tempfile.gettempdir() == before
+
+
+def test_a_status_that_only_a_newer_client_knows_is_not_understood(monkeypatch):
+    kaggle = Kaggle(api=None, user="alice")
+    newer = Enum("KernelWorkerStatus", ["QUEUED", "WARMING_UP"])
+    for name, known in (("QUEUED", True), ("WARMING_UP", False)):
+        response = SimpleNamespace(status=newer[name], failure_message=None)
+        monkeypatch.setattr(Kaggle, "_read", lambda self, *call, response=response: response)
+        with contextlib.nullcontext() if known else pytest.raises(UnexpectedResponseError, match=name):
+            assert kaggle.status("hcd-x").name == name
