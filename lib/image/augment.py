@@ -7,13 +7,13 @@ process, and after any interruption.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from lib.config import Config
+from lib.image.constants import constant
 from lib.image.dihedral import orient, transform_each
 
 # The uniform random numbers of a sample.
@@ -178,8 +178,8 @@ class _Colours:
     def drawn(cls, draws: torch.Tensor, config: Config, *, white: float) -> "_Colours":
         stains, scale = None, torch.full((1, 3), 1 / white, device=draws.device)
         if config.hed_jitter:
-            mix = _constant(HED_DENSITIES, draws.device)  # rows: stains; columns: RGB
-            unmix = _constant(_UNMIX, draws.device)
+            mix = constant(HED_DENSITIES, draws.device)  # rows: stains; columns: RGB
+            unmix = constant(_UNMIX, draws.device)
             factors = 1 + config.hed_jitter * (draws[:, _HED_FACTORS] * 2 - 1)  # (B, 3)
             offsets = config.hed_jitter * (draws[:, _HED_OFFSETS] * 2 - 1)  # (B, 3) of density
             stains = mix.T @ (factors.unsqueeze(2) * unmix.T)  # (B, 3, 3), for columns
@@ -219,17 +219,11 @@ class _Colours:
         if self.matrix is None:
             torch.mul(values, scale.unsqueeze(2), out=result)
         else:
-            luma = _constant(_LUMA, images.device)
+            luma = constant(_LUMA, images.device)
             grey = self.towards_grey[samples] * ((values.mean(dim=2) * scale) @ luma)  # (B,)
             torch.bmm(self.matrix[samples], values, out=result).add_(grey.view(-1, 1, 1))
         result.clamp_(0, 1)
         return out
-
-
-@lru_cache(maxsize=32)
-def _constant(values: tuple[object, ...], device: torch.device) -> torch.Tensor:
-    """Constants on the device, float32; cached, because a copy from the host waits for the device."""
-    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _colour_matrix(draws: torch.Tensor, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
@@ -239,7 +233,7 @@ def _colour_matrix(draws: torch.Tensor, config: Config) -> tuple[torch.Tensor, t
     contrast = 1 + config.contrast * spread[:, 1]
     saturation = (1 + config.saturation * spread[:, 2]).view(-1, 1, 1)
     angle = config.hue * spread[:, 3] * (2 * math.pi)
-    luma, cross = _constant(_LUMA, draws.device), _constant(_CROSS, draws.device)
+    luma, cross = constant(_LUMA, draws.device), constant(_CROSS, draws.device)
     identity = torch.eye(3, device=draws.device)
     saturate = saturation * identity + (1 - saturation) * luma.expand(3, 3)
     cosine, sine = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1) / math.sqrt(3)

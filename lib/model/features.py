@@ -95,17 +95,18 @@ class Embedder:
             replica, kind = self.replicas[device], choose_precision(self.precision, device)
 
             def mean_vectors(batch: torch.Tensor) -> torch.Tensor:
-                """(B, C) float32 in host memory."""
+                """(B, C) float32."""
                 images = replica.resize(replica.normalise_stain(as_images(batch)))
                 total = torch.zeros(())
                 for view in range(self.views):
                     with autocast(device, kind):
                         vectors = replica.embed(transform(images, view)).float()  # (B, C)
                     total = vectors if view == 0 else total + vectors
-                return (total / self.views).cpu()
+                return total / self.views
 
+            # On the device until the end, so that no batch waits for a copy.
             parts = compute_in_batches(mean_vectors, tiles, rows, batch_size=self.batch_size, device=device)
-            return torch.cat(parts).numpy() if parts else np.empty((0, 0), dtype=np.float32)
+            return torch.cat(parts).cpu().numpy() if parts else np.empty((0, 0), dtype=np.float32)
 
         with ThreadPoolExecutor(max_workers=len(self.replicas)) as pool:
             features = np.concatenate([part for part in pool.map(embed, self.replicas, shares) if len(part)])

@@ -93,7 +93,10 @@ class Classifier(nn.Module):
         images = images.to(self.mean.dtype)
         scale = 1 / self.std
         shift = -self.mean * scale
-        if torch.is_grad_enabled() and images.requires_grad:  # attribution differentiates by the pixels
+        differentiable = (
+            torch.is_grad_enabled() and images.requires_grad
+        )  # attribution needs it by the pixels
+        if differentiable or torch.compiler.is_compiling():  # `out` would break the compiled graph in two
             return torch.addcmul(shift, images, scale).contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(images, memory_format=torch.channels_last)
         return torch.addcmul(shift, images, scale, out=out)

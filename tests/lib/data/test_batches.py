@@ -98,6 +98,33 @@ def test_prefetching_gathers_the_next_batch_in_a_thread_before_it_is_requested(
     batches.close()
 
 
+def test_prefetching_gathers_without_threads_of_torch(
+    random_tiles: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A team of threads beside a busy caller waits for its cores: the gathering takes one thread."""
+
+    def refuse(*arguments: Any, **options: Any) -> torch.Tensor:
+        raise AssertionError("torch gathers with several threads")
+
+    monkeypatch.setattr(torch, "index_select", refuse)
+    monkeypatch.setattr(torch.Tensor, "index_select", refuse)
+    tiles = random_tiles(8)
+    threads = torch.get_num_threads()
+    batches = list(_as_for_a_gpu(tiles, np.array([7, 0, 7]), batch_size=2, device=CPU))
+    images = torch.cat([images for images, _ in batches]).permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(images.numpy(), tiles[[7, 0, 7]])
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("rows", [[0, 8], [-1]])
+@both_loaders
+def test_rows_that_do_not_exist_are_an_error(
+    load: Loader, rows: list[int], random_tiles: Callable[..., np.ndarray]
+) -> None:
+    with pytest.raises(IndexError):
+        list(load(random_tiles(8), np.array(rows), batch_size=2, device=CPU))
+
+
 @both_loaders
 def test_a_batch_is_the_callers_own(load: Loader, random_tiles: Callable[..., np.ndarray]) -> None:
     tiles = random_tiles(6)

@@ -74,6 +74,26 @@ def test_a_tile_with_nothing_stained_is_left_alone(method: str) -> None:
         assert torch.equal(normalise_stains(image, method), image)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([1e-4, 1.0, 100.0]),
+)
+def test_the_principal_plane_is_that_of_an_eigendecomposition(
+    values: list[float], seed: int, scale: float
+) -> None:
+    """Orthonormal eigenvectors of the two largest eigenvalues, for equal eigenvalues, too."""
+    turn = torch.linalg.qr(
+        torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ).Q
+    ordered = torch.tensor(sorted(values), dtype=torch.float64) * scale
+    matrix = turn @ ordered.diag() @ turn.T
+    plane = stain._principal_plane(matrix[None])[0]  # (3, 2)
+    torch.testing.assert_close(plane.T @ plane, torch.eye(2, dtype=torch.float64))
+    torch.testing.assert_close(matrix @ plane, plane * ordered[1:], rtol=0, atol=1e-6 * scale)
+
+
 def _with_a_streak(
     glass: tuple[float, ...], streak: tuple[float, ...], *, columns: int, noise: float
 ) -> torch.Tensor:

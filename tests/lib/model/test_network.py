@@ -36,6 +36,25 @@ def test_every_kind_of_backbone_gives_one_logit_a_tile(backbone: str) -> None:
         assert network(torch.rand(1, 3, 96, 96)).shape == (1,)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "pooling"), [("test_resnet", "native"), ("test_convnext", "avgmax"), ("test_vit", "gem")]
+)
+def test_the_forward_pass_is_one_graph_for_the_compiler(backbone: str, pooling: str) -> None:
+    """`fullgraph` fails at the first break; the backend `eager` needs no compiler of the machine."""
+    network = build_network(Config(backbone=backbone, pooling=pooling, input_size=64)).train()
+    images = torch.rand(4, 3, 96, 96)
+    torch.manual_seed(0)
+    plain = network(images)
+    plain.sum().backward()
+    gradients = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad()
+    torch.manual_seed(0)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)(images)
+    compiled.sum().backward()
+    torch.testing.assert_close(compiled, plain)
+    torch.testing.assert_close([parameter.grad for parameter in network.parameters()], gradients)
+
+
 def test_the_network_normalises_with_its_own_figures_and_keeps_them_with_the_weights(tiny: Config) -> None:
     network = build_network(tiny).eval()
     settings = network.backbone.pretrained_cfg
