@@ -71,7 +71,7 @@ def prefetch_batches(
     Yields:
         As `load_batches`.
     """
-    if len(order) and not (0 <= int(order.min()) and int(order.max()) < len(source)):
+    if len(order) and not (int(order.min()) >= 0 and int(order.max()) < len(source)):
         raise IndexError(f"rows {int(order.min())} to {int(order.max())} of {len(source)} tiles")
     largest = max(part.stop - part.start for part in slices)
     buffers = _TransferBuffers(source, columns, batch_size=largest, device=device)
