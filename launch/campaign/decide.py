@@ -21,6 +21,7 @@ from launch.campaign.ledger import (
     KernelEntry,
     Push,
 )
+from launch.campaign.outputs import TRACEBACK, uncaught_error
 from launch.campaign.waits import LONGEST_SESSION, Timeouts, describe_seconds
 from launch.kaggle_api.errors import (
     CapacityError,
@@ -36,8 +37,6 @@ from lib.runtime.inputs import MISSING_INPUTS
 from lib.runtime.run_record import RunRecord
 
 _LOG_LINES_SHOWN = 25  # of a kernel that failed
-# At the start of a line in the log of a script; in the log of a notebook it follows the name of the error.
-_TRACEBACK = "Traceback (most recent call last)"
 RERUN = "rerun the command"
 
 # What a wait is for: the keys of Elapsed.waited.
@@ -461,13 +460,16 @@ def _complete(
             return Wait()
         if push.push_id not in output.listing.log and now.waiting_for(SHORT) < timeouts.settle:
             return Wait(subject=SHORT)  # the listing may be that of an earlier run
+        lines = output.listing.log.strip().splitlines()
+        if push.push_id in output.listing.log and uncaught_error(lines):
+            return _failed_by_its_log(lines, output.log_path, "although Kaggle calls the run complete")
         return _push_again("its output holds no run.json, though Kaggle calls the run complete")
     if output.record.get("push_id") != push.push_id:
         return _output_not_listed(push, "Kaggle shows the output of an earlier push", now, timeouts)
     if fetched is None:
         return Fetch()
     if fetched.problem and fetched.final:
-        failure = f"{fetched.problem}. Fix the cause and {RERUN}: it pushes again"
+        failure = f"{fetched.problem.rstrip('.')}. Fix the cause and {RERUN}: it pushes again"
         return End(state=FAILED, note=fetched.problem, message=failure, failure=failure)
     if fetched.problem:
         return _output_not_listed(push, fetched.problem, now, timeouts)
@@ -544,15 +546,18 @@ def judge_end(
         return End(state=FAILED, note=note, message=failure, failure=failure)
     if any(MISSING_INPUTS in line for line in log):
         return _push_again("Kaggle had not mounted the outputs it reads yet, or had mounted earlier ones")
-    if any(line.startswith(("error: ", "Traceback")) or _TRACEBACK in line for line in log):
-        lines = "\n".join(f"      {line}" for line in log[-_LOG_LINES_SHOWN:])
-        message = f" ({status.message})" if status.message else ""
-        failure = (
-            f"ended with an error{message}. Fix the cause and {RERUN}: it pushes again. "
-            f"The end of its log ({log_path}):\n{lines}"
-        )
-        return End(state=FAILED, note=log[-1], message=failure, failure=failure)
+    if any(line.startswith(("error: ", "Traceback")) or TRACEBACK in line for line in log):
+        return _failed_by_its_log(log, log_path, status.message)
     return _push_again(f"Kaggle says {status.name}: {status.message or 'no reason given'}")
+
+
+def _failed_by_its_log(log: Sequence[str], log_path: Path, remark: str) -> End:
+    lines = "\n".join(f"      {line}" for line in log[-_LOG_LINES_SHOWN:])
+    failure = (
+        f"ended with an error{f' ({remark})' if remark else ''}. Fix the cause and {RERUN}: it pushes again. "
+        f"The end of its log ({log_path}):\n{lines}"
+    )
+    return End(state=FAILED, note=log[-1], message=failure, failure=failure)
 
 
 def _push_again(note: str) -> End:

@@ -1,7 +1,9 @@
 """Fetch outputs and logs of kernels, and verify them against their run.json."""
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,16 @@ from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import NoResponseError, UnexpectedResponseError
 from launch.kaggle_api.types import Listing
+from lib.evaluation.out_of_fold import ResultError, check_fold_scores
 from lib.files import sha256_of, write_atomic
 from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, file_records, read_run_record
 from lib.validation import UNREADABLE
 
 OUTPUTS, LOGS = "outputs", "logs"  # in the folder of a campaign
+# At the start of a line in the log of a script; in the log of a notebook it follows the name of the error.
+TRACEBACK = "Traceback (most recent call last)"
+_SESSION_LINE = re.compile(r"\[ *\d+\.\d s\] ")  # of lib.runtime.session
+_IGNORED = "Exception ignored in"  # Python's words for an error in a destructor or a thread at exit
 
 
 class NoRecordError(LaunchError):
@@ -46,7 +53,8 @@ def fetch_output(
     """Fetch the files that the record marks `fetch` into `folder`/`slug`, which appears whole or not at all.
 
     Files that an interrupted fetch left are not fetched again. Only names in the record are fetched; a name
-    that leads out of the folder is refused.
+    that leads out of the folder is refused. An output is refused, too, when the log of its run ends with an
+    uncaught error, or when the scores of a fold are not those of its out-of-fold predictions.
 
     Args:
         kaggle: the account.
@@ -58,10 +66,18 @@ def fetch_output(
 
     Raises:
         NoResponseError: a file is not listed, could not be fetched or is damaged: list again and continue.
-        UnexpectedResponseError: the record or its names cannot be used.
+        UnexpectedResponseError: the record, its names or its scores cannot be used, or the run failed.
         OSError: the disk is full.
     """
     beside, target = _beside(folder, slug), folder / slug
+    # The log may be that of another run than the record: listings lag.
+    if str(content.get("push_id", "")) in listing.log and (
+        failure := uncaught_error(listing.log.splitlines())
+    ):
+        raise UnexpectedResponseError(
+            f"the output of {slug} is not used: Kaggle calls its run complete, and its log ends with an "
+            f"uncaught error ({failure})"
+        )
     try:
         wanted = {name: entry for name, entry in file_records(content["files"]).items() if entry.fetch}
     except RunRecordError as error:
@@ -77,11 +93,33 @@ def fetch_output(
         kaggle.fetch(listing.files[name], path, size=entry.bytes, sha256=entry.sha256)
     try:
         record = read_run_record(beside, kind=kind, fetched_only=True)
-    except RunRecordError as error:
+        if kind == "train":
+            check_fold_scores(record, beside)
+    except (RunRecordError, ResultError) as error:
         raise UnexpectedResponseError(f"the output of {slug} cannot be used: {error}") from error
     shutil.rmtree(target, ignore_errors=True)
     beside.rename(target)
     return record
+
+
+def uncaught_error(log: Sequence[str]) -> str:
+    """The error that ended a run, by the end of its log; empty where none did.
+
+    A library may print a traceback of an error that was handled, and Python one of an error in a destructor
+    ("Exception ignored in ..."). A traceback counts only where neither is so: after the last line that the
+    kernel itself logged.
+
+    Args:
+        log: the lines of the log.
+    """
+    own = [number for number, line in enumerate(log) if _SESSION_LINE.match(line)]
+    end = list(log[own[-1] + 1 :] if own else log)
+    for number, line in enumerate(end):
+        ignored = number > 0 and _IGNORED in end[number - 1]
+        if TRACEBACK in line and not ignored:
+            later = [text for text in end[number + 1 :] if text[:1].strip()]  # frames are indented
+            return later[0] if later else "a traceback"
+    return ""
 
 
 def output_key(record: RunRecord) -> str:

@@ -34,6 +34,8 @@ kinds.
 | | endless | stays in state RUNNING |
 | | no-output | completes, but lists no file |
 | | no-mount | starts without the kernels it reads from |
+| | traceback | completes with its output, and its log ends with a traceback |
+| | wrong-scores | completes; the AUC of a fold in its run.json is 0.05 less than that of its predictions |
 | dataset (a version) | old-version | is listed late; value: seconds, default 1 |
 | | failed | processing fails |
 | | drop-file | loses one file |
@@ -105,7 +107,7 @@ _KINDS = {
     "upload": (*_CONNECTION, "html", "reset"),
     "output": (*_CONNECTION, "html", "timeout", "expired", "short", "cut"),
     "log": (*_CONNECTION, "html", "timeout"),
-    "session": ("error", "endless", "cancelled", "no-output", "no-mount"),
+    "session": ("error", "endless", "cancelled", "no-output", "no-mount", "traceback", "wrong-scores"),
     "dataset": ("old-version", "failed", "drop-file"),
     "score": ("pending", "error"),
 }

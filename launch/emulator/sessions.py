@@ -3,6 +3,7 @@
 Sessions that ran when a server was killed are run again by the next server.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from launch.emulator.datasets import Datasets
 from launch.emulator.scheduler import Executor, Job, Scheduler
 from launch.sandbox import Mount, Outcome, add_kaggle_files
 from lib.runtime.inputs import COMPETITION
+from lib.runtime.run_record import RECORD_NAME
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
+_TRACEBACK = "Traceback (most recent call last):\nRuntimeError: injected\n"
 _KERNEL_FAILED = "Your notebook threw an error"  # Kaggle's words
 
 
@@ -82,7 +85,7 @@ class Sessions:
         if kind == "endless":
             version["status"], version["started_at"] = "RUNNING", self._account.now()
         elif kind == "error":
-            self._write_log(slug, version, "Traceback (most recent call last):\nRuntimeError: injected\n")
+            self._write_log(slug, version, _TRACEBACK)
             self._finish(version, "ERROR", _KERNEL_FAILED)
         elif kind == "cancelled":
             self._write_log(slug, version, "cancelled\n")
@@ -213,8 +216,20 @@ class Sessions:
                 working = job.folder / "working"
                 working.mkdir(exist_ok=True)
                 add_kaggle_files(working)
+                self._spoil(job, version, working)
                 self._finish(version, "COMPLETE")
             self._account.save()
+
+    def _spoil(self, job: Job, version: JsonObject, working: Path) -> None:
+        """Change the output of a run that completes as the fault of its session says."""
+        if version.get("fault") == "traceback":
+            log = (job.folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+            self._write_log(job.slug, version, f"{log}{_TRACEBACK}")
+        record = working / RECORD_NAME
+        if version.get("fault") == "wrong-scores" and record.is_file():
+            content = json.loads(record.read_text(encoding="utf-8"))
+            content["scores"]["fold"]["auc"] -= 0.05
+            record.write_text(json.dumps(content), encoding="utf-8")
 
     def quota(self) -> JsonObject:
         """The used and allowed GPU time of the week."""

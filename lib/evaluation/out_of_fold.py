@@ -27,6 +27,8 @@ from lib.evaluation.metrics import (
 from lib.runtime.run_record import RunRecord, read_run_record
 
 _INTERVAL_SEED = 0
+# Of an AUC that is computed again: one pair of tiles in another order changes it by 2e-9 on the full data.
+_AUC_TOLERANCE = 1e-6
 
 
 class ResultError(KernelError):
@@ -173,6 +175,50 @@ def _read_member(path: Path) -> pd.DataFrame:
     if table is None or problems:
         raise ResultError(f"{path} cannot be used: {'; '.join(problems)}. Run the fold again.")
     return table.set_index("id")
+
+
+def check_fold_scores(record: RunRecord, folder: Path) -> None:
+    """Check the AUC of a fold and of its members in run.json against its own out-of-fold predictions.
+
+    Args:
+        record: run.json of the fold.
+        folder: with its out-of-fold predictions.
+
+    Raises:
+        ResultError: predictions cannot be read, or the recorded scores are not theirs; every difference is
+            listed.
+    """
+    again = f"Run fold {record.fold} of {record.experiment} again (build_kernel.py push fold-{record.fold})."
+    members = [_read_member(folder / f"oof-{record.fold}-member-{number}.csv") for number in record.members]
+    table = _read_fold(record, folder)
+    labels = table["label"].to_numpy()
+    recorded = record.scores.get("members", [])
+    subjects = [("the fold", record.scores.get("fold"), table["probability"].to_numpy())]
+    if recorded:
+        known = (
+            recorded
+            if isinstance(recorded, list) and len(recorded) == len(members)
+            else [None] * len(members)
+        )
+        subjects += [
+            (f"member {number}", entry, probability(member["logit"].to_numpy()))
+            for number, entry, member in zip(record.members, known, members, strict=True)
+        ]
+    problems = []
+    for name, entry, scores in subjects:
+        value = entry.get("auc") if isinstance(entry, dict) else None
+        try:
+            computed = auc(labels, scores)
+        except MetricError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            problems.append(f"{name}: run.json holds no AUC, its predictions give {computed:.6f}")
+        elif not abs(value - computed) <= _AUC_TOLERANCE:  # NaN, too
+            problems.append(f"{name}: run.json says AUC {value:.6f}, its predictions give {computed:.6f}")
+    if problems:
+        lead = f"the scores of fold {record.fold} of {record.experiment} are not those of its predictions:"
+        raise ResultError(listed(lead, problems, remedy=again))
 
 
 def score_experiment(experiment: str, folders: Sequence[Path], index: pd.DataFrame | None) -> Summary:

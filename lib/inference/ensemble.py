@@ -9,6 +9,7 @@ import pandas as pd
 
 from lib.errors import KernelError, listed
 from lib.evaluation.metrics import probability
+from lib.evaluation.out_of_fold import ResultError, check_fold_scores
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.runtime.run_record import RunRecord, RunRecordError, read_run_record
 
@@ -31,16 +32,19 @@ class FoldOutput:
 
 
 def read_fold_outputs(folders: Sequence[Path]) -> tuple[list[FoldOutput], list[str]]:
-    """Read and verify the outputs of folds.
+    """Read and verify the outputs of folds: their files, and their scores against their own predictions.
 
     Returns:
-        The valid outputs, and the problems of the others, which `validate_members` reports.
+        The outputs whose files match their run.json, and the problems of all, which `validate_members`
+        reports.
     """
     outputs, problems = [], []
     for folder in folders:
         try:
-            outputs.append(FoldOutput(folder, read_run_record(folder, kind="train")))
-        except RunRecordError as error:
+            output = FoldOutput(folder, read_run_record(folder, kind="train"))
+            outputs.append(output)
+            check_fold_scores(output.record, folder)
+        except (RunRecordError, ResultError) as error:
             problems.append(str(error).replace("\n", "\n    "))
     return outputs, problems
 

@@ -673,6 +673,15 @@ FOLD_CASES: dict[str, tuple[Callable[[Pair], object], list[str]]] = {
         ["has checkpoint format 9, this code reads 2", "push fold-0"],
     ),
     "other members": (lambda f: workbench.reseal(f[0], members=[0, 1]), ["has members [0, 1], 1 expected"]),
+    "scores that are not those of the predictions": (
+        lambda f: (
+            edit_table(
+                f[1] / "oof-1-member-0.csv", lambda table: table.assign(logit=table["logit"].to_numpy()[::-1])
+            )
+            or workbench.reseal(f[1])
+        ),
+        ["the scores of fold 1 of smoke-", "the fold: run.json says AUC ", "member 0: run.json says AUC "],
+    ),
     "a damaged checkpoint": (
         lambda f: workbench.flip_byte(f[0] / "fold-0-member-0.safetensors"),
         ["fold-0-member-0.safetensors is damaged: its SHA-256 is not the recorded one"],

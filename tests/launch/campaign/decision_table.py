@@ -51,6 +51,7 @@ from launch.campaign.ledger import (
     KernelEntry,
     Push,
 )
+from launch.campaign.outputs import TRACEBACK
 from launch.campaign.waits import LONGEST_SESSION, Timeouts, describe_seconds
 from launch.kaggle_api.errors import (
     CapacityError,
@@ -186,6 +187,9 @@ TABLE = [
     ("no record, log of this run",
      OPEN, seen(COMPLETE, output=listed("push id.1", lacks_record=True)), SETTLED,
      (End, UNFINISHED, "no run.json")),
+    ("no record, and an error ended it",
+     OPEN, seen(COMPLETE, output=listed(f"push id.1\n{TRACEBACK}\nKeyError: 3", lacks_record=True)), SETTLED,
+     (End, FAILED, "although Kaggle calls the run complete")),
     ("no record for too long", OPEN, seen(COMPLETE, output=listed(lacks_record=True)), waited(short=LATER),
      (End, UNFINISHED, "no run.json")),
     ("the output of an earlier push", OPEN, seen(COMPLETE, output=OTHER), SETTLED,

@@ -97,6 +97,10 @@ STOPS = {
         ([Fault("GetKernelSessionStatus", "status", slug="fold-0", times=0, value="X")], "unknown value"),
     "running endlessly": ([Fault("session", "endless", slug="fold-0")], "RUNNING"),
     "kernel ERROR": ([Fault("session", "error", slug="fold-0", times=0)], "fold-0"),
+    "complete with a traceback at the end of its log":
+        ([Fault("session", "traceback", slug="fold-0")], "log ends with an uncaught error (RuntimeError"),
+    "complete with scores that are not those of its predictions":
+        ([Fault("session", "wrong-scores", slug="fold-0")], "its predictions give 0."),
     "inputs never mounted": ([Fault("session", "no-mount", slug="fold-0", times=0)], "had not mounted"),
     "cancelled by a person":
         ([Fault("session", "cancelled", slug="fold-0", times=0)], "the run was cancelled on Kaggle"),

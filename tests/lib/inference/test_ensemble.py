@@ -13,6 +13,7 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from lib.config import Config
+from lib.evaluation.out_of_fold import ResultError, check_fold_scores
 from lib.inference.ensemble import (
     EnsembleError,
     FoldOutput,
@@ -121,12 +122,53 @@ def test_other_code_is_a_warning_unless_it_is_made_an_error() -> None:
         _admit(outputs, strict=True)
 
 
+def _predict(folder: Path, fold: int) -> None:
+    """Out-of-fold predictions of two members; their mean has AUC 0.75, the members 0.75 and 1."""
+    for member, logits in enumerate(([0.0, 2.0, 1.0, 3.0], [0.0, 0.1, 0.2, 0.3])):
+        table = pd.DataFrame({"id": list("abcd"), "label": [0, 0, 1, 1], "logit": logits})
+        table.to_csv(folder / f"oof-{fold}-member-{member}.csv", index=False)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({"fold": {"auc": 0.75}}, ""),
+        ({"fold": {"auc": 0.75}, "members": [{"auc": 0.75}, {"auc": 1.0}]}, ""),
+        ({"fold": {"auc": 0.75 + 1e-9}}, ""),
+        ({"fold": {"auc": 0.76}}, "the fold: run.json says AUC 0.760000, its predictions give 0.750000"),
+        ({"fold": {"auc": float("nan")}}, "the fold: run.json says AUC nan"),
+        ({"fold": {"auc": True}}, "the fold: run.json holds no AUC"),
+        ({}, "the fold: run.json holds no AUC, its predictions give 0.750000"),
+        (
+            {"fold": {"auc": 0.75}, "members": [{"auc": 0.75}, {"auc": 0.75}]},
+            "member 1: run.json says AUC 0.75",
+        ),
+        ({"fold": {"auc": 0.75}, "members": [{"auc": 0.75}]}, "member 1: run.json holds no AUC"),
+    ],
+)
+def test_scores_that_are_not_those_of_the_predictions_are_refused(
+    tmp_path: Path, scores: dict[str, Any], said: str
+) -> None:
+    _predict(tmp_path, 3)
+    record = _record(3, scores=scores)
+    if not said:
+        check_fold_scores(record, tmp_path)
+        return
+    with pytest.raises(ResultError) as refused:
+        check_fold_scores(record, tmp_path)
+    assert said in str(refused.value) and "build_kernel.py push fold-3" in str(refused.value)
+
+
 def test_every_damaged_output_is_listed(tmp_path: Path) -> None:
     folders = [tmp_path / f"fold-{fold}" for fold in range(4)]
     for fold, folder in enumerate(folders):
         folder.mkdir()
         (folder / "weights").write_bytes(b"whole")
-        write_run_record(folder, _record(fold, files=describe_files(folder, {"weights": True})))
+        _predict(folder, fold)
+        scores = {"fold": {"auc": 0.75}}
+        write_run_record(
+            folder, _record(fold, files=describe_files(folder, {"weights": True}), scores=scores)
+        )
     outputs, problems = read_fold_outputs(folders)
     assert [output.record.fold for output in outputs] == [0, 1, 2, 3] and not problems
     (folders[1] / "weights").write_bytes(b"other")
