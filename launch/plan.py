@@ -1,6 +1,7 @@
 """Plan the kernels of a campaign: their kinds, slugs, inputs and machines."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,11 +11,11 @@ from lib.config import PREPARE_OPTIONS, Config
 from lib.search_space import SearchSpace
 
 LIBRARY_SLUG = "hcd-lib"
-WEIGHTS_SLUG = "hcd-weights"
 REPORT_SLUG = "hcd-report"
 ENCODERS_SLUG = "hcd-encoders"  # a dataset: the output of a weights kernel that ran on the user's machine
 REPORT_PAGE = "report.html"  # in the output of the report kernel
 NOTEBOOK_KINDS = ("report",)  # kernels that are notebooks; all others are scripts
+_HASH_DIGITS = 6  # of the hashes in slugs
 GPU_SESSIONS, CPU_SESSIONS = 2, 5  # that Kaggle runs at the same time for one account
 
 
@@ -32,7 +33,7 @@ class Kernel:
             depends on.
         fold: for train kernels.
         folds: for the inference kernel: the folds that it averages, for each experiment.
-        encoders: for the weights kernel: the backbones whose weights it downloads.
+        encoders: for the weights kernel: the backbones whose weights it downloads, sorted.
         needs_gpu: runs on two T4 GPUs.
         internet: on only where something is downloaded.
         competition: reads the competition's own files.
@@ -92,7 +93,7 @@ def plan_kernels(
     weights = [] if _has_encoders(attached) else plan_weights(trained)
     prepare = plan_prepare(trained, attached)
     pretrains = [_plan_pretrain(each, prepare) for each in trained if each.config.weights == "pretrain"]
-    encoders = {each.name: _encoder_source(each, attached) for each in trained}
+    encoders = {each.name: _encoder_source(each, weights) for each in trained}
     embeds = [
         _plan_embed(each, prepare, encoders[each.name], attached) for each in trained if _is_probe(each)
     ]
@@ -114,18 +115,31 @@ def plan_kernels(
     return kernels
 
 
-def plan_weights(
-    experiments: Sequence[Experiment], *, slug: str = WEIGHTS_SLUG, also: Sequence[str] = ()
-) -> list[Kernel]:
+def plan_weights(experiments: Sequence[Experiment]) -> list[Kernel]:
     """The kernel that downloads the pretrained weights of these experiments; empty when they need none."""
-    needed = [experiment.config.backbone for experiment in experiments if experiment.config.weights == "timm"]
-    encoders = tuple(dict.fromkeys([*needed, *also]))
-    if not encoders:
+    needed = {experiment.config.backbone for experiment in experiments if experiment.config.weights == "timm"}
+    return _weights_kernel(needed)
+
+
+def _weights_kernel(encoders: Collection[str]) -> list[Kernel]:
+    """The kernel that downloads these encoders; empty for none.
+
+    Its slug names what it downloads: campaigns with other backbones do not replace each other's weights.
+    """
+    names = tuple(sorted(set(encoders)))
+    if not names:
         return []
-    kernel = Kernel(
-        kind="weights", slug=slug, experiments=(), configs=(Config(),), encoders=encoders, internet=True
-    )
-    return [kernel]
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:_HASH_DIGITS]
+    return [
+        Kernel(
+            kind="weights",
+            slug=f"hcd-weights-{digest}",
+            experiments=(),
+            configs=(Config(),),
+            encoders=names,
+            internet=True,
+        )
+    ]
 
 
 def plan_prepare(experiments: Sequence[Experiment], datasets: tuple[str, ...]) -> Kernel:
@@ -144,9 +158,11 @@ def plan_prepare(experiments: Sequence[Experiment], datasets: tuple[str, ...]) -
             "give them the same value, or build them one at a time"
         )
     config = replace(Config(), **{option: getattr(configs[0], option) for option in PREPARE_OPTIONS})
-    slug = "hcd-prepare" if config == Config() else f"hcd-prepare-{config.hash[:6]}"
+    # It reads no attached dataset but the one with the tile-to-slide map.
+    attached = datasets if config.slide_map else ()
+    slug = "hcd-prepare" if config == Config() else f"hcd-prepare-{config.hash[:_HASH_DIGITS]}"
     return Kernel(
-        kind="prepare", slug=slug, experiments=(), configs=(config,), competition=True, datasets=datasets
+        kind="prepare", slug=slug, experiments=(), configs=(config,), competition=True, datasets=attached
     )
 
 
@@ -267,9 +283,8 @@ def plan_search(
     own: list[Kernel] = []
     sources: tuple[str, ...] = ()
     if not _has_encoders(datasets):
-        sources += (WEIGHTS_SLUG,) if downloaded & set(encoders) else ()
-        missing = [encoder for encoder in encoders if encoder not in downloaded]
-        own = plan_weights([], slug=f"hcd-{name}-search-weights", also=missing)
+        sources += tuple(kernel.slug for kernel in weights if set(kernel.encoders) & set(encoders))
+        own = _weights_kernel(set(encoders) - downloaded)
     sources += (f"hcd-{name}-pretrain",) if config.weights == "pretrain" else ()
     kernel = Kernel(
         kind="search",
@@ -301,11 +316,11 @@ def _is_probe(experiment: Experiment) -> bool:
     return experiment.config.train_mode == "linear_probe"
 
 
-def _encoder_source(experiment: Experiment, datasets: Sequence[str]) -> tuple[str, ...]:
+def _encoder_source(experiment: Experiment, weights: Sequence[Kernel]) -> tuple[str, ...]:
     """The kernel that makes an experiment's pretrained encoder; empty where none does."""
     if experiment.config.weights == "pretrain":
         return (f"hcd-{experiment.name}-pretrain",)
-    return (WEIGHTS_SLUG,) if experiment.config.weights == "timm" and not _has_encoders(datasets) else ()
+    return tuple(kernel.slug for kernel in weights) if experiment.config.weights == "timm" else ()
 
 
 def _by_experiment(experiments: Sequence[Experiment], *groups: Sequence[Kernel]) -> list[Kernel]:

@@ -246,7 +246,7 @@ def _continued(spec: CampaignSpec, ledger: Ledger | None, folder: Path) -> Campa
 
 
 def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
-    """Find a kernel by its slug, its kind, fold-K, or EXPERIMENT-fold-K.
+    """Find a kernel by its slug, its kind, fold-K, or EXPERIMENT-fold-K; weights are those of the folds.
 
     Raises:
         LaunchError: no kernel has this name, or more than one.
@@ -257,8 +257,8 @@ def resolve(name: str, kernels: Sequence[Kernel]) -> Kernel:
         if name in (kernel.slug, kernel.slug.removeprefix("hcd-"), kernel.kind)
         or (kernel.kind == "train" and name == f"fold-{kernel.fold}")
     ]
-    exact = [kernel for kernel in matches if kernel.slug == f"hcd-{name}"]
-    matches = exact or matches  # a search may have a weights kernel of its own
+    if name == "weights":
+        matches = matches[:1]  # a search may have a weights kernel of its own, behind that of the folds
     if len(matches) != 1:
         problem = "more than one kernel is called" if matches else "no kernel is called"
         names = ", ".join(kernel.slug.removeprefix("hcd-") for kernel in kernels)

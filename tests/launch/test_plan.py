@@ -12,7 +12,7 @@ from launch.experiments import experiment_names, load_experiment, load_experimen
 from launch.packaging.builder import build
 from launch.packaging.check import check
 from launch.packaging.metadata import METADATA
-from launch.plan import needed_for, plan_kernels
+from launch.plan import needed_for, plan_kernels, plan_weights
 
 
 @pytest.mark.parametrize("name", experiment_names())
@@ -26,6 +26,31 @@ def test_every_experiment_of_the_repository_can_be_planned(name: str) -> None:
     frozen = sum(each.config.train_mode == "linear_probe" for each in experiments)
     assert len(inference.sources) == 1 + frozen + sum(each.config.num_folds for each in experiments)
     assert inference.needs_gpu == (frozen < len(experiments))
+
+
+def test_the_slug_of_the_weights_names_what_is_downloaded() -> None:
+    """Campaigns with other backbones do not replace each other's weights; those with the same share them."""
+
+    def weights(*names: str) -> list[str]:
+        kernels = plan_kernels([load_experiment(name) for name in names])
+        assert all(kernels[0].slug in kernel.sources for kernel in kernels if kernel.kind == "train")
+        return [kernel.slug for kernel in kernels if kernel.kind == "weights"]
+
+    assert weights("resnet18", "resnet34") == weights("resnet34", "resnet18")
+    slugs = [weights("resnet18"), weights("resnet34"), weights("resnet18", "resnet34")]
+    assert len({slug for [slug] in slugs}) == 3
+    assert all(slug.startswith("hcd-weights-") for [slug] in slugs)
+
+
+def test_prepare_reads_a_dataset_only_for_a_slide_map() -> None:
+    """Otherwise a file of weights that one campaign attaches would keep others from its prepared tiles."""
+    attached = {"datasets": ["me/files"]}
+    plain = plan_kernels([load_experiment("smoke", ["weights=x.safetensors"])], **attached)
+    mapped = plan_kernels([load_experiment("smoke", ["fold_split=slide", "slide_map=m.csv"])], **attached)
+    [plain, mapped] = [
+        next(kernel for kernel in kernels if kernel.kind == "prepare") for kernels in (plain, mapped)
+    ]
+    assert (plain.datasets, mapped.datasets) == ((), ("me/files",))
 
 
 def test_a_frozen_encoder_is_asked_once_and_its_folds_need_no_gpu() -> None:
@@ -76,15 +101,15 @@ def test_a_search_comes_last_and_nothing_depends_on_it() -> None:
     extra, search = kernels[len(plain) :]
     assert (extra.kind, extra.slug, extra.encoders) == (
         "weights",
-        "hcd-resnet34-search-weights",
+        plan_weights([load_experiment("resnet18")])[0].slug,
         ("resnet18.tv_in1k",),
     )
     assert (search.kind, search.slug, search.needs_gpu) == ("search", "hcd-resnet34-search", True)
-    assert search.sources == ("hcd-prepare", "hcd-weights", extra.slug)
+    assert search.sources == ("hcd-prepare", plain[0].slug, extra.slug)
     assert not any(search.slug in kernel.sources for kernel in kernels)
     assert needed_for(kernels, "inference") == plain[:-1] and needed_for(kernels, "report") == plain
     assert [kernel.slug for kernel in needed_for(kernels, "search")] == [
-        "hcd-weights",
+        plain[0].slug,
         "hcd-prepare",
         extra.slug,
         search.slug,

@@ -23,7 +23,7 @@ from launch.campaign.ledger import LEDGER_NAME, find_campaign
 from launch.campaign.spec import CampaignSpec, RunOptions
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
-from launch.experiments import Experiment, load_experiment
+from launch.experiments import Experiment, load_experiment, load_search
 from launch.kaggle_api.client import connect
 from lib.search_space import search_from_dict
 
@@ -393,6 +393,11 @@ def test_a_name_is_a_slug_a_kind_or_a_fold(account):
     )
     with pytest.raises(LaunchError, match="more than one kernel"):
         resolve("fold-3", kernels)
+    assert resolve("weights", kernels).kind == "weights"
+    searched = plan_kernels([load_experiment("resnet34")], search=load_search("baseline"))
+    own, also = [kernel for kernel in searched if kernel.kind == "weights"]
+    assert resolve("weights", searched) == own  # of the folds
+    assert resolve(also.slug, searched) == also  # of the search
 
 
 def test_the_account_must_be_the_owner(account):

@@ -71,12 +71,13 @@ def test_internet_is_on_only_where_something_is_downloaded(built: Built) -> None
 def test_every_kernel_reads_what_it_needs(built: Built) -> None:
     competition = ["histopathologic-cancer-detection"]
     folds = [f"some-one/hcd-{name}-fold-{fold}" for name in ("resnet34", "resnet18") for fold in range(5)]
+    [weights] = [kernel.slug for kernel in built.kernels if kernel.kind == "weights"]
     for kernel in built.kernels:
         metadata = metadata_of(built, kernel)
         sources = {
             "weights": [],
             "prepare": [],
-            "train": ["some-one/hcd-prepare", "some-one/hcd-weights"],
+            "train": ["some-one/hcd-prepare", f"some-one/{weights}"],
             "inference": ["some-one/hcd-prepare", *folds],
             "report": ["some-one/hcd-prepare", *folds, "some-one/hcd-ensemble-inference"],
         }[kernel.kind]
@@ -93,7 +94,7 @@ def test_thin_kernels_read_the_library_and_attached_datasets_come_behind_it(tmp_
         [load_experiment("smoke")], out=tmp_path / "dist", owner="me", thin=True, datasets=["you/slides"]
     )
     for kernel in thin.kernels:
-        attached = ["you/slides"] if kernel.kind in ("prepare", "train") else []
+        attached = ["you/slides"] if kernel.kind == "train" else []
         assert metadata_of(thin, kernel)["dataset_sources"] == ["me/hcd-lib", *attached]
 
 
