@@ -1,7 +1,7 @@
 """Compute the features of every tile with a frozen encoder once, so that all folds can train heads on them.
 
 Reads: prepare; weights or pretrain, by the experiment.
-Leaves: one array of features for the labelled tiles and one for the test tiles.
+Leaves: one array of features for the labelled tiles, one for the test tiles, and one for the hold-out.
 """
 
 import sys
@@ -10,6 +10,7 @@ from typing import Any
 
 from lib.data import prepared
 from lib.model.features import (
+    HOLDOUT_FEATURES,
     TEST_FEATURES,
     TRAIN_FEATURES,
     Embedder,
@@ -43,7 +44,9 @@ def recipe(session: Session) -> None:
         devices=devices,
         precision=config.precision,
     )
-    parts = ((prepared.TRAIN_TILES, TRAIN_FEATURES), (prepared.TEST_TILES, TEST_FEATURES))
+    parts = [(prepared.TRAIN_TILES, TRAIN_FEATURES), (prepared.TEST_TILES, TEST_FEATURES)]
+    if data.holdout is not None:
+        parts.append((prepared.HOLDOUT_TILES, HOLDOUT_FEATURES))
     for source, name in parts:
         with session.stage(f"embed {source}", note=f"{config.tta_views} views"):
             tiles = data.read_tiles(source)

@@ -1,7 +1,7 @@
-"""Average the members of all folds on the test tiles and write submission.csv.
+"""Average the members of all folds on the test tiles and write submission.csv; score the hold-out once.
 
 Reads: the competition; prepare; the folds of each experiment; embed for the members with a frozen encoder.
-Leaves: submission.csv; the members' logits, table and correlations.
+Leaves: submission.csv; the members' logits, table and correlations; with a hold-out holdout.csv.
 """
 
 import logging
@@ -15,6 +15,7 @@ import torch
 
 from lib.data import prepared
 from lib.data.competition import read_competition
+from lib.evaluation.holdout_grade import NOT_COMPARABLE, describe_grade, grade_holdout
 from lib.files import write_atomic
 from lib.inference.ensemble import (
     EnsembleError,
@@ -61,10 +62,7 @@ def recipe(session: Session) -> None:
 
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     members = [member for output in outputs for member in members_of(output)]
-    by_member = _predict(session, members, data, devices)
-    logits = pd.DataFrame(
-        {"id": data.test["id"], **{member.name: by_member[member.name] for member in members}}
-    )
+    logits = _predict(session, members, data, devices, part="test", ids=data.test["id"])
     probabilities = average_members(logits, competition.test_ids, how=parameters.average)  # (N,)
     submission = submission_csv(competition.test_ids, probabilities)
     check_submission(submission, competition.sample)
@@ -85,6 +83,13 @@ def recipe(session: Session) -> None:
         "correlations.csv": correlations.to_csv(float_format="%.6g", lineterminator="\n"),
         "submission.csv": submission,
     }
+    scores = {
+        "members": len(members),
+        "mean_probability": float(probabilities.mean()),
+        "average": parameters.average,
+    }
+    if data.holdout is not None:
+        texts["holdout.csv"], scores["holdout"] = _score_holdout(session, members, data, devices)
     session.invalidate_record()
     for name, text in texts.items():
         write_atomic(session.working / name, text)
@@ -93,29 +98,69 @@ def recipe(session: Session) -> None:
         data_id=data.data_id,
         fold_table_id=outputs[0].record.fold_table_id,
         devices=describe_devices(devices),
-        scores={
-            "members": len(members),
-            "mean_probability": float(probabilities.mean()),
-            "average": parameters.average,
-        },
+        scores=scores,
     )
 
 
-def _predict(
+def _score_holdout(
     session: Session, members: Sequence[Member], data: prepared.Prepared, devices: list[torch.device]
-) -> dict[str, np.ndarray]:
-    """(N,) logits of the test tiles by member's name: heads use stored features, networks the tiles."""
+) -> tuple[str, dict[str, Any]]:
+    """The text of holdout.csv (id,label,probability), and the grade."""
+    parameters, holdout = session.parameters, data.holdout
+    assert holdout is not None
+    logits = _predict(session, members, data, devices, part="holdout", ids=holdout["id"])
+    probabilities = average_members(logits, holdout["id"].tolist(), how=parameters.average)  # (H,)
+    mapped = bool((holdout["slide"] != "").all())
+    grade = grade_holdout(
+        holdout["label"].to_numpy(),
+        probabilities,
+        holdout["slide" if mapped else "stain_group"].to_numpy(),
+        name=parameters.config.holdout,
+        grouping="slides" if mapped else "stain groups",
+    )
+    logger.info("%s. %s", describe_grade(grade), NOT_COMPARABLE)
+    table = holdout[["id", "label"]].assign(probability=probabilities)
+    return table.to_csv(index=False, float_format="%.9g", lineterminator="\n"), grade
+
+
+def _predict(
+    session: Session,
+    members: Sequence[Member],
+    data: prepared.Prepared,
+    devices: list[torch.device],
+    *,
+    part: str,
+    ids: "pd.Series[str]",
+) -> pd.DataFrame:
+    """A table of logits, id and a column for each member: heads use stored features, networks the tiles.
+
+    Args:
+        session: of this kernel.
+        members: of all folds.
+        data: the prepared tiles.
+        devices: to predict on.
+        part: test or holdout.
+        ids: of the tiles of this part, in the order of their array.
+    """
+    array = prepared.TEST_TILES if part == "test" else prepared.HOLDOUT_TILES
     heads = [member for member in members if member.config.train_mode == "linear_probe"]
     networks = [member for member in members if member.config.train_mode != "linear_probe"]
     logits: dict[str, np.ndarray] = {}
     for member in heads:
         folder = find_features(session.input, encoder_options(member.config), data_id=data.data_id)
-        logits[member.name] = load_head(member.path)[0].logits(read_features(folder).test)
+        features = getattr(read_features(folder), part)
+        if features is None:
+            raise EnsembleError(f"{folder.name} has no features of the hold-out: run the embed kernel again")
+        logits[member.name] = load_head(member.path)[0].logits(features)
     if networks:
-        preflight(session.working, disk=64 << 20, memory=data.bytes_of(prepared.TEST_TILES) + (2 << 30))
-        tiles = data.read_tiles(prepared.TEST_TILES)
-        logits |= predict_members(networks, tiles, devices=devices, stage=session.stage)
-    return logits
+        preflight(session.working, disk=64 << 20, memory=data.bytes_of(array) + (2 << 30))
+        logits |= predict_members(
+            networks,
+            data.read_tiles(array),
+            devices=devices,
+            stage=lambda name, note: session.stage(f"{part}: {name}", note=note),
+        )
+    return pd.DataFrame({"id": ids, **{member.name: logits[member.name] for member in members}})
 
 
 def main(parameters: Mapping[str, Any]) -> int:

@@ -1,7 +1,8 @@
 """Prepare the data once on a CPU: read every tile, check it against its SHA-1, and store all in one array.
 
 Reads: the competition; a tile-to-slide map where the experiment names one.
-Leaves: the tile arrays and index tables of both sets; sample_submission.csv; eda.json and its figures.
+Leaves: the tile arrays and index tables of both sets and of the hold-out; sample_submission.csv; eda.json
+and its figures.
 """
 
 import logging
@@ -15,6 +16,7 @@ from lib.data import prepared
 from lib.data.competition import data_id, read_competition
 from lib.data.eda import describe_integrity, describe_tiles, explore
 from lib.data.folds import describe_splits
+from lib.data.holdout import hold_out
 from lib.report.eda_figures import draw_eda_figures
 from lib.runtime.hardware import preflight
 from lib.runtime.inputs import find_competition, find_file
@@ -29,12 +31,16 @@ def recipe(session: Session) -> None:
     with session.stage("read the competition's tables"):
         competition = read_competition(find_competition(session.input), expect_full=session.on_kaggle)
         slide_map = None
+        if config.holdout:
+            remedy = "Attach the dataset that holds it (--attach), or leave holdout empty."
+            ids = config.holdout_file and find_file(session.input, config.holdout, remedy=remedy)
+            competition = hold_out(competition, config.holdout, file=ids or None)
         if config.slide_map:
             remedy = "Attach the dataset that holds it (--attach), or leave slide_map empty."
             slide_map = find_file(session.input, config.slide_map, remedy=remedy)
     logger.info(
         "%s labelled and %s test tiles, %s",
-        f"{len(competition.train):,}",
+        f"{len(competition.labelled_order):,}",
         f"{len(competition.test_ids):,}",
         "all of them" if competition.is_full else "a part of the competition",
     )
@@ -48,12 +54,18 @@ def recipe(session: Session) -> None:
     with session.stage("describe the tiles and group them by stain"):
         train = describe_tiles(builders[prepared.TRAIN_TILES].part, with_stain=True)
         test = describe_tiles(builders[prepared.TEST_TILES].part, with_stain=False)
-        index = prepared.index_table(competition, train.features, config, slide_map)
+        holdout_features = None
+        if prepared.HOLDOUT_TILES in builders:
+            holdout_features = describe_tiles(builders[prepared.HOLDOUT_TILES].part, with_stain=True).features
+        index, holdout = prepared.index_tables(
+            competition, train.features, config, slide_map, holdout_features=holdout_features
+        )
         arrays = {builders[name].part: result for name, result in results.items()}
         eda = {
             "integrity": describe_integrity(competition, arrays),
             **explore(index, train, test, results, config, test_ids=competition.test_ids),
             "splits": describe_splits(index, number=config.num_folds, seed=config.seed),
+            "holdout": None if holdout is None else {"name": config.holdout, "tiles": len(holdout)},
         }
 
     session.invalidate_record()
@@ -73,7 +85,13 @@ def recipe(session: Session) -> None:
             seed=config.seed,
         )
     names = prepared.publish(
-        working, competition=competition, index=index, eda=eda, builders=builders, figures=figures
+        working,
+        competition=competition,
+        index=index,
+        holdout=holdout,
+        eda=eda,
+        builders=builders,
+        figures=figures,
     )
     session.write_outputs(
         names,

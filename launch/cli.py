@@ -79,6 +79,14 @@ _MESSAGE = click.option(
 )
 
 
+_HOLDOUT = click.option(
+    "--holdout",
+    metavar="mlebench|FILE.csv",
+    help="Labelled tiles that no fold learns from, scored once at the end: the random split of MLE-bench, or "
+    "a file with a column id. Short for --set holdout=...",
+)
+
+
 def _out(default: str | None, text: str) -> Callable[[Any], Any]:
     """--out DIR: where the command writes."""
     return click.option("--out", default=default, show_default=default is not None, type=_FOLDER, help=text)
@@ -99,6 +107,25 @@ def _load_search(name: str | None) -> Any:
     from launch.experiments import load_search
 
     return None if name is None else load_search(name)
+
+
+def _holdout_here(holdout: str | None, out: Path) -> tuple[list[str], tuple[Path, ...]]:
+    """The option of the experiments and the folder to attach, for a command that runs on this machine."""
+    from lib.data.holdout import MLE_BENCH
+    from lib.files import link_or_copy
+
+    if holdout is None:
+        return [], ()
+    if holdout == MLE_BENCH:
+        return [f"holdout={MLE_BENCH}"], ()
+    file, folder = Path(holdout), out / "holdout"
+    if not file.is_file():
+        raise click.BadParameter(f"--holdout {holdout}: mlebench, or an existing CSV file expected")
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    link_or_copy(str(file), str(folder / file.name))
+    return [f"holdout={file.name}"], (folder,)
 
 
 def _fold_numbers(
@@ -210,6 +237,7 @@ def main() -> None:
 )
 @_out("runs/smoke", "Folder for the data, the campaign and its outputs.")
 @_search_option("smoke")
+@_HOLDOUT
 @_ATTACH
 @_AVERAGE
 @_SET
@@ -222,6 +250,7 @@ def smoke(
     faults: Path | None,
     out: Path,
     search_name: str | None,
+    holdout: str | None,
     attach: tuple[Path, ...],
     average: str,
     overrides: tuple[str, ...],
@@ -239,13 +268,14 @@ def smoke(
     from launch.emulator.smoke import smoke as rehearse
     from launch.experiments import load_experiments
 
-    options = [*overrides, *([f"num_folds={folds}"] if folds else [])]
+    held_out, holdout_folder = _holdout_here(holdout, out)
+    options = [*overrides, *([f"num_folds={folds}"] if folds else []), *held_out]
     rehearse(
         load_experiments(experiments or ("smoke",), options),
         data=data,
         tiles=tiles,
         out=out,
-        attach=attach,
+        attach=(*attach, *holdout_folder),
         thin=thin,
         average=average,
         search=_load_search(search_name),
@@ -337,6 +367,7 @@ def _folder(spec: Any, campaign: str | None) -> Path:
 @click.option("--no-check", is_flag=True, help="Do not offer the environment check before the first fold.")
 @_AVERAGE
 @_SEARCH
+@_HOLDOUT
 @_OWNER
 @_DATASET
 @_SET
@@ -351,6 +382,7 @@ def run(
     no_check: bool,
     average: str,
     search_name: str | None,
+    holdout: str | None,
     owner: str | None,
     datasets: tuple[str, ...],
     overrides: tuple[str, ...],
@@ -369,7 +401,7 @@ def run(
 
     spec = _spec(
         experiments,
-        overrides,
+        (*overrides, *([f"holdout={holdout}"] if holdout is not None else [])),
         owner=owner,
         folds=folds,
         datasets=datasets,
@@ -593,6 +625,7 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
 @click.option("--data", default=DATA, show_default=True, type=_FOLDER, help="A folder in competition layout.")
 @_out("runs/local", "Folder for the outputs.")
 @_SEARCH
+@_HOLDOUT
 @_ATTACH
 @_AVERAGE
 @_SET
@@ -601,6 +634,7 @@ def local(
     data: Path,
     out: Path,
     search_name: str | None,
+    holdout: str | None,
     attach: tuple[Path, ...],
     average: str,
     overrides: tuple[str, ...],
@@ -612,11 +646,12 @@ def local(
     """
     from launch.local import local as train
 
+    held_out, holdout_folder = _holdout_here(holdout, out)
     train(
-        _load(experiments, overrides),
+        _load(experiments, [*overrides, *held_out]),
         data=data,
         out=out,
-        attach=attach,
+        attach=(*attach, *holdout_folder),
         average=average,
         search=_load_search(search_name),
         owner=_owner(),

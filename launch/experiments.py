@@ -160,7 +160,9 @@ def _load_teacher(student: Experiment, root: Path) -> Experiment:
     Raises:
         LaunchError: it cannot be used, uses pseudo-labels itself, has no network, or has other folds.
     """
-    teacher = _load_without_teacher(student.config.pseudo_labels, (), root)
+    # The teacher must not learn from the hold-out either.
+    holdout = [f"holdout={student.config.holdout}"] if student.config.holdout else []
+    teacher = _load_without_teacher(student.config.pseudo_labels, holdout, root)
     problems = []
     if teacher.config.pseudo_labels:
         problems.append(f"{teacher.name} uses pseudo-labels itself")

@@ -13,8 +13,10 @@ from launch.plan import Kernel
 from lib.data.prepared import TRAIN_INDEX, read_index
 from lib.errors import KernelError
 from lib.evaluation.calibration import Calibration
+from lib.evaluation.holdout_grade import NOT_COMPARABLE, describe_grade
 from lib.evaluation.out_of_fold import ResultError, Summary, average_experiments, score_experiment
 from lib.inference.submission import check_submission
+from lib.runtime.run_record import read_run_record
 from lib.search_space import RECORDS, TABLE, WINNER
 
 
@@ -39,7 +41,9 @@ def summarise(experiment: str, kernels: Sequence[Kernel], folder_of: Callable[[s
 
 
 def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, *, seconds: float) -> None:
-    """Print the scores of every experiment and of their mean, the path of the submission, and the time.
+    """Print the scores of every experiment and of their mean, the hold-out's, the submission, and the time.
+
+    The grade of a hold-out is read from the run.json beside the submission.
 
     Raises:
         LaunchError: the submission does not match the sample.
@@ -61,6 +65,9 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
             f"correlation of their probabilities (Spearman):\n{mean.correlations.round(3).to_string()}",
             soft_wrap=True,
         )
+    grade = read_run_record(submission.parent, kind="inference", fetched_only=True).scores.get("holdout")
+    if grade is not None:
+        console.print(f"{describe_grade(grade)}\n{NOT_COMPARABLE}", soft_wrap=True)
     text = submission.read_text(encoding="utf-8")
     try:
         check_submission(text, sample.read_bytes())

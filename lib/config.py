@@ -20,10 +20,12 @@ Value = bool | int | float | str
 
 
 EXPECTATIONS = ("expected_hours", "pretrain_hours")  # estimates for planning; they change no result
-FOLD_OPTIONS = ("fold_split", "num_folds", "seed", "stain_groups", "slide_map")  # decide the fold table
+# These decide the fold table.
+FOLD_OPTIONS = ("fold_split", "num_folds", "seed", "stain_groups", "slide_map", "holdout")
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt")
 _KNOWS_THE_TEST_LABELS = re.compile(r"pcam|patch_?camelyon|tiatoolbox", re.IGNORECASE)
-PREPARE_OPTIONS = ("verify", "stain_groups", "slide_map", "seed")  # decide the output of the prepare kernel
+# These decide the output of the prepare kernel.
+PREPARE_OPTIONS = ("verify", "stain_groups", "slide_map", "seed", "holdout")
 
 
 class ConfigError(ValueError):
@@ -80,6 +82,12 @@ class Config:
     )
     slide_map: str = _option(
         "", "Name of a CSV file (id,wsi) in an attached dataset, for fold_split = slide. Empty: no map."
+    )
+    holdout: str = _option(
+        "",
+        "Labelled tiles that no fold learns from; inference scores the ensemble on them once. mlebench: the "
+        "random split of MLE-bench. Or the name of a .csv file with a column id in an attached dataset. "
+        "Empty: none.",
     )
 
     # Network
@@ -355,6 +363,11 @@ class Config:
                 f"weights = {self.weights!r}: timm, none, pretrain, or the name of a file that ends in "
                 f"{', '.join(WEIGHT_ENDINGS)} expected"
             )
+        if not problems and self.holdout not in ("", "mlebench") and not self.holdout_file:
+            problems.append(
+                f"holdout = {self.holdout!r}: mlebench, or the name of a file that ends in .csv (a name, not "
+                "a path) expected"
+            )
         for option in ("backbone", "weights") if not problems else ():
             if _KNOWS_THE_TEST_LABELS.search(value := getattr(self, option)):
                 problems.append(
@@ -406,6 +419,12 @@ class Config:
     def weights_file(self) -> str:
         """The name of the file with the first weights; empty where they come from elsewhere."""
         return self.weights if self.weights.endswith(WEIGHT_ENDINGS) else ""
+
+    @property
+    def holdout_file(self) -> str:
+        """The name of the file with the ids of the hold-out; empty where there is none."""
+        is_name = self.holdout.endswith(".csv") and not {"/", "\\"} & set(self.holdout)
+        return self.holdout if is_name else ""
 
     @property
     def hash(self) -> str:

@@ -239,22 +239,24 @@ def _require_valid_metadata(folder: Path) -> None:
 
 
 def _require_datasets(kernels: Sequence[Kernel]) -> None:
-    """Check that each kernel that reads a file of weights has a dataset that could hold it.
+    """Check that each kernel that reads a file of weights or of a hold-out has a dataset that could hold it.
 
-    The kernel would find it only after prepare, on a GPU.
+    The kernel would find it only when it runs; one with weights after prepare, on a GPU.
     """
-    files = {
-        f"{kernel.slug}: weights = {config.weights_file}"
-        for kernel in kernels
-        for config in kernel.configs
-        if kernel.kind in _READ_WEIGHTS and config.weights_file and not kernel.datasets
-    }
+    files = set()
+    for kernel in kernels:
+        for config in kernel.configs if not kernel.datasets else ():
+            if kernel.kind in _READ_WEIGHTS and config.weights_file:
+                files.add(f"{kernel.slug}: weights = {config.weights_file}")
+            if kernel.kind == "prepare" and config.holdout_file:
+                files.add(f"{kernel.slug}: holdout = {config.holdout_file}")
     if files:
         remedy = (
-            "Attach the dataset or the folder that holds it (--dataset, --attach), or use --set weights=timm."
+            "Attach the dataset or the folder that holds it (--dataset, --attach), or use --set weights=timm "
+            "or --set holdout=mlebench."
         )
         raise LaunchError(
-            listed("a file of weights is named, and no dataset is attached:", sorted(files), remedy=remedy)
+            listed("a file is named, and no dataset is attached:", sorted(files), remedy=remedy)
         )
 
 

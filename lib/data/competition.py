@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +26,25 @@ class Competition:
 
     Attributes:
         folder: with the tables and the tiles.
-        train: id (str) and label (0 or 1, int64), sorted by id.
+        train: id (str) and label (0 or 1, int64) of the tiles to learn from, sorted by id.
         test_ids: the ids to predict, in the order of sample_submission.csv.
         sample: the bytes of sample_submission.csv.
+        labelled_order: the ids of all labelled tiles, in the order of train_labels.csv.
+        holdout: id and label of the tiles that no fold learns from, sorted by id; empty without a hold-out.
     """
 
     folder: Path
     train: pd.DataFrame
     test_ids: list[str]
     sample: bytes
+    labelled_order: list[str] = field(default_factory=list)
+    holdout: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"id": [], "label": []}))
 
     @property
     def is_full(self) -> bool:
         """True for all tiles of the competition, false for a part of them."""
-        return len(self.train) == TRAIN_TILES and len(self.test_ids) == TEST_TILES
+        labelled = len(self.train) + len(self.holdout)
+        return labelled == TRAIN_TILES and len(self.test_ids) == TEST_TILES
 
 
 def read_table(path: Path, columns: list[str], problems: list[str]) -> pd.DataFrame | None:
@@ -157,6 +162,7 @@ def read_competition(folder: Path, *, expect_full: bool) -> Competition:
         train=train,
         test_ids=sample["id"].tolist(),
         sample=(folder / "sample_submission.csv").read_bytes(),
+        labelled_order=labels["id"].tolist(),
     )
 
 

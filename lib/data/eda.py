@@ -324,14 +324,17 @@ def describe_integrity(competition: Competition, arrays: Mapping[Path, BuiltStor
 
     Args:
         competition: as it was read, so with a file for every id and no id twice.
-        arrays: the two tile arrays, the labelled tiles first, with the results of building them.
+        arrays: the tile arrays with the results of building them: training, test, and the hold-out's.
     """
     train, test = competition.train["id"].tolist(), competition.test_ids
+    holdout = competition.holdout["id"].tolist()
+    parts = (train, test, holdout) if holdout else (train, test)
     mismatches = [name for store in arrays.values() for name in store.mismatches]
-    ids = zip(arrays.items(), (train, test), strict=True)
+    ids = zip(arrays.items(), parts, strict=True)
     copies = same_content({path: (names, store.mismatches) for (path, store), names in ids})
     return {
-        "labelled_tiles": len(train),
+        "labelled_tiles": len(train) + len(holdout),
+        "holdout_tiles": len(holdout),
         "test_tiles": len(test),
         "of_the_competition": {
             "labelled_tiles": TRAIN_TILES,
@@ -345,7 +348,7 @@ def describe_integrity(competition: Competition, arrays: Mapping[Path, BuiltStor
         "wrong_size": _finding([], stops=True),
         "mismatched": _finding(mismatches, stops=False),
         "same_content_under_two_ids": _finding([f"{name} = {other}" for name, other in copies], stops=False),
-        "labelled_and_test": _finding(sorted(set(train) & set(test)), stops=False),
+        "labelled_and_test": _finding(sorted({*train, *holdout} & set(test)), stops=False),
     }
 
 

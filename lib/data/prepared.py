@@ -21,9 +21,9 @@ from lib.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
-TRAIN_TILES, TEST_TILES = "tiles-train.npy", "tiles-test.npy"
-TRAIN_INDEX, TEST_INDEX = "index-train.csv", "index-test.csv"
-ARRAYS = (TRAIN_TILES, TEST_TILES)
+TRAIN_TILES, TEST_TILES, HOLDOUT_TILES = "tiles-train.npy", "tiles-test.npy", "tiles-holdout.npy"
+TRAIN_INDEX, TEST_INDEX, HOLDOUT_INDEX = "index-train.csv", "index-test.csv", "index-holdout.csv"
+ARRAYS = (TRAIN_TILES, TEST_TILES, HOLDOUT_TILES)
 SAMPLE, EDA = "sample_submission.csv", "eda.json"
 SHEET, BRIGHTNESS, OUTLIERS = "tiles.png", "brightness.png", "outliers.png"
 GROUPS, STAINS = "groups.png", "stains.png"
@@ -41,10 +41,11 @@ class Prepared:
 
     Attributes:
         folder: the output of the prepare kernel.
-        hashes: SHA-256 of the two arrays, which are checked when they are read.
+        hashes: SHA-256 of the arrays, which are checked when they are read.
         train: row, id, label, stain_group, slide; sorted by id, row r of the array is row r here.
         test: row, id; in the order of the sample.
         data_id: of the labelled tiles.
+        holdout: like `train`, of the tiles that no fold learns from; None without a hold-out.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Prepared:
     train: pd.DataFrame
     test: pd.DataFrame
     data_id: str
+    holdout: pd.DataFrame | None = None
 
     def bytes_of(self, name: str) -> int:
         """The size of an array, on disk and in memory."""
@@ -61,7 +63,7 @@ class Prepared:
         """Read an array as (N, 96, 96, 3) uint8 in one sequential read, and check its hash.
 
         Args:
-            name: TRAIN_TILES or TEST_TILES.
+            name: TRAIN_TILES, TEST_TILES or HOLDOUT_TILES.
             allocate: returns memory of a given size in bytes, as uint8; by default new memory of this
                 process.
         """
@@ -102,7 +104,8 @@ def read_prepared(folder: Path, *, recorded_data_id: str, hashes: Mapping[str, s
             f"{folder}: the index has data id {computed[:8]}..., run.json {recorded_data_id[:8]}...: "
             "prepare again"
         )
-    return Prepared(folder, hashes, train, test, computed)
+    holdout = read_index(folder / HOLDOUT_INDEX) if HOLDOUT_INDEX in hashes else None
+    return Prepared(folder, hashes, train, test, computed, holdout)
 
 
 def read_index(path: Path) -> pd.DataFrame:
@@ -112,7 +115,7 @@ def read_index(path: Path) -> pd.DataFrame:
         PreparedError: it is not such a table; every problem is listed.
     """
     problems: list[str] = []
-    columns = ["row", "id", "label", "stain_group", "slide"] if path.name == TRAIN_INDEX else ["row", "id"]
+    columns = ["row", "id"] if path.name == TEST_INDEX else ["row", "id", "label", "stain_group", "slide"]
     table = read_table(path, columns, problems)
     if table is not None:
         if table["row"].tolist() != [str(row) for row in range(len(table))]:
@@ -133,17 +136,13 @@ def read_index(path: Path) -> pd.DataFrame:
 def build_stores(
     competition: Competition, folder: Path, *, strict: bool
 ) -> dict[str, tuple[StoreBuilder, BuiltStore]]:
-    """Build both tile arrays, resuming an interrupted run. The files of an earlier run are not replaced.
+    """Build all tile arrays, resuming an interrupted run. The files of an earlier run are not replaced.
 
     Raises:
-        StoreError: tiles cannot be read or do not match their ids, in either array.
+        StoreError: tiles cannot be read or do not match their ids, in any array.
     """
     stores, problems = {}, []
-    parts = (
-        (TRAIN_TILES, "train", competition.train["id"].tolist()),
-        (TEST_TILES, "test", competition.test_ids),
-    )
-    for name, part, ids in parts:
+    for name, part, ids in _parts(competition):
         builder = StoreBuilder(folder, name, ids=ids)
         try:
             result = builder.build(
@@ -166,32 +165,61 @@ def build_stores(
     return stores
 
 
+def _parts(competition: Competition) -> list[tuple[str, str, list[str]]]:
+    """Name of the array, folder of the tiles and ids, of each part of the competition."""
+    parts = [
+        (TRAIN_TILES, "train", competition.train["id"].tolist()),
+        (TEST_TILES, "test", competition.test_ids),
+    ]
+    if len(competition.holdout):
+        parts.append((HOLDOUT_TILES, "train", competition.holdout["id"].tolist()))
+    return parts
+
+
 def bytes_to_write(competition: Competition, folder: Path) -> int:
     """Bytes that building the stores will still write, with figures and tables."""
     total = 32 << 20
-    for name, ids in ((TRAIN_TILES, competition.train["id"].tolist()), (TEST_TILES, competition.test_ids)):
+    for name, _, ids in _parts(competition):
         builder = StoreBuilder(folder, name, ids=ids)
         total += max(builder.bytes - builder.bytes_on_disk, 0) + 200 * len(ids)
     return total
 
 
-def index_table(
-    competition: Competition, features: np.ndarray, config: Config, slide_map: Path | None
-) -> pd.DataFrame:
-    """The table row, id, label, stain_group, slide of the training tiles."""
-    train = competition.train
-    slides = np.full(len(train), "", dtype=object)
+def index_tables(
+    competition: Competition,
+    features: np.ndarray,
+    config: Config,
+    slide_map: Path | None,
+    *,
+    holdout_features: np.ndarray | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The tables row, id, label, stain_group, slide of the training tiles and of the hold-out.
+
+    Args:
+        competition: after its hold-out was taken out.
+        features: (N, 7), of the training tiles (`lib.data.stain_groups.stain_features`).
+        config: number of stain groups, and seed.
+        slide_map: the tile-to-slide map, or None.
+        holdout_features: (M, 7), of the tiles of the hold-out; None without one. Both parts are grouped
+            together, by their colours, so that a hold-out does not change what a group is.
+    """
+    labelled, all_features = competition.train, features
+    if holdout_features is not None:
+        labelled = pd.concat([competition.train, competition.holdout], ignore_index=True)
+        all_features = np.concatenate([features, holdout_features])
+    order = np.argsort(labelled["id"].to_numpy(dtype=str), kind="stable")
+    table, all_features = labelled.iloc[order].reset_index(drop=True), all_features[order]
+    slides = np.full(len(table), "", dtype=object)
     if slide_map is not None:
-        slides = read_slide_map(slide_map, train_ids=train["id"].tolist(), test_ids=competition.test_ids)
-    return pd.DataFrame(
-        {
-            "row": np.arange(len(train)),
-            "id": train["id"],
-            "label": train["label"],
-            "stain_group": stain_groups(features, number=config.stain_groups, seed=config.seed),
-            "slide": slides,
-        }
-    )
+        slides = read_slide_map(slide_map, train_ids=table["id"].tolist(), test_ids=competition.test_ids)
+    groups = stain_groups(all_features, number=config.stain_groups, seed=config.seed)
+    table = table[["id", "label"]].assign(stain_group=groups, slide=slides)
+    table["label"] = table["label"].astype(np.int64)
+    inside = table["id"].isin(set(competition.holdout["id"]))
+    train, holdout = (part.reset_index(drop=True) for part in (table[~inside], table[inside]))
+    for part in (train, holdout):
+        part.insert(0, "row", np.arange(len(part)))
+    return train, holdout if holdout_features is not None else None
 
 
 def publish(
@@ -199,6 +227,7 @@ def publish(
     *,
     competition: Competition,
     index: pd.DataFrame,
+    holdout: pd.DataFrame | None,
     eda: dict[str, Any],
     builders: dict[str, StoreBuilder],
     figures: Sequence[str],
@@ -213,6 +242,8 @@ def publish(
     test = pd.DataFrame({"row": np.arange(len(competition.test_ids)), "id": competition.test_ids})
     write_atomic(folder / TRAIN_INDEX, index.to_csv(index=False, lineterminator="\n"))
     write_atomic(folder / TEST_INDEX, test.to_csv(index=False, lineterminator="\n"))
+    if holdout is not None:
+        write_atomic(folder / HOLDOUT_INDEX, holdout.to_csv(index=False, lineterminator="\n"))
     write_atomic(folder / SAMPLE, competition.sample)
     write_atomic(folder / EDA, json.dumps(eda, indent=1) + "\n")
     return {
@@ -222,5 +253,6 @@ def publish(
         TEST_INDEX: True,
         SAMPLE: True,
         EDA: True,
+        **({HOLDOUT_TILES: False, HOLDOUT_INDEX: True} if holdout is not None else {}),
         **dict.fromkeys(figures, True),
     }

@@ -30,6 +30,7 @@ from lib.validation import UNREADABLE
 logger = logging.getLogger(__name__)
 
 TRAIN_FEATURES, TEST_FEATURES = "features-train.npy", "features-test.npy"
+HOLDOUT_FEATURES = "features-holdout.npy"
 # The options that decide the features; a head and its features must agree in them.
 ENCODER_OPTIONS = ("backbone", "weights", "input_size", "pooling", "stem", "stain_normalisation", "tta_views")
 _BLOCK = 8192  # tiles: the most work that an interruption loses
@@ -46,10 +47,12 @@ class Features:
     Attributes:
         train: (N, C) float32, in the order of index-train.csv.
         test: (M, C) float32, in the order of index-test.csv.
+        holdout: (H, C) float32, in the order of index-holdout.csv; None without a hold-out.
     """
 
     train: np.ndarray
     test: np.ndarray
+    holdout: np.ndarray | None = None
 
 
 class Embedder:
@@ -193,4 +196,6 @@ def read_features(folder: Path) -> Features:
     Raises:
         FeaturesError: a file is not an array of features.
     """
-    return Features(*(_open_features(folder / name) for name in (TRAIN_FEATURES, TEST_FEATURES)))
+    train, test = (_open_features(folder / name) for name in (TRAIN_FEATURES, TEST_FEATURES))
+    holdout = folder / HOLDOUT_FEATURES
+    return Features(train, test, _open_features(holdout) if holdout.is_file() else None)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lib.evaluation.holdout_grade import NOT_COMPARABLE
 from lib.explain.hard_tiles import CENTRE_SHARE
 from lib.report.formatting import count, decimals, interval, is_number, percent, several
 from lib.report.numbers import GROUPED, split_pairs
@@ -34,6 +35,7 @@ def conclude(numbers: Mapping[str, Any]) -> list[str]:
         sentences += _calibration(name, experiments[name])
         sentences += _thresholds(name, experiments[name])
         sentences += _attribution(name, experiments[name])
+    sentences += _holdout(numbers)
     sentences += _score(numbers)
     sentences += _optimism_of_splits(numbers, ranked)
     return sentences
@@ -194,6 +196,19 @@ def _attribution(name: str, scores: Mapping[str, Any]) -> list[str]:
         f"{name}: {percent(share)} of the attribution ({explained['method']}, "
         f"{several(explained['tiles'], 'tumour tile')}) is in the centre that decides the label, "
         f"{share / CENTRE_SHARE:.2f} times the {percent(CENTRE_SHARE)} of a uniform map."
+    ]
+
+
+def _holdout(numbers: Mapping[str, Any]) -> list[str]:
+    holdout = numbers["holdout"]
+    if holdout is None:
+        return []
+    low, high = holdout["interval_95"]
+    uncertainty = f" (95 % interval {interval(low, high)})" if is_number(low) else ""
+    medal = f", MLE-bench's grade {holdout['medal']}" if holdout["medal"] else ""
+    return [
+        f"On the hold-out {holdout['name']}, which no fold learned from, the ensemble has AUC "
+        f"{decimals(holdout['auc'])} on {count(holdout['tiles'])} tiles{uncertainty}{medal}. {NOT_COMPARABLE}"
     ]
 
 

@@ -37,6 +37,8 @@ def collect_numbers(
     """
     eda = inputs.eda() or {}
     labelled, test = eda.get("train", {}).get("tiles"), eda.get("test", {}).get("tiles")
+    holdout = eda.get("holdout") or {}
+    labelled_in_all = labelled + int(holdout.get("tiles", 0)) if is_number(labelled) else None
     others = campaign.get("other_campaigns") or ()
     numbers = {
         "campaign": str(campaign.get("campaign", "")),
@@ -44,13 +46,14 @@ def collect_numbers(
         "place": place,
         "labelled": labelled,
         "test_tiles": test,
-        "is_full": (labelled, test) == (TRAIN_TILES, TEST_TILES) if eda else None,
+        "is_full": (labelled_in_all, test) == (TRAIN_TILES, TEST_TILES) if eda else None,
         "group_auc": eda.get("stain_groups", {}).get("auc_of_group_number"),
         "experiments": {s.experiment: _of_experiment(s, inputs.folds[s.experiment]) for s in summaries},
         "failed": dict(failed),
         "experiment_average": average_numbers(average_of_experiments(summaries)),
         "leaderboard": leaderboard_numbers(campaign.get("leaderboard")),
         "other_campaigns": [dict(other) for other in others if isinstance(other, Mapping)],
+        "holdout": holdout_numbers(inputs.inference),
         "searches": len(inputs.searches),
         "has_inference": inputs.inference is not None,
         "problems": inputs.all_problems,
@@ -82,6 +85,24 @@ def _of_experiment(summary: Summary, outputs: Sequence[KernelOutput]) -> dict[st
         **summary.decisions,
         "calibration": calibration_numbers(summary.calibration),
         "explained": explained_numbers(outputs),
+    }
+
+
+def holdout_numbers(inference: KernelOutput | None) -> dict[str, Any] | None:
+    """The grade of the hold-out in the record of inference; None without one."""
+    grade = inference.record.scores.get("holdout") if inference is not None else None
+    if not isinstance(grade, Mapping) or not is_number(grade.get("auc")):
+        return None
+    low, high = grade.get("interval_95") or (None, None)
+    return {
+        "name": str(grade.get("name", "")),
+        "tiles": grade.get("tiles"),
+        "auc": grade["auc"],
+        "interval_95": [low, high],
+        "groups": grade.get("groups"),
+        "grouping": str(grade.get("grouping", "")),
+        "medal": str(grade.get("medal", "")),
+        "medal_lines": dict(grade.get("medal_lines") or {}),
     }
 
 

@@ -17,6 +17,7 @@ _TEXTS = {
     "backbone": ["resnet18.tv_in1k", "hf-hub:someone/thing", "test_vit"],
     "weights": ["none", "encoder.safetensors"],
     "pseudo_labels": ["smoke", "strong-12ab34"],
+    "holdout": ["mlebench", "mine.csv"],
     "slide_map": ["slides.csv", "a file.csv"],
 }
 by_name = pytest.mark.parametrize("name", FIELDS)

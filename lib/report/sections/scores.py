@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lib.evaluation.holdout_grade import NOT_COMPARABLE
 from lib.evaluation.out_of_fold import Summary
 from lib.report.conclusion import calibration_verdict
 from lib.report.context import NO_FOLDS, ReportContext
@@ -239,8 +240,8 @@ def splits(context: ReportContext) -> list[Block]:
     if not rows:
         return [Note(NO_FOLDS)]
     table = Table(
-        "All results with their kind of folds",
-        ("campaign", "experiment", "split", "folds", "tiles", "pooled AUC", "95 % interval"),
+        "All results with their kind of split",
+        ("campaign", "experiment", "split", "folds", "tiles", "AUC", "95 % interval"),
         [
             [
                 row["campaign"],
@@ -252,11 +253,15 @@ def splits(context: ReportContext) -> list[Block]:
                 interval(*row["interval_95"]),
             ]
             for row in rows
-        ],
+        ]
+        + _holdout_rows(context.numbers),
     )
+    blocks: list[Block] = [table]
+    if context.numbers["holdout"] is not None:
+        blocks.append(Note(NOT_COMPARABLE))
     pairs = split_pairs(context.numbers)
     if not pairs:
-        return [table, Note(_no_pair({row["split"] for row in rows}))]
+        return [*blocks, Note(_no_pair({row["split"] for row in rows}))]
     differences = [
         Text(
             f"{pair['stratified']['experiment']} on stratified folds has AUC "
@@ -270,7 +275,24 @@ def splits(context: ReportContext) -> list[Block]:
         "The two are trained on the same share of the tiles only if they have the same number of folds. "
         "Other options may differ too."
     )
-    return [table, *differences, caution]
+    return [*blocks, *differences, caution]
+
+
+def _holdout_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
+    """The ensemble on the hold-out, as a row of the table of all results."""
+    holdout = numbers["holdout"]
+    if holdout is None:
+        return []
+    row = [numbers["campaign"] or "this campaign", "all, averaged", f"hold-out {holdout['name']} (random)"]
+    return [
+        [
+            *row,
+            ABSENT,
+            count(holdout["tiles"]),
+            decimals(holdout["auc"]),
+            interval(*holdout["interval_95"]),
+        ]
+    ]
 
 
 def _no_pair(kinds: set[str]) -> str:

@@ -197,12 +197,12 @@ def test_a_tile_does_not_score_itself() -> None:
 def test_the_index_hands_slides_over_by_id(tmp_path: Path) -> None:
     from lib.config import Config
     from lib.data.competition import Competition
-    from lib.data.prepared import index_table
+    from lib.data.prepared import index_tables
 
     train = pd.DataFrame({"id": [f"{n:02d}" for n in range(12)], "label": [0, 1] * 6})
     rows = "".join(f"{name},slide-{name}\n" for name in reversed(train["id"].tolist()))
     path = _map(tmp_path / "map.csv", "id,wsi\n" + rows)
     features = np.random.default_rng(0).normal(size=(12, len(FEATURES)))
-    index = index_table(Competition(tmp_path, train, ["99"], b""), features, Config(), path)
+    index, _ = index_tables(Competition(tmp_path, train, ["99"], b""), features, Config(), path)
     assert index["slide"].tolist() == [f"slide-{name}" for name in index["id"]]
     assert index["row"].tolist() == list(range(12))

@@ -72,7 +72,7 @@ def write_prepare(competition: Path, folder: Path) -> None:
     builders = {name: builder for name, (builder, _) in stores.items()}
     train = describe_tiles(builders[prepared.TRAIN_TILES].part, with_stain=True)
     test = describe_tiles(builders[prepared.TEST_TILES].part, with_stain=False)
-    index = prepared.index_table(read, train.features, config, None)
+    index, _ = prepared.index_tables(read, train.features, config, None)
     results = {name: result for name, (_, result) in stores.items()}
     eda = {
         "integrity": describe_integrity(
@@ -84,7 +84,7 @@ def write_prepare(competition: Path, folder: Path) -> None:
     for name in FIGURES:
         brightness_histogram(train.means, index["label"].to_numpy(), folder / name)
     names = prepared.publish(
-        folder, competition=read, index=index, eda=eda, builders=builders, figures=FIGURES
+        folder, competition=read, index=index, holdout=None, eda=eda, builders=builders, figures=FIGURES
     )
     session_of(folder, folder, kind="prepare", place="rehearsal").write_outputs(
         names, data_id=data_id(index), label_set=[0, 1], scores={"eda": eda}

@@ -51,6 +51,7 @@ NUMBERS: dict[str, Any] = {
     "experiment_average": None,
     "leaderboard": None,
     "other_campaigns": [],
+    "holdout": None,
     "searches": 1,
     "has_inference": True,
     "problems": [],
@@ -277,3 +278,23 @@ def test_an_interval_that_contains_a_half_is_no_better_than_a_random_guess(
 ) -> None:
     sentences = conclusions(one={"auc": 0.57, "interval_95": interval})
     assert ("one is not shown to be better than a random guess" in sentences) is contains_a_half
+
+
+def test_a_hold_out_is_told_with_its_interval_and_what_it_must_not_be_compared_with() -> None:
+    holdout = {
+        "name": "mlebench",
+        "tiles": 45_561,
+        "auc": 0.99,
+        "interval_95": [0.985, 0.994],
+        "medal": "gold",
+        "medal_lines": {"gold": 0.9835},
+    }
+    text = conclusions(holdout=holdout)
+    assert "AUC 0.9900 on 45,561 tiles (95 % interval 0.9850 to 0.9940), MLE-bench's grade gold" in text
+    assert "never with a leaderboard" in text
+    own = conclusions(holdout=holdout | {"name": "mine.csv", "medal": "", "interval_95": [None, None]})
+    assert (
+        "hold-out mine.csv" in own
+        and "MLE-bench" not in own
+        and "interval" not in own.split("mine.csv")[1].split(".")[0]
+    )

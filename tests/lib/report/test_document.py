@@ -501,6 +501,30 @@ def test_stratified_folds_are_compared_with_grouped_folds_of_another_campaign(
     assert "not known how optimistic its folds are" in texts(alone.conclusion())
 
 
+def test_a_hold_out_is_a_row_beside_the_folds_with_its_caution(
+    one_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1", "ensemble-inference")
+    path = root / "hcd-ensemble-inference" / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["scores"]["holdout"] = {
+        "name": "mlebench",
+        "tiles": 216,
+        "auc": 0.9123,
+        "interval_95": [0.88, 0.94],
+        "medal": "below median",
+        "medal_lines": {"gold": 0.9835},
+    }
+    path.write_text(json.dumps(record), encoding="utf-8")
+    report = campaigns.report_of(root, tmp_path / "one")
+    table = next(block for block in report.splits().blocks if isinstance(block, Table))
+    row = table.rows[-1]
+    assert row[2:] == ["hold-out mlebench (random)", "-", "216", "0.9123", "0.8800 to 0.9400"]
+    assert "never with a leaderboard" in notes(report.splits())
+    assert "AUC 0.9123 on 216 tiles" in texts(report.conclusion())
+    assert report.context.numbers["holdout"]["medal"] == "below median"
+
+
 def test_the_report_needs_no_torch() -> None:
     import subprocess
     import sys
