@@ -504,8 +504,8 @@ def test_stratified_folds_are_compared_with_grouped_folds_of_another_campaign(
 def test_a_hold_out_is_a_row_beside_the_folds_with_its_caution(
     one_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
-    root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1", "ensemble-inference")
-    path = root / "hcd-ensemble-inference" / "run.json"
+    root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1", "inference")
+    path = root / "hcd-inference" / "run.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     record["scores"]["holdout"] = {
         "name": "mlebench",
