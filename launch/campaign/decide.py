@@ -17,6 +17,7 @@ from launch.campaign.ledger import (
     INTENDED,
     LIMIT_NOTE,
     REFUSED,
+    REPLACED,
     UNFINISHED,
     KernelEntry,
     Push,
@@ -32,7 +33,17 @@ from launch.kaggle_api.errors import (
     QuotaError,
     SourcesDroppedError,
 )
-from launch.kaggle_api.types import ABSENT, ACTIVE, CANCELLED, COMPLETE, Listing, RunStatus
+from launch.kaggle_api.types import (
+    ABSENT,
+    ACTIVE,
+    CANCELLED,
+    COMPLETE,
+    NEW,
+    QUEUED,
+    RUNNING,
+    Listing,
+    RunStatus,
+)
 from lib.runtime.inputs import MISSING_INPUTS
 from lib.runtime.run_record import RunRecord
 
@@ -40,9 +51,10 @@ _LOG_LINES_SHOWN = 25  # of a kernel that failed
 RERUN = "rerun the command"
 
 # What a wait is for: the keys of Elapsed.waited.
-PROOF, FOREIGN_RUN, STATUS, NO_RUN, OUTPUT, SHORT = (
+PROOF, FOREIGN_RUN, FOREIGN_END, STATUS, NO_RUN, OUTPUT, SHORT = (
     "proof",
     "foreign run",
+    "foreign end",
     "status",
     "no run",
     "output",
@@ -76,10 +88,18 @@ class Elapsed:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The source that Kaggle holds of a kernel: its version, and whether it carries the open push's id."""
+    """The source that Kaggle holds of a kernel.
+
+    Attributes:
+        carries_push_id: whether it is that of the open push.
+        version: its number.
+        pushed_by: who pushed it, in words, where it is not that of the open push; empty where Kaggle holds no
+            source.
+    """
 
     carries_push_id: bool
     version: int | None = None
+    pushed_by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +273,8 @@ class End:
     """The open push ended without its output.
 
     Attributes:
-        state: UNFINISHED (it is pushed again) or FAILED.
+        state: UNFINISHED (it is pushed again), REPLACED (by somebody else's version, whose output is used if
+            it fits; else it is pushed again) or FAILED.
         note: why, for the ledger.
         message: what happened, and the next step.
         failure: why this run of the campaign gives the kernel up, and the next step; empty where it pushes
@@ -314,12 +335,8 @@ def decide(entry: KernelEntry, observation: Observation, now: Elapsed, timeouts:
 def _start(entry: KernelEntry, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
     """A kernel without an open push, whose inputs are done."""
     last = entry.last
-    if entry.attempts >= timeouts.pushes and (last is None or last.state != REFUSED):
-        note = last.note if last is not None else "no reason given"
-        return Fail(
-            message=f"was pushed {entry.attempts} times and did not finish; the last time: {note}. "
-            f"Fix the cause and {RERUN}: it pushes again"
-        )
+    if entry.attempts >= timeouts.pushes and (last is None or last.state not in (REFUSED, REPLACED)):
+        return _pushed_too_often(entry)
     if last is not None and last.state == UNFINISHED and now.since_end < timeouts.settle:
         return Wait()  # the cause of the last end, such as a listing that lags, may pass
     if observation.has_resources is None:
@@ -331,10 +348,31 @@ def _start(entry: KernelEntry, observation: Observation, now: Elapsed, timeouts:
     status = observation.status
     assert status is not None
     if status.name in ACTIVE:
-        return _foreign_run(status, now, timeouts)
+        return _foreign_run(status, observation, now, timeouts)
     if status.name == COMPLETE and observation.may_reuse:
         return ReuseOutput()
+    if FOREIGN_RUN in now.waited and now.waiting_for(FOREIGN_END) < 2 * timeouts.settle:
+        # Whoever pushed that run polls it, and loses its output where the next push comes first.
+        message = "that run has ended; its output is not used, and its owner is given time to fetch it"
+        return Wait(subject=FOREIGN_END, message=message, status="another run of it has ended")
+    if last is not None and last.state == REPLACED:
+        if entry.replaced >= timeouts.replacements:
+            return Fail(
+                message=f"{last.note}; that happened to {entry.replaced} pushes. Let the other one finish or "
+                f"stop it, and {RERUN}: it uses the output on Kaggle if it fits (with --reuse whichever code "
+                "made it), else it pushes again"
+            )
+        if entry.attempts >= timeouts.pushes:
+            return _pushed_too_often(entry)
     return SendPush()
+
+
+def _pushed_too_often(entry: KernelEntry) -> Fail:
+    note = entry.last.note if entry.last is not None else "no reason given"
+    return Fail(
+        message=f"was pushed {entry.attempts} times and did not finish; the last time: {note}. "
+        f"Fix the cause and {RERUN}: it pushes again"
+    )
 
 
 def _confirm(push: Push, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
@@ -351,7 +389,9 @@ def _confirm(push: Push, observation: Observation, now: Elapsed, timeouts: Timeo
     status = observation.status
     assert status is not None
     if status.name in ACTIVE:
-        return _foreign_run(status, now, timeouts)
+        return _foreign_run(status, observation, now, timeouts)
+    if FOREIGN_RUN in now.waited:  # that run has ended
+        return _replaced(push, observation.source)
     if push.sends >= timeouts.sends:
         note = f"the push was sent {push.sends} times and never arrived: {push.note or 'no response'}"
         failure = f"{note}. Fix the cause and {RERUN}: it pushes again"
@@ -366,14 +406,14 @@ def _follow(push: Push, observation: Observation, now: Elapsed, timeouts: Timeou
     status = observation.status
     assert status is not None
     if status.name in ACTIVE:
-        return _active(push, status, now, timeouts)
+        return _active(push, status, observation, now, timeouts)
     # The status may still be the one of the run before.
     is_recent = not push.active and now.since_push < timeouts.settle
     if status.name == ABSENT:
         return _no_run(push, status, observation, now, timeouts, is_recent=is_recent)
     if status.name == COMPLETE:
         return _complete(push, observation, now, timeouts, is_recent=is_recent)
-    return _ended(push, status, observation, now, is_recent=is_recent)
+    return _ended(push, status, observation, now, timeouts, is_recent=is_recent)
 
 
 def _read_status(
@@ -389,23 +429,67 @@ def _read_status(
     return Observe("status") if observation.status is None else None
 
 
-def _foreign_run(status: RunStatus, now: Elapsed, timeouts: Timeouts) -> Decision:
+def _foreign_run(status: RunStatus, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
     """A run of this kernel that the campaign did not push: never push over it, wait for its end."""
-    limit = timeouts.foreign_run_timeout
-    if now.waiting_for(FOREIGN_RUN) > limit:
+    limit, source = timeouts.foreign_run_timeout, observation.source
+    is_over = now.waiting_for(FOREIGN_RUN) > limit
+    if source is None and (is_over or FOREIGN_RUN not in now.waited):
+        return Observe("source")  # it tells who pushed the run
+    run = _describe_version(source)
+    if is_over:
         return Fail(
-            message=f"another run of it has been {status.name} for {describe_seconds(limit)}. "
-            f"End that run in the browser and {RERUN}"
+            message=f"{run} and is still {status.name} after {describe_seconds(limit)}. "
+            f"End that run in the browser, or let it end, and {RERUN}"
         )
-    message = f"a run that this campaign did not push is {status.name}: waiting for its end"
+    message = (
+        f"{run} and is {status.name}: waiting for its end, at most {describe_seconds(limit)}. Its output is "
+        "used if it fits, else the kernel is pushed then. End that run in the browser to push sooner"
+    )
+    message = message if source is not None else ""  # it was logged when the wait began
     return Wait(subject=FOREIGN_RUN, message=message, status="another run of it is active")
 
 
-def _active(push: Push, status: RunStatus, now: Elapsed, timeouts: Timeouts) -> Decision:
+def _describe_version(source: Source | None) -> str:
+    """The beginning of a sentence: which version somebody else pushed."""
+    number = f"version {source.version}" if source is not None and source.version else "its latest version"
+    by = source.pushed_by if source is not None and source.pushed_by else "somebody else"
+    return f"{number} was pushed by {by}"
+
+
+def _is_replaced(push: Push, source: Source, now: Elapsed, timeouts: Timeouts) -> bool:
+    """Whether somebody pushed another version over a push.
+
+    After a push Kaggle shows the source before it for a while. A lower number most probably is that one.
+    """
+    if source.carries_push_id or not source.pushed_by:
+        return False
+    is_older = source.version is not None and push.version is not None and source.version < push.version
+    return now.since_push >= (timeouts.output_timeout if is_older else timeouts.settle)
+
+
+def _replaced(push: Push, source: Source | None) -> End:
+    """The end of a push over which somebody pushed another version, whose run is not active."""
+    own = f"version {push.version}" if push.version else "the push"
+    note = f"{_describe_version(source)}, over {own} of this campaign"
+    message = f"{note}; its output is used if it fits, else it will be pushed again"
+    return End(state=REPLACED, note=note, message=message)
+
+
+def _active(
+    push: Push, status: RunStatus, observation: Observation, now: Elapsed, timeouts: Timeouts
+) -> Decision:
+    if FOREIGN_RUN in now.waited:  # the push was replaced
+        return _foreign_run(status, observation, now, timeouts)
     subject = f"active {status.name}"
     waited, limit = now.waiting_for(subject), timeouts.queue_timeout
-    if status.name == "RUNNING":
+    if status.name == RUNNING:
         waited, limit = min(waited, now.since_push), push.limit + timeouts.overrun
+    has_run = status.name in (QUEUED, NEW) and f"active {RUNNING}" in now.waited
+    if has_run or waited > limit:  # the run of this push is over: this may be another one
+        if observation.source is None:
+            return Observe("source")
+        if _is_replaced(push, observation.source, now, timeouts):
+            return _foreign_run(status, observation, now, timeouts)
     if waited > limit:
         return Fail(
             message=f"has been {status.name} for {describe_seconds(waited)}, its time limit was "
@@ -431,8 +515,10 @@ def _no_run(
             return Observe("source")
         if not observation.source.carries_push_id and push.state == DROPPED:
             return _push_again(push.note)
-        if not observation.source.carries_push_id:
-            note = "the kernel was deleted on Kaggle, or another version replaced it"
+        if _is_replaced(push, observation.source, now, timeouts):
+            return _replaced(push, observation.source)
+        if not observation.source.carries_push_id and not observation.source.pushed_by:
+            note = "the kernel was deleted on Kaggle"
             failure = f"{note}. {RERUN.capitalize()} to push it again"
             return End(state=FAILED, note=note, message=failure, failure=failure)
     if waited > timeouts.queue_timeout and not is_recent:
@@ -458,14 +544,23 @@ def _complete(
     if output.lacks_record or output.record is None:
         if is_recent:
             return Wait()
-        if push.push_id not in output.listing.log and now.waiting_for(SHORT) < timeouts.settle:
-            return Wait(subject=SHORT)  # the listing may be that of an earlier run
+        if push.push_id not in output.listing.log:
+            if now.waiting_for(SHORT) < timeouts.settle:
+                return Wait(subject=SHORT)  # the listing may be that of an earlier run
+            if observation.source is None:
+                return Observe("source")
+            if _is_replaced(push, observation.source, now, timeouts):
+                return _replaced(push, observation.source)
         lines = output.listing.log.strip().splitlines()
         if push.push_id in output.listing.log and uncaught_error(lines):
             return _failed_by_its_log(lines, output.log_path, "although Kaggle calls the run complete")
         return _push_again("its output holds no run.json, though Kaggle calls the run complete")
     if output.record.get("push_id") != push.push_id:
-        return _output_not_listed(push, "Kaggle shows the output of an earlier push", now, timeouts)
+        if observation.source is None and not is_recent:
+            return Observe("source")
+        if observation.source is not None and _is_replaced(push, observation.source, now, timeouts):
+            return _replaced(push, observation.source)
+        return _output_not_listed(push, "Kaggle shows the output of another push", now, timeouts)
     if fetched is None:
         return Fetch()
     if fetched.problem and fetched.final:
@@ -488,14 +583,25 @@ def _output_not_listed(push: Push, problem: str, now: Elapsed, timeouts: Timeout
 
 
 def _ended(
-    push: Push, status: RunStatus, observation: Observation, now: Elapsed, *, is_recent: bool
+    push: Push,
+    status: RunStatus,
+    observation: Observation,
+    now: Elapsed,
+    timeouts: Timeouts,
+    *,
+    is_recent: bool,
 ) -> Decision:
     """A run that ended with ERROR or was cancelled: its log says whether another push could do better."""
     output = observation.output
     if output is None:
         return Observe("log")
-    if is_recent and push.push_id not in output.listing.log:
-        return Wait()  # this may be the run before
+    if push.push_id not in output.listing.log and push.state != DROPPED:
+        if is_recent:
+            return Wait()  # this may be the run before
+        if observation.source is None:
+            return Observe("source")
+        if _is_replaced(push, observation.source, now, timeouts):
+            return _replaced(push, observation.source)
     lines = output.listing.log.strip().splitlines()
     return judge_end(
         push,

@@ -7,7 +7,7 @@ killed, the next run finds every request either confirmed or marked as intended.
 import json
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ _STAMPS = ("intended_at", "pushed_at", "ended_at", "at", "fetched_at", "created"
 # States of a push. Open ones may still run on Kaggle.
 INTENDED, PUSHED, DROPPED = "intended", "pushed", "dropped"
 DONE, REFUSED, UNFINISHED, FAILED = "done", "refused", "unfinished", "failed"
+REPLACED = "replaced"
 OPEN = (INTENDED, PUSHED, DROPPED)
 LIMIT_NOTE = "it reached its time limit"  # of a push that did not finish: the next one is given more time
 
@@ -43,7 +44,7 @@ class Push:
         limit: seconds after which Kaggle ends it.
         state: intended (the request may or may not have had its effect), pushed, dropped (pushed without some
             inputs: it runs, but cannot succeed), done, refused (had no effect), unfinished (ended without
-            output), failed.
+            output), replaced (somebody pushed another version over it), failed.
         intended_at, pushed_at, ended_at: RFC 3339, empty while unknown.
         version: Kaggle's number of it.
         url: of its page.
@@ -116,6 +117,11 @@ class KernelEntry:
         for push in self.pushes[self.series :]:
             count = 0 if push.state == DONE else count + (push.state != REFUSED)
         return count
+
+    @property
+    def replaced(self) -> int:
+        """Number of pushes in this series over which somebody pushed another version."""
+        return sum(push.state == REPLACED for push in self.pushes[self.series :])
 
     @property
     def ever_had_a_version(self) -> bool:
@@ -252,6 +258,16 @@ def read_ledger(folder: Path) -> Ledger | None:
     if wrong := _wrong_values(ledger):
         raise LaunchError(listed(f"{path} is not a ledger that this code can read:", wrong, remedy=remedy))
     return ledger
+
+
+def campaign_names(folder: Path) -> dict[str, str]:
+    """The names of the campaigns in a folder, by their ids. Ledgers that cannot be read are left out."""
+    names = {}
+    for path in folder.glob(f"*/{LEDGER_NAME}"):
+        with suppress(*UNREADABLE, KeyError, TypeError):
+            content = json.loads(path.read_bytes())
+            names[str(content["id"])] = path.parent.name
+    return names
 
 
 def find_campaign(name: str | None) -> Path:

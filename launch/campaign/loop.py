@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.campaign.decide import (
+    FOREIGN_END,
+    FOREIGN_RUN,
     PROOF,
     STATUS,
     ConfirmPush,
@@ -31,7 +33,17 @@ from launch.campaign.decide import (
     Wait,
     decide,
 )
-from launch.campaign.ledger import DONE, FAILED, INTENDED, PUSHED, UNFINISHED, KernelEntry, Ledger, Push
+from launch.campaign.ledger import (
+    DONE,
+    FAILED,
+    INTENDED,
+    PUSHED,
+    REPLACED,
+    UNFINISHED,
+    KernelEntry,
+    Ledger,
+    Push,
+)
 from launch.campaign.library_dataset import Publisher
 from launch.campaign.monitor import RunMonitor
 from launch.campaign.outputs import OUTPUTS, keep_log
@@ -105,7 +117,10 @@ class Campaign:
         for kernel in self.state.progress.kernels:
             entry = self.state.progress.entry(kernel)
             last = entry.last
-            spent = last is not None and last.state == UNFINISHED and entry.attempts >= self._timeouts.pushes
+            is_repeated = last is not None and last.state in (UNFINISHED, REPLACED)
+            spent = is_repeated and (
+                entry.attempts >= self._timeouts.pushes or entry.replaced >= self._timeouts.replacements
+            )
             if spent or (last is not None and last.state == FAILED):
                 entry.series = len(entry.pushes)
             if (
@@ -242,7 +257,7 @@ class Campaign:
         """Push a kernel whatever its earlier pushes left, until Kaggle has accepted the push or it failed."""
         entry = self.state.progress.entry(kernel)
         entry.series, entry.output = len(entry.pushes), None
-        self._reuse.checked.add(kernel.slug)  # a kernel that is named is pushed, not reused
+        self._reuse.excluded.add(kernel.slug)  # a kernel that is named is pushed, not reused
         while kernel.slug not in self.state.failures:
             outage: ClientError | None = None
             try:
@@ -333,13 +348,17 @@ class Campaign:
                 state.record(push, NoteRefusal(note="deleted: it had no version"))
                 state.statuses[slug].update("refused, waiting")
             case ReuseOutput():
-                return None if self._reuse.succeeds(kernel) else replace(observation, may_reuse=False)
+                if not self._reuse.succeeds(kernel):
+                    return replace(observation, may_reuse=False)
+                state.timers.stop_all(slug)
             case Fetch() if push is not None:
                 return replace(observation, fetched=self._monitor.fetch(kernel, observation))
             case Finish() if push is not None:
                 self._finish(kernel, push, observation)
             case End() if push is not None:
-                if observation.output is not None:
+                if decision.state == REPLACED:
+                    self._reuse.checked.discard(slug)
+                elif observation.output is not None:
                     keep_log(self._folder, slug, observation.output.listing)
                 state.record(push, decision)
                 state.statuses[slug].update(decision.state)
@@ -372,9 +391,8 @@ class Campaign:
                 if status is not None:
                     self.state.timers.stop(kernel.slug, STATUS)
                 return replace(observation, status=status, status_problem=problem)
-            case "source" if entry.open is not None:
-                source = self._pusher.held_source(kernel, entry, entry.open)
-                return replace(observation, source=source)
+            case "source":
+                return replace(observation, source=self._pusher.held_source(kernel, entry))
             case "is_empty":
                 return replace(observation, is_empty=self._pusher.is_empty(kernel))
             case "log":
@@ -388,6 +406,9 @@ class Campaign:
         slug, timers, push = kernel.slug, self.state.timers, entry.open
         if decision.active:
             self._followed.add(slug)
+        if decision.subject == FOREIGN_RUN:
+            self._reuse.checked.discard(slug)  # its output is another one than the one before it
+            timers.stop(slug, FOREIGN_END)
         if decision.note and push is not None:
             push.note = decision.note
         if decision.active and push is not None and not push.active:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.campaign.decide import PushReply, Source
-from launch.campaign.ledger import LIMIT_NOTE, KernelEntry, Push
+from launch.campaign.ledger import LIMIT_NOTE, REFUSED, REPLACED, KernelEntry, Push, campaign_names
 from launch.campaign.outputs import OUTPUTS, NoRecordError, fetch_output, peek_record
 from launch.campaign.quota import time_limit
 from launch.campaign.state import CampaignState
@@ -15,6 +15,7 @@ from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import ClientError, NoResponseError
 from launch.kaggle_api.types import ABSENT
 from launch.packaging.builder import Checkout
+from launch.packaging.bundle import carries_push_id, push_id_in
 from launch.plan import Kernel
 from lib.config import EXPECTATIONS
 from lib.search_space import RECORDS, reusable_trials
@@ -66,8 +67,8 @@ class KernelPusher:
         """The page of a kernel on Kaggle."""
         return f"https://www.kaggle.com/code/{self._source.owner}/{kernel.slug}"
 
-    def held_source(self, kernel: Kernel, entry: KernelEntry, push: Push) -> Source:
-        """Whether the source that Kaggle holds of a kernel carries the id of a push."""
+    def held_source(self, kernel: Kernel, entry: KernelEntry) -> Source:
+        """The source that Kaggle holds of a kernel: whether it is the open push's, else who pushed it."""
         try:
             pulled = self._kaggle.pull(kernel.slug)
         except NoResponseError:
@@ -76,7 +77,23 @@ class KernelPusher:
             pulled = None  # Kaggle answers the pull of an empty kernel with an internal error
         if pulled is None:
             return Source(carries_push_id=False)
-        return Source(carries_push_id=push.push_id in pulled.source, version=pulled.version)
+        if entry.open is not None and carries_push_id(pulled.source, entry.open.push_id):
+            return Source(carries_push_id=True, version=pulled.version)
+        pushed_by = self._describe_owner(entry, push_id_in(pulled.source, kernel.slug))
+        return Source(carries_push_id=False, version=pulled.version, pushed_by=pushed_by)
+
+    def _describe_owner(self, entry: KernelEntry, push_id: str) -> str:
+        """Who made the push of an id, in words. The id begins with that of a campaign."""
+        if not push_id:
+            return "hand (its source carries no push id: the plain client, or Kaggle's site)"
+        campaign = push_id.partition(".")[0]
+        if push_id in [push.push_id for push in entry.pushes]:
+            return f"this campaign (the earlier push {push_id})"
+        if campaign == self._state.ledger.id:
+            return f"a copy of this campaign's folder, or before its ledger was restored (push {push_id})"
+        if name := campaign_names(self._folder.parent).get(campaign):
+            return f"the campaign {name} of this checkout (push {push_id})"
+        return f"the campaign {campaign} of another checkout (push {push_id})"
 
     def is_empty(self, kernel: Kernel) -> bool:
         """Whether Kaggle shows neither a run nor a source of a kernel."""
@@ -106,7 +123,8 @@ class OutputReuse:
 
     Attributes:
         reuse: use outputs even if other code made them.
-        checked: slugs whose output is not checked (again).
+        checked: slugs whose present output on Kaggle was checked already.
+        excluded: slugs that are pushed in any case.
     """
 
     def __init__(
@@ -118,10 +136,16 @@ class OutputReuse:
         self._outputs = folder / OUTPUTS
         self.reuse = reuse
         self.checked: set[str] = set()
+        self.excluded: set[str] = set()
 
     def is_possible(self, kernel: Kernel, entry: KernelEntry) -> bool:
-        """Whether an output should be checked before this campaign pushes the kernel for the first time."""
-        return not entry.pushes and kernel.slug not in self.checked and kernel.kind not in _NEVER_REUSED
+        """Whether an output should be checked before this campaign pushes the kernel: none of its pushes ran.
+
+        A push that another version replaced leaves the output of that version.
+        """
+        none_ran = entry.last is None or entry.last.state in (REFUSED, REPLACED)
+        is_known = kernel.slug in self.checked | self.excluded
+        return none_ran and not is_known and kernel.kind not in _NEVER_REUSED
 
     def succeeds(self, kernel: Kernel) -> bool:
         """Fetch the output that Kaggle holds of a kernel if it can be reused. Returns whether it was."""

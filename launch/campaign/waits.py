@@ -30,6 +30,7 @@ class Timeouts:
         outage_timeout: how long the service may be unreachable.
         pushes: how often an unfinished kernel is pushed before a person must fix the cause.
         sends: how many requests are sent for one push, each after twice the wait of the one before.
+        replacements: how many pushes may be replaced by other people's versions before a person must decide.
         dataset_timeout: until an uploaded dataset must be ready.
         uploads: how often a dataset that Kaggle failed to process is uploaded.
         score_poll: between two requests for the list of submissions.
@@ -51,6 +52,7 @@ class Timeouts:
     outage_timeout: float = 3600.0
     pushes: int = 3
     sends: int = 5
+    replacements: int = 2
     dataset_timeout: float = 1800.0
     uploads: int = 2
     score_poll: float = 10.0

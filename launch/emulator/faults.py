@@ -18,6 +18,7 @@ kinds.
 | | quota | refuses, as if the weekly GPU quota were used up |
 | | drop-sources | makes a version without any of its sources and names them in the answer |
 | | wrong-slug | files the version under another slug |
+| | pushed-over | cancels the run and makes a version over it, by hand; value: id of a campaign instead |
 | | error | answers 200 with an error; value: its text (required) |
 | GetKernelSessionStatus | status | answers with this status; value: the status (required) |
 | | stale | answers with the status of the version before |
@@ -101,7 +102,16 @@ _CONNECTION = (*REFUSALS, "reset-before")
 _METHOD = (*_CONNECTION, "reset-after", "html", "html-after", "timeout", "empty")
 # The kinds of each place or method that has kinds of its own; all other methods have those of _METHOD.
 _KINDS = {
-    "SaveKernel": (*_METHOD, "capacity", "quota", "empty-kernel", "drop-sources", "wrong-slug", "error"),
+    "SaveKernel": (
+        *_METHOD,
+        "capacity",
+        "quota",
+        "empty-kernel",
+        "drop-sources",
+        "wrong-slug",
+        "error",
+        "pushed-over",
+    ),
     "GetKernelSessionStatus": (*_METHOD, "status", "stale"),
     "ListKernelSessionOutput": (*_METHOD, "missing", "truncated", "traversal", "stale"),
     "upload": (*_CONNECTION, "html", "reset"),

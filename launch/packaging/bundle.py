@@ -9,6 +9,7 @@ import ast
 import hashlib
 import json
 import pprint
+import re
 import subprocess
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,22 @@ def kernel_parameters(
         **searched,
         **({"finished": [dict(record) for record in finished]} if finished else {}),
     }
+
+
+def carries_push_id(source: str, push_id: str) -> bool:
+    """Whether the source of a kernel is that of a push."""
+    return re.search(re.escape(push_id) + r"(?!\d)", source) is not None
+
+
+def push_id_in(source: str, slug: str) -> str:
+    """The push id among the parameters of a kernel's source; empty where there is none.
+
+    The source of a search also holds the ids of the earlier pushes that its finished trials come from.
+    """
+    # Kaggle may write the quotes in a notebook otherwise than we do.
+    pattern = rf"push_id\W.{{0,20}}?(?<![0-9a-z])([0-9a-f]{{8}}\.{re.escape(slug)}\.\d+)"
+    match = re.search(pattern, source)
+    return match[1] if match else ""
 
 
 def _literal(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.campaign.decide import (
+    FOREIGN_END,
     FOREIGN_RUN,
     NO_RUN,
     OUTPUT,
@@ -47,6 +48,7 @@ from launch.campaign.ledger import (
     LIMIT_NOTE,
     PUSHED,
     REFUSED,
+    REPLACED,
     UNFINISHED,
     KernelEntry,
     Push,
@@ -119,6 +121,12 @@ ACTIVE = entry(push(active=True))
 OTHER = listed(record={"push_id": "id.0"})
 OWN = listed(record={"push_id": "id.1"})
 NEVER = Source(carries_push_id=False)
+ITS_OWN = Source(carries_push_id=True)
+HAND = Source(carries_push_id=False, version=8, pushed_by="hand")
+RIVAL = Source(carries_push_id=False, version=8, pushed_by="the campaign 1a2b3c4d of another checkout")
+OLD = Source(carries_push_id=False, version=6, pushed_by="hand")
+SEVENTH = entry(push(version=7))
+TAKEN = push(REPLACED, note="version 8 was pushed by hand, over version 7 of this campaign")
 LATER = 16 * 24 * HOUR
 
 TABLE = [
@@ -129,8 +137,30 @@ TABLE = [
     ("nothing runs", entry(), seen(ABSENT), SETTLED, SendPush()),
     ("a complete run that may be reused", entry(), seen(COMPLETE, may_reuse=True), SETTLED, ReuseOutput()),
     ("a complete run that was not reused", entry(), seen(COMPLETE), SETTLED, SendPush()),
-    ("a foreign run", entry(), seen(RUNNING), SETTLED, (Wait, FOREIGN_RUN, "did not push is RUNNING")),
-    ("a foreign run for too long", entry(), seen(QUEUED), waited(foreign_run=LATER), (Fail, "End that run")),
+    # a run that the campaign did not push, and pushes that were replaced
+    ("a run of somebody else: its source is observed", entry(), seen(RUNNING), SETTLED, Observe("source")),
+    ("a run of another checkout", entry(), seen(RUNNING, source=RIVAL), SETTLED,
+     (Wait, FOREIGN_RUN, "version 8 was pushed by the campaign 1a2b3c4d of another checkout and is RUNNING")),
+    ("a run of somebody else that Kaggle does not show", entry(), seen(RUNNING, source=NEVER), SETTLED,
+     (Wait, FOREIGN_RUN, "its latest version was pushed by somebody else")),
+    ("a run of somebody else, seen before", entry(), seen(RUNNING), waited(foreign_run=60),
+     (Wait, FOREIGN_RUN, "")),
+    ("a run of somebody else for too long: its source", entry(), seen(QUEUED), waited(foreign_run=LATER),
+     Observe("source")),
+    ("a run of somebody else for too long", entry(), seen(QUEUED, source=HAND), waited(foreign_run=LATER),
+     (Fail, "pushed by hand and is still QUEUED", "End that run")),
+    ("a run of somebody else has ended", entry(), seen(COMPLETE, may_reuse=True), waited(foreign_run=60),
+     ReuseOutput()),
+    ("its output does not fit: its owner is given time", entry(), seen(COMPLETE), waited(foreign_run=60),
+     (Wait, FOREIGN_END, "given time to fetch it")),
+    ("its owner had time", entry(), seen(COMPLETE), waited(foreign_run=60, foreign_end=LATER), SendPush()),
+    ("replaced: the output on Kaggle", entry(TAKEN), seen(COMPLETE, may_reuse=True), SETTLED, ReuseOutput()),
+    ("replaced by something that does not fit", entry(TAKEN), seen(COMPLETE), SETTLED, SendPush()),
+    ("replaced twice", entry(TAKEN, TAKEN), seen(COMPLETE), SETTLED, (Fail, "pushed by hand", "--reuse")),
+    ("replaced twice, an output that may fit", entry(TAKEN, TAKEN), seen(COMPLETE, may_reuse=True), SETTLED,
+     ReuseOutput()),
+    ("pushed too often and replaced", entry(push(UNFINISHED), push(UNFINISHED), TAKEN), seen(ABSENT), SETTLED,
+     (Fail, "was pushed 3 times")),
     ("just ended unfinished", entry(push(UNFINISHED)), Observation(), Elapsed(), Wait()),
     ("ended unfinished", entry(push(UNFINISHED)), Observation(), SETTLED, Observe("has_resources")),
     ("refused before", entry(*[push(UNFINISHED)] * 3, push(REFUSED)), seen(ABSENT), SETTLED, SendPush()),
@@ -149,8 +179,10 @@ TABLE = [
      waited(proof=1.5 * TIMEOUTS.settle), (Wait, PROOF, "")),
     ("sent too often", entry(push(INTENDED, sends=5, note="HTTP 500")), seen(ABSENT, source=NEVER),
      waited(proof=40 * TIMEOUTS.settle), (End, FAILED, "sent 5 times and never arrived: HTTP 500")),
-    ("another run is active", SENT, seen(RUNNING, source=NEVER), waited(proof=LATER),
-     (Wait, FOREIGN_RUN, "waiting")),
+    ("another run is active", SENT, seen(RUNNING, source=HAND), waited(proof=LATER),
+     (Wait, FOREIGN_RUN, "pushed by hand and is RUNNING")),
+    ("another run has ended", SENT, seen(COMPLETE, source=HAND), waited(proof=LATER, foreign_run=60),
+     (End, REPLACED, "pushed by hand, over the push")),
     # an open push
     ("the status is requested", OPEN, Observation(), SETTLED, Observe("status")),
     ("an unknown status", OPEN, Observation(status_problem="X?"), SETTLED,
@@ -159,7 +191,15 @@ TABLE = [
      (Fail, "Open https://k")),
     ("queued", OPEN, seen(QUEUED), SETTLED, Wait(subject="active QUEUED", status="queued", active=True)),
     ("new", OPEN, seen(NEW), SETTLED, Wait(subject="active NEW_SCRIPT", status="new script", active=True)),
-    ("queued for too long", OPEN, seen(QUEUED), waited(active_QUEUED=LATER), Fail),
+    ("queued for too long: its source", OPEN, seen(QUEUED), waited(active_QUEUED=LATER), Observe("source")),
+    ("queued for too long", OPEN, seen(QUEUED, source=ITS_OWN), waited(active_QUEUED=LATER), Fail),
+    ("queued after it ran: its source", ACTIVE, seen(QUEUED), waited(active_RUNNING=60), Observe("source")),
+    ("queued after it ran", ACTIVE, seen(QUEUED, source=ITS_OWN), waited(active_RUNNING=60),
+     (Wait, "active QUEUED", "queued")),
+    ("replaced by a run that is active", SEVENTH, seen(QUEUED, source=RIVAL), waited(active_RUNNING=60),
+     (Wait, FOREIGN_RUN, "version 8 was pushed by the campaign 1a2b3c4d")),
+    ("replaced by a run that was seen before", SEVENTH, seen(RUNNING), waited(foreign_run=60),
+     (Wait, FOREIGN_RUN, "")),
     ("running", OPEN, seen(RUNNING), SETTLED, Wait(subject="active RUNNING", status="running", active=True)),
     ("cancelling", OPEN, seen(CANCEL_REQUESTED), SETTLED, (Wait, "active CANCEL_REQUESTED", "")),
     ("no run just after a push", OPEN, seen(ABSENT), Elapsed(), Wait(status="pushed, no run yet")),
@@ -170,6 +210,8 @@ TABLE = [
      (Fail, "Open https://k")),
     ("one pushed without inputs was deleted", LACKING, seen(ABSENT, source=NEVER),
      waited(no_run=3 * TIMEOUTS.settle), (End, UNFINISHED, "lacks x")),
+    ("no run: a version of somebody else", SEVENTH, seen(ABSENT, source=HAND),
+     waited(no_run=3 * TIMEOUTS.settle), (End, REPLACED, "version 8 was pushed by hand, over version 7")),
     ("the kernel was deleted", ACTIVE, seen(ABSENT, source=NEVER), waited(no_run=3 * TIMEOUTS.settle),
      (End, FAILED, "deleted on Kaggle")),
     # a complete run
@@ -190,10 +232,24 @@ TABLE = [
     ("no record, and an error ended it",
      OPEN, seen(COMPLETE, output=listed(f"push id.1\n{TRACEBACK}\nKeyError: 3", lacks_record=True)), SETTLED,
      (End, FAILED, "although Kaggle calls the run complete")),
-    ("no record for too long", OPEN, seen(COMPLETE, output=listed(lacks_record=True)), waited(short=LATER),
-     (End, UNFINISHED, "no run.json")),
-    ("the output of an earlier push", OPEN, seen(COMPLETE, output=OTHER), SETTLED,
-     (Wait, OUTPUT, "earlier push")),
+    ("no record for too long: its source", OPEN, seen(COMPLETE, output=listed(lacks_record=True)),
+     waited(short=LATER), Observe("source")),
+    ("no record for too long", OPEN, seen(COMPLETE, output=listed(lacks_record=True), source=ITS_OWN),
+     waited(short=LATER), (End, UNFINISHED, "no run.json")),
+    ("no record in somebody else's version", SEVENTH,
+     seen(COMPLETE, output=listed(lacks_record=True), source=HAND), waited(short=LATER),
+     (End, REPLACED, "version 8 was pushed by hand, over version 7")),
+    ("the output of an earlier push, recent", OPEN, seen(COMPLETE, output=OTHER), Elapsed(),
+     (Wait, OUTPUT, "another push")),
+    ("output of another push: its source", OPEN, seen(COMPLETE, output=OTHER), SETTLED, Observe("source")),
+    ("the output of an earlier push", OPEN, seen(COMPLETE, output=OTHER, source=ITS_OWN), SETTLED,
+     (Wait, OUTPUT, "another push")),
+    ("the output of a version before this one", SEVENTH, seen(COMPLETE, output=OTHER, source=OLD), SETTLED,
+     (Wait, OUTPUT, "another push")),
+    ("the output of somebody else's version", SEVENTH, seen(COMPLETE, output=OTHER, source=RIVAL), SETTLED,
+     (End, REPLACED, "1a2b3c4d of another checkout, over version 7")),
+    ("deleted, and pushed by somebody else", SEVENTH, seen(COMPLETE, output=OTHER, source=OLD),
+     Elapsed(since_push=TIMEOUTS.output_timeout + 1), (End, REPLACED, "version 6 was pushed by hand")),
     ("the output of this push", OPEN, seen(COMPLETE, output=OWN), Elapsed(), Fetch()),
     ("fetched", OPEN, seen(COMPLETE, output=OWN, fetched=FetchReply()), SETTLED, Finish()),
     ("not fetched", OPEN, seen(COMPLETE, output=OWN, fetched=FetchReply(problem="cut")), SETTLED,
@@ -205,19 +261,26 @@ TABLE = [
     ("the run before", OPEN, seen(ERROR, output=listed("push id.0")), Elapsed(), Wait()),
     ("this run, recent", OPEN, seen(ERROR, output=listed("push id.1")), Elapsed(),
      (End, UNFINISHED, "Kaggle says ERROR")),
-    ("this run", ACTIVE, seen(CANCELLED, output=listed()), Elapsed(), (End, FAILED, "was cancelled")),
-    ("cancelled at its time limit", ACTIVE, seen(CANCELLED, output=listed()), Elapsed(since_push=HOUR),
-     (End, UNFINISHED, LIMIT_NOTE)),
+    ("a log without the id: its source", ACTIVE, seen(CANCELLED, output=listed()), Elapsed(),
+     Observe("source")),
+    ("cancelled", ACTIVE, seen(CANCELLED, output=listed(), source=ITS_OWN), Elapsed(),
+     (End, FAILED, "was cancelled")),
+    ("cancelled at its time limit", ACTIVE, seen(CANCELLED, output=listed("push id.1")),
+     Elapsed(since_push=HOUR), (End, UNFINISHED, LIMIT_NOTE)),
     ("cancelled at the longest limit", entry(push(active=True, limit=LONGEST_SESSION)),
-     seen(CANCELLED, output=listed()), Elapsed(since_push=LONGEST_SESSION), (End, FAILED, "longest session")),
-    ("inputs that were not mounted", OPEN, seen(ERROR, output=listed(f"error: {MISSING_INPUTS}")), SETTLED,
-     (End, UNFINISHED, "not mounted")),
-    ("an error of the kernel", OPEN, seen(ERROR, output=listed("error: fold 0 has no tumour")), SETTLED,
-     (End, FAILED, "no tumour")),
+     seen(CANCELLED, output=listed("push id.1")), Elapsed(since_push=LONGEST_SESSION),
+     (End, FAILED, "longest session")),
+    ("inputs that were not mounted", OPEN, seen(ERROR, output=listed(f"push id.1\nerror: {MISSING_INPUTS}")),
+     SETTLED, (End, UNFINISHED, "not mounted")),
+    ("an error of the kernel", OPEN, seen(ERROR, output=listed("push id.1\nerror: fold 0 has no tumour")),
+     SETTLED, (End, FAILED, "no tumour")),
+    ("an error of somebody else's version", SEVENTH,
+     seen(ERROR, output=listed("error: theirs"), source=HAND), SETTLED, (End, REPLACED, "pushed by hand")),
     ("pushed without inputs, an error", LACKING, seen(ERROR, output=listed("error: no data")), SETTLED,
      (End, UNFINISHED, "lacks x")),
-    ("cancelled before the command was run again", ACTIVE, seen(CANCELLED, output=listed(), was_rerun=True),
-     Elapsed(), (End, UNFINISHED, "was cancelled")),
+    ("cancelled before the command was run again", ACTIVE,
+     seen(CANCELLED, output=listed("push id.1"), was_rerun=True), Elapsed(),
+     (End, UNFINISHED, "was cancelled")),
     # the reply to a push
     ("accepted", SENT, Observation(reply=PushReply(version=2, url="u")), SETTLED,
      ConfirmPush(version=2, url="u")),
@@ -249,6 +312,7 @@ TABLE = [
 SUBJECTS = [
     PROOF,
     FOREIGN_RUN,
+    FOREIGN_END,
     STATUS,
     NO_RUN,
     OUTPUT,
@@ -277,6 +341,7 @@ FOLLOWS = {
     Finish: "the kernel is done",
     End: f"it is pushed again, at most {TIMEOUTS.pushes} times in all",
 }
+_REPLACED_FOLLOWS = "the output on Kaggle is used if it fits, else the kernel is pushed again, once"
 # Waits that no timer of the kernel ends, by the name of their case.
 _OTHER_WAITS = {
     "no session or quota": "a session or quota becomes free; refusals for too long, or failed kernels that "
@@ -307,19 +372,27 @@ def way_out(name: str, entry: KernelEntry, observation: Observation, now: Elapse
     if (message := stop_of(decision)) and not _is_repeated(decision):
         return next_step(message)
     if isinstance(decision, Wait):
-        return _end_of_wait(entry, observation) or _OTHER_WAITS.get(name, "")
+        return _end_of_wait(decision.subject, entry, observation, now) or _OTHER_WAITS.get(name, "")
+    return _follows(decision)
+
+
+def _follows(decision: Decision) -> str:
+    if isinstance(decision, End) and decision.state == REPLACED:
+        return _REPLACED_FOLLOWS
     return FOLLOWS.get(type(decision), "")
 
 
-def _end_of_wait(entry: KernelEntry, observation: Observation) -> str:
+def _end_of_wait(subject: str, entry: KernelEntry, observation: Observation, now: Elapsed) -> str:
     """After how long a wait ends if nothing changes, and in which decision; empty if it does not."""
 
     def after(seconds: float) -> Decision:
-        names = [*SUBJECTS, *(f"active {name}" for name in (QUEUED, RUNNING, CANCEL_REQUESTED, NEW))]
-        now = Elapsed(since_push=seconds, since_end=seconds, waited=dict.fromkeys(names, seconds))
-        return decide(entry, observation, now, TIMEOUTS)
+        later = Elapsed(since_push=seconds, since_end=seconds, waited=dict.fromkeys(subjects, seconds))
+        return decide(entry, observation, later, TIMEOUTS)
 
-    if isinstance(after(_FOREVER), Wait):
+    subjects = {*now.waited, subject}
+    while isinstance(last := after(_FOREVER), Wait) and last.subject not in subjects:
+        subjects.add(last.subject)  # a wait that follows this one
+    if isinstance(last, Wait):
         return ""
     low, high = 0.0, _FOREVER
     while high - low > 0.5:
@@ -329,7 +402,7 @@ def _end_of_wait(entry: KernelEntry, observation: Observation) -> str:
     limit = describe_seconds(math.floor(high))
     message = stop_of(decision)
     stops = bool(message) and not _is_repeated(decision)
-    return f"after {limit} at most: " + (next_step(message) if stops else FOLLOWS[type(decision)])
+    return f"after {limit} at most: " + (next_step(message) if stops else _follows(decision))
 
 
 def _is_repeated(decision: Decision) -> bool:

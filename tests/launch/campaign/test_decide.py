@@ -146,7 +146,8 @@ def test_credentials_that_are_not_accepted_are_noted_as_a_refusal_and_raised():
 def test_a_run_may_be_shown_as_running_until_its_limit_and_the_overrun(since_push, fails):
     """Its timer may have begun before a restart: the age of the push counts, too."""
     now = waited(Elapsed(since_push=since_push), active_RUNNING=LATER)
-    assert isinstance(decide(ACTIVE, seen(RUNNING), now, TIMEOUTS), Fail) is fails
+    own = Source(carries_push_id=True)
+    assert isinstance(decide(ACTIVE, seen(RUNNING, source=own), now, TIMEOUTS), Fail) is fails
 
 
 # --- runs that ended without output ---

@@ -67,12 +67,22 @@ FINISHES = {
     "sources dropped once": [Fault("SaveKernel", "drop-sources", slug="fold-0")],
     "inputs not mounted yet": [Fault("session", "no-mount", slug="fold-1")],
     "ended without output once": [Fault("session", "no-output", slug="fold-1")],
+    "pushed over by hand": [Fault("SaveKernel", "pushed-over", slug="fold-0")],
+    "pushed over by another checkout":
+        [Fault("SaveKernel", "pushed-over", slug="fold-1", value="0123abcd")],
 }  # fmt: skip
-# After these a push or an upload is repeated, as it should be.
+# What the campaign says of a fault.
+SAYS = {
+    "pushed over by hand": "version 2 was pushed by hand (its source carries no push id",
+    "pushed over by another checkout": "fold-1: reused from an earlier campaign (push 0123abcd.",
+}
+# After these a push or an upload is repeated, as it should be; or another one was made by somebody else.
 AGAIN = {
     "sources dropped once",
     "inputs not mounted yet",
     "ended without output once",
+    "pushed over by hand",
+    "pushed over by another checkout",
     "dataset failed once",
     "one uploaded file dropped",
     "dataset failed for ever",
@@ -104,6 +114,9 @@ STOPS = {
     "inputs never mounted": ([Fault("session", "no-mount", slug="fold-0", times=0)], "had not mounted"),
     "cancelled by a person":
         ([Fault("session", "cancelled", slug="fold-0", times=0)], "the run was cancelled on Kaggle"),
+    "pushed over by hand every time":
+        ([Fault("SaveKernel", "pushed-over", slug="fold-0", times=0)],
+         "was pushed by hand (its source carries no push id: the plain client, or Kaggle's site), over"),
     "no output every time": ([Fault("session", "no-output", slug="fold-0", times=0)], "did not finish"),
     "listing short for ever":
         ([Fault("ListKernelSessionOutput", "missing", slug="fold-0", times=0, value="oof")], "without"),
@@ -125,7 +138,7 @@ def test_it_finishes(world, name):
     assert kaggle.kaggle.account.faults.fired, f"the fault {name!r} was never met"
     if name not in AGAIN:
         kaggle.assert_finished_once()
-    assert "scored by the test" in ended.out
+    assert "scored by the test" in ended.out and SAYS.get(name, "") in ended.out
     assert not (kaggle.folder / "campaigns" / "one" / "x").exists()
 
 

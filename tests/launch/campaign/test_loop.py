@@ -1,6 +1,8 @@
 """Campaigns against an emulated Kaggle without faults: what `run` does, in which order, and nothing twice."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -76,16 +78,55 @@ def test_a_kernel_that_was_deleted_on_kaggle_is_reported_and_pushed_again_on_req
 def test_two_campaigns_started_together_are_kept_apart(world):
     kaggle = world(seconds=0.5)
     first = kaggle.start()
-    deadline = time.monotonic() + 30
-    while not (kaggle.folder / "campaigns" / "one" / "ledger.json").is_file():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((kaggle.folder / "campaigns" / "one" / "ledger.json").is_file)
     second = kaggle.run(folder=str(kaggle.folder / "campaigns" / "two"))
     assert second.code == 1
     assert "another campaign is running" in second.err
     out, err = first.communicate(timeout=60)
     assert first.returncode == 0, out + err
     kaggle.assert_finished_once()
+
+
+def test_two_checkouts_of_one_account_use_each_others_runs(world):
+    """The second one waits for the runs of the first, which it names, and uses their outputs."""
+    kaggle = world()
+
+    def hold(method: str, slug: str) -> None:
+        if "fold-0" in slug:
+            kaggle.kernels.seconds = 600.0
+
+    kaggle.kaggle.account.before_change = hold
+    first = kaggle.start(folds=[0, 1], submit=False)
+    wait_until(lambda: any("fold-1" in slug for _, slug in kaggle.changes()), first)
+    folder = kaggle.folder / "checkout-2" / "campaigns" / "two"
+    second = kaggle.start(folder=str(folder), folds=[0, 1], submit=False)
+    owner = f"was pushed by the campaign {kaggle.ledger.id} of another checkout"
+    wait_until(lambda: printed(second).count(owner) == 2, second)
+    os.kill(second.pid, signal.SIGSTOP)  # its laptop sleeps
+    kaggle.kernels.seconds = 0.0
+    ended = first.communicate(timeout=90)
+    os.kill(second.pid, signal.SIGCONT)
+    assert (first.returncode, ended[1]) == (0, ""), ended
+    ended = second.communicate(timeout=90)
+    assert (second.returncode, ended[1]) == (0, ""), ended
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    assert pushes.count("hcd-prepare") == 1 and sum("fold" in slug for slug in pushes) == 2
+    outputs = {slug: entry.output for slug, entry in read_ledger(folder).kernels.items() if "fold" in slug}
+    assert len(outputs) == 2 and all(kaggle.ledger.id in output.push_id for output in outputs.values())
+
+
+def printed(process) -> str:
+    """What a campaign has printed so far."""
+    return process.printed[0].read_text() if process.printed[0].is_file() else ""
+
+
+def wait_until(is_true, process=None) -> None:
+    """Wait until something is true, while a campaign runs."""
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline, printed(process) if process else ""
+        assert process is None or process.returncode is None, printed(process)
+        time.sleep(0.05)
 
 
 def test_finished_outputs_are_taken_over_by_another_campaign(world):
@@ -130,7 +171,7 @@ def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
         folder=str(one.with_name("two")), folds=[0], submit=False
     )  # lists once for reuse, then for its own output
     assert ended.code == 0, ended
-    assert kaggle.kaggle.account.faults.fired and "Kaggle shows the output of an earlier push" in ended.out
+    assert kaggle.kaggle.account.faults.fired and "Kaggle shows the output of another push" in ended.out
     ledger = read_ledger(one.with_name("two"))
     assert ledger.kernels[slug].output.push_id == ledger.kernels[slug].last.push_id
     assert json.loads((one.with_name("two") / "outputs" / slug / "run.json").read_text())[
@@ -176,12 +217,7 @@ def test_no_push_over_a_running_version(world):
     )
     assert "successfully pushed" in done.stdout, done
     running = kaggle.start(submit=False)
-    deadline = time.monotonic() + 60
-    while "a run that this campaign did not push" not in (
-        running.printed[0].read_text() if running.printed[0].is_file() else ""
-    ):
-        assert running.returncode is None and time.monotonic() < deadline, running.printed[0].read_text()
-        time.sleep(0.05)
+    wait_until(lambda: "was pushed by hand (its source carries no push id" in printed(running), running)
     kaggle.kernels.seconds = 0.0
     out, err = running.communicate(timeout=90)
     assert running.returncode == 0, (out, err)

@@ -16,9 +16,9 @@ import pytest
 from launch import ROOT
 from launch.emulator.synthetic_tiles import write_competition
 from launch.errors import LaunchError
-from launch.experiments import load_experiment
+from launch.experiments import load_experiment, load_search
 from launch.packaging.builder import Built, build, read_checkout
-from launch.packaging.bundle import SOURCE_LIMIT, bundle_id, library_files
+from launch.packaging.bundle import SOURCE_LIMIT, bundle_id, carries_push_id, library_files, push_id_in
 from launch.plan import Kernel, plan_kernels
 
 _LEAKS = re.compile(r"/home/|/root/|/Users/|KGAT_|BEGIN [A-Z ]*PRIVATE KEY")
@@ -489,3 +489,21 @@ def test_a_thin_kernel_refuses_another_library(thin: Built, tmp_path: Path) -> N
     ):
         assert text in done.stderr
     assert "epoch.py" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["train", "report", "search"])
+def test_a_source_tells_the_push_that_it_is_of(kind, tmp_path):
+    """Also where it names pushes of its inputs, and earlier pushes of its own in the trials of a search."""
+    search = load_search("smoke") if kind == "search" else None
+    kernels = plan_kernels([load_experiment("smoke")], search=search)
+    kernel = next(kernel for kernel in kernels if kernel.kind == kind)
+    checkout, push_id = read_checkout(owner="alice"), f"0123abcd.{kernel.slug}.12"
+    inputs = dict.fromkeys(kernel.sources, "0123abcd.hcd-prepare.3")
+    finished = [{"push": f"0123abcd.{kernel.slug}.1", "id": "a"}] if kind == "search" else []
+    checkout.write_kernel(kernel, tmp_path, push_id=push_id, inputs=inputs, finished=finished)
+    source = (tmp_path / kernel.file_name).read_text()
+    assert push_id_in(source, kernel.slug) == push_id and carries_push_id(source, push_id)
+    assert not carries_push_id(source, push_id.removesuffix("2")) or kind == "search"
+    assert push_id_in(source, "hcd-prepare") == ""
+    checkout.write_kernel(kernel, tmp_path)  # for the plain client
+    assert push_id_in((tmp_path / kernel.file_name).read_text(), kernel.slug) == ""
