@@ -148,3 +148,13 @@ def test_labels_may_be_written_as_floats(folder: Path) -> None:
     _write(folder / "train_labels.csv", [(name, float(at % 2)) for at, name in enumerate(TRAIN)])
     assert ",1.0\n" in (folder / "train_labels.csv").read_text()
     assert read_competition(folder, expect_full=False).train["label"].tolist() == [0, 1] * 4
+
+
+def test_a_folder_that_mle_bench_prepared_is_read_as_it_is(folder: Path) -> None:
+    """prepared/public: the same four parts, with the text of the task and, for some tasks, the archives."""
+    (folder / "description.md").write_text("# Overview\n", encoding="utf-8")
+    (folder / "train.zip").touch()
+    (folder / "test.zip").touch()
+    found = read_competition(folder, expect_full=False)
+    assert (len(found.train), len(found.test_ids)) == (len(TRAIN), len(TEST))
+    assert found.labelled_order == list(reversed(TRAIN))  # as in the file: MLE-bench's rule depends on it
