@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from launch.console import log_to_terminal
+from launch.console import log_to_terminal, print_json
 from launch.errors import LaunchError
 
 DATA = "input/histopathologic-cancer-detection"
@@ -84,6 +84,22 @@ _HOLDOUT = click.option(
     metavar="mlebench|FILE.csv",
     help="Labelled tiles that no fold learns from, scored once at the end: the random split of MLE-bench, or "
     "a file with a column id. Short for --set holdout=...",
+)
+
+
+def _log_to_errors(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    """Keep standard output for the document: messages go to standard error."""
+    if value:
+        log_to_terminal(to_errors=True)
+    return value
+
+
+_JSON = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_log_to_errors,
+    help="Print one JSON document, and messages to standard error. docs/json.md explains its keys.",
 )
 
 
@@ -161,17 +177,29 @@ def _owner() -> str:
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
+    code = _version()
+    click.echo(f"version {code['version']}, commit {_short(code['commit'])}, bundle {code['bundle_id'][:12]}")
+    context.exit()
+
+
+def _version() -> dict[str, str]:
+    """Version, commit and bundle id of this checkout."""
     import tomllib
 
     from launch import ROOT
     from launch.packaging.bundle import bundle_id, git_commit, library_files
 
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    commit = git_commit() or "unknown"
-    click.echo(
-        f"version {version}, commit {commit[:12]}{commit[40:]}, bundle {bundle_id(library_files())[:12]}"
-    )
-    context.exit()
+    return {
+        "version": version,
+        "commit": git_commit() or "unknown",
+        "bundle_id": bundle_id(library_files()),
+    }
+
+
+def _short(commit: str) -> str:
+    """The first 12 digits of a commit, and the mark of a changed checkout."""
+    return f"{commit[:12]}{commit[40:]}"
 
 
 class _Sections(click.Group):
@@ -291,32 +319,49 @@ def smoke(
     is_flag=True,
     help="Push three small kernels that check Kaggle itself (a few minutes, about 0.1 h of GPU quota).",
 )
+@_JSON
 @_SET
-def doctor(experiments: tuple[str, ...], check_kaggle: bool, overrides: tuple[str, ...]) -> None:
+def doctor(
+    experiments: tuple[str, ...], check_kaggle: bool, as_json: bool, overrides: tuple[str, ...]
+) -> None:
     """Check everything that can fail before it costs quota.
 
     Credentials, competition rules, quota, slugs, versions, sizes, clock. Each problem comes with its remedy.
     """
-    from launch.doctor.command import CHECK_FOLDER
-    from launch.doctor.command import doctor as examine
+    from launch.doctor.command import CHECK_FOLDER, examine
+    from launch.doctor.command import doctor as print_examination
 
-    examine(_load(experiments, overrides), check_kaggle=check_kaggle, folder=CHECK_FOLDER)
+    loaded = _load(experiments, overrides)
+    if not as_json:
+        print_examination(loaded, check_kaggle=check_kaggle, folder=CHECK_FOLDER)
+        return
+    examination = examine(loaded, check_kaggle=check_kaggle, folder=CHECK_FOLDER)
+    print_json({**examination.to_dict(), "code": _version()})
+    examination.conclude()
 
 
 @main.command()
-def experiments() -> None:
+@_JSON
+def experiments(as_json: bool) -> None:
     """List the experiments and the searches."""
-    from launch.experiments import describe_experiments
+    from launch.experiments import describe_experiments, list_experiments
 
+    if as_json:
+        print_json(list_experiments())
+        return
     for name, lines in describe_experiments():
         click.echo("\n    ".join([name, *lines]))
 
 
 @main.command()
-def options() -> None:
+@_JSON
+def options(as_json: bool) -> None:
     """List the options of an experiment, with default and meaning."""
-    from lib.config import describe
+    from lib.config import describe, option_schema
 
+    if as_json:
+        print_json({"format": 1, "options": option_schema()})
+        return
     for name, default, meaning in describe():
         click.echo(f"{name} = {default or 'empty'}\n    {meaning}")
 
@@ -439,13 +484,18 @@ def _offer_environment_check(spec: Any, folder: Path) -> None:
 
 @main.command()
 @_CAMPAIGN
-def status(campaign: str | None) -> None:
+@_JSON
+def status(campaign: str | None, as_json: bool) -> None:
     """Show the state of a campaign: kernels, versions, AUC, quota."""
-    from launch.campaign.commands import show_status
     from launch.campaign.ledger import find_campaign
+    from launch.campaign.status import read_status, show_status
     from launch.kaggle_api.client import connect
 
-    show_status(find_campaign(campaign), connect=connect)
+    folder = find_campaign(campaign)
+    if as_json:
+        print_json(read_status(folder, connect()).to_dict())
+    else:
+        show_status(folder, connect=connect)
 
 
 @main.command()
@@ -462,8 +512,8 @@ def watch(campaign: str | None, every: float) -> None:
 
     It changes nothing.
     """
-    from launch.campaign.commands import watch as watch_campaign
     from launch.campaign.ledger import find_campaign
+    from launch.campaign.status import watch as watch_campaign
     from launch.kaggle_api.client import connect
 
     watch_campaign(find_campaign(campaign), connect=connect, every=every)
@@ -566,16 +616,21 @@ def submit(message: str, campaign: str | None) -> None:
 
 @main.command()
 @_CAMPAIGN
-def report(campaign: str | None) -> None:
+@_JSON
+def report(campaign: str | None, as_json: bool) -> None:
     """Make the report of a campaign on this machine.
 
     It uses the outputs that were fetched so far, and needs no account. `run` makes the same report on Kaggle
     as its last step. The notebook beside the report opens in Jupyter.
     """
     from launch.campaign.ledger import find_campaign
-    from launch.campaign.report import make_report
+    from launch.campaign.report import make_report, report_document
 
-    click.echo(f"report: {make_report(find_campaign(campaign))}")
+    page = make_report(find_campaign(campaign))
+    if as_json:
+        print_json(report_document(page))
+    else:
+        click.echo(f"report: {page}")
 
 
 # --- on this machine ----------------------------------------------------------------------------------------

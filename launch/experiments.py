@@ -16,6 +16,7 @@ from lib.search_space import SearchSpace, check_search, parse_search, searched_b
 from lib.validation import UNREADABLE
 
 DEFAULT_SEARCH = "baseline"
+EXPERIMENTS_FORMAT = 1  # of the JSON document; it changes when a key is removed or means something else
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,52 @@ def describe_experiments(root: Path = ROOT) -> Iterator[tuple[str, list[str]]]:
     Raises:
         LaunchError: a file cannot be used.
     """
+    catalogue = list_experiments(root)
+    for entry in catalogue["experiments"]:
+        yield entry["name"], [entry["summary"], *entry["comment"].splitlines()]
+    for entry in catalogue["searches"]:
+        yield f"--search {entry['name']}", [entry["summary"], *entry["comment"].splitlines()]
+
+
+def list_experiments(root: Path = ROOT) -> dict[str, Any]:
+    """The document of `experiments --json`: every experiment and search; docs/json.md describes its keys.
+
+    Raises:
+        LaunchError: a file cannot be used.
+    """
+    experiments, searches = [], []
     for name in experiment_names(root):
         loaded = load_experiments([name], root=root)
-        if len(loaded) == 1:
-            config = loaded[0].config
-            folds = f"{config.num_folds} {config.fold_split} folds"
-            summary = f"{config.backbone} at {config.input_size} px, {folds}"
-        else:
-            summary = f"a list: {', '.join(experiment.name for experiment in loaded)}"
-        yield name, [summary, *_opening_comment(name, root)]
+        members = _listed_experiments(name, root)
+        config = loaded[0].config
+        folds = f"{config.num_folds} {config.fold_split} folds"
+        summary = f"{config.backbone} at {config.input_size} px, {folds}"
+        experiments.append(
+            {
+                "name": name,
+                "summary": f"a list: {', '.join(members)}" if members else summary,
+                "comment": _opening_comment(name, root),
+                "members": members,
+                "config": None if members else config.to_dict(),
+            }
+        )
     for name in search_names(root):
         search = load_search(name, root=root)
-        summary = f"{search.method} over {', '.join(search.space)}"
-        yield f"--search {name}", [summary, *_opening_comment(f"searches/{name}", root)]
+        searches.append(
+            {
+                "name": name,
+                "summary": f"{search.method} over {', '.join(search.space)}",
+                "comment": _opening_comment(f"searches/{name}", root),
+                "values": search.to_dict(),
+            }
+        )
+    return {"format": EXPERIMENTS_FORMAT, "experiments": experiments, "searches": searches}
 
 
-def _opening_comment(name: str, root: Path) -> list[str]:
+def _opening_comment(name: str, root: Path) -> str:
     lines = (root / "experiments" / f"{name}.toml").read_text(encoding="utf-8").splitlines()
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
-    return [line.removeprefix("#").removeprefix(" ") for line in comment]
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in comment)
 
 
 def load_experiments(

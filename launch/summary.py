@@ -50,7 +50,7 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
     """
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if Console().is_terminal else 110)
+    console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 110)
     for summary in summaries:
         console.print(_fold_table(summary))
         console.print("* the threshold with the best F1 on the other folds")
@@ -154,7 +154,7 @@ def print_ranking(folder: Path, *, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, width=None if Console().is_terminal else 150)
+    console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 150)
     content = json.loads((folder / RECORDS).read_bytes())
     ranking = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
     ends = zip(ranking["low"], ranking["high"], strict=True)

@@ -606,3 +606,19 @@ def _as_float(value: object) -> object:
 def describe() -> list[tuple[str, str, str]]:
     """(name, default, help text) of every option."""
     return [(field.name, str(field.default), field.metadata["help"]) for field in _fields()]
+
+
+def option_schema() -> list[dict[str, Any]]:
+    """Every option: name, type, default, help, choices, and inclusive limits; None where there are none."""
+    return [
+        {
+            "name": field.name,
+            "type": getattr(field.type, "__name__", str(field.type)),
+            "default": field.default,
+            "help": field.metadata["help"],
+            "choices": list(field.metadata["choices"]) or None,
+            "low": field.metadata["low"],
+            "high": field.metadata["high"],
+        }
+        for field in _fields()
+    ]

@@ -1,26 +1,24 @@
-"""The commands on campaigns: run, push, status, watch, logs, output and submit."""
+"""The commands on campaigns: run, push, logs, output and submit."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.campaign.board import LiveTable, quota_line, status_table
+from launch.campaign.board import LiveTable
 from launch.campaign.leaderboard import LEADERBOARD, PICTURE, write_leaderboard
 from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, spec_of
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import OUTPUTS, fetch_output, log_file, peek_record
 from launch.campaign.report import NOTEBOOK, report_facts, write_notebook
 from launch.campaign.spec import CampaignSpec, RunOptions, different_campaign, same_campaign
-from launch.campaign.state import CampaignStoppedError, ledger_statuses
+from launch.campaign.state import CampaignStoppedError
+from launch.campaign.status import describe_scores
 from launch.campaign.submission import submit_file
-from launch.campaign.waits import describe_seconds, seconds_since, steady
+from launch.campaign.waits import steady
 from launch.errors import LaunchError
 from launch.experiments import DEFAULT_SEARCH, load_search
 from launch.kaggle_api.client import Kaggle
-from launch.kaggle_api.errors import ClientError
-from launch.kaggle_api.types import ACTIVE
 from launch.packaging.builder import build
 from launch.packaging.metadata import PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, REPORT_PAGE, REPORT_SLUG, Kernel, needed_for
@@ -152,20 +150,11 @@ def _submit(options: RunOptions, kaggle: Kaggle, campaign: Campaign, done: _Done
 
 def print_score(entry: SubmissionEntry, options: RunOptions) -> None:
     """Print the score of a submission, and the files that record it."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
     if entry.public is None and entry.private is None:
-        console.print(f"accepted by {options.scored_by}, submission {entry.ref}; it gave no score")
+        print(f"accepted by {options.scored_by}, submission {entry.ref}; it gave no score")
     else:
-        console.print(f"scored by {options.scored_by}: AUC {_scores(entry)} (submission {entry.ref})")
-    console.print(f"record: {options.folder / LEADERBOARD}, picture: {options.folder / PICTURE}")
-
-
-def _scores(entry: SubmissionEntry) -> str:
-    """The scores that a submission has: `public 0.9552, private 0.9541`."""
-    scores = {"public": entry.public, "private": entry.private}
-    return ", ".join(f"{name} {score:.4f}" for name, score in scores.items() if score is not None)
+        print(f"scored by {options.scored_by}: AUC {describe_scores(entry)} (submission {entry.ref})")
+    print(f"record: {options.folder / LEADERBOARD}, picture: {options.folder / PICTURE}", flush=True)
 
 
 def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board: LiveTable) -> Campaign:
@@ -313,54 +302,6 @@ def _pushed(spec: CampaignSpec, names: Sequence[str], ledger: Ledger | None) -> 
     chosen = [resolve(name, kernels) for name in names if name not in ("dataset", LIBRARY_SLUG)]
     pushed = {kernel.fold for kernel in chosen if kernel.kind == "train"}
     return replace(spec, folds=tuple(sorted({*ledger.spec.folds, *pushed})))
-
-
-def show_status(folder: Path, *, connect: Callable[[], Kaggle]) -> bool:
-    """Print the status of a campaign, from the ledger and from Kaggle. Returns whether a push is open."""
-    from rich.console import Console
-
-    ledger = read_ledger(folder)
-    assert ledger is not None, "find_campaign returned this folder"
-    kaggle = connect()
-    statuses = ledger_statuses(ledger)
-    for status in statuses:
-        if ledger.kernels[status.slug].open is not None:
-            try:
-                status.update(kaggle.status(status.slug).name.lower().replace("_", " "))
-            except ClientError as error:
-                status.update(str(error))
-    try:
-        quota = kaggle.quota()
-    except ClientError:
-        quota = None
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(status_table(f"campaign {ledger.campaign} ({ledger.id})", statuses, quota))
-    else:
-        for status in statuses:
-            auc = "" if status.auc is None else f", AUC {status.auc:.4f}"
-            version = "" if status.version is None else f", version {status.version}"
-            console.print(f"{status.slug}: {status.state}{version}{auc}", soft_wrap=True)
-        console.print(quota_line(quota))
-    for entry in ledger.submissions:
-        parts = [entry.state, *([_scores(entry)] if _scores(entry) else [])]
-        console.print(f"submission {entry.ref or '?'}: {', '.join(parts)} {entry.note}".rstrip())
-    return any(entry.open is not None for entry in ledger.kernels.values())
-
-
-def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> None:
-    """Repeat the status until no kernel of the campaign runs on Kaggle. It changes nothing."""
-    kaggle = connect()
-    while show_status(folder, connect=lambda: kaggle):
-        ledger = read_ledger(folder)
-        assert ledger is not None, "it was shown"
-        pushes = {slug: entry.open for slug, entry in ledger.kernels.items() if entry.open is not None}
-        if not any(kaggle.status(slug).name in ACTIVE for slug in pushes):
-            break
-        longest = describe_seconds(max(seconds_since(push.pushed_at) for push in pushes.values()))
-        print(f"next status in {every:.0f} s; the longest run was pushed {longest} ago", flush=True)
-        time.sleep(every)
-    print("no kernel runs on Kaggle; build_kernel.py run fetches the outputs and continues", flush=True)
 
 
 def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kaggle]) -> None:

@@ -48,7 +48,7 @@ from launch.campaign.library_dataset import Publisher
 from launch.campaign.monitor import RunMonitor
 from launch.campaign.outputs import OUTPUTS, keep_log
 from launch.campaign.push import KernelPusher, OutputReuse
-from launch.campaign.quota import Capacity, expected_hours
+from launch.campaign.quota import Capacity, expected_seconds
 from launch.campaign.state import CampaignState, CampaignStoppedError, KernelStatus
 from launch.campaign.waits import Timeouts, describe_seconds
 from launch.kaggle_api.client import Kaggle
@@ -323,9 +323,11 @@ class Campaign:
                 self._capacity.note_accepted(kernel)
                 limit = describe_seconds(push.limit)
                 logger.info("%s: pushed, version %s, at most %s", slug, decision.version or "unknown", limit)
-                expected = expected_hours(kernel, state.ledger) * 3600
                 state.statuses[slug].update(
-                    "pushed", version=decision.version, url=push.url, expected=expected
+                    "pushed",
+                    version=decision.version,
+                    url=push.url,
+                    expected=expected_seconds(kernel, state.ledger),
                 )
             case NoteRefusal() if push is not None:
                 state.record(push, decision)

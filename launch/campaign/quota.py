@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from launch.campaign.decide import QUOTA, SESSION, NoteRefusal
 from launch.campaign.ledger import Ledger
+from launch.campaign.spec import uses_emulator
 from launch.campaign.state import CampaignState, CampaignStoppedError, machine_of
 from launch.campaign.waits import LONGEST_SESSION, Timeouts
 from launch.kaggle_api.client import Kaggle
@@ -223,6 +224,20 @@ def expected_hours(kernel: Kernel, ledger: Ledger | None = None) -> float:
         ]
         return max(seconds) / 3600 if seconds else _planned(kernel)
     return _planned(kernel)
+
+
+def expected_seconds(kernel: Kernel, ledger: Ledger) -> float | None:
+    """Seconds that a kernel is expected to take, for the table.
+
+    A rehearsal has only its own times: the longest of this kind of kernel, None where none has run. The
+    estimates are of Kaggle's machines.
+    """
+    if not uses_emulator():
+        return expected_hours(kernel, ledger) * 3600
+    outputs = [entry.output for entry in ledger.kernels.values() if entry.kind == kernel.kind]
+    return max(
+        (output.seconds for output in outputs if output is not None and output.seconds > 0), default=None
+    )
 
 
 def _planned(kernel: Kernel) -> float:

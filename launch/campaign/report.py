@@ -30,6 +30,8 @@ EMULATOR_NOTE = (
     "Kaggle."
 )
 NOTEBOOK = "report.ipynb"
+REPORT_NUMBERS = "results.json"  # beside the page
+REPORT_FORMAT = 1  # of the JSON document; it changes when a key is removed or means something else
 _LOG_LINES_SHOWN = 25  # of a notebook that failed
 
 
@@ -166,3 +168,13 @@ def make_report(folder: Path) -> Path:
         )
     read_run_record(place / "working", kind="report")
     return place / "working" / REPORT_PAGE
+
+
+def report_document(page: Path) -> dict[str, Any]:
+    """The document of `report --json`: where the report is, and its numbers; docs/json.md describes its keys.
+
+    Args:
+        page: that `make_report` returned.
+    """
+    numbers = json.loads((page.parent / REPORT_NUMBERS).read_bytes())
+    return {"format": REPORT_FORMAT, "page": str(page), "numbers": numbers}

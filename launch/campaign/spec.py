@@ -94,7 +94,7 @@ class RunOptions:
     submit: bool = True
     message: str = ""
     reuse: bool = False
-    scored_by: str = field(default_factory=lambda: "the emulated Kaggle" if uses_emulator() else "Kaggle")
+    scored_by: str = field(default_factory=lambda: service_name())
     timeouts: Timeouts = field(default_factory=Timeouts)
 
 
@@ -197,6 +197,11 @@ def different_campaign(folder: Path, problems: Sequence[str]) -> LaunchError:
 def uses_emulator(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a client in this environment is pointed at this machine instead of Kaggle."""
     return environment.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST"
+
+
+def service_name() -> str:
+    """The service that a client in this process is pointed at."""
+    return "the emulated Kaggle" if uses_emulator() else "Kaggle"
 
 
 def campaigns() -> Path:

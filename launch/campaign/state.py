@@ -66,6 +66,7 @@ def plan_statuses(kernels: Iterable[Kernel], ledger: Ledger) -> dict[str, Kernel
         entry = ledger.entry(kernel.slug, kernel.kind)
         if entry.open is not None:
             status.update(entry.open.state, version=entry.open.version, url=entry.open.url)
+            status.since = _when_sent(entry.open)
         if entry.output is not None:
             status.update("done", auc=entry.output.auc, version=entry.output.version)
     return statuses
@@ -79,11 +80,16 @@ def ledger_statuses(ledger: Ledger) -> list[KernelStatus]:
         if entry.last is not None:
             push = entry.last
             status.version, status.url, status.state = push.version, push.url, push.state
-            status.since = steady() - seconds_since(push.pushed_at or push.intended_at)
+            status.since = _when_sent(push)
         if entry.output is not None and entry.open is None:
             status.state, status.auc, status.version = "done", entry.output.auc, entry.output.version
         statuses.append(status)
     return statuses
+
+
+def _when_sent(push: Push) -> float:
+    """When a push was accepted, or sent, by `steady`."""
+    return steady() - seconds_since(push.pushed_at or push.intended_at)
 
 
 # --- the progress of the plan -------------------------------------------------------------------------------

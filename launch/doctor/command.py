@@ -7,12 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from launch import ROOT
-from launch.campaign.spec import uses_emulator
-from launch.campaign.waits import Timeouts
+from launch.campaign.spec import service_name, uses_emulator
+from launch.campaign.waits import Timeouts, stamp
 from launch.doctor.account import (
     Account,
     SkippedError,
@@ -47,18 +48,86 @@ logger = logging.getLogger(__name__)
 CHECK_FOLDER = ROOT / "runs" / "environment-check"
 # Short, because a person waits for the checks.
 _RETRY_POLICY = RetryPolicy(call_timeout=20.0, attempts=2, delay=1.0, max_delay=5.0)
+DOCTOR_FORMAT = 1  # of the JSON document; it changes when a key is removed or means something else
 _STYLES = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
 
 
-def doctor(
+@dataclass(frozen=True)
+class Examination:
+    """The findings of one call of `doctor`.
+
+    Attributes:
+        experiments: names of those that are about to be run.
+        findings: of the checks that change nothing.
+        environment_check: findings of the environment check on Kaggle; a warning where there was none.
+        checked_at: when the environment check ran, RFC 3339; empty where it did not.
+    """
+
+    experiments: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    environment_check: tuple[Finding, ...]
+    checked_at: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of `doctor --json`; docs/json.md describes its keys."""
+
+        def plain(finding: Finding) -> dict[str, str]:
+            return {
+                "check": finding.name,
+                "level": finding.level,
+                "text": finding.text,
+                "remedy": finding.remedy,
+            }
+
+        levels = [finding.level for finding in (*self.findings, *self.environment_check)]
+        return {
+            "format": DOCTOR_FORMAT,
+            "service": service_name(),
+            "experiments": list(self.experiments),
+            "problems": levels.count(PROBLEM),
+            "warnings": levels.count(WARNING),
+            "findings": [plain(finding) for finding in self.findings],
+            "environment_check": {
+                "at": self.checked_at or None,
+                "findings": [plain(finding) for finding in self.environment_check],
+            },
+        }
+
+    def conclude(self) -> str:
+        """A sentence that says how many warnings there are.
+
+        Raises:
+            LaunchError: there are problems; the message lists them.
+        """
+        findings = (*self.findings, *self.environment_check)
+        problems = [finding for finding in findings if finding.level == PROBLEM]
+        if problems:
+            count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+            lines = [f"  - {finding.name}: {first_line(finding.text)}" for finding in problems]
+            raise LaunchError("\n".join([f"{count}; the remedies are printed above:", *lines]))
+        warnings = sum(finding.level == WARNING for finding in findings)
+        return "no problems" + (f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else "")
+
+
+def doctor(experiments: Sequence[Experiment], **options: Any) -> None:
+    """Run the checks and print their findings; the options are those of `examine`.
+
+    Raises:
+        LaunchError: there are problems; the message lists them.
+    """
+    print(examine(experiments, show=print_findings, **options).conclude())
+
+
+def examine(
     experiments: Sequence[Experiment],
     *,
     check_kaggle: bool,
     folder: Path,
     retry_policy: RetryPolicy | None = None,
     timeouts: Timeouts | None = None,
-) -> None:
-    """Run the checks and print their findings.
+    show: Callable[[Sequence[Finding]], None] = lambda findings: None,
+) -> Examination:
+    """Run the checks.
 
     Args:
         experiments: that are about to be run.
@@ -66,9 +135,7 @@ def doctor(
         folder: of the results of environment checks.
         retry_policy: time limits of requests to Kaggle.
         timeouts: waits for the environment checks.
-
-    Raises:
-        LaunchError: there are problems; the message lists them.
+        show: receives the findings as soon as there are some.
     """
     if uses_emulator():
         folder = folder / "emulator"  # what is measured on the emulator says nothing about Kaggle
@@ -76,8 +143,9 @@ def doctor(
     kaggle, connect_error = _connect(retry_policy or _RETRY_POLICY)
     logger.info("checking credentials, rules, quota, slugs, versions and sizes; about half a minute")
     findings = run_checks(kaggle, experiments=experiments, folder=folder, connect_error=connect_error)
-    print_findings(findings)
+    show(findings)
     results: list[Finding] = []
+    checked_at = ""
     if check_kaggle:
         blocking = [
             finding.name
@@ -93,8 +161,10 @@ def doctor(
                 _RETRY_POLICY if timeouts is EMULATOR_TIMEOUTS else RetryPolicy()
             )
             results = run_environment_checks(kaggle, folder, timeouts=timeouts)
+            checked_at = stamp()
     elif (kept := kept_results(folder)) is not None:
         date, _, results = kept
+        checked_at = stamp(date)
         logger.info(
             "results of the environment check of %s UTC (doctor --check-kaggle repeats it):",
             f"{date:%d %b %Y %H:%M}",
@@ -102,8 +172,9 @@ def doctor(
     else:
         remedy = "doctor --check-kaggle pushes three kernels of a few minutes, about 0.1 h of GPU quota."
         results = [warning("environment check", "not run on your account yet", remedy)]
-    print_findings(results)
-    _conclude([*findings, *results])
+    show(results)
+    names = tuple(experiment.name for experiment in experiments)
+    return Examination(names, tuple(findings), tuple(results), checked_at)
 
 
 def _connect(retry_policy: RetryPolicy) -> tuple[Kaggle | None, LaunchError | None]:
@@ -116,17 +187,6 @@ def _connect(retry_policy: RetryPolicy) -> tuple[Kaggle | None, LaunchError | No
         return None, error
     except Exception as error:  # the client itself fails to import, whatever the error is
         return None, LaunchError(f"the Kaggle client cannot be used ({type(error).__name__})")
-
-
-def _conclude(findings: Sequence[Finding]) -> None:
-    """Print how many warnings there are, or raise an error that lists the problems."""
-    problems = [finding for finding in findings if finding.level == PROBLEM]
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = [f"  - {finding.name}: {first_line(finding.text)}" for finding in problems]
-        raise LaunchError("\n".join([f"{count}; the remedies are printed above:", *lines]))
-    warnings = sum(finding.level == WARNING for finding in findings)
-    print("no problems" + (f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""))
 
 
 def run_checks(

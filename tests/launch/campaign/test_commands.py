@@ -14,13 +14,12 @@ from launch.campaign.commands import (
     resolve,
     run,
     show_log,
-    show_status,
     submit_only,
-    watch,
 )
 from launch.campaign.commands import push as push_names
 from launch.campaign.ledger import LEDGER_NAME, find_campaign
 from launch.campaign.spec import CampaignSpec, RunOptions
+from launch.campaign.status import show_status, watch
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.experiments import Experiment, load_experiment, load_search
@@ -112,11 +111,11 @@ def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys,
     run(*order(kaggle, submit=False), connect=reach)
     capsys.readouterr()
     folder = find_campaign(None)
-    assert show_status(folder, connect=reach) is False
+    assert show_status(folder, connect=reach).open == []
     printed = capsys.readouterr().out
     assert "hcd-prepare: done, version 1" in printed
     assert "fold-2: done, version 1, AUC 0." in printed
-    assert "GPU quota: 0.0 of 30.0 h used" in printed
+    assert "GPU quota of the emulated account: 0.0 of 30.0 h used" in printed
     watch(folder, connect=reach, every=0.1)
     assert "no kernel runs on Kaggle" in capsys.readouterr().out
     show_log(folder, "fold-1", follow=False, connect=reach)
@@ -132,16 +131,18 @@ def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys,
 
 
 def test_push_returns_when_kaggle_has_it_and_run_goes_on_from_there(account, capsys):
-    kaggle = account(seconds=1.0)
+    kaggle = account(seconds=600.0)
     push(order(kaggle), ["dataset", "prepare"], connect=reach)
     assert [method for method, _ in kaggle.changes()] == ["CreateDataset", "SaveKernel"]
     with pytest.raises(LaunchError, match="reads hcd-prepare, not done yet"):
         push(order(kaggle), ["fold-0"], connect=reach)
     with pytest.raises(LaunchError, match="has not ended"):
         push(order(kaggle), ["prepare"], connect=reach)
-    assert show_status(kaggle.folder / "campaigns" / "one", connect=reach) is True
+    status = show_status(kaggle.folder / "campaigns" / "one", connect=reach)
+    assert status.open == ["hcd-prepare"] and status.is_running
     with pytest.raises(LaunchError, match="nothing to submit yet"):
         submit_only(submitting(kaggle), connect=reach)
+    kaggle.kernels.seconds = 0.0
     run(*order(kaggle), connect=reach)
     kaggle.assert_finished_once()
     # Asked for by name a finished kernel is pushed again, and only then.

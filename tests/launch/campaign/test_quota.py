@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from launch.campaign.decide import QUOTA, SESSION, Elapsed, NoteRefusal, Observation, PushReply, decide
 from launch.campaign.ledger import PUSHED, KernelEntry, Ledger, Output, Push
-from launch.campaign.quota import Capacity, expected_hours, next_reset, plan_over_weeks, time_limit
+from launch.campaign.quota import (
+    Capacity,
+    expected_hours,
+    expected_seconds,
+    next_reset,
+    plan_over_weeks,
+    time_limit,
+)
 from launch.campaign.spec import CampaignSpec
 from launch.campaign.state import CampaignState, CampaignStoppedError
 from launch.campaign.waits import LONGEST_SESSION, Timeouts, stamp
@@ -187,3 +194,14 @@ def test_every_kernel_is_in_one_week_and_no_week_is_overspent(costs, used):
     assert named == list(hours)
     for line in lines[1:]:
         assert sum(hours[name] for name in line.split(" UTC: ")[1].split(" (")[0].split(", ")) <= 30 + 1e-9
+
+
+def test_a_rehearsal_expects_what_it_measured_and_no_hours_of_kaggle(monkeypatch):
+    ledger = Ledger(campaign="x", id="1", spec=CampaignSpec(owner="alice"))
+    assert expected_seconds(FOLDS[1], ledger) == expected_hours(FOLDS[1], ledger) * 3600 > 600
+    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
+    assert expected_seconds(FOLDS[1], ledger) is None
+    output = Output(push_id="p", bundle_id="b", identity="i", key="k", seconds=12.5)
+    ledger.kernels = {FOLDS[0].slug: KernelEntry(kind="train", output=output)}
+    assert expected_seconds(FOLDS[1], ledger) == 12.5
+    assert expected_seconds(PREPARE, ledger) is None

@@ -2,13 +2,14 @@
 
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from launch.campaign.ledger import DONE, PUSHED, UNFINISHED, KernelEntry, Ledger, Output, Push
 from launch.campaign.spec import CampaignSpec
 from launch.campaign.state import KernelStatus, Progress, ledger_statuses, plan_statuses
-from launch.campaign.waits import stamp
+from launch.campaign.waits import stamp, steady
 from launch.experiments import load_experiment
 from launch.plan import REPORT_SLUG, plan_kernels
 
@@ -117,3 +118,13 @@ def test_a_push_that_did_not_finish_is_waiting_in_a_plan_and_unfinished_in_a_led
     assert (statuses[weights].version, statuses[weights].auc) == (2, 0.9)
     states = {status.slug: status.state for status in ledger_statuses(ledger)}
     assert [states[slug] for slug in (weights, prepare, folds[0])] == ["done", "pushed", "unfinished"]
+
+
+def test_a_campaign_that_continues_shows_since_when_a_kernel_runs():
+    kernels = plan_kernels([load_experiment("resnet34")])
+    sent = push(PUSHED)
+    sent.pushed_at = stamp(datetime.now(UTC) - timedelta(hours=2))
+    ledger = Ledger(campaign="x", id="1", spec=CampaignSpec(owner="alice"))
+    ledger.kernels = {kernels[1].slug: KernelEntry(kind="prepare", pushes=[sent])}
+    status = plan_statuses(kernels, ledger)[kernels[1].slug]
+    assert steady() - status.since == pytest.approx(7200, abs=60)

@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from campaigns import EXPERIMENTS
+from json_keys import compare_keys
 from sklearn import metrics
 
+from launch.campaign.report import report_document
 from lib.config import Config
 from lib.report.document import REPORT_NUMBERS, REPORT_PAGE, Report
 from lib.report.page import Note, Section, Table
@@ -92,6 +94,21 @@ def test_numbers_are_those_of_scikit_learn(written, campaign: Path, experiment: 
     assert close(found["f1_at_thresholds"], metrics.f1_score(labels, decided))
     assert found["confusion_at_thresholds"] == metrics.confusion_matrix(labels, decided).tolist()
     assert close(found["calibration"]["brier"][0], metrics.brier_score_loss(labels, scores))
+
+
+def test_the_documented_keys_are_those_of_the_numbers(
+    written, one_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The numbers of a complete report, and those of one with a damaged fold and another campaign."""
+    root = one_experiment("smoke-fold-0")
+    (root / "hcd-smoke-fold-0" / "run.json").write_text("{")
+    other = dict.fromkeys(("name", "experiment", "backbone", "split", "transductive"), "x")
+    other |= {"pooled": 0.9, "interval": [0.8, 0.95], "tiles": 40, "folds": [0.9]}
+    facts = {"other_campaigns": [other], "rehearsal": ["not real"]}
+    damaged = campaigns.report_of(root, tmp_path / "damaged", facts=facts)
+    damaged.write(tmp_path / "damaged")
+    folders = (written[1], tmp_path / "damaged")
+    compare_keys("report", *(report_document(folder / REPORT_PAGE) for folder in folders))
 
 
 def test_the_interval_resamples_whole_groups(written, campaign: Path) -> None:
