@@ -100,8 +100,17 @@ def test_the_documented_keys_are_those_of_the_numbers(
     written, one_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The numbers of a complete report, and those of one with a damaged fold and another campaign."""
-    root = one_experiment("smoke-fold-0")
+    root = one_experiment("smoke-fold-0", "inference")
     (root / "hcd-smoke-fold-0" / "run.json").write_text("{")
+    path = root / "hcd-inference" / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["scores"]["holdout"] = {
+        "auc": 0.9,
+        "tiles": 10,
+        "interval_95": [0.8, 0.95],
+        "medal_lines": {"gold": 0.98},
+    }
+    path.write_text(json.dumps(record), encoding="utf-8")
     other = dict.fromkeys(("name", "experiment", "backbone", "split", "transductive"), "x")
     other |= {"pooled": 0.9, "interval": [0.8, 0.95], "tiles": 40, "folds": [0.9]}
     facts = {"other_campaigns": [other], "rehearsal": ["not real"]}
