@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.campaign.board import LiveTable
+from launch.campaign.comparison import describe_before_sending, describe_gap, earlier_submissions
 from launch.campaign.leaderboard import LEADERBOARD, PICTURE, write_leaderboard
 from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, spec_of
 from launch.campaign.loop import Campaign
@@ -14,7 +15,7 @@ from launch.campaign.report import NOTEBOOK, report_facts, write_notebook
 from launch.campaign.spec import CampaignSpec, RunOptions, different_campaign, same_campaign
 from launch.campaign.state import CampaignStoppedError
 from launch.campaign.status import describe_scores
-from launch.campaign.submission import submit_file
+from launch.campaign.submission import submit_file, was_sent
 from launch.campaign.waits import steady
 from launch.errors import LaunchError
 from launch.experiments import DEFAULT_SEARCH, load_search
@@ -24,7 +25,7 @@ from launch.packaging.metadata import PLACEHOLDER_OWNER, owner_of, read_base
 from launch.plan import LIBRARY_SLUG, REPORT_PAGE, REPORT_SLUG, Kernel, needed_for
 from launch.summary import print_ranking, print_summary, summarise
 from lib.evaluation.out_of_fold import Summary
-from lib.files import write_atomic
+from lib.files import sha256_of, write_atomic
 from lib.runtime.run_record import RECORD_NAME, read_run_record
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,13 @@ def _read_outputs(options: RunOptions, campaign: Campaign) -> _Done:
 
 def _submit(options: RunOptions, kaggle: Kaggle, campaign: Campaign, done: _Done) -> SubmissionEntry:
     pooled = ", ".join(f"{summary.experiment} OOF {summary.pooled:.4f}" for summary in done.summaries)
+    earlier = earlier_submissions(options.folder, scored_by=options.scored_by)
+    digest = sha256_of(done.submission)
+    if not was_sent(campaign.state.ledger, digest):
+        for line in describe_before_sending(
+            done.summaries, kaggle=kaggle, folder=options.folder, earlier=earlier, sha256=digest
+        ):
+            logger.info("%s", line)
     entry = submit_file(
         kaggle,
         campaign.state.ledger,
@@ -145,6 +153,8 @@ def _submit(options: RunOptions, kaggle: Kaggle, campaign: Campaign, done: _Done
         records=records,
         scored_by=options.scored_by,
     )
+    if text := describe_gap(done.summaries, entry.public, folder=options.folder, earlier=earlier):
+        logger.info("%s", text)
     return entry
 
 

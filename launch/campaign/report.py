@@ -90,12 +90,12 @@ def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any
         }
         for other in folders
         if other != folder
-        for name, config, summary in _finished_experiments(other)
+        for name, config, summary in finished_experiments(other)
         if is_other_split(config)
     ]
 
 
-def _finished_experiments(folder: Path) -> list[tuple[str, Config, Summary]]:
+def finished_experiments(folder: Path) -> list[tuple[str, Config, Summary]]:
     """The experiments of a campaign with their results; none where its plan or its outputs cannot be read."""
     try:
         spec = spec_of(folder)

@@ -1,8 +1,10 @@
 """Submit predictions: send a file once, confirm that it arrived, and wait for its score."""
 
 import logging
+import re
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from launch.campaign.ledger import FAILED, INTENDED, Ledger, SubmissionEntry
@@ -49,15 +51,30 @@ def submit_file(
     except KernelError as error:
         raise LaunchError(f"{path}: {error}") from error
     digest = sha256_of(path)
-    mark = f"hcd {ledger.id} {digest[:16]}"
-    sent = [item for item in ledger.submissions if item.sha256 == digest and item.state != FAILED]
-    if sent:
-        sender = _Sender(kaggle, ledger, sent[0], path, mark, timeouts)
-    else:
-        entry = SubmissionEntry(sha256=digest, message=f"{mark} {text}".strip(), at=stamp())
+    entry = next(
+        (item for item in ledger.submissions if item.sha256 == digest and item.state != FAILED), None
+    )
+    if entry is not None:
+        sender = _Sender(kaggle, ledger, entry, path, timeouts)
+    elif (earlier := _sent_before(kaggle, digest)) is not None:
+        logger.info(
+            "this file was submitted before (submission %s, %r), which this ledger does not know: it is not "
+            "submitted again",
+            earlier.ref,
+            earlier.message,
+        )
+        entry = SubmissionEntry(
+            sha256=digest, message=earlier.message, state=_SENT, at=_stamp_of(earlier), ref=earlier.ref
+        )
         ledger.submissions.append(entry)
         ledger.save()
-        sender = _Sender(kaggle, ledger, entry, path, mark, timeouts)
+        sender = _Sender(kaggle, ledger, entry, path, timeouts)
+    else:
+        message = f"hcd {ledger.id} {digest[:16]} {text}".strip()
+        entry = SubmissionEntry(sha256=digest, message=message, at=stamp())
+        ledger.submissions.append(entry)
+        ledger.save()
+        sender = _Sender(kaggle, ledger, entry, path, timeouts)
         sender.send()
     sender.confirm()
     if sender.entry.state == _SENT:
@@ -65,16 +82,63 @@ def submit_file(
     return sender.entry
 
 
+def was_sent(ledger: Ledger, sha256: str) -> bool:
+    """Whether a campaign sent this file already, and Kaggle did not refuse it."""
+    return any(item.sha256 == sha256 and item.state in (_SENT, _SCORED) for item in ledger.submissions)
+
+
+def _sent_before(kaggle: Kaggle, sha256: str) -> Submission | None:
+    """The latest submission of this file by any campaign, unless Kaggle could not score it.
+
+    The message of a submission carries the hash of its file, so a ledger that was deleted costs no second
+    submission.
+
+    Raises:
+        LaunchError: the list cannot be read.
+    """
+    mark = re.compile(rf"hcd [0-9a-f]+ {sha256[:16]}(?: |$)")
+    try:
+        submissions = kaggle.submissions()
+    except CredentialsError:
+        raise
+    except ClientError as error:
+        raise LaunchError(
+            f"{error}\nNothing was submitted: the list of submissions tells whether this file was submitted "
+            "before. Rerun the command when Kaggle answers."
+        ) from error
+    return next(
+        (
+            submission
+            for submission in submissions
+            if mark.match(submission.message) and submission.status != "ERROR"
+        ),
+        None,
+    )
+
+
+def _stamp_of(submission: Submission) -> str:
+    """The time stamp of a submission in the list; now where Kaggle gives none."""
+    try:
+        moment = datetime.fromisoformat(submission.date)
+    except ValueError:
+        return stamp()
+    return stamp(moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC))
+
+
 @dataclass
 class _Sender:
-    """One submission: its entry in the ledger, its file, and the mark that its message begins with."""
+    """One submission: its entry in the ledger, and its file."""
 
     kaggle: Kaggle
     ledger: Ledger
     entry: SubmissionEntry
     path: Path
-    mark: str
     timeouts: Timeouts
+
+    @property
+    def mark(self) -> str:
+        """What its message begins with: hcd, the id of a campaign, and the hash of the file."""
+        return " ".join(self.entry.message.split()[:3])
 
     def send(self) -> None:
         """Send the file once. After a refusal it was not submitted; without a response the list tells."""

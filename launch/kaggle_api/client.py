@@ -12,7 +12,7 @@ import operator
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -405,6 +405,32 @@ class Kaggle:
                     )
                 )
         return submissions
+
+    @reading("the submissions of today")
+    def submissions_left(self) -> int | None:
+        """Submissions that the account may still send today (UTC); None when Kaggle does not return it.
+
+        Kaggle answers zeros for an account that never submitted. Then the submissions of today are counted
+        in the list, against the competition's daily limit.
+        """
+        from kagglesdk.competitions.types import competition_api_service as types
+
+        limits = types.ApiGetSubmissionLimitsRequest()
+        limits.competition_name = COMPETITION
+        method = "competitions.competition_api_client.get_submission_limits"
+        response = self._read("get the submission limits", method, limits)
+        if response.num_allowed_now or response.num_today or response.num_total:
+            return int(response.num_allowed_now)
+        request = types.ApiGetCompetitionRequest()
+        request.competition_name = COMPETITION
+        competition = self._read(
+            "get the competition", "competitions.competition_api_client.get_competition", request
+        )
+        if not competition.max_daily_submissions:
+            return None
+        today = datetime.now(UTC).date().isoformat()
+        sent = sum(submission.date.startswith(today) for submission in self.submissions())
+        return max(0, int(competition.max_daily_submissions) - sent)
 
     # --- files ----------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Metrics on a whole set: AUC, F1, thresholds chosen out of fold, and bootstrap intervals over groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -186,9 +186,45 @@ def auc_interval(
     Raises:
         MetricError: every resample has one class only.
     """
+    values = _resampled_aucs(labels, [scores], groups, seed=seed, rounds=rounds)
+    return _ends([row[0] for row in values], level)
+
+
+def auc_gain_interval(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    others: np.ndarray,
+    groups: np.ndarray,
+    *,
+    seed: int,
+    level: float = 0.95,
+    rounds: int = 1000,
+) -> tuple[float, float]:
+    """Interval of the AUC of `scores` minus that of `others`, both on the same resamples of groups (paired).
+
+    Args:
+        labels: (N,) 0 or 1.
+        scores: (N,) finite.
+        others: (N,) finite, of the same tiles.
+        groups: (N,) the group of each row.
+        seed: of the resampling.
+        level: coverage.
+        rounds: number of resamples; those with one class only are left out.
+
+    Raises:
+        MetricError: every resample has one class only.
+    """
+    values = _resampled_aucs(labels, [scores, others], groups, seed=seed, rounds=rounds)
+    return _ends([row[0] - row[1] for row in values], level)
+
+
+def _resampled_aucs(
+    labels: np.ndarray, columns: Sequence[np.ndarray], groups: np.ndarray, *, seed: int, rounds: int
+) -> list[list[float]]:
+    """The AUC of each column of scores in each resample that has both classes."""
     generator = np.random.default_rng(seed)
     names, group = np.unique(groups, return_inverse=True)
-    distinct, rank = np.unique(scores, return_inverse=True)
+    ranks = [np.unique(scores, return_inverse=True) for scores in columns]
     positive = np.asarray(labels) == 1
     values = []
     for _ in range(rounds):
@@ -196,14 +232,18 @@ def auc_interval(
         weights = np.bincount(sample, minlength=len(names))[group].astype(
             np.float64
         )  # (N,) copies of each tile
-        positives = np.bincount(rank[positive], weights[positive], len(distinct))
-        negatives = np.bincount(rank[~positive], weights[~positive], len(distinct))
-        pairs = positives.sum() * negatives.sum()
-        if pairs:
-            values.append(float((positives * (np.cumsum(negatives) - negatives / 2)).sum() / pairs))
+        pairs = weights[positive].sum() * weights[~positive].sum()
+        if not pairs:
+            continue
+        row = []
+        for distinct, rank in ranks:
+            positives = np.bincount(rank[positive], weights[positive], len(distinct))
+            negatives = np.bincount(rank[~positive], weights[~positive], len(distinct))
+            row.append(float((positives * (np.cumsum(negatives) - negatives / 2)).sum() / pairs))
+        values.append(row)
     if not values:
         raise MetricError("the AUC is undefined in every resample")
-    return _ends(values, level)
+    return values
 
 
 def _ends(values: list[float], level: float) -> tuple[float, float]:

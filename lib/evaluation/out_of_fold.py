@@ -18,6 +18,7 @@ from lib.evaluation.calibration import Calibration, CalibrationError, calibrate_
 from lib.evaluation.metrics import (
     MetricError,
     auc,
+    auc_gain_interval,
     auc_interval,
     confusion,
     decide_out_of_fold,
@@ -361,22 +362,47 @@ def average_experiments(summaries: Sequence[Summary]) -> ExperimentAverage:
     Raises:
         MetricError: the tiles that all of them predicted have one class only, or there are none.
     """
-    tables = [summary.table.set_index("id") for summary in summaries]
-    common = tables[0].index
-    for table in tables[1:]:
-        common = common[common.isin(table.index)]
-    probabilities = pd.DataFrame(
-        {
-            summary.experiment: table.loc[common, "probability"]
-            for summary, table in zip(summaries, tables, strict=True)
-        }
-    )
-    labels = tables[0].loc[common, "label"].to_numpy()
-    groups = tables[0].loc[common, "group"].to_numpy() if "group" in tables[0] else None
+    probabilities, labels, groups = _common_tiles(summaries)
     mean = probabilities.mean(axis=1).to_numpy()
     return ExperimentAverage(
         pooled=auc(labels, mean),
         interval=_interval(labels, mean, groups),
-        tiles=len(common),
+        tiles=len(labels),
         correlations=probabilities.corr(method="spearman"),
     )
+
+
+def gain_of_averages(
+    summaries: Sequence[Summary], others: Sequence[Summary]
+) -> tuple[float, tuple[float, float], int]:
+    """The AUC of the mean of experiments minus that of the mean of others, on the tiles that all predicted.
+
+    Returns:
+        The gain; its paired 95 % interval over groups, NaN where none are known; and the number of tiles.
+
+    Raises:
+        MetricError: these tiles have one class only, or there are none.
+        ResultError: a tile has two labels.
+    """
+    probabilities, labels, groups = _common_tiles([*summaries, *others])
+    for summary in others:
+        if (summary.table.set_index("id").loc[probabilities.index, "label"].to_numpy() != labels).any():
+            raise ResultError(f"{summary.experiment} has other labels for the same tiles")
+    columns = probabilities.to_numpy()
+    ours, theirs = columns[:, : len(summaries)].mean(axis=1), columns[:, len(summaries) :].mean(axis=1)
+    interval = (float("nan"), float("nan"))
+    if groups is not None and len(np.unique(groups)) > 1:
+        interval = auc_gain_interval(labels, ours, theirs, groups, seed=_INTERVAL_SEED)
+    return auc(labels, ours) - auc(labels, theirs), interval, len(labels)
+
+
+def _common_tiles(summaries: Sequence[Summary]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None]:
+    """Probabilities (N, E) of the tiles that all experiments predicted, indexed by id; labels and groups."""
+    tables = [summary.table.set_index("id") for summary in summaries]
+    common = tables[0].index
+    for table in tables[1:]:
+        common = common[common.isin(table.index)]
+    probabilities = pd.concat([table.loc[common, "probability"] for table in tables], axis=1)
+    probabilities.columns = pd.Index([summary.experiment for summary in summaries])
+    labels = tables[0].loc[common, "label"].to_numpy()
+    return probabilities, labels, tables[0].loc[common, "group"].to_numpy() if "group" in tables[0] else None

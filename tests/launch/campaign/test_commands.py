@@ -208,6 +208,29 @@ def test_an_output_that_was_removed_here_is_fetched_again_and_not_made_again(acc
     assert (outputs / "hcd-prepare" / "index-train.csv").is_file()
 
 
+def test_a_deleted_ledger_does_not_submit_the_same_file_again(account, capsys):
+    kaggle = account()
+    first = run(*order(kaggle), connect=reach).submission
+    shutil.rmtree(kaggle.folder / "campaigns" / "one")
+    capsys.readouterr()
+    again = run(*order(kaggle), connect=reach).submission
+    assert [method for method, _ in kaggle.changes()].count("CreateSubmission") == 1
+    assert "this file was submitted before (submission 5000, 'hcd " in capsys.readouterr().out
+    assert (again.ref, again.public, again.state) == (first.ref, first.public, "scored")
+    assert json.loads((kaggle.folder / "campaigns" / "one" / "leaderboard.json").read_text())["submission"]
+    run(*order(kaggle), connect=reach)
+    assert [method for method, _ in kaggle.changes()].count("CreateSubmission") == 1
+
+
+def test_nothing_is_submitted_while_the_list_cannot_be_read(account):
+    kaggle = account(Fault("ListSubmissions", "500", times=0))
+    with pytest.raises(LaunchError, match="Nothing was submitted: the list .* Rerun the command"):
+        run(*order(kaggle), connect=reach)
+    assert "CreateSubmission" not in [method for method, _ in kaggle.changes()]
+    kaggle.kaggle.clear_faults()
+    assert run(*order(kaggle), connect=reach).submission.state == "scored"
+
+
 def test_a_lost_answer_does_not_push_by_hand_twice(account):
     kaggle = account(Fault("SaveKernel", "reset-after", slug="prepare"))
     push(order(kaggle), ["prepare"], connect=reach)
