@@ -16,8 +16,15 @@ from lib.model.network import Classifier, autocast, choose_precision
 
 logger = logging.getLogger(__name__)
 
-# The messages with which torch's allocators of host memory raise a RuntimeError.
-_HOST_MEMORY = ("not enough memory: you tried to allocate", "DefaultCPUAllocator: can't allocate memory")
+# The messages of a RuntimeError with which other allocators than that of device memory fail: torch's of host
+# memory (Linux, Windows), CUDA's of pinned memory, and the workspaces of cuBLAS and cuDNN.
+_OUT_OF_MEMORY = (
+    "not enough memory: you tried to allocate",
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 class PredictionError(KernelError):
@@ -25,10 +32,10 @@ class PredictionError(KernelError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not allocate memory, of a device or of the host."""
-    if isinstance(error, torch.OutOfMemoryError):
+    """Whether torch or NumPy could not allocate memory, of a device or of the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _HOST_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def compute_in_batches(
@@ -66,7 +73,7 @@ def compute_in_batches(
                 for batch, _ in batches:
                     parts.append(compute(batch))
                     done += len(batch)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if batch_size == 1:

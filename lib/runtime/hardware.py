@@ -1,10 +1,13 @@
 """Hardware of a run: package versions, compute devices, free disk and memory."""
 
 import ctypes
+import json
 import logging
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TEST_LIMIT = 300  # seconds for the test of all GPUs in a process of its own
 # The oldest versions that the code was run with. Older packages are reported, not refused.
 TESTED_WITH = {"torch": "2.10", "timm": "1.0.26", "numpy": "2.0", "pandas": "2.2", "scikit-learn": "1.6"}
 _RECORDED = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn", "pillow", "safetensors")
@@ -61,9 +65,9 @@ def choose_devices(config: Config, *, gpu_required: bool) -> "list[torch.device]
         return _cpu()
     problems = [] if torch.cuda.is_available() else [f"torch {torch.__version__} sees no GPU"]
     devices = []
-    for number in range(torch.cuda.device_count() if not problems else 0):
-        device = torch.device("cuda", number)
-        if problem := _gpu_problem(device):
+    found = [torch.device("cuda", number) for number in range(0 if problems else torch.cuda.device_count())]
+    for device, problem in zip(found, _gpu_problems(found), strict=True):
+        if problem:
             problems.append(problem)
         else:
             devices.append(device)
@@ -88,21 +92,62 @@ def _cpu() -> "list[torch.device]":
     return [torch.device("cpu")] * max(1, int(os.environ.get("HCD_WORKERS") or 1))
 
 
+def _gpu_problems(devices: "Sequence[torch.device]") -> list[str]:
+    """Why each GPU cannot be used, empty texts for those that can.
+
+    Several GPUs are tested in a process of its own: this process starts one worker for each of them, and
+    should not hold a CUDA context (some hundred MiB) on any meanwhile.
+    """
+    if len(devices) < 2:
+        return [_gpu_problem(device) for device in devices]
+    library = Path(__file__).resolve().parents[2]
+    code = (
+        "import json, sys, torch; from lib.runtime.hardware import _gpu_problem; "
+        "print(json.dumps([_gpu_problem(torch.device(name)) for name in sys.argv[1:]]))"
+    )
+    path = os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")]).rstrip(":")
+    try:
+        test = subprocess.run(
+            [sys.executable, "-c", code, *map(str, devices)],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TEST_LIMIT,
+            check=False,
+        )
+        problems: list[str] = json.loads(test.stdout.splitlines()[-1]) if test.returncode == 0 else []
+    except subprocess.TimeoutExpired:
+        return [f"{device}: no result of a convolution within {_TEST_LIMIT} s" for device in devices]
+    except (ValueError, IndexError):
+        problems = []
+    if len(problems) != len(devices):
+        cause = f"exit code {test.returncode}: {test.stderr.strip()[-600:]}"
+        return [f"{device}: the test by a convolution failed ({cause})" for device in devices]
+    return problems
+
+
 def _gpu_problem(device: "torch.device") -> str:
     """Why a GPU cannot be used; an empty text when it computes a convolution correctly."""
     import torch
 
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     try:
-        half = torch.ones(8, 3, 32, 32, dtype=torch.float16, device=device)
-        kernel = torch.ones(8, 3, 3, 3, dtype=torch.float16, device=device)
-        total = torch.nn.functional.conv2d(half, kernel).float().sum().item()
+        total = _convolution_sum(device)
     except RuntimeError as error:
         version = ".".join(str(number) for number in capability)
         return f"{name} (compute capability {version}) cannot run torch {torch.__version__}: {error}"
     # B * C * H * W outputs, each a sum of 3 channels * 3 * 3 ones
     expected = 8 * 8 * 30 * 30 * 27
     return "" if total == expected else f"{name} computes a convolution as {total}, not {expected}"
+
+
+def _convolution_sum(device: "torch.device") -> float:
+    import torch
+
+    half = torch.ones(8, 3, 32, 32, dtype=torch.float16, device=device)
+    kernel = torch.ones(8, 3, 3, 3, dtype=torch.float16, device=device)
+    return float(torch.nn.functional.conv2d(half, kernel).float().sum())
 
 
 def keep_freed_memory() -> None:

@@ -256,7 +256,7 @@ def _pretrain(
             break
         try:
             loss, spread = _train_one_epoch(forward, model, task, step, epoch=epoch, device=device)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             half = config.pretrain_batch_size // 2

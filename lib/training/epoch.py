@@ -395,7 +395,7 @@ def _fits(
             with autocast(device, precision):
                 logits = copy(images)
             step([logits.float().mean()])
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return False

@@ -267,7 +267,7 @@ def train_member(
                 grad_accum_steps=passes,
                 members_left=members_left,
             )
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if context.size > 1 or not is_out_of_memory(error):
                 raise
         # Outside the except block: the error and the tensors of its frames are freed here.

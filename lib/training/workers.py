@@ -386,8 +386,14 @@ def _init_process_group(context: DistributedContext, init_method: str) -> None:
     if context.device.type != "cuda" and sys.platform == "linux":
         # By loopback: gloo otherwise resolves the machine's own name, which may have no entry anywhere.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    backend = "gloo"
+    if context.device.type == "cuda":
+        if dist.is_nccl_available():
+            backend = "nccl"
+        elif context.rank == 0:
+            logger.warning("this torch has no NCCL: the GPUs exchange gradients by gloo, which is slower")
     dist.init_process_group(
-        "nccl" if context.device.type == "cuda" else "gloo",
+        backend,
         init_method=init_method,
         rank=context.rank,
         world_size=context.size,

@@ -180,6 +180,9 @@ class Greedy(torch.nn.Module):
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
         RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: error code 12"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."),  # of pinned memory
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError("Unable to allocate 7.5 GiB for an array"),  # NumPy's
     ],
 )
 def test_a_prediction_without_enough_memory_goes_on_with_smaller_batches(

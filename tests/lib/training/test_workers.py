@@ -167,14 +167,30 @@ def test_out_of_memory_begins_again_with_half_the_tiles_on_all_ranks(
     ddp: bool,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second epoch runs out of memory with more than two tiles in a pass; the first is not repeated."""
+    """The second epoch runs out of memory with more than two tiles in a pass; the first is not repeated.
+
+    Workers are new processes: a forked one cannot use a GPU that its parent has used. None is left, which
+    would keep its memory.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        assert command[0] == sys.executable and "preexec_fn" not in options
+        started.append(real(command, **options))
+        return started[-1]
+
+    monkeypatch.setattr(module.subprocess, "Popen", popen)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("a worker was forked"))
     with _sabotage("oom", above=2):
         _train(with_options(task, ddp=ddp, epochs=3, eval_every=0), tmp_path)
     told = [
         line for line in [*caplog.messages, *capfd.readouterr().out.splitlines()] if "did not suffice" in line
     ]
     assert told and all("from the last whole epoch" in line for line in told)
+    assert len(started) == (4 if ddp else 2) and all(process.poll() is not None for process in started)
     passes = [[line.get("grad_accum_steps", 1) for line in _history(tmp_path, member)] for member in (0, 1)]
     assert passes[0][0] == 1 < passes[0][-1]  # its first epoch was whole before memory ran out
     assert len(passes[0]) == len(passes[1]) == 3
@@ -330,6 +346,32 @@ def test_a_single_process_needs_no_process_group(task: FoldTask) -> None:
     assert (context.sum(1.0, 2.0), context.broadcast_int(3), context.max_int(4)) == ([1.0, 2.0], 3, 4)
     rows = np.arange(7)
     assert context.shard_rows(rows).tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("device", "has_nccl", "backend", "warnings"),
+    [("cuda:0", True, "nccl", 0), ("cuda:0", False, "gloo", 1), ("cpu", True, "gloo", 0)],
+)
+def test_processes_meet_with_a_time_limit_and_without_nccl_by_gloo(
+    device: str,
+    has_nccl: bool,
+    backend: str,
+    warnings: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Without a limit NCCL waits without end for a process that has failed."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(module.dist, "init_process_group", lambda name, **rest: calls.append((name, rest)))
+    monkeypatch.setattr(module.dist, "is_nccl_available", lambda: has_nccl)
+    for rank in range(2):
+        module._init_process_group(DistributedContext(rank, 2, torch.device(device)), "file:///store")
+    assert [name for name, _ in calls] == [backend] * 2
+    for rank, (_, options) in enumerate(calls):
+        assert (options["rank"], options["world_size"]) == (rank, 2)
+        assert 60 <= options["timeout"].total_seconds() <= 3600
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
+    assert warnings == caplog.text.count("this torch has no NCCL: the GPUs exchange gradients by gloo")
 
 
 def test_compiled_training_leaves_the_same_kind_of_checkpoint(
