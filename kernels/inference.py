@@ -24,7 +24,7 @@ from lib.inference.ensemble import (
     read_fold_outputs,
     validate_members,
 )
-from lib.inference.members import Member, members_of, predict_members
+from lib.inference.members import KeptLogits, Member, members_of, predict_members
 from lib.inference.submission import check_submission, submission_csv
 from lib.model.features import encoder_options, read_features
 from lib.model.linear_head import load_head
@@ -100,6 +100,7 @@ def recipe(session: Session) -> None:
         devices=describe_devices(devices),
         scores=scores,
     )
+    KeptLogits(session.working, ()).clear()
 
 
 def _score_holdout(
@@ -153,12 +154,14 @@ def _predict(
             raise EnsembleError(f"{folder.name} has no features of the hold-out: run the embed kernel again")
         logits[member.name] = load_head(member.path)[0].logits(features)
     if networks:
+        causes = (part, data.data_id, session.parameters.bundle_id, devices[0].type)
         preflight(session.working, disk=64 << 20, memory=data.bytes_of(array) + (2 << 30))
         logits |= predict_members(
             networks,
             data.read_tiles(array),
             devices=devices,
             stage=lambda name, note: session.stage(f"{part}: {name}", note=note),
+            kept=KeptLogits(session.working, causes),
         )
     return pd.DataFrame({"id": ids, **{member.name: logits[member.name] for member in members}})
 

@@ -243,6 +243,13 @@ class Config:
         low=0,
         high=1000,
     )
+    eval_tiles: int = _option(
+        4096,
+        "Tiles of the fold in each of these validations: the same ones in every epoch, both classes in their "
+        "proportion. The predictions at the end are of all tiles. 0: all tiles in every validation, too.",
+        low=0,
+        high=10**6,
+    )
     fixed_schedule: bool = _option(
         False,
         "A fold whose planned steps do not fit the session is an error. false: its plan is shortened "

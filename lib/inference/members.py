@@ -1,19 +1,27 @@
 """Members of an ensemble, and their predictions in as few passes over the tiles as possible."""
 
+import hashlib
+import io
+import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lib.config import Config
+from lib.files import sha256_of, write_atomic
 from lib.inference.ensemble import EnsembleError, FoldOutput
 from lib.model.checkpoint import Identity, config_of, load_checkpoint, read_identity
 from lib.model.network import Classifier
 from lib.model.predict import predict_on_all
 from lib.runtime.run_record import RunRecord
+from lib.validation import UNREADABLE
+
+logger = logging.getLogger(__name__)
 
 _WEIGHTS_LIMIT = 3 << 30  # bytes of weights on a device: a T4 has 14.6 GiB, and activations need memory
 
@@ -108,12 +116,52 @@ def groups_of_one_pass(members: Sequence[Member]) -> list[list[Member]]:
     return [group for of_key in groups.values() for group in of_key]
 
 
+@dataclass(frozen=True)
+class KeptLogits:
+    """The logits of finished passes in a folder, from which an interrupted inference continues.
+
+    Attributes:
+        folder: for the files, which `clear` removes.
+        causes: all that decides the logits beside the members: tiles, code and kind of device.
+    """
+
+    folder: Path
+    causes: tuple[str, ...]
+
+    def path(self, members: Sequence[Member]) -> Path:
+        """The file of a pass."""
+        causes = [[*self.causes], [[asdict(member.identity), sha256_of(member.path)] for member in members]]
+        key = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()
+        return self.folder / f".logits-{key[:32]}.npy"
+
+    def read(self, members: Sequence[Member], *, tiles: int) -> np.ndarray | None:
+        """The logits of a pass (N, number of members) float32; None where there is no whole file of them."""
+        try:
+            values: np.ndarray = np.load(self.path(members), allow_pickle=False)
+        except (EOFError, *UNREADABLE):
+            return None
+        is_whole = values.shape == (tiles, len(members)) and values.dtype == np.float32
+        return values if is_whole and np.isfinite(values).all() else None
+
+    def write(self, members: Sequence[Member], values: np.ndarray) -> None:
+        """Keep the logits of a pass."""
+        content = io.BytesIO()
+        np.save(content, values.astype(np.float32), allow_pickle=False)
+        write_atomic(self.path(members), content.getvalue())
+
+    def clear(self) -> None:
+        """Remove the files, once run.json is written."""
+        for path in self.folder.glob(".logits-*.npy"):
+            path.unlink()
+
+
 def predict_members(
     members: Sequence[Member],
     tiles: np.ndarray,
     *,
     devices: Sequence[torch.device],
     stage: Callable[..., AbstractContextManager[None]],
+    kept: KeptLogits | None = None,
 ) -> dict[str, np.ndarray]:
     """The logits (N,) float32 of the tiles from every member, by its name.
 
@@ -122,11 +170,18 @@ def predict_members(
         tiles: (N, 96, 96, 3) uint8.
         devices: of one kind.
         stage: measures the time of a named stage (lib.runtime.session.Session.stage).
+        kept: where the logits of each pass are kept, and read after an interruption.
     """
     logits: dict[str, np.ndarray] = {}
     for group in groups_of_one_pass(members):
         config = group[0].config
-        with stage(f"predict {', '.join(member.name for member in group)}", note=f"{config.tta_views} views"):
+        names = ", ".join(member.name for member in group)
+        values = None if kept is None else kept.read(group, tiles=len(tiles))
+        if values is not None:
+            logger.info("%s: predicted before, not again", names)
+            logits |= {member.name: values[:, column] for column, member in enumerate(group)}
+            continue
+        with stage(f"predict {names}", note=f"{config.tta_views} views"):
             values = predict_on_all(
                 [member.load() for member in group],
                 tiles,
@@ -135,5 +190,7 @@ def predict_members(
                 devices=devices,
                 precision=config.precision,
             )
+        if kept is not None:
+            kept.write(group, values)
         logits |= {member.name: values[:, column] for column, member in enumerate(group)}
     return {member.name: logits[member.name] for member in members}

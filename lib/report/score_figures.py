@@ -37,7 +37,14 @@ def training_curves(histories: Mapping[tuple[int, int], Sequence[Mapping[str, An
             axes[1].plot(*_column(lines, "validation_auc"), **style)
     axes[0].set_ylabel("training loss (cross-entropy, nats)")
     if validated:
-        axes[1].set_ylabel("validation AUC (1 view)")
+        sizes = {
+            line["validation_tiles"]
+            for lines in histories.values()
+            for line in lines
+            if "validation_tiles" in line
+        }
+        number = f", n = {sizes.pop():,}" if len(sizes) == 1 else ""
+        axes[1].set_ylabel(f"validation AUC (1 view{number})")
     axes[-1].set_xlabel("epoch")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(fontsize=8, ncols=2)

@@ -372,20 +372,21 @@ def _train_member(
         f"; resuming after epoch {len(history)}" if history else "",
     )
 
-    def predict(views: int) -> np.ndarray:
-        """(n,) float32 logits of the fold's tiles, on rank 0."""
+    def predict(rows: np.ndarray, views: int) -> np.ndarray:
+        """(n,) float32 logits of tiles, on rank 0."""
         context.broadcast_buffers(predicting)
         logits = predict_logits(
             predicting,
             task.tiles,
-            context.shard_rows(inside),
+            context.shard_rows(rows),
             views=views,
             batch_size=config.eval_batch_size,
             device=device,
             precision=precision,
         )
-        return context.gather_predictions(logits, total=len(inside))
+        return context.gather_predictions(logits, total=len(rows))
 
+    validated = validation_rows(inside, labels, number=config.eval_tiles, entropy=training_set.entropy)
     check_budget = _budget_check(
         task, context, members_left, step=step, steps=steps, inside=len(inside), name=name
     )
@@ -416,21 +417,25 @@ def _train_member(
         if grad_accum_steps > 1:
             line["grad_accum_steps"] = grad_accum_steps
         if config.eval_every and (epoch + 1) % config.eval_every == 0:
-            line["validation_auc"] = auc(labels[inside], probability(predict(1)))
+            line["validation_auc"] = auc(labels[validated], probability(predict(validated, 1)))
+            line["validation_tiles"] = len(validated)
         if check_budget is not None:
             check_budget()
         if step.total < planned:
             line["shortened_to"] = step.total
         skipped = line["skipped"] - (history[-1]["skipped"] if history else 0)
         history.append(line)
-        validation = f", AUC {line['validation_auc']:.4f} (1 view)" if "validation_auc" in line else ""
+        validation = ""
+        if "validation_auc" in line:
+            part = "" if len(validated) == len(inside) else f", {len(validated):,} tiles"
+            validation = f", AUC {line['validation_auc']:.4f} (1 view{part})"
         overflow = f", {skipped} steps skipped (gradients overflowed)" if skipped else ""
         log("%s: epoch %d of %d, loss %.4f%s%s", name, epoch + 1, config.epochs, loss, validation, overflow)
         if step.done and step.total < planned:
             break
         if epoch + 1 < config.epochs and context.rank == 0:
             save_state(folder / files.unfinished, plan=plan, modules=learning, step=step, history=history)
-    logits = predict(config.tta_views)
+    logits = predict(inside, config.tta_views)
     if context.rank:
         return
     invalidate_record()
@@ -451,6 +456,34 @@ def _train_member(
     (folder / files.unfinished).unlink(missing_ok=True)
     score, weights = auc(labels[inside], probability(logits)), "last" if average is None else "averaged"
     log("%s: AUC %.4f (%d views, %s weights)", name, score, config.tta_views, weights)
+
+
+def validation_rows(
+    rows: np.ndarray, labels: np.ndarray, *, number: int, entropy: tuple[int, ...]
+) -> np.ndarray:
+    """The tiles of the validations between epochs: a fixed sample of a fold's tiles.
+
+    A whole fold of 44,005 tiles would add an eighth to the time of an epoch of 176,020 tiles, if a forward
+    pass takes half as long as a training step.
+
+    Args:
+        rows: (n,) int64, the tiles of the fold.
+        labels: (N,) of all tiles.
+        number: of tiles in the sample; 0: all.
+        entropy: the root of the member's seeds.
+
+    Returns:
+        (m,) int64, sorted; both classes in their proportion, at least one of each.
+    """
+    if not number or number >= len(rows):
+        return rows
+    generator = np.random.default_rng(np.random.SeedSequence([*entropy, 4]))
+    parts = []
+    for label in (0, 1):
+        of_label = rows[labels[rows] == label]
+        count = min(max(1, round(number * len(of_label) / len(rows))), len(of_label))
+        parts.append(generator.choice(of_label, size=count, replace=False))
+    return np.sort(np.concatenate(parts))
 
 
 def _wrap(

@@ -454,6 +454,44 @@ def test_without_validation_only_the_log_is_shorter(task: FoldTask, whole: Path,
     ).read_bytes()  # looking does not change training
 
 
+def test_validations_are_of_the_same_sample_and_the_end_of_all_tiles(
+    task: FoldTask, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They choose nothing: the files but the history are those of validations of the whole fold."""
+    predicted: list[tuple[int, list[int]]] = []
+
+    def recorded(network: Any, tiles: np.ndarray, rows: np.ndarray, *, views: int, **rest: Any) -> np.ndarray:
+        predicted.append((views, rows.tolist()))
+        return predict_logits(network, tiles, rows, views=views, **rest)
+
+    monkeypatch.setattr(module, "predict_logits", recorded)
+    _train(with_options(task, eval_tiles=6), tmp_path)
+    inside = np.flatnonzero(task.folds == task.fold).tolist()
+    samples = [rows for views, rows in predicted if rows != inside]
+    members = task.config.num_members
+    assert len(samples) == task.config.epochs * members and len(predicted) == len(samples) + members
+    assert len({tuple(rows) for rows in samples}) == members  # of each member its own
+    labels = task.index["label"].to_numpy()
+    for rows in samples:
+        assert len(set(rows)) == 6 and set(rows) <= set(inside) and rows == sorted(rows)
+        assert labels[rows].sum() == round(6 * labels[inside].mean())
+    ours, plain = left_in(tmp_path), left_in(whole)
+    assert ours["oof-1-member-0.csv"] == plain["oof-1-member-0.csv"]
+    line = json.loads(ours["history-1-member-0.jsonl"].splitlines()[0])
+    assert line["validation_tiles"] == 6 and 0 <= line["validation_auc"] <= 1
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, 30), (30, 30), (99, 30), (10, 10), (1, 2), (2, 3)])
+def test_a_sample_for_validations_has_both_classes(number: int, expected: int) -> None:
+    rows, labels = np.arange(10, 40), np.zeros(50, dtype=np.int64)
+    labels[12:15] = 1
+    sample = module.validation_rows(rows, labels, number=number, entropy=(1, 2, 3))
+    assert len(sample) == expected and set(labels[sample]) == {0, 1}
+    np.testing.assert_array_equal(
+        sample, module.validation_rows(rows, labels, number=number, entropy=(1, 2, 3))
+    )
+
+
 def test_training_learns(task: FoldTask, tmp_path: Path) -> None:
     plain = with_options(
         task, epochs=12, class_balance="none", rotate="quarter", drop_rate=0.0, hue=0.0, learning_rate=1e-2
