@@ -406,7 +406,7 @@ def _folder(spec: Any, campaign: str | None) -> Path:
 @click.option(
     "--reuse",
     is_flag=True,
-    help="Reuse finished outputs of earlier campaigns even if other code made them.",
+    help="Reuse finished outputs of other campaigns even if other code made them.",
 )
 @_STRICT_BUNDLE
 @click.option("--no-check", is_flag=True, help="Do not offer the environment check before the first fold.")

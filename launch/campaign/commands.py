@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.campaign.board import LiveTable
+from launch.campaign.code_versions import require_one_code, warn_of_other_code
 from launch.campaign.comparison import describe_before_sending, describe_gap, earlier_submissions
 from launch.campaign.leaderboard import LEADERBOARD, PICTURE, write_leaderboard
 from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, spec_of
@@ -62,6 +63,7 @@ def run(
     with campaign_lock(options.folder.parent), _table(options) as board:
         kaggle = connect()
         campaign = open_campaign(spec, options, kaggle, board)
+        _check_code(campaign, options)
         campaign.run()
         if options.search_only:
             kernel = next(kernel for kernel in campaign.state.progress.kernels if kernel.kind == "search")
@@ -80,6 +82,18 @@ def run(
     page, notebook = options.folder / OUTPUTS / REPORT_SLUG / REPORT_PAGE, options.folder / NOTEBOOK
     print(f"report: {page}, to be run in Jupyter: {notebook}", flush=True)
     return Result(done.summaries, entry, campaign.state.ledger)
+
+
+def _check_code(campaign: Campaign, options: RunOptions) -> None:
+    """Warn of outputs that other code made; refuse to average folds of different code where that was asked.
+
+    Raises:
+        LaunchError: `--strict-bundle`, and the folds would come from different code.
+    """
+    progress, bundle, name = campaign.state.progress, campaign.source.bundle, options.folder.name
+    if campaign.state.ledger.spec.strict_bundle and not options.search_only:
+        require_one_code(progress, bundle, campaign=name)
+    warn_of_other_code(progress, bundle, campaign=name)
 
 
 def _table(options: RunOptions) -> LiveTable:

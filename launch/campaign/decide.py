@@ -44,7 +44,7 @@ from launch.kaggle_api.types import (
     Listing,
     RunStatus,
 )
-from lib.runtime.inputs import MISSING_INPUTS
+from lib.runtime.inputs import MISSING_INPUTS, mounted_instead
 from lib.runtime.run_record import RunRecord
 
 _LOG_LINES_SHOWN = 25  # of a kernel that failed
@@ -61,6 +61,7 @@ PROOF, FOREIGN_RUN, FOREIGN_END, STATUS, NO_RUN, OUTPUT, SHORT = (
     "short",
 )
 SESSION, QUOTA = "session", "quota"  # waits of all kernels of a machine
+INPUT, INPUT_GONE, INPUT_RUN = "input", "no input", "run of an input"
 SENT_STATUS = "was it pushed?"
 
 
@@ -146,6 +147,29 @@ class FetchReply:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldInput:
+    """What Kaggle holds of an output that a kernel reads, against what the ledger holds.
+
+    Attributes:
+        slug: of the kernel that made it.
+        wanted: the push id of the output that the ledger holds.
+        push_id: in the output that Kaggle lists; empty where it lists none, or could not be observed.
+        status: of the latest run, observed where the push ids differ.
+        is_latest: the latest version on Kaggle is the wanted push; None where that was not observed.
+        misfit: why the listed output cannot replace the wanted one; empty where it can.
+        redone: how often this process has replaced it already.
+    """
+
+    slug: str
+    wanted: str
+    push_id: str = ""
+    status: str = ""
+    is_latest: bool | None = None
+    misfit: str = ""
+    redone: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """What the loop knows of a kernel from calls; None: not called yet.
 
@@ -161,6 +185,7 @@ class Observation:
         deletions: how often this process deleted the kernel because it was empty.
         may_reuse: an output of an earlier campaign has not been checked for reuse yet.
         was_rerun: the user has run the command again since the open push was last seen queued or running.
+        inputs: what Kaggle holds of the outputs that the kernel reads; empty where it reads none.
     """
 
     has_resources: bool | None = None
@@ -174,6 +199,7 @@ class Observation:
     deletions: int = 0
     may_reuse: bool = False
     was_rerun: bool = False
+    inputs: Sequence[HeldInput] | None = ()
 
 
 # --- what decide returns ------------------------------------------------------------------------------------
@@ -258,6 +284,22 @@ class ReuseOutput:
     """Check the output of an earlier campaign, and take it where it is what this kernel would compute."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TakeOver:
+    """Use the output that Kaggle holds of an input in place of the one that the ledger holds."""
+
+    slug: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedoInput:
+    """Make an input again: Kaggle holds the output of the ledger no more, and none that can replace it."""
+
+    slug: str
+    message: str
+
+
 @dataclass(frozen=True)
 class Fetch:
     """Fetch the observed output."""
@@ -279,12 +321,14 @@ class End:
         message: what happened, and the next step.
         failure: why this run of the campaign gives the kernel up, and the next step; empty where it pushes
             again.
+        mounted: of a run that lacked inputs: the push id that was mounted in place of each, by slug.
     """
 
     state: str
     note: str
     message: str
     failure: str = ""
+    mounted: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +347,8 @@ Decision = (
     | NoteDropped
     | DeleteEmptyKernel
     | ReuseOutput
+    | TakeOver
+    | RedoInput
     | Fetch
     | Finish
     | End
@@ -364,15 +410,71 @@ def _start(entry: KernelEntry, observation: Observation, now: Elapsed, timeouts:
             )
         if entry.attempts >= timeouts.pushes:
             return _pushed_too_often(entry)
+    if observation.inputs is None:
+        return Observe("inputs")
+    for held in observation.inputs:
+        if (decision := _check_input(held, entry, now, timeouts)) is not None:
+            return decision
     return SendPush()
 
 
 def _pushed_too_often(entry: KernelEntry) -> Fail:
-    note = entry.last.note if entry.last is not None else "no reason given"
+    note, mounted = (
+        (entry.last.note, entry.last.mounted) if entry.last is not None else ("no reason given", {})
+    )
+    remedy = "Fix the cause"
+    if mounted:
+        remedy = f"Wait an hour, or make its inputs again ({', '.join(mounted)}: build_kernel.py push)"
     return Fail(
         message=f"was pushed {entry.attempts} times and did not finish; the last time: {note}. "
-        f"Fix the cause and {RERUN}: it pushes again"
+        f"{remedy} and {RERUN}: it pushes again"
     )
+
+
+def _check_input(held: HeldInput, entry: KernelEntry, now: Elapsed, timeouts: Timeouts) -> Decision | None:
+    """What to do about an input before a push that reads it; None where the push can succeed.
+
+    The kernel itself refuses inputs of other pushes. A push whose inputs are known to be others would fail.
+    """
+    if held.push_id == held.wanted:
+        return None
+    slug, wanted = held.slug, f"push {held.wanted}, which this campaign used"
+    if held.redone >= timeouts.pushes:
+        return Fail(
+            message=f"other campaigns have replaced the output of {slug} {held.redone} times. "
+            f"Run one campaign at a time: wait for the end of the others, then {RERUN}"
+        )
+    if held.status == ABSENT and held.is_latest is None:  # there is no source, either
+        if now.waiting_for(INPUT_GONE) <= 2 * timeouts.settle:
+            return Wait(subject=INPUT_GONE, message=f"Kaggle shows no kernel {slug}, whose output it reads")
+        return RedoInput(slug=slug, message=f"it was deleted on Kaggle with {wanted}; it is made again")
+    if held.is_latest is False and held.status in ACTIVE:
+        limit = timeouts.foreign_run_timeout
+        if now.waiting_for(INPUT_RUN) > limit:
+            return Fail(
+                message=f"another run of {slug}, whose output it reads, has been {held.status} for "
+                f"{describe_seconds(limit)}. End that run in the browser and {RERUN}"
+            )
+        message = f"another run of {slug}, whose output it reads, is {held.status}: waiting for its end"
+        return Wait(subject=INPUT_RUN, message=message, status=f"waits for {slug}")
+    if held.is_latest is False and held.push_id:
+        lead = f"a later push ({held.push_id}) replaced {wanted}"
+        if held.misfit:
+            return RedoInput(
+                slug=slug, message=f"{lead}, and cannot be used: {held.misfit}. It is made again"
+            )
+        return TakeOver(slug=slug, message=f"{lead}; it is the same input, and is used instead")
+    if held.is_latest is False:
+        # The latest version left no output. Kaggle mounts the last complete one, which may be the wanted one.
+        mounted = entry.last.mounted.get(slug, held.wanted) if entry.last is not None else held.wanted
+        if mounted == held.wanted:
+            return None
+        message = f"Kaggle mounts {f'push {mounted}' if mounted else 'nothing'} in place of {wanted}"
+        return RedoInput(slug=slug, message=f"{message}; it is made again")
+    if held.is_latest and now.waiting_for(INPUT) <= timeouts.output_timeout:
+        message = f"Kaggle does not list {wanted}, as the output of {slug} yet, though it is the latest"
+        return Wait(subject=INPUT, message=f"{message}; listing it again", status=f"waits for {slug}")
+    return None
 
 
 def _confirm(push: Push, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
@@ -651,7 +753,7 @@ def judge_end(
         failure = f"{note}, so it is not pushed again by itself. {RERUN.capitalize()} to push it again"
         return End(state=FAILED, note=note, message=failure, failure=failure)
     if any(MISSING_INPUTS in line for line in log):
-        return _push_again("Kaggle had not mounted the outputs it reads yet, or had mounted earlier ones")
+        return _without_inputs(mounted_instead(log))
     if any(line.startswith(("error: ", "Traceback")) or TRACEBACK in line for line in log):
         return _failed_by_its_log(log, log_path, status.message)
     return _push_again(f"Kaggle says {status.name}: {status.message or 'no reason given'}")
@@ -668,6 +770,16 @@ def _failed_by_its_log(log: Sequence[str], log_path: Path, remark: str) -> End:
 
 def _push_again(note: str) -> End:
     return End(state=UNFINISHED, note=note, message=f"did not finish ({note}); it will be pushed again")
+
+
+def _without_inputs(mounted: Mapping[str, str]) -> End:
+    """A run that did not find the outputs it was pushed to read. What to do about each is decided next."""
+    parts = [f"push {push_id} of {slug}" for slug, push_id in mounted.items() if push_id]
+    parts += [f"nothing of {slug}" for slug, push_id in mounted.items() if not push_id]
+    note = "Kaggle had not mounted the outputs that it reads"
+    note += f": it had mounted {', '.join(parts)}" if parts else ""
+    message = f"did not run ({note}); its inputs are checked, then it will be pushed again"
+    return End(state=UNFINISHED, note=note, message=message, mounted=mounted)
 
 
 def _after_push(

@@ -51,6 +51,8 @@ class Push:
         active: it was seen queued or running, so a later status belongs to it and not to an earlier push.
         note: why it is in its state; of an intended push, why its last request got no usable response.
         sends: how many requests were sent for it.
+        mounted: of a push that lacked inputs: the push id that was mounted in place of each, by slug; empty
+            for nothing.
     """
 
     push_id: str
@@ -66,6 +68,7 @@ class Push:
     active: bool = False
     note: str = ""
     sends: int = 0
+    mounted: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

@@ -28,8 +28,10 @@ from launch.campaign.decide import (
     NoteRefusal,
     Observation,
     Observe,
+    RedoInput,
     ReuseOutput,
     SendPush,
+    TakeOver,
     Wait,
     decide,
 )
@@ -128,9 +130,9 @@ class Campaign:
                 and not (self._folder / OUTPUTS / kernel.slug / RECORD_NAME).is_file()
             ):
                 # Somebody removed it here. Kaggle still holds it, and it is fetched again.
-                entry.output = None
-                if last is not None and last.state == DONE:
+                if last is not None and last.state == DONE and last.push_id == entry.output.push_id:
                     last.state = PUSHED
+                entry.output = None
 
     # --- the whole plan -------------------------------------------------------------------------------------
 
@@ -260,6 +262,12 @@ class Campaign:
         self._reuse.excluded.add(kernel.slug)  # a kernel that is named is pushed, not reused
         while kernel.slug not in self.state.failures:
             outage: ClientError | None = None
+            if missing := self.state.progress.missing_inputs(kernel):
+                names = ", ".join(missing)
+                self.state.fail(
+                    kernel, f"reads {names}, to be made again: build_kernel.py run, or push it first"
+                )
+                break
             try:
                 if entry.open is None and not self._capacity.has_session(kernel):
                     self._poll_others(kernel)
@@ -291,6 +299,7 @@ class Campaign:
             deletions=self._deletions.get(kernel.slug, 0),
             may_reuse=self._reuse.is_possible(kernel, entry),
             was_rerun=kernel.slug not in self._followed,
+            inputs=None if kernel.sources else (),
         )
         while observation is not None:
             decision = decide(entry, observation, self.state.elapsed(kernel), self._timeouts)
@@ -306,6 +315,8 @@ class Campaign:
                 return self._observe(kernel, entry, observation, part)
             case Wait():
                 self._wait(kernel, entry, decision)
+            case SendPush() if state.progress.missing_inputs(kernel):
+                pass  # an input of the push that did not happen is made again first
             case SendPush(message=message):
                 if message:
                     state.timers.stop(slug, PROOF)
@@ -353,6 +364,11 @@ class Campaign:
                 if not self._reuse.succeeds(kernel):
                     return replace(observation, may_reuse=False)
                 state.timers.stop_all(slug)
+            case TakeOver(slug=source, message=message) | RedoInput(slug=source, message=message):
+                logger.info("%s: %s", source, message)
+                state.timers.stop_all(slug)
+                if isinstance(decision, RedoInput) or not self._reuse.take_over(source):
+                    self._reuse.discard(source)
             case Fetch() if push is not None:
                 return replace(observation, fetched=self._monitor.fetch(kernel, observation))
             case Finish() if push is not None:
@@ -395,6 +411,8 @@ class Campaign:
                 return replace(observation, status=status, status_problem=problem)
             case "source":
                 return replace(observation, source=self._pusher.held_source(kernel, entry))
+            case "inputs":
+                return replace(observation, inputs=self._reuse.held_inputs(kernel))
             case "is_empty":
                 return replace(observation, is_empty=self._pusher.is_empty(kernel))
             case "log":

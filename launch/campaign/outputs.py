@@ -1,9 +1,10 @@
 """Fetch outputs and logs of kernels, and verify them against their run.json."""
 
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from launch.kaggle_api.errors import NoResponseError, UnexpectedResponseError
 from launch.kaggle_api.types import Listing
 from lib.evaluation.out_of_fold import ResultError, check_fold_scores
 from lib.files import sha256_of, write_atomic
-from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, file_records, read_run_record
+from lib.runtime.run_record import (
+    RECORD_NAME,
+    FileRecord,
+    RunRecord,
+    RunRecordError,
+    file_records,
+    read_run_record,
+)
 from lib.validation import UNREADABLE
 
 OUTPUTS, LOGS = "outputs", "logs"  # in the folder of a campaign
@@ -123,12 +131,42 @@ def uncaught_error(log: Sequence[str]) -> str:
 
 
 def output_key(record: RunRecord) -> str:
-    """The key of an output as an input: two outputs with the same key are the same input."""
-    if record.kind == "prepare":
-        return record.data_id
-    if record.kind == "weights":
-        return "+".join(sorted(entry.sha256[:16] for entry in record.files.values()))
-    return record.push_id
+    """The key of an output as an input: two outputs with the same key are the same input.
+
+    The key of prepare is the data id and a hash of its tables and arrays, that of weights the hashes of its
+    files.
+    All other kernels compute something new with every run: their key is the push id.
+    """
+    return _key(record.kind, record.push_id, record.data_id, record.files)
+
+
+def peeked_key(content: Mapping[str, Any]) -> str:
+    """The `output_key` of an output of which only the run.json was fetched; empty if it cannot be used."""
+    try:
+        files = file_records(content.get("files"))
+    except RunRecordError:
+        return ""
+    kind, push_id, data_id = (str(content.get(name, "")) for name in ("kind", "push_id", "data_id"))
+    return _key(kind, push_id, data_id, files)
+
+
+def data_id_of(key: str) -> str:
+    """The data id in the key of a prepare output."""
+    return key.partition("+")[0]
+
+
+def _key(kind: str, push_id: str, data_id: str, files: Mapping[str, FileRecord]) -> str:
+    if kind == "prepare":
+        # The stain groups and slides in the tables decide the folds, and are no part of the data id.
+        hashes = [f"{name} {entry.sha256}" for name, entry in sorted(files.items()) if _is_data(name)]
+        return f"{data_id}+{hashlib.sha256(chr(10).join(hashes).encode()).hexdigest()[:16]}"
+    if kind == "weights":
+        return "+".join(sorted(entry.sha256[:16] for entry in files.values()))
+    return push_id
+
+
+def _is_data(name: str) -> bool:
+    return name.endswith((".csv", ".npy"))
 
 
 def log_file(folder: Path, slug: str) -> Path:

@@ -1,19 +1,37 @@
-"""Push kernels, confirm pushes, and reuse outputs of earlier campaigns."""
+"""Push kernels, confirm pushes, and use outputs of other campaigns."""
 
 import json
 import logging
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch.campaign.decide import PushReply, Source
-from launch.campaign.ledger import LIMIT_NOTE, REFUSED, REPLACED, KernelEntry, Push, campaign_names
-from launch.campaign.outputs import OUTPUTS, NoRecordError, fetch_output, peek_record
+from launch.campaign.decide import HeldInput, PushReply, Source
+from launch.campaign.ledger import (
+    LIMIT_NOTE,
+    REFUSED,
+    REPLACED,
+    KernelEntry,
+    Output,
+    Push,
+    campaign_names,
+)
+from launch.campaign.outputs import (
+    OUTPUTS,
+    NoRecordError,
+    data_id_of,
+    fetch_output,
+    peek_record,
+    peeked_key,
+)
 from launch.campaign.quota import time_limit
 from launch.campaign.state import CampaignState
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import ClientError, NoResponseError
-from launch.kaggle_api.types import ABSENT
+from launch.kaggle_api.types import ABSENT, Listing
 from launch.packaging.builder import Checkout
 from launch.packaging.bundle import carries_push_id, push_id_in
 from launch.plan import Kernel
@@ -25,6 +43,7 @@ logger = logging.getLogger(__name__)
 PUSHES = "pushes"  # in the folder of a campaign
 # Kernels that are always pushed: they cost little, or check the present state of Kaggle.
 _NEVER_REUSED = ("inference", "report", "environment_check")
+_SAME_BY_KEY = ("prepare", "weights")  # kinds whose key names the content of their files
 _RECORD_DATA_ID = ("pretrain", "embed", "train", "search")  # kinds whose record names the data they read
 
 
@@ -119,12 +138,16 @@ class KernelPusher:
 
 
 class OutputReuse:
-    """Finished outputs of other campaigns, used where they are what this one would compute: it saves quota.
+    """Finished outputs of other pushes, used where they are what this campaign would compute.
+
+    Campaigns share slugs: what Kaggle holds under a slug may come from another one. It is reused before the
+    first push of a kernel, and taken over where it replaced an output that a kernel reads.
 
     Attributes:
         reuse: use outputs even if other code made them.
         checked: slugs whose present output on Kaggle was checked already.
         excluded: slugs that are pushed in any case.
+        redone: how often this process replaced the output of a kernel that others read, by slug.
     """
 
     def __init__(
@@ -137,6 +160,7 @@ class OutputReuse:
         self.reuse = reuse
         self.checked: set[str] = set()
         self.excluded: set[str] = set()
+        self.redone: Counter[str] = Counter()
 
     def is_possible(self, kernel: Kernel, entry: KernelEntry) -> bool:
         """Whether an output should be checked before this campaign pushes the kernel: none of its pushes ran.
@@ -167,14 +191,94 @@ class OutputReuse:
             )
             return False
         try:
-            record = fetch_output(kaggle, slug, listing, content, kind=kernel.kind, folder=self._outputs)
+            self._take(kernel, listing, content, how="reused from an earlier campaign")
         except ClientError as error:
             logger.info("%s: %s; it is made again", slug, error)
             return False
-        identity = self._state.progress.identity(kernel)
-        how = f"reused from an earlier campaign (push {record.push_id})"
-        self._state.finish(kernel, record, identity=identity, version=None, how=how)
         return True
+
+    def held_inputs(self, kernel: Kernel) -> tuple[HeldInput, ...]:
+        """What Kaggle holds of the outputs that a kernel reads, which must be done."""
+        kernels = {other.slug: other for other in self._state.progress.kernels}
+        return tuple(self._held(kernels[slug]) for slug in kernel.sources)
+
+    def _held(self, kernel: Kernel) -> HeldInput:
+        slug, output = kernel.slug, self._state.progress.entry(kernel).output
+        assert output is not None, "the kernel that reads it is due"
+        held = HeldInput(slug=slug, wanted=output.push_id, redone=self.redone[slug])
+        content: dict[str, Any] = {}
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                content = peek_record(self._kaggle, slug, self._kaggle.output(slug), folder=Path(folder))
+        except (NoRecordError, ClientError):
+            pass  # the status says why
+        held = replace(held, push_id=str(content.get("push_id", "")))
+        if held.push_id == held.wanted:
+            return held
+        try:
+            status, pulled = self._kaggle.status(slug), self._kaggle.pull(slug)
+        except ClientError:
+            return held  # the kernel that reads it checks it by itself
+        held = replace(held, status=status.name)
+        if pulled is not None:
+            versions = (pulled.version, output.version)
+            # The version that Kaggle shows may lag behind, too: it is not later than one with a lower number.
+            lags = versions[0] is not None and versions[1] is not None and versions[0] <= versions[1]
+            held = replace(held, is_latest=lags or carries_push_id(pulled.source, held.wanted))
+        return replace(held, misfit=self._misfit(kernel, output, content))
+
+    def _misfit(self, kernel: Kernel, output: Output, content: Mapping[str, Any]) -> str:
+        """Why an output cannot replace the one that the ledger holds; empty where it can."""
+        if content.get("kind") != kernel.kind or content.get("complete") is not True:
+            return f"it is not the complete output of a {kernel.kind} kernel"
+        if kernel.kind in _SAME_BY_KEY:
+            return "" if peeked_key(content) == output.key else "its data are others"
+        if kernel.kind in _NEVER_REUSED or not self._is_same(kernel, content):
+            return "it may have other options, data or datasets"
+        if content.get("bundle_id") not in (self._source.bundle, output.bundle_id) and not self.reuse:
+            return f"other code made it (bundle {str(content.get('bundle_id'))[:12]})"
+        return ""
+
+    def take_over(self, slug: str) -> bool:
+        """Replace an output of the ledger by the one that Kaggle holds. Returns whether it was possible.
+
+        Raises:
+            NoResponseError: the service did not answer; observe the input again.
+        """
+        kernel = next(other for other in self._state.progress.kernels if other.slug == slug)
+        output = self._state.progress.entry(kernel).output
+        assert output is not None, "the kernel that reads it is due"
+        try:
+            listing = self._kaggle.output(slug)
+            content = peek_record(self._kaggle, slug, listing, folder=self._outputs)
+            if self._misfit(kernel, output, content):
+                return False  # replaced once more since it was observed
+            self._take(kernel, listing, content, how="taken over")
+        except NoResponseError:
+            raise
+        except (NoRecordError, ClientError) as error:
+            logger.info("%s: %s; it is made again", slug, error)
+            return False
+        self.redone[slug] += 1
+        return True
+
+    def discard(self, slug: str) -> None:
+        """Have the output of a kernel made again."""
+        self.redone[slug] += 1
+        self.checked.add(slug)  # what Kaggle holds of it was found not to fit
+        self._state.discard(next(other for other in self._state.progress.kernels if other.slug == slug))
+
+    def _take(self, kernel: Kernel, listing: Listing, content: dict[str, Any], *, how: str) -> None:
+        """Fetch an output and record it as that of a kernel, made by another campaign.
+
+        Raises:
+            ClientError: it cannot be fetched or used.
+        """
+        record = fetch_output(
+            self._kaggle, kernel.slug, listing, content, kind=kernel.kind, folder=self._outputs
+        )
+        identity, how = self._state.progress.identity(kernel), f"{how} (push {record.push_id})"
+        self._state.finish(kernel, record, identity=identity, version=None, how=how)
 
     def _is_same(self, kernel: Kernel, content: Mapping[str, Any]) -> bool:
         """Whether a record belongs to the kernel, its config and its inputs, whichever code made it."""
@@ -200,7 +304,7 @@ class OutputReuse:
             same_part = (
                 content.get("experiment") == kernel.experiments[0] and content.get("fold") == kernel.fold
             )
-            return same_part and prepared is not None and content.get("data_id") == prepared.key
+            return same_part and prepared is not None and content.get("data_id") == data_id_of(prepared.key)
         return True
 
 

@@ -244,6 +244,13 @@ class CampaignState:
         apply(push, decision, stamp=self.clock.stamp())
         self.ledger.save()
 
+    def discard(self, kernel: Kernel) -> None:
+        """Forget the output of a kernel that Kaggle holds no more: the kernel is due again."""
+        entry = self.progress.entry(kernel)
+        entry.output, entry.series = None, len(entry.pushes)
+        self.ledger.save()
+        self.statuses[kernel.slug].update("waiting")
+
     def fail(self, kernel: Kernel, message: str) -> None:
         """Give a kernel up in this run of the campaign."""
         self.failures[kernel.slug] = message
@@ -294,6 +301,7 @@ def apply(push: Push, decision: ConfirmPush | NoteRefusal | NoteDropped | End, *
             )
         case End():
             push.state, push.note, push.ended_at = decision.state, decision.note, stamp
+            push.mounted = dict(decision.mounted)
 
 
 def machine_of(kernel: Kernel) -> str:

@@ -35,6 +35,7 @@ kinds.
 | | endless | stays in state RUNNING |
 | | no-output | completes, but lists no file |
 | | no-mount | starts without the kernels it reads from |
+| | replaced-input | starts just after another campaign replaced its first input; value: the new data id |
 | | traceback | completes with its output, and its log ends with a traceback |
 | | wrong-scores | completes; the AUC of a fold in its run.json is 0.05 less than that of its predictions |
 | dataset (a version) | old-version | is listed late; value: seconds, default 1 |
@@ -117,7 +118,16 @@ _KINDS = {
     "upload": (*_CONNECTION, "html", "reset"),
     "output": (*_CONNECTION, "html", "timeout", "expired", "short", "cut"),
     "log": (*_CONNECTION, "html", "timeout"),
-    "session": ("error", "endless", "cancelled", "no-output", "no-mount", "traceback", "wrong-scores"),
+    "session": (
+        "error",
+        "endless",
+        "cancelled",
+        "no-output",
+        "no-mount",
+        "replaced-input",
+        "traceback",
+        "wrong-scores",
+    ),
     "dataset": ("old-version", "failed", "drop-file"),
     "score": ("pending", "error"),
 }

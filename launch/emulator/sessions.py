@@ -5,6 +5,7 @@ Sessions that ran when a server was killed are run again by the next server.
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from launch.emulator.account import Account, JsonObject, format_time
@@ -81,7 +82,7 @@ class Sessions:
         fault = self._account.faults.take("session", slug)
         kind = fault.kind if fault is not None else ""
         if kind:
-            version["fault"] = kind
+            version["fault"], version["fault_value"] = kind, fault.value if fault is not None else None
         if kind == "endless":
             version["status"], version["started_at"] = "RUNNING", self._account.now()
         elif kind == "error":
@@ -171,6 +172,8 @@ class Sessions:
         is not mounted.
         """
         account, inputs = self._account, {}
+        if version.get("fault") == "replaced-input" and version["kernels"]:
+            self._replace(version["kernels"][0].split("/")[1], data_id=version.get("fault_value"))
         for source in version["datasets"]:
             name = source.split("/")[1]
             folder = self._datasets.mounted(name)
@@ -185,6 +188,23 @@ class Sessions:
                 working.mkdir(parents=True, exist_ok=True)
                 inputs[f"notebooks/{account.owner}/{name}"] = os.path.relpath(working, account.folder)
         return inputs
+
+    def _replace(self, slug: str, *, data_id: str | None) -> None:
+        """Add a version of a kernel as if another campaign had pushed it, and its run were complete."""
+        last = self.versions(slug)[-1]
+        version = {**last, "number": last["number"] + 1, "pushed_at": self._account.now()}
+        folder = self.folder(slug, version["number"])
+        shutil.copytree(self.folder(slug, last["number"]), folder)
+        path = folder / "working" / RECORD_NAME
+        assert path.is_file(), f"the fault replaced-input needs a complete output of {slug}"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        push_id = f"0123abcd.{slug}.{version['number']}"
+        source = folder / source_name(version["type"])
+        text = source.read_text(encoding="utf-8").replace(record["push_id"], push_id)
+        source.write_text(text, encoding="utf-8")
+        record |= {"push_id": push_id, "data_id": data_id or record["data_id"]}
+        path.write_text(json.dumps(record), encoding="utf-8")
+        self.versions(slug).append(version)
 
     def _version(self, job: Job) -> JsonObject | None:
         """The version of a session; None where its kernel was deleted, even if a new one has its slug."""

@@ -1,7 +1,8 @@
 """Inputs of a kernel: the mounted folders and the competition, outputs, weights and files in them."""
 
 import os
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from lib.runtime.run_record import RunRecord, peek_kind, peek_push, read_run_rec
 COMPETITION = "histopathologic-cancer-detection"
 # The launcher searches a failed kernel's log for these words.
 MISSING_INPUTS = "outputs this kernel was pushed to read are not among the inputs"
+
+# What such a kernel found in place of an output. The launcher reads these lines, too: `mounted_instead`.
+_MOUNTED_INSTEAD = re.compile(r"- (?P<slug>\S+), push \S+: (?:push (?P<push>\S.*) is|nothing is) mounted")
 
 # Files that Kaggle adds to the output of a script when it mounts it. Readers of an output must accept them.
 ADDED_BY_KAGGLE = ("__script__.py", "__results__.html", "__output__.json", "custom.css")
@@ -157,14 +161,41 @@ def require_inputs(root: Path, push_ids: Mapping[str, str]) -> None:
     """
     if not push_ids:
         return
-    mounted = {push_id for mount in list_mounts(root) if (push_id := peek_push(mount))}
-    missing = [
-        f"{slug}, push {push_id}" for slug, push_id in push_ids.items() if push_id and push_id not in mounted
-    ]
-    if missing:
-        shown = ", ".join(sorted(mounted)) or "none"
-        remedy = f"The mounted pushes are: {shown}. Wait a few minutes and push this kernel again."
-        raise PreflightError(listed(f"{MISSING_INPUTS}:", missing, remedy=remedy))
+    mounted = {mount.name: push_id for mount in list_mounts(root) if (push_id := peek_push(mount))}
+    if message := missing_inputs(push_ids, mounted):
+        raise PreflightError(message)
+
+
+def missing_inputs(push_ids: Mapping[str, str], mounted: Mapping[str, str]) -> str:
+    """The message about demanded outputs that are not mounted; empty where all are.
+
+    Args:
+        push_ids: the demanded push id of each output by its slug; an empty one is not checked.
+        mounted: the push id of each mounted output by the name of its folder, which is its slug.
+    """
+    missing = []
+    for slug, push_id in push_ids.items():
+        if push_id and push_id not in mounted.values():
+            instead = f"push {mounted[slug]}" if slug in mounted else "nothing"
+            missing.append(f"{slug}, push {push_id}: {instead} is mounted")
+    if not missing:
+        return ""
+    shown = ", ".join(sorted(mounted.values())) or "none"
+    remedy = (
+        f"The mounted pushes are: {shown}. Rerun build_kernel.py run: it uses the mounted outputs where they "
+        "fit, and makes the others again."
+    )
+    return listed(f"{MISSING_INPUTS}:", missing, remedy=remedy)
+
+
+def mounted_instead(log: Iterable[str]) -> dict[str, str]:
+    """What a kernel that lacked inputs found in their place, by slug: a push id, or an empty text.
+
+    Args:
+        log: the lines of its log.
+    """
+    matches = [match for line in log if (match := _MOUNTED_INSTEAD.search(line))]
+    return {match["slug"]: match["push"] or "" for match in matches}
 
 
 def encoder_folder(encoder: str) -> str:

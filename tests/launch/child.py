@@ -7,6 +7,7 @@ at call `set_clock_at_call` the machine's clock is set by `set_clock_by` seconds
 """
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import launch.campaign.push
+import launch.packaging.builder
 from launch.campaign.commands import run
 from launch.campaign.ledger import Ledger
 from launch.campaign.spec import CampaignSpec, RunOptions
@@ -123,6 +125,8 @@ def main() -> int:
     Ledger.save = counted  # type: ignore[method-assign]
     if limit := values.get("limit"):
         launch.campaign.push.time_limit = lambda kernel, ended_before=0: limit
+    if code := values.get("code"):
+        launch.packaging.builder.bundle_id = lambda files: hashlib.sha256(code.encode()).hexdigest()
     if name := values.get("full_disk_at"):
         _fill_the_disk(name)
     try:

@@ -15,7 +15,7 @@ import pandas as pd
 from launch.sandbox import Outcome
 from lib.config import config_from_dict
 from lib.evaluation.metrics import auc
-from lib.runtime.inputs import MISSING_INPUTS
+from lib.runtime.inputs import missing_inputs
 from lib.runtime.run_record import RunRecord, describe_files, peek_push, write_run_record
 from lib.search_space import RECORD_FORMAT, draw_trial, search_from_dict
 
@@ -60,12 +60,14 @@ def write_data(folder: Path) -> tuple[Path, Path]:
 class InstantKernels:
     """An executor for the emulated Kaggle.
 
-    `began` and `ended` tell when each session ran; `most` is how many ran at once, by machine.
+    `ran` names the sessions in their order; `most` is how many ran at once, by machine; `data_id` is what
+    prepare finds, as if its options or its datasets decided it.
     """
 
     def __init__(self, data: Path, *, seconds: float = 0.0) -> None:
         self.data = data
         self.seconds = seconds
+        self.data_id = "d" * 64
         self.ran: list[tuple[str, int]] = []
         self.now = {True: 0, False: 0}
         self.most = {True: 0, False: 0}
@@ -86,22 +88,23 @@ class InstantKernels:
             while time.monotonic() < started + self.seconds:  # which a test may change meanwhile
                 if job.stop.wait(0.01):
                     return Outcome(-9, time.monotonic() - started, log, True)
-            mounted = {peek_push(mount.source) for mount in job.mounts}
-            if lacking := set(parameters.get("inputs", {}).values()) - mounted:
-                log.write_text(f"{log.read_text()}error: {MISSING_INPUTS}: {lacking}\n")
+            mounted = {mount.target.split("/")[-1]: peek_push(mount.source) for mount in job.mounts}
+            mounted = {slug: push_id for slug, push_id in mounted.items() if push_id}
+            if message := missing_inputs(parameters.get("inputs", {}), mounted):
+                log.write_text(f"{log.read_text()}error: {message}\n")
                 return Outcome(1, 0.0, log)
-            leave(working, parameters, self.data)
+            leave(working, parameters, self.data, data_id=self.data_id)
         finally:
             self.now[job.gpu] -= 1
         return Outcome(0, time.monotonic() - started, log)
 
 
-def leave(working: Path, parameters: dict[str, Any], data: Path) -> None:
+def leave(working: Path, parameters: dict[str, Any], data: Path, *, data_id: str) -> None:
     """Write the output of a kernel."""
     train = pd.read_csv(data / "train_labels.csv", dtype={"id": str})
     sample = pd.read_csv(data / "sample_submission.csv", dtype={"id": str})
     config, kind = parameters["configs"][0], parameters["kind"]
-    facts: dict[str, Any] = {"data_id": "d" * 64, "devices": ["none"]}
+    facts: dict[str, Any] = {"data_id": data_id, "devices": ["none"]}
     names: dict[str, bool] = {}
 
     def table(name: str, content: pd.DataFrame) -> None:
@@ -171,7 +174,7 @@ def leave(working: Path, parameters: dict[str, Any], data: Path) -> None:
     elif kind == "weights":
         for encoder in parameters["encoders"]:
             (working / encoder).mkdir(exist_ok=True)
-            (working / encoder / "model.safetensors").write_bytes(bytes(300))
+            (working / encoder / "model.safetensors").write_bytes(encoder.encode())
             names[f"{encoder}/model.safetensors"] = False
         facts["scores"] = {"encoders": dict.fromkeys(parameters["encoders"], {})}
     write_run_record(

@@ -37,7 +37,7 @@ def outputs(tmp_path):
             "bundle_id": "b",
             "git_commit": "",
         }
-        leave(folder, parameters, data)
+        leave(folder, parameters, data, data_id="d" * 64)
         if kernel.kind == "train":
             path = folder / f"oof-{kernel.fold}-member-1.csv"
             table = pd.read_csv(path, dtype={"id": str})

@@ -12,6 +12,9 @@ from typing import Any
 from launch.campaign.decide import (
     FOREIGN_END,
     FOREIGN_RUN,
+    INPUT,
+    INPUT_GONE,
+    INPUT_RUN,
     NO_RUN,
     OUTPUT,
     PROOF,
@@ -28,15 +31,18 @@ from launch.campaign.decide import (
     Fetch,
     FetchReply,
     Finish,
+    HeldInput,
     NoteDropped,
     NoteRefusal,
     Observation,
     Observe,
     PushReply,
+    RedoInput,
     ReuseOutput,
     RunOutput,
     SendPush,
     Source,
+    TakeOver,
     Wait,
     decide,
 )
@@ -112,6 +118,12 @@ def listed(log: str = "", **values: Any) -> RunOutput:
     return RunOutput(listing=Listing({}, log), log_path=Path("logs/x.log"), **values)
 
 
+def reading(push_id: str, **values: Any) -> Observation:
+    """Nothing runs of a kernel that reads push id.1 of prepare, of which Kaggle lists another push."""
+    held = HeldInput(slug="hcd-prepare", wanted="id.1", push_id=push_id, **values)
+    return seen(ABSENT, inputs=(held,))
+
+
 def replied(error: Any = None, **values: Any) -> Observation:
     return Observation(reply=PushReply(error=error), **values)
 
@@ -163,6 +175,36 @@ TABLE = [
      (Fail, "was pushed 3 times")),
     ("just ended unfinished", entry(push(UNFINISHED)), Observation(), Elapsed(), Wait()),
     ("ended unfinished", entry(push(UNFINISHED)), Observation(), SETTLED, Observe("has_resources")),
+    ("its inputs are observed", entry(), seen(ABSENT, inputs=None), SETTLED, Observe("inputs")),
+    ("Kaggle holds its inputs", entry(), reading("id.1"), SETTLED, SendPush()),
+    ("an input that could not be observed", entry(), reading(""), SETTLED, SendPush()),
+    ("a later push replaced an input, and fits", entry(), reading("x.1", is_latest=False), SETTLED,
+     (TakeOver, "hcd-prepare", "x.1", "is used instead")),
+    ("a later push replaced an input, and does not fit", entry(),
+     reading("x.1", is_latest=False, misfit="its data are others"), SETTLED,
+     (RedoInput, "hcd-prepare", "its data are others. It is made again")),
+    ("an input was replaced too often", entry(), reading("x.1", is_latest=False, redone=3), SETTLED,
+     (Fail, "Run one campaign at a time")),
+    ("a later run of an input is active", entry(), reading("", is_latest=False, status=RUNNING), SETTLED,
+     (Wait, INPUT_RUN, "RUNNING")),
+    ("a later run of an input is active for too long", entry(),
+     reading("", is_latest=False, status=RUNNING), waited(run_of_an_input=LATER), (Fail, "End that run")),
+    ("a later run of an input left no output", entry(), reading("", is_latest=False, status=ERROR), SETTLED,
+     SendPush()),
+    ("a later run left no output, and another input was mounted",
+     entry(push(UNFINISHED, mounted={"hcd-prepare": "x.0"})),
+     reading("", is_latest=False, status=ERROR), SETTLED, (RedoInput, "push x.0")),
+    ("an earlier output of an input is listed", entry(), reading("id.0", is_latest=True), SETTLED,
+     (Wait, INPUT, "does not list push id.1")),
+    ("an earlier output of an input is listed for too long", entry(), reading("id.0", is_latest=True),
+     waited(input=LATER), SendPush()),
+    ("an input seems to be deleted", entry(), reading("", status=ABSENT), SETTLED,
+     (Wait, INPUT_GONE, "no kernel")),
+    ("an input was deleted", entry(), reading("", status=ABSENT), waited(no_input=LATER),
+     (RedoInput, "was deleted on Kaggle")),
+    ("pushed too often without its inputs",
+     entry(*[push(UNFINISHED, note="x", mounted={"hcd-prepare": "x.0"})] * 3), Observation(), SETTLED,
+     (Fail, "make its inputs again (hcd-prepare: build_kernel.py push)")),
     ("refused before", entry(*[push(UNFINISHED)] * 3, push(REFUSED)), seen(ABSENT), SETTLED, SendPush()),
     ("pushed too often", entry(*[push(UNFINISHED, note="killed")] * 3), Observation(), SETTLED,
      (Fail, "was pushed 3 times")),
@@ -319,6 +361,9 @@ SUBJECTS = [
     SHORT,
     SESSION,
     QUOTA,
+    INPUT,
+    INPUT_GONE,
+    INPUT_RUN,
     "active QUEUED",
     "active RUNNING",
 ]
@@ -337,6 +382,8 @@ FOLLOWS = {
     NoteDropped: "its run ends, then it is pushed again",
     DeleteEmptyKernel: "it is pushed again",
     ReuseOutput: "the output is used, or the kernel is pushed",
+    TakeOver: "the input is fetched, and the kernel is pushed to read it",
+    RedoInput: "the input is pushed by itself; the kernels that read it wait for its end",
     Fetch: "the result of the fetch decides",
     Finish: "the kernel is done",
     End: f"it is pushed again, at most {TIMEOUTS.pushes} times in all",

@@ -1,8 +1,10 @@
 """The commands on a campaign that is done, that runs, or that does not exist."""
 
 import json
+import re
 import shutil
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -379,6 +381,46 @@ def test_another_campaign_takes_a_finished_search_over(account):
         *order(kaggle, search=searching({**GRID, "folds": [2]})), connect=reach
     )  # of another space it is none of ours
     assert len(kaggle.kernels.ran) == 3
+
+
+def test_outputs_of_edited_code_are_told_kept_and_made_again_by_the_command_that_is_named(
+    account, capsys, monkeypatch
+):
+    kaggle = account()
+    spec, options = order(kaggle, folds=(0,), submit=False)
+    run(spec, options, connect=reach)
+    assert "the code was edited" not in capsys.readouterr().out
+    monkeypatch.setattr("launch.packaging.builder.bundle_id", lambda files: "e" * 64)
+    spec = replace(spec, folds=(0, 1))
+    run(spec, options, connect=reach)
+    told = capsys.readouterr().out
+    [fold] = re.findall(r"(hcd-\S+-fold-0); averaged", told)
+    assert "hcd-prepare; not averaged" in told and "They stay in use" in told
+    pushes = Counter(slug for method, slug in kaggle.changes() if method == "SaveKernel")
+    assert (pushes[fold], pushes["hcd-prepare"], pushes[fold[:-1] + "1"]) == (1, 1, 1)
+
+    before = kaggle.changes()
+    with pytest.raises(LaunchError) as refused:  # before inference is pushed, which would find it too late
+        run(replace(spec, strict_bundle=True), options, connect=reach)
+    assert f": {fold}" in str(refused.value) and kaggle.changes() == before
+
+    [names] = re.findall(r"build_kernel.py push (.*) --campaign one", str(refused.value))
+    push((CampaignSpec(owner="alice"), options), names.split(), connect=reach)
+    run(replace(spec, strict_bundle=True), options, connect=reach)
+    assert {kaggle.ledger.kernels[slug].output.bundle_id for slug in (fold, fold[:-1] + "1")} == {"e" * 64}
+
+
+def test_outputs_of_other_code_enter_another_campaign_only_with_reuse(account, capsys, monkeypatch):
+    kaggle = account()
+    spec, options = order(kaggle, folds=(0,), submit=False)
+    run(spec, options, connect=reach)
+    monkeypatch.setattr("launch.packaging.builder.bundle_id", lambda files: "e" * 64)
+    again = replace(options, folder=options.folder.with_name("two"), reuse=True)
+    run(spec, again, connect=reach)
+    assert capsys.readouterr().out.count("reused from an earlier campaign") == 2  # prepare and the fold
+    run(spec, replace(options, folder=options.folder.with_name("three")), connect=reach)
+    told = capsys.readouterr().out
+    assert "reused" not in told and told.count("other code made (bundle") == 2 and "--reuse uses such" in told
 
 
 def test_names_nobody_knows_are_answered_with_those_there_are(account):

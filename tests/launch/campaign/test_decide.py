@@ -37,6 +37,7 @@ from launch.campaign.decide import (
     Fail,
     FetchReply,
     Finish,
+    HeldInput,
     NoteDropped,
     NoteRefusal,
     Observation,
@@ -83,7 +84,7 @@ from launch.kaggle_api.types import (
     Listing,
     RunStatus,
 )
-from lib.runtime.inputs import MISSING_INPUTS
+from lib.runtime.inputs import MISSING_INPUTS, missing_inputs
 
 
 @pytest.mark.parametrize(
@@ -196,6 +197,13 @@ def test_an_error_of_the_kernel_is_not_repeated_and_the_end_of_its_log_is_shown(
 def test_an_end_that_another_push_may_fix_is_repeated():
     state, note, failure = judged(ERROR, f"error: {MISSING_INPUTS}: hcd-prepare")
     assert state == UNFINISHED and "not mounted" in note and not failure
+    message = missing_inputs(
+        {"hcd-prepare": "a.hcd-prepare.1", "hcd-x-fold-0": "a.hcd-x-fold-0.1"},
+        {"hcd-prepare": "b.hcd-prepare.2"},
+    )
+    end = judge_end(push(), RunStatus(ERROR, ""), message.splitlines(), ran=60.0, log_path=Path("x.log"))
+    assert end.mounted == {"hcd-prepare": "b.hcd-prepare.2", "hcd-x-fold-0": ""}
+    assert "it had mounted push b.hcd-prepare.2 of hcd-prepare, nothing of hcd-x-fold-0" in end.message
     assert judged(ERROR, "killed", message="") == (UNFINISHED, "Kaggle says ERROR: no reason given", "")
 
 
@@ -227,6 +235,16 @@ outputs = st.builds(
     lacks_record=st.booleans(),
     problem=st.sampled_from(["", "HTML"]),
 )
+inputs = st.builds(
+    HeldInput,
+    slug=st.sampled_from(["hcd-prepare", "hcd-x-fold-0"]),
+    wanted=st.just("id.1"),
+    push_id=st.sampled_from(["", "id.1", "id.0", "x.1"]),
+    status=st.just("") | names,
+    is_latest=st.none() | st.booleans(),
+    misfit=st.sampled_from(["", "its data are others"]),
+    redone=st.integers(0, 4),
+)
 observations = st.builds(
     Observation,
     has_resources=st.none() | st.booleans(),
@@ -240,6 +258,7 @@ observations = st.builds(
     is_empty=st.none() | st.booleans(),
     deletions=st.integers(0, 4),
     may_reuse=st.booleans(),
+    inputs=st.none() | st.lists(inputs, max_size=2),
 )
 elapsed = st.builds(
     Elapsed,

@@ -4,6 +4,8 @@ After a fault in FINISHES there is a score, and every push, upload and submissio
 in STOPS a message names the cause, and the same command finishes once the fault is gone.
 """
 
+from collections import Counter
+
 import pytest
 
 from launch.emulator.faults import Fault
@@ -67,6 +69,8 @@ FINISHES = {
     "sources dropped once": [Fault("SaveKernel", "drop-sources", slug="fold-0")],
     "inputs not mounted yet": [Fault("session", "no-mount", slug="fold-1")],
     "ended without output once": [Fault("session", "no-output", slug="fold-1")],
+    "an input replaced by another campaign": [Fault("session", "replaced-input", slug="fold-1")],
+    "an input replaced by other data": [Fault("session", "replaced-input", slug="fold-1", value="e" * 64)],
     "pushed over by hand": [Fault("SaveKernel", "pushed-over", slug="fold-0")],
     "pushed over by another checkout":
         [Fault("SaveKernel", "pushed-over", slug="fold-1", value="0123abcd")],
@@ -76,16 +80,19 @@ SAYS = {
     "pushed over by hand": "version 2 was pushed by hand (its source carries no push id",
     "pushed over by another checkout": "fold-1: reused from an earlier campaign (push 0123abcd.",
 }
-# After these a push or an upload is repeated, as it should be; or another one was made by somebody else.
+# After these a push or an upload is repeated, as it should be, or somebody else makes one: the kernels of all
+# pushes behind the first one of each.
 AGAIN = {
-    "sources dropped once",
-    "inputs not mounted yet",
-    "ended without output once",
-    "pushed over by hand",
-    "pushed over by another checkout",
-    "dataset failed once",
-    "one uploaded file dropped",
-    "dataset failed for ever",
+    "sources dropped once": ["fold-0"],
+    "inputs not mounted yet": ["fold-1"],
+    "ended without output once": ["fold-1"],
+    "an input replaced by another campaign": ["fold-1"],  # the new one is taken over
+    "an input replaced by other data": ["fold-1", "hcd-prepare"],
+    "pushed over by hand": ["fold-0", "fold-0"],
+    "pushed over by another checkout": ["fold-1"],
+    "dataset failed once": [],
+    "one uploaded file dropped": [],
+    "dataset failed for ever": [],
 }
 
 # name: the faults, and a part of the message
@@ -138,6 +145,12 @@ def test_it_finishes(world, name):
     assert kaggle.kaggle.account.faults.fired, f"the fault {name!r} was never met"
     if name not in AGAIN:
         kaggle.assert_finished_once()
+    pushes = [slug for method, slug in kaggle.changes() if method == "SaveKernel"]
+    again = [slug for slug, number in Counter(pushes).items() for _ in range(number - 1)]
+    expected = AGAIN.get(name, [])
+    assert len(again) == len(expected) and all(any(part in slug for slug in again) for part in expected), (
+        again
+    )
     assert "scored by the test" in ended.out and SAYS.get(name, "") in ended.out
     assert not (kaggle.folder / "campaigns" / "one" / "x").exists()
 

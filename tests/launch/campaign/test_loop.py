@@ -7,7 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from launch.campaign.ledger import read_ledger
 from launch.emulator.faults import Fault
@@ -140,6 +143,74 @@ def test_finished_outputs_are_taken_over_by_another_campaign(world):
     assert sum("prepare" in slug for slug in pushes) == 1
 
 
+SHARED = ["num_folds=3"]  # weights are downloaded
+
+
+def kernel_pushes(kaggle) -> Counter[str]:
+    """How often each kernel was pushed."""
+    return Counter(slug for method, slug in kaggle.changes() if method == "SaveKernel")
+
+
+def gpu_pushes(kaggle) -> int:
+    return sum(
+        number for slug, number in kernel_pushes(kaggle).items() if "fold" in slug or "inference" in slug
+    )
+
+
+def test_campaigns_with_other_backbones_do_not_replace_each_others_weights(world):
+    kaggle = world()
+    assert kaggle.run(knobs=SHARED, folds=[0], submit=False).code == 0
+    other = {"knobs": [*SHARED, "backbone=test_vit"], "folder": str(kaggle.folder / "campaigns" / "two")}
+    assert kaggle.run(**other, folds=[0], submit=False).code == 0
+    ended = kaggle.run(knobs=SHARED)
+    assert ended.code == 0 and "scored by the test" in ended.out, ended
+    pushes = kernel_pushes(kaggle)
+    assert sorted(pushes[slug] for slug in pushes if "weights" in slug) == [1, 1]
+    assert pushes["hcd-prepare"] == 1
+    assert gpu_pushes(kaggle) == 7  # of each campaign a fold and inference; then two folds and inference
+
+
+@pytest.mark.parametrize(
+    ("data_id", "words", "times"),
+    [
+        ("d", "it is the same input, and is used instead", 2),
+        ("e", "its data are others. It is made again", 3),
+    ],
+)
+def test_inputs_that_another_campaign_replaced_are_taken_over_or_made_again(world, data_id, words, times):
+    """After `git pull`, another campaign makes weights and prepared tiles again, under the same slugs."""
+    kaggle = world()
+    assert kaggle.run(knobs=SHARED, folds=[0], submit=False).code == 0
+    kaggle.kernels.data_id = data_id * 64
+    other = {"knobs": [*SHARED, "epochs=3"], "folder": str(kaggle.folder / "campaigns" / "two")}
+    assert kaggle.run(**other, code="edited", folds=[0], submit=False).code == 0
+    kaggle.kernels.data_id = "d" * 64
+    ended = kaggle.run(knobs=SHARED)
+    assert ended.code == 0 and "scored by the test" in ended.out, ended
+    assert f"hcd-prepare: a later push ({_other_id(kaggle)}.hcd-prepare.1) replaced push" in ended.out, ended
+    assert words in ended.out and "earlier" not in ended.out, ended
+    pushes = kernel_pushes(kaggle)
+    assert pushes["hcd-prepare"] == times
+    assert [number for slug, number in pushes.items() if "weights" in slug] == [2]  # taken over
+    assert gpu_pushes(kaggle) == 7  # none was pushed in vain
+    assert kaggle.run(knobs=SHARED).code == 0 and kernel_pushes(kaggle) == pushes
+
+
+def test_an_input_that_was_deleted_on_kaggle_is_made_again(world):
+    kaggle = world()
+    assert kaggle.run(folds=[0], submit=False).code == 0
+    kaggle.kaggle.kernels.delete({"kernelSlug": "hcd-prepare"})
+    ended = kaggle.run(folds=[0, 1])
+    assert ended.code == 0 and "scored by the test" in ended.out, ended
+    assert "it was deleted on Kaggle with push" in ended.out, ended
+    pushes = kernel_pushes(kaggle)
+    assert pushes["hcd-prepare"] == 2 and gpu_pushes(kaggle) == 4  # fold 0 is not trained again
+
+
+def _other_id(kaggle) -> str:
+    return read_ledger(kaggle.folder / "campaigns" / "two").id
+
+
 def test_an_output_of_another_config_is_not_taken_over(world):
     """Under the same slug: one written by hand, or by a version that had other defaults."""
     kaggle = world()
@@ -159,8 +230,8 @@ def test_an_output_of_another_config_is_not_taken_over(world):
 
 def test_an_output_that_an_earlier_push_left_is_not_taken_for_this_ones(world):
     """Listings lag: for a while Kaggle lists the whole output of the version before as that of this one."""
-    kaggle = world(Fault("ListKernelSessionOutput", "stale", slug="fold-0", nth=3, times=2))
-    assert kaggle.run(folds=[0], submit=False).code == 0  # lists once
+    kaggle = world(Fault("ListKernelSessionOutput", "stale", slug="fold-0", nth=4, times=2))
+    assert kaggle.run(folds=[0], submit=False).code == 0  # lists twice: to fetch, and before inference
     one = kaggle.folder / "campaigns" / "one"
     [slug] = [slug for slug in kaggle.ledger.kernels if "fold" in slug]
     record = next((kaggle.folder / "kaggle" / "kernels" / slug).rglob("run.json"))

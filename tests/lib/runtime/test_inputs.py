@@ -25,6 +25,7 @@ from lib.runtime.inputs import (
     find_outputs,
     find_weights,
     list_mounts,
+    mounted_instead,
     read_output,
     require_inputs,
 )
@@ -181,7 +182,11 @@ def test_outputs_of_the_given_pushes_are_required(tmp_path: Path) -> None:
         require(**{"hcd-x-fold-0": "c.fold-0.2", "hcd-x-fold-1": "c.fold-1.1", "hcd-prepare": "c.prepare.1"})
     text = str(failure.value)
     assert MISSING_INPUTS in text  # by these words the campaign knows that pushing again helps
-    assert "hcd-x-fold-0, push c.fold-0.2" in text and "hcd-prepare, push c.prepare.1" in text
+    assert "hcd-x-fold-0, push c.fold-0.2: push c.fold-0.1 is mounted" in text
+    assert "hcd-prepare, push c.prepare.1: nothing is mounted" in text
+    # The campaign reads from the log what is mounted instead.
+    assert mounted_instead(text.splitlines()) == {"hcd-x-fold-0": "c.fold-0.1", "hcd-prepare": ""}
+    assert mounted_instead(["- hcd-x, push a.1: push by hand is mounted", "x"]) == {"hcd-x": "by hand"}
     assert "c.fold-0.1, c.fold-1.1" in text  # what is mounted instead
     assert "hcd-x-fold-1, push" not in text
 
