@@ -646,16 +646,16 @@ def _complete(
     if output.lacks_record or output.record is None:
         if is_recent:
             return Wait()
-        if push.push_id not in output.listing.log:
-            if now.waiting_for(SHORT) < timeouts.settle:
-                return Wait(subject=SHORT)  # the listing may be that of an earlier run
+        is_own, lines = push.push_id in output.listing.log, output.listing.log.strip().splitlines()
+        if is_own and uncaught_error(lines):
+            return _failed_by_its_log(lines, output.log_path, "although Kaggle calls the run complete")
+        if now.waiting_for(SHORT) < timeouts.settle:
+            return Wait(subject=SHORT)  # the listing may lag, or be that of an earlier run
+        if not is_own:
             if observation.source is None:
                 return Observe("source")
             if _is_replaced(push, observation.source, now, timeouts):
                 return _replaced(push, observation.source)
-        lines = output.listing.log.strip().splitlines()
-        if push.push_id in output.listing.log and uncaught_error(lines):
-            return _failed_by_its_log(lines, output.log_path, "although Kaggle calls the run complete")
         return _push_again("its output holds no run.json, though Kaggle calls the run complete")
     if output.record.get("push_id") != push.push_id:
         if observation.source is None and not is_recent:

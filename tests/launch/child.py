@@ -2,8 +2,9 @@
 
 The order file holds folder, knobs, folds, submit, and `die_after_saves`: the write of the ledger after which
 the process kills itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may
-take, `serve`: a folder for a Kaggle in the same process, which dies with it at call `die_at_call` of `hook`;
-at call `set_clock_at_call` the machine's clock is set by `set_clock_by` seconds (`set_clock.c`).
+take, `timeouts`: limits in place of those below, `serve`: a folder for a Kaggle in the same process, which
+dies with it at call `die_at_call` of `hook`; at call `set_clock_at_call` the machine's clock is set by
+`set_clock_by` seconds (`set_clock.c`).
 """
 
 import errno
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,16 @@ TIMEOUTS = Timeouts(
     score_settle=0.5,
     score_timeout=3.0,
 )
+# For campaigns that finish: a limit that a busy machine makes them miss says nothing.
+LONG = {
+    "session_timeout": 60.0,
+    "queue_timeout": 40.0,
+    "overrun": 30.0,
+    "output_timeout": 25.0,
+    "status_timeout": 20.0,
+    "outage_timeout": 40.0,
+    "score_timeout": 30.0,
+}
 PATIENCE = RetryPolicy(call_timeout=3.0, upload_timeout=10.0, attempts=3, delay=0.05, max_delay=0.2)
 
 
@@ -59,7 +71,7 @@ def order_from(values: dict) -> tuple[CampaignSpec, RunOptions]:
         submit=values.get("submit", True),
         reuse=values.get("reuse", False),
         scored_by="the test",
-        timeouts=TIMEOUTS,
+        timeouts=replace(TIMEOUTS, **values.get("timeouts", {})),
     )
     return spec, options
 

@@ -7,6 +7,7 @@ in STOPS a message names the cause, and the same command finishes once the fault
 from collections import Counter
 
 import pytest
+from child import LONG
 
 from launch.emulator.faults import Fault
 
@@ -140,7 +141,7 @@ STOPS = {
 @pytest.mark.parametrize("name", FINISHES)
 def test_it_finishes(world, name):
     kaggle = world(*FINISHES[name])
-    ended = kaggle.run()
+    ended = kaggle.run(timeouts=LONG)
     assert ended.code == 0, ended
     assert kaggle.kaggle.account.faults.fired, f"the fault {name!r} was never met"
     if name not in AGAIN:
