@@ -62,6 +62,7 @@ PROOF, FOREIGN_RUN, FOREIGN_END, STATUS, NO_RUN, OUTPUT, SHORT = (
 )
 SESSION, QUOTA = "session", "quota"  # waits of all kernels of a machine
 INPUT, INPUT_GONE, INPUT_RUN = "input", "no input", "run of an input"
+STALL = "stall"  # since the last decision that brought the kernel further
 SENT_STATUS = "was it pushed?"
 
 
@@ -368,9 +369,23 @@ def decide(entry: KernelEntry, observation: Observation, now: Elapsed, timeouts:
         now: seconds since pushes and since waits began.
         timeouts: limits.
     """
-    push = entry.open
     if observation.reply is not None:
-        return _after_push(entry, observation, observation.reply, now, timeouts) if push else Wait()
+        is_open = entry.open is not None
+        return _after_push(entry, observation, observation.reply, now, timeouts) if is_open else Wait()
+    decision = _next_step(entry, observation, now, timeouts)
+    is_stalled = now.waiting_for(STALL) > timeouts.stall_timeout and observation.has_resources is not False
+    if isinstance(decision, Wait) and is_stalled:
+        # Every wait ends, but answers that alternate can begin two waits again and again.
+        page = entry.open.url if entry.open is not None and entry.open.url else "the kernel's page on Kaggle"
+        return Fail(
+            message=f"came no further for {describe_seconds(timeouts.stall_timeout)}, because what Kaggle "
+            f"answers changes all the time. Open {page}, check the run, end it if need be, and {RERUN}"
+        )
+    return decision
+
+
+def _next_step(entry: KernelEntry, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
+    push = entry.open
     if push is None:
         return _start(entry, observation, now, timeouts)
     if push.state == INTENDED:

@@ -50,7 +50,7 @@ class Push:
         url: of its page.
         active: it was seen queued or running, so a later status belongs to it and not to an earlier push.
         note: why it is in its state; of an intended push, why its last request got no usable response.
-        sends: how many requests were sent for it.
+        sends: how many requests were sent for it, without those that Kaggle refused.
         mounted: of a push that lacked inputs: the push id that was mounted in place of each, by slug; empty
             for nothing.
     """

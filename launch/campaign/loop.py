@@ -16,6 +16,7 @@ from launch.campaign.decide import (
     FOREIGN_END,
     FOREIGN_RUN,
     PROOF,
+    STALL,
     STATUS,
     ConfirmPush,
     Decision,
@@ -54,7 +55,13 @@ from launch.campaign.quota import Capacity, expected_seconds
 from launch.campaign.state import CampaignState, CampaignStoppedError, KernelStatus
 from launch.campaign.waits import Timeouts, describe_seconds
 from launch.kaggle_api.client import Kaggle
-from launch.kaggle_api.errors import CapacityError, ClientError, NoResponseError, RefusedError
+from launch.kaggle_api.errors import (
+    CapacityError,
+    ClientError,
+    NoResponseError,
+    RefusedError,
+    UnexpectedResponseError,
+)
 from launch.kaggle_api.types import Quota
 from launch.packaging.builder import Checkout
 from launch.plan import Kernel
@@ -178,7 +185,7 @@ class Campaign:
                 try:
                     if is_next:
                         self._step(kernel)
-                except (NoResponseError, RefusedError) as error:
+                except (NoResponseError, RefusedError, UnexpectedResponseError) as error:
                     outage = error  # the other kernels are polled all the same
         self._tolerate_outage(outage)
 
@@ -295,6 +302,7 @@ class Campaign:
     def _step(self, kernel: Kernel) -> None:
         """Observe a kernel, decide and act, until nothing is left to do before the next poll."""
         entry = self.state.progress.entry(kernel)
+        self.state.timers.waited(kernel.slug, STALL)  # begins it, unless it runs
         observation: Observation | None = Observation(
             deletions=self._deletions.get(kernel.slug, 0),
             may_reuse=self._reuse.is_possible(kernel, entry),
@@ -310,6 +318,8 @@ class Campaign:
     ) -> Observation | None:
         """Save and carry out a decision. Returns the next observation, or None to wait for the next poll."""
         slug, state, push = kernel.slug, self.state, entry.open
+        if not isinstance(decision, Observe | Wait | Fetch) or observation.has_resources is False:
+            state.timers.stop(slug, STALL)
         match decision:
             case Observe(part):
                 return self._observe(kernel, entry, observation, part)

@@ -230,7 +230,7 @@ class CampaignState:
             push_id = f"{self.ledger.id}.{kernel.slug}.{len(entry.pushes) + 1}"
             push = Push(push_id=push_id, bundle_id=bundle, identity=identity, limit=limit, intended_at=now)
             entry.pushes.append(push)
-        push.sends = 1
+        push.sends += 1
         self.ledger.save()
         return push
 
@@ -292,6 +292,7 @@ def apply(push: Push, decision: ConfirmPush | NoteRefusal | NoteDropped | End, *
             )
         case NoteRefusal():
             push.state, push.note = REFUSED, decision.note
+            push.sends = max(0, push.sends - 1)  # that request was answered
         case NoteDropped():
             push.state, push.note, push.version, push.pushed_at = (
                 DROPPED,

@@ -28,6 +28,7 @@ class Timeouts:
         output_timeout: how long a complete run may list the output of an earlier push, or lack files.
         status_timeout: how long a status may be one that this code does not know.
         outage_timeout: how long the service may be unreachable.
+        stall_timeout: how long a kernel that has a session and quota may come no further, whatever is shown.
         pushes: how often an unfinished kernel is pushed before a person must fix the cause.
         sends: how many requests are sent for one push, each after twice the wait of the one before.
         replacements: how many pushes may be replaced by other people's versions before a person must decide.
@@ -50,6 +51,7 @@ class Timeouts:
     output_timeout: float = 900.0
     status_timeout: float = 900.0
     outage_timeout: float = 3600.0
+    stall_timeout: float = 48 * 3600.0
     pushes: int = 3
     sends: int = 5
     replacements: int = 2

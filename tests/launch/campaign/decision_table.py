@@ -21,6 +21,7 @@ from launch.campaign.decide import (
     QUOTA,
     SESSION,
     SHORT,
+    STALL,
     STATUS,
     ConfirmPush,
     Decision,
@@ -256,6 +257,7 @@ TABLE = [
      waited(no_run=3 * TIMEOUTS.settle), (End, REPLACED, "version 8 was pushed by hand, over version 7")),
     ("the kernel was deleted", ACTIVE, seen(ABSENT, source=NEVER), waited(no_run=3 * TIMEOUTS.settle),
      (End, FAILED, "deleted on Kaggle")),
+    ("alternating answers for days", OPEN, seen(QUEUED), waited(stall=LATER), (Fail, "came no further")),
     # a complete run
     ("its output is listed", OPEN, seen(COMPLETE), SETTLED, Observe("output")),
     ("pushed without inputs, recent", LACKING, seen(COMPLETE), Elapsed(), Wait()),
@@ -357,6 +359,7 @@ SUBJECTS = [
     PROOF,
     FOREIGN_RUN,
     FOREIGN_END,
+    STALL,
     STATUS,
     NO_RUN,
     OUTPUT,
