@@ -1,5 +1,5 @@
 """Write the generated parts of the documentation: docs/configuration.md; the module list and the table of
-decisions in docs/architecture.md.
+decisions in docs/architecture.md; the table of hours in docs/kaggle.md.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits with 1 where they are not what the code says
@@ -16,6 +16,9 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "launch" / "campaign"))
 import decision_table  # noqa: E402
 
+from launch.campaign.quota import expected_hours  # noqa: E402
+from launch.experiments import experiment_names, load_experiments  # noqa: E402
+from launch.plan import plan_kernels  # noqa: E402
 from lib.config import Config  # noqa: E402
 
 _INTRODUCTION = """# Configuration
@@ -94,6 +97,27 @@ def modules() -> str:
     return "\n".join(lines) + "\n\n"
 
 
+def hours() -> str:
+    """Estimated GPU hours of the experiments: the longest fold or embedding, inference, all of it."""
+    lines = [
+        "",
+        "| experiment | a fold (or the embedding) | inference over its folds | all of it |",
+        "|---|---|---|---|",
+    ]
+    for name in experiment_names():
+        costs: dict[str, float] = {}
+        total = 0.0
+        for kernel in plan_kernels(load_experiments([name])):
+            if kernel.needs_gpu:
+                cost = expected_hours(kernel)
+                total += cost
+                costs[kernel.kind] = max(cost, costs.get(kernel.kind, 0.0))
+        fold = costs.get("embed", costs.get("train", 0.0))
+        inference = f"{costs['inference']:.2f} h" if "inference" in costs else "on a CPU"
+        lines.append(f"| `{name}` | {fold:.2f} h | {inference} | {total:.1f} h |")
+    return "\n".join(lines) + "\n\n"
+
+
 def subject(path: Path) -> str:
     """The first line of a module's docstring; of a notebook's source, its first comment or heading."""
     text = path.read_text(encoding="utf-8")
@@ -106,13 +130,24 @@ def subject(path: Path) -> str:
 
 def generated() -> dict[Path, str]:
     """Every generated file with the text it should have."""
-    path = ROOT / "docs" / "architecture.md"
+    docs = ROOT / "docs"
+    return {
+        docs / "configuration.md": configuration(),
+        docs / "architecture.md": _with_parts(
+            docs / "architecture.md", {"decisions": decision_table.markdown(), "modules": modules()}
+        ),
+        docs / "kaggle.md": _with_parts(docs / "kaggle.md", {"hours": hours()}),
+    }
+
+
+def _with_parts(path: Path, parts: dict[str, str]) -> str:
+    """The text of a file with its generated parts as they should be."""
     text = path.read_text(encoding="utf-8")
-    for name, part in (("decisions", decision_table.markdown()), ("modules", modules())):
+    for name, part in parts.items():
         begin, end = f"<!-- {name}: written by `make docs` -->\n", f"<!-- end of {name} -->\n"
         head, _, rest = text.partition(begin)
         text = head + begin + part + end + rest.partition(end)[2]
-    return {ROOT / "docs" / "configuration.md": configuration(), path: text}
+    return text
 
 
 def main(arguments: list[str]) -> int:

@@ -74,6 +74,13 @@ _CAMPAIGN = click.option("--campaign", metavar="NAME", help="The campaign. [defa
 _NEW_CAMPAIGN = click.option(
     "--campaign", metavar="NAME", help="A name for the campaign. [default: the names of its experiments]"
 )
+_RESERVE = click.option(
+    "--reserve-hours",
+    default=0.0,
+    metavar="N",
+    type=click.FloatRange(min=0),
+    help="Leave N hours of the week's GPU quota to your other work.",
+)
 _MESSAGE = click.option(
     "--message", default="", help="The description of the submission. [default: the out-of-fold AUC]"
 )
@@ -379,16 +386,17 @@ def _spec(
 
 
 def _folder(spec: Any, campaign: str | None) -> Path:
-    """The folder of a campaign, by --campaign or by the names of its experiments."""
+    """The folder of a campaign, by --campaign or by its experiments and hours."""
     from launch.campaign.spec import campaign_folder, campaign_name
 
-    return campaign_folder(campaign or campaign_name(spec.experiments))
+    return campaign_folder(campaign or campaign_name(spec.experiments, hours=spec.hours))
 
 
 @main.command(
     epilog=_examples(
         "build_kernel.py run --folds 0               one fold of the default experiment: a first score",
         "build_kernel.py run                         all of its folds",
+        "build_kernel.py run strong --hours 3        the part of it that fits in 3 GPU hours",
         "build_kernel.py run resnet18 resnet34       two experiments, averaged",
         "build_kernel.py run strong --set epochs=8   a changed experiment, under a name of its own",
     )
@@ -400,6 +408,13 @@ def _folder(spec: Any, campaign: str | None) -> Path:
     metavar="0,1,...",
     help="Train only these folds. `--folds 0` gives a first score early.",
 )
+@click.option(
+    "--hours",
+    metavar="N",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Pick the folds, members and epochs that are expected to fit in N GPU hours, and say which.",
+)
+@_RESERVE
 @click.option("--no-submit", is_flag=True, help="Stop before the submission.")
 @_MESSAGE
 @_NEW_CAMPAIGN
@@ -419,6 +434,8 @@ def _folder(spec: Any, campaign: str | None) -> Path:
 def run(
     experiments: tuple[str, ...],
     folds: tuple[int, ...] | None,
+    hours: float | None,
+    reserve_hours: float,
     no_submit: bool,
     message: str,
     campaign: str | None,
@@ -439,16 +456,23 @@ def run(
 
     You can interrupt it and repeat it. Finished kernels are not run again, and kernels that run on Kaggle
     continue without this command.
+
+    With --hours N it gives up members beyond two, epochs down to a half, folds, then epochs, until the rest
+    fits. The pick is kept: the same command continues it. Another N makes another campaign (EXPERIMENTS-Nh),
+    which reuses the finished folds of the same options.
     """
     from launch.campaign.commands import run as campaign_run
     from launch.campaign.spec import RunOptions
     from launch.kaggle_api.client import connect
 
+    if hours is not None and search_name is not None:
+        raise click.UsageError("--hours picks folds, members and epochs: a search has its own trials")
     spec = _spec(
         experiments,
         (*overrides, *([f"holdout={holdout}"] if holdout is not None else [])),
         owner=owner,
         folds=folds,
+        hours=hours,
         datasets=datasets,
         strict_bundle=strict_bundle,
         average=average,
@@ -460,6 +484,7 @@ def run(
         submit=not no_submit,
         message=message,
         reuse=reuse,
+        reserve_hours=reserve_hours,
     )
     if not no_check:
         _offer_environment_check(spec, options.folder)
@@ -566,6 +591,7 @@ def output(names: tuple[str, ...], out: Path | None, campaign: str | None) -> No
     help="An experiment of the campaign. Repeatable.",
 )
 @_NEW_CAMPAIGN
+@_RESERVE
 @_SEARCH
 @_OWNER
 @_DATASET
@@ -574,6 +600,7 @@ def push(
     names: tuple[str, ...],
     experiments: tuple[str, ...],
     campaign: str | None,
+    reserve_hours: float,
     search_name: str | None,
     owner: str | None,
     datasets: tuple[str, ...],
@@ -598,7 +625,8 @@ def push(
         spec = CampaignSpec(owner=owner or "", datasets=datasets, search=search)
     else:
         spec = _spec(experiments, overrides, owner=owner, datasets=datasets, search=search)
-    push_names(spec, names, RunOptions(folder=_folder(spec, campaign)), connect=connect)
+    options = RunOptions(folder=_folder(spec, campaign), reserve_hours=reserve_hours)
+    push_names(spec, names, options, connect=connect)
 
 
 @main.command()

@@ -21,7 +21,7 @@ EXPERIMENTS_FORMAT = 1  # of the JSON document; it changes when a key is removed
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named configuration. When --set changed it, the name ends with a hash of the configuration.
+    """A named configuration. When --set changed its result, the name ends with a hash of the configuration.
 
     Attributes:
         name: of its file, perhaps with that hash.
@@ -179,7 +179,20 @@ def _load_without_teacher(name: str, overrides: Sequence[str], root: Path) -> Ex
             "folder "
             "that holds one and name the file with --set slide_map=FILE.csv, or use --set fold_split=stain"
         )
-    return Experiment(name if changed == config else f"{name}-{changed.hash[:6]}", changed)
+    return Experiment(name if changed.hash == config.hash else f"{name}-{changed.hash[:6]}", changed)
+
+
+def changed_experiment(experiment: Experiment, **changes: int | float) -> Experiment:
+    """An experiment with other options, named as `--set` would name it.
+
+    Raises:
+        ConfigError: the options cannot be used together.
+    """
+    before, config = experiment.config.hash, replace(experiment.config, **changes)  # type: ignore[arg-type]
+    if config.hash == before:
+        return replace(experiment, config=config)
+    name = experiment.name.removesuffix(f"-{before[:6]}")
+    return replace(experiment, name=f"{name}-{config.hash[:6]}", config=config)
 
 
 def _load_teacher(student: Experiment, root: Path) -> Experiment:

@@ -20,6 +20,7 @@ from launch.packaging.builder import Built, build
 from launch.plan import GPU_SESSIONS, REPORT_PAGE, REPORT_SLUG, Kernel, needed_for, plan_kernels
 from launch.sandbox import Mount, Outcome, add_kaggle_files, cpu_workers, gpus, isolation, run_script
 from launch.summary import print_ranking, print_summary, summarise
+from lib.config import EXPECTATIONS
 from lib.evaluation.out_of_fold import Summary
 from lib.files import is_system_file, link_or_copy, sha256_of, write_atomic
 from lib.runtime.inputs import COMPETITION
@@ -202,9 +203,10 @@ class LocalRun:
         logger.info("%s: done in %.1f s", kernel.slug, outcome.seconds)
 
     def _identity(self, kernel: Kernel) -> str:
-        """The script (without its commit) and the inputs that decide a kernel's output, as JSON."""
+        """What decides a kernel's output, as JSON: inputs, and script without commit and expected hours."""
         script = self.built.script(kernel).read_text(encoding="utf-8")
-        lines = [line for line in script.splitlines() if not line.strip(' "').startswith("'git_commit':")]
+        without = ("git_commit", *EXPECTATIONS)
+        lines = [line for line in script.splitlines() if not any(f"'{name}':" in line for name in without)]
         identity: dict[str, object] = {"script": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
         if kernel.competition:
             identity["data"] = _data_hash(self.data)

@@ -262,11 +262,11 @@ class Config:
         "steps, too, add fixed_schedule.",
     )
     expected_hours: float = _option(
-        2.0,
+        0.0,
         "Hours that one fold (with train_mode = linear_probe: the embedding) is expected to take on 2 x T4. "
-        "A campaign plans its quota with it until a fold has run. Three times this, from 1 to 12 hours, is "
-        "the time limit of the push.",
-        low=0.01,
+        "A campaign plans its quota and the time limit of its first fold with it, and the rest with the "
+        "measured time. 0: estimated from backbone, tiles and epochs. It changes no result and no name.",
+        low=0.0,
         high=12.0,
     )
     pseudo_labels: str = _option(
@@ -302,9 +302,9 @@ class Config:
         choices=("all", "train"),
     )
     pretrain_hours: float = _option(
-        4.0,
-        "Hours that the pretraining is expected to take on 2 x T4; used like expected_hours.",
-        low=0.01,
+        0.0,
+        "Hours that the pretraining is expected to take on 2 x T4; used like expected_hours. 0: estimated.",
+        low=0.0,
         high=12.0,
     )
 
@@ -422,6 +422,10 @@ class Config:
         """All fields, in their order, as plain values."""
         return dataclasses.asdict(self)
 
+    def result_options(self) -> dict[str, Value]:
+        """The options that decide a result: all but the expectations."""
+        return without_expectations(self.to_dict())
+
     @property
     def weights_file(self) -> str:
         """The name of the file with the first weights; empty where they come from elsewhere."""
@@ -435,12 +439,18 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """The first 8 hexadecimal digits of the SHA-256 of all fields; equal for equal configs."""
+        """The first 8 hexadecimal digits of the SHA-256 of all options that decide a result."""
         plain = {
-            name: value + 0.0 if isinstance(value, float) else value for name, value in self.to_dict().items()
+            name: value + 0.0 if isinstance(value, float) else value
+            for name, value in self.result_options().items()
         }
         text = json.dumps(plain, sort_keys=True)  # -0.0 + 0.0 is 0.0: equal values have the same hash
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def without_expectations(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that are estimates for planning and decide no result."""
+    return {name: value for name, value in options.items() if name not in EXPECTATIONS}
 
 
 def _fields() -> tuple[dataclasses.Field[Any], ...]:

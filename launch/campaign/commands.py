@@ -12,6 +12,7 @@ from launch.campaign.leaderboard import LEADERBOARD, PICTURE, write_leaderboard
 from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, spec_of
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import OUTPUTS, fetch_output, log_file, peek_record
+from launch.campaign.pick import fit_hours
 from launch.campaign.report import NOTEBOOK, report_facts, write_notebook
 from launch.campaign.spec import CampaignSpec, RunOptions, different_campaign, same_campaign
 from launch.campaign.state import CampaignStoppedError
@@ -51,7 +52,8 @@ def run(
     """Run a campaign from its present state to its end; safe to repeat.
 
     Args:
-        spec: what is computed; it must continue the campaign in the folder, where there is one.
+        spec: what is computed; it must continue the campaign in the folder, where there is one. With hours,
+            what fits them is picked from it.
         options: of this run.
         connect: makes the client.
         started: when the command began, by `steady`; now by default.
@@ -62,6 +64,7 @@ def run(
     started = steady() if started is None else started
     with campaign_lock(options.folder.parent), _table(options) as board:
         kaggle = connect()
+        spec = fit_hours(spec, read_ledger(options.folder))
         campaign = open_campaign(spec, options, kaggle, board)
         _check_code(campaign, options)
         campaign.run()
@@ -236,6 +239,7 @@ def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board
         timeouts=options.timeouts,
         show=board.show,
         reuse=options.reuse,
+        reserve=options.reserve_hours,
         goal=goal,
     )
 
@@ -317,6 +321,7 @@ def _pushed(spec: CampaignSpec, names: Sequence[str], ledger: Ledger | None) -> 
             search=spec.search or saved.search,
             thin=saved.thin,
             strict_bundle=saved.strict_bundle,
+            hours=saved.hours,
         )
     if spec.search is None and any(name.endswith("search") for name in names):
         spec = replace(spec, search=load_search(DEFAULT_SEARCH))

@@ -92,6 +92,7 @@ class Campaign:
         timeouts: Timeouts,
         show: Callable[[Sequence[KernelStatus], Quota | None], None] = lambda statuses, quota: None,
         reuse: bool = False,
+        reserve: float = 0.0,
         goal: Collection[str] | None = None,
     ) -> None:
         """Start from the state that the ledger holds.
@@ -106,6 +107,7 @@ class Campaign:
             timeouts: limits of all waits.
             show: receives the statuses after every poll.
             reuse: reuse finished outputs of other campaigns even if other code made them.
+            reserve: hours of the weekly GPU quota to leave to other work.
             goal: slugs of the kernels that `run` brings to their ends; None for all. Open pushes of the
                 others are followed too.
         """
@@ -113,10 +115,10 @@ class Campaign:
         self.state = CampaignState(kernels, ledger, goal=goal)
         self._kaggle, self._folder, self._timeouts, self._show = kaggle, folder, timeouts, show
         self._restart()
-        self._capacity = Capacity(kaggle, self.state, timeouts)
+        self._capacity = Capacity(kaggle, self.state, timeouts, reserve=reserve)
         self.publisher = Publisher(kaggle, ledger, dataset, source.bundle, timeouts)
         self._reuse = OutputReuse(kaggle, source, self.state, folder, reuse=reuse)
-        self._pusher = KernelPusher(kaggle, source, self.state, folder)
+        self._pusher = KernelPusher(kaggle, source, self.state, folder, least_limit=timeouts.least_limit)
         self._monitor = RunMonitor(kaggle, folder)
         self._deletions: dict[str, int] = {}  # of empty kernels, by slug
         self._followed: set[str] = set()  # slugs whose open push this process sent, or saw queued or running
@@ -374,6 +376,7 @@ class Campaign:
                 if not self._reuse.succeeds(kernel):
                     return replace(observation, may_reuse=False)
                 state.timers.stop_all(slug)
+                self._capacity.note_finished(kernel)
             case TakeOver(slug=source, message=message) | RedoInput(slug=source, message=message):
                 logger.info("%s: %s", source, message)
                 state.timers.stop_all(slug)
@@ -406,6 +409,7 @@ class Campaign:
         keep_log(self._folder, kernel.slug, output.listing)
         push.state, push.ended_at = DONE, self.state.clock.stamp()
         self.state.finish(kernel, fetched.record, identity=push.identity, version=push.version, how="done")
+        self._capacity.note_finished(kernel)
 
     def _observe(
         self, kernel: Kernel, entry: KernelEntry, observation: Observation, part: str

@@ -11,7 +11,6 @@ from typing import Any
 
 from launch.campaign.decide import HeldInput, PushReply, Source
 from launch.campaign.ledger import (
-    LIMIT_NOTE,
     REFUSED,
     REPLACED,
     KernelEntry,
@@ -35,7 +34,7 @@ from launch.kaggle_api.types import ABSENT, Listing
 from launch.packaging.builder import Checkout
 from launch.packaging.bundle import carries_push_id, push_id_in
 from launch.plan import Kernel
-from lib.config import EXPECTATIONS
+from lib.config import without_expectations
 from lib.search_space import RECORDS, reusable_trials
 
 logger = logging.getLogger(__name__)
@@ -50,16 +49,24 @@ _RECORD_DATA_ID = ("pretrain", "embed", "train", "search")  # kinds whose record
 class KernelPusher:
     """The one place that pushes kernels."""
 
-    def __init__(self, kaggle: Kaggle, source: Checkout, state: CampaignState, folder: Path) -> None:
+    def __init__(
+        self,
+        kaggle: Kaggle,
+        source: Checkout,
+        state: CampaignState,
+        folder: Path,
+        *,
+        least_limit: float,
+    ) -> None:
         self._kaggle = kaggle
         self._source = source
         self._state = state
         self._folder = folder
+        self._least_limit = least_limit
 
     def intend(self, kernel: Kernel, entry: KernelEntry) -> Push:
         """Record the intention of a push. A push that reached its limit is followed by a longer one."""
-        at_limit = sum(push.note == LIMIT_NOTE for push in entry.pushes[entry.series :])
-        limit = time_limit(kernel, ended_before=at_limit)
+        limit = time_limit(kernel, self._state.ledger, least=self._least_limit)
         return self._state.intend(kernel, bundle=self._source.bundle, limit=limit)
 
     def send(self, kernel: Kernel, push: Push) -> PushReply:
@@ -289,8 +296,9 @@ class OutputReuse:
         if kernel.kind == "weights":
             encoders = scores.get("encoders", {}) if isinstance(scores, dict) else {}
             return set(kernel.encoders) <= set(encoders)
-        same_config = _without_expectations(content.get("config")) == _without_expectations(
-            kernel.configs[0].to_dict()
+        config = content.get("config")
+        same_config = (
+            isinstance(config, dict) and without_expectations(config) == kernel.configs[0].result_options()
         )
         if not same_config or kernel.datasets:  # a record does not name the datasets that were attached
             return False
@@ -306,10 +314,3 @@ class OutputReuse:
             )
             return same_part and prepared is not None and content.get("data_id") == data_id_of(prepared.key)
         return True
-
-
-def _without_expectations(config: Any) -> dict[str, Any] | None:
-    """The options of a config that decide a result; None where it is no config."""
-    if not isinstance(config, dict):
-        return None
-    return {name: value for name, value in config.items() if name not in EXPECTATIONS}

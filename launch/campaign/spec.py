@@ -37,6 +37,7 @@ class CampaignSpec:
         search: the search of the campaign; it stays in the specification when a later run names none.
         thin: kernels import the library from the dataset.
         strict_bundle: refuse to average folds that different code trained.
+        hours: of GPU quota from which folds, members and epochs were picked; None: nothing was picked.
     """
 
     experiments: tuple[Experiment, ...] = ()
@@ -47,6 +48,7 @@ class CampaignSpec:
     search: SearchSpace | None = None
     thin: bool = False
     strict_bundle: bool = False
+    hours: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: what `spec_from_dict` reads."""
@@ -60,6 +62,7 @@ class CampaignSpec:
             "search": None if search is None else {"name": search.name, "values": search.to_dict()},
             "thin": self.thin,
             "strict_bundle": self.strict_bundle,
+            "hours": self.hours,
         }
 
     def plan(self) -> list[Kernel]:
@@ -84,6 +87,7 @@ class RunOptions:
         submit: send the submission and wait for its score.
         message: description of the submission, behind the campaign's id and the file's hash.
         reuse: reuse outputs of other campaigns even if other code made them.
+        reserve_hours: of the weekly GPU quota to leave to other work.
         scored_by: who scores the submission; by default the service that the client is pointed at.
         timeouts: waits between requests and limits of all waits.
     """
@@ -94,6 +98,7 @@ class RunOptions:
     submit: bool = True
     message: str = ""
     reuse: bool = False
+    reserve_hours: float = 0.0
     scored_by: str = field(default_factory=lambda: service_name())
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -110,6 +115,7 @@ class _SavedSpec:
     search: dict[str, Any] | None
     thin: bool
     strict_bundle: bool
+    hours: float | None
 
 
 def spec_from_dict(values: Mapping[str, Any]) -> CampaignSpec:
@@ -136,6 +142,7 @@ def spec_from_dict(values: Mapping[str, Any]) -> CampaignSpec:
             search=None if search is None else search_from_dict(search["values"], name=search["name"]),
             thin=values["thin"],
             strict_bundle=values["strict_bundle"],
+            hours=values["hours"],
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"its specification is incomplete ({error!r})") from error
@@ -181,6 +188,12 @@ def same_campaign(saved: CampaignSpec, given: CampaignSpec) -> list[str]:
     if saved.datasets != given.datasets:
         datasets = [", ".join(spec.datasets) or "none" for spec in (saved, given)]
         problems.append(f"its attached datasets are {datasets[0]}, not {datasets[1]}")
+    if saved.hours != given.hours:
+        hours = [
+            "without --hours" if each is None else f"with --hours {each:g}"
+            for each in (saved.hours, given.hours)
+        ]
+        problems.append(f"it was started {hours[0]}, this command is {hours[1]}")
     for name, config in now.items():
         old = before.get(name, config)
         changed = [key for key in config if config[key] != old[key] and key not in EXPECTATIONS]
@@ -209,9 +222,10 @@ def campaigns() -> Path:
     return EMULATOR_CAMPAIGNS if uses_emulator() else CAMPAIGNS
 
 
-def campaign_name(experiments: Sequence[Experiment]) -> str:
-    """The default name of a campaign: its experiments."""
-    return "+".join(experiment.name for experiment in experiments)
+def campaign_name(experiments: Sequence[Experiment], *, hours: float | None = None) -> str:
+    """The default name of a campaign: its experiments, and the hours that they were fitted to."""
+    names = "+".join(experiment.name for experiment in experiments)
+    return names if hours is None else f"{names}-{hours:g}h"
 
 
 def campaign_folder(name: str) -> Path:

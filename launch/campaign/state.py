@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launch.campaign.decide import ConfirmPush, Elapsed, End, NoteDropped, NoteRefusal
@@ -13,7 +13,6 @@ from launch.campaign.outputs import output_key
 from launch.campaign.waits import Clock, WaitTimers, describe_seconds, seconds_since, steady
 from launch.errors import LaunchError
 from launch.plan import Kernel
-from lib.config import EXPECTATIONS
 from lib.runtime.run_record import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -143,12 +142,7 @@ class Progress:
 
     def identity(self, kernel: Kernel) -> str:
         """A hash of a kernel's configs and inputs, which must be done. They decide its output."""
-        configs = []
-        for config in kernel.configs:
-            values = asdict(config)
-            for expectation in EXPECTATIONS:
-                values.pop(expectation)
-            configs.append(values)
+        configs = [config.result_options() for config in kernel.configs]
         inputs: dict[str, str] = {}
         for slug in kernel.sources:
             output = self.ledger.kernels[slug].output

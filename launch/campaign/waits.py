@@ -37,6 +37,7 @@ class Timeouts:
         score_poll: between two requests for the list of submissions.
         score_settle: until a submission that was sent must be listed.
         score_timeout: until a submission must have a score.
+        least_limit: the least time limit of a push, for a machine that the estimates are not about.
     """
 
     poll: float = 30.0
@@ -60,6 +61,7 @@ class Timeouts:
     score_poll: float = 10.0
     score_settle: float = 60.0
     score_timeout: float = 1800.0
+    least_limit: float = 0.0
 
 
 EMULATOR_TIMEOUTS = Timeouts(
@@ -76,6 +78,7 @@ EMULATOR_TIMEOUTS = Timeouts(
     score_poll=0.2,
     score_settle=3.0,
     score_timeout=60.0,
+    least_limit=6 * 3600.0,
 )
 
 

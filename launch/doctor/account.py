@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from launch.campaign.quota import expected_hours, next_reset, plan_over_weeks
+from launch.campaign.quota import expected_hours, next_reset, plan_over_weeks, read_before
 from launch.doctor.credentials import check_local_credentials, find_credentials
 from launch.doctor.environment_check import CPU, GPU, kept_results, plan_environment_checks
 from launch.doctor.finding import Finding, first_line, ok, problem, warning
@@ -178,7 +178,7 @@ def check_quota(account: Account, experiments: Sequence[Experiment]) -> list[Fin
     planned = "nothing planned"
     if hours:
         names = ", ".join(experiment.name for experiment in experiments)
-        planned = f"{names} is expected to cost {cost:.1f} h"
+        planned = f"{names} is expected to cost {cost:.1f} h (estimated, not measured)"
     quota = account.request(lambda kaggle: kaggle.quota())
     if quota is None:
         return [
@@ -187,10 +187,13 @@ def check_quota(account: Account, experiments: Sequence[Experiment]) -> list[Fin
     reset = f"{next_reset(quota):%a %d %b %H:%M} UTC"
     text = f"{quota.left:.1f} of {quota.allowed:.0f} h left until {reset}; {planned}"
     if max(hours.values(), default=0.0) > quota.allowed:
-        remedy = "One kernel is expected to take longer than a week's quota: correct its `expected_hours`."
+        remedy = (
+            "One kernel is expected to take longer than a week's quota: make it cheaper, or correct its "
+            "expected hours (--set expected_hours=...)."
+        )
         return [problem("quota", text, remedy)]
     if cost > quota.left:
-        weeks = plan_over_weeks(hours, quota)
+        weeks = plan_over_weeks(hours, quota, after=read_before(plan_kernels(experiments)))
         return [warning("quota", text, "\n".join(["A campaign waits for the next quota by itself:", *weeks]))]
     return [ok("quota", text)]
 

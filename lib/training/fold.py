@@ -135,6 +135,7 @@ class FoldTask:
         }
         causes = {
             **asdict(self.identity(member)),
+            "config": self.config.result_options(),
             "bundle": self.bundle_id,
             "weights": sources,
             "processes": processes,

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib.config import EXPECTATIONS, Config, config_from_dict, parse_toml, to_toml
+from lib.config import Config, config_from_dict, parse_toml, to_toml
 from lib.errors import KernelError, listed
 from lib.evaluation.metrics import MetricError, auc, auc_interval, probability
 from lib.files import sha256_of, write_atomic
@@ -436,7 +436,7 @@ class _Search:
             )
 
     def _id(self, config: Config) -> str:
-        options = {key: value for key, value in config.to_dict().items() if key not in EXPECTATIONS}
+        options = config.result_options()
         template = self.task.template
         hashes = self._load(config)[1]
         causes = [options, self.task.space.folds, template.data_id, template.fold_table_id, hashes]

@@ -136,7 +136,7 @@ def main() -> int:
 
     Ledger.save = counted  # type: ignore[method-assign]
     if limit := values.get("limit"):
-        launch.campaign.push.time_limit = lambda kernel, ended_before=0: limit
+        launch.campaign.push.time_limit = lambda kernel, ledger=None, least=0.0: limit
     if code := values.get("code"):
         launch.packaging.builder.bundle_id = lambda files: hashlib.sha256(code.encode()).hexdigest()
     if name := values.get("full_disk_at"):

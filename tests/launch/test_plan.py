@@ -9,10 +9,11 @@ from launch.campaign.quota import expected_hours, time_limit
 from launch.campaign.waits import LONGEST_SESSION
 from launch.errors import LaunchError
 from launch.experiments import experiment_names, load_experiment, load_experiments, load_search
+from launch.hours import trial_hours
 from launch.packaging.builder import build
 from launch.packaging.check import check
 from launch.packaging.metadata import METADATA
-from launch.plan import needed_for, plan_kernels, plan_weights
+from launch.plan import Kernel, needed_for, plan_kernels, plan_weights
 
 
 @pytest.mark.parametrize("name", experiment_names())
@@ -117,17 +118,14 @@ def test_a_search_comes_last_and_nothing_depends_on_it() -> None:
 
 
 def test_a_search_costs_its_trials_two_at_a_time_and_at_most_a_session() -> None:
-    search = plan_kernels([load_experiment("resnet34")], search=load_search("baseline"))[-1]
-    assert expected_hours(search) == 8 * search.configs[0].expected_hours / 2
-    assert time_limit(search) == LONGEST_SESSION
-    small = plan_kernels(
-        [load_experiment("resnet34", ["expected_hours=0.1"])], search=load_search("baseline")
-    )[-1]
-    assert expected_hours(small) == pytest.approx(0.4) and time_limit(small) == pytest.approx(1.2 * 3600)
-    large = plan_kernels(
-        [load_experiment("resnet34", ["expected_hours=10"])], search=load_search("baseline")
-    )[-1]
-    assert expected_hours(large) == 12
+    def search(*overrides: str) -> Kernel:
+        return plan_kernels([load_experiment("resnet34", overrides)], search=load_search("baseline"))[-1]
+
+    estimated, small, large = search(), search("expected_hours=0.1"), search("expected_hours=10")
+    assert expected_hours(estimated) == pytest.approx(8 * trial_hours(estimated.configs[0]) / 2)
+    assert expected_hours(small) == pytest.approx(0.4)
+    assert time_limit(small) == pytest.approx(3 * 0.4 * 3600 + 600)
+    assert expected_hours(large) == 12 and time_limit(large) == LONGEST_SESSION
 
 
 def test_a_search_is_built_complete_for_the_plain_client(tmp_path: Path) -> None:

@@ -30,10 +30,11 @@ _MAY_IMPORT_LIB = {
     "lib.report": (*_BASE, "lib.data", "lib.evaluation", "lib.explain", "lib.inference", "lib.runtime"),
 }
 # launch: the command line above the parts that do something, those above what they are built from.
-_LOW = ("launch.errors", "launch.console", "launch.experiments", "launch.plan")
+_LOW = ("launch.errors", "launch.console", "launch.experiments", "launch.plan", "launch.hours")
 _MAY_IMPORT_LAUNCH = {
     "launch.errors": (),
     "launch.console": (),
+    "launch.hours": (),
     "launch.experiments": ("launch.errors", "launch.console"),
     "launch.plan": ("launch.errors", "launch.console", "launch.experiments"),
     "launch.network_guard": (),  # runs inside a kernel's process, started by path

@@ -19,9 +19,10 @@ from launch.campaign.commands import (
     submit_only,
 )
 from launch.campaign.commands import push as push_names
-from launch.campaign.ledger import LEDGER_NAME, find_campaign
+from launch.campaign.ledger import LEDGER_NAME, find_campaign, read_ledger
 from launch.campaign.spec import CampaignSpec, RunOptions
 from launch.campaign.status import show_status, watch
+from launch.cli import command_line
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.experiments import Experiment, load_experiment, load_search
@@ -264,7 +265,7 @@ def test_a_push_whose_answer_was_lost_with_its_process_is_proved_before_another_
 
 def test_a_push_by_hand_does_not_wait_for_sessions_that_nobody_ends(account, monkeypatch, capsys):
     kaggle = account(*(Fault("session", "endless", slug=f"fold-{fold}") for fold in (0, 1)))
-    monkeypatch.setattr("launch.campaign.push.time_limit", lambda kernel, ended_before=0: 0.5)
+    monkeypatch.setattr("launch.campaign.push.time_limit", lambda kernel, ledger=None, least=0.0: 0.5)
     push(order(kaggle), ["prepare"], connect=reach)
     with pytest.raises(LaunchError):
         run(*order(kaggle, submit=False), connect=reach)
@@ -474,7 +475,56 @@ def test_the_account_must_be_the_owner(account):
 
 
 def test_a_kernel_that_can_never_fit_the_quota_stops_before_anything_is_pushed(account):
-    kaggle = account(settings={"weekly_gpu_hours": 1.0})
+    kaggle = account(settings={"weekly_gpu_hours": 0.1})
     with pytest.raises(LaunchError, match="it can never run"):
         run(*order(kaggle), connect=reach)
     assert kaggle.changes() == []
+
+
+# --- hours, by the command line ---
+
+
+def test_run_with_hours_says_what_it_picked_and_the_same_command_continues(account, monkeypatch, capsys):
+    kaggle = account()
+
+    def fast(spec, options, *, connect):
+        return run(spec, replace(options, timeouts=TIMEOUTS), connect=reach)
+
+    monkeypatch.setattr("launch.campaign.commands.run", fast)
+    arguments = ["run", "smoke", "--no-submit", "--no-check", "--owner", "alice"]
+    arguments += [word for option in KNOBS for word in ("--set", option)]
+
+    def hours(number: str, *more: str) -> tuple[int, str, list[str]]:
+        """Exit code, what was printed, and the kernels that were pushed."""
+        before = len(kaggle.changes())
+        code = command_line([*arguments, "--hours", number, *more])
+        printed = capsys.readouterr()
+        pushed = [slug for method, slug in kaggle.changes()[before:] if method == "SaveKernel"]
+        return code, printed.out + printed.err, pushed
+
+    code, text, pushed = hours("0.2", "--reserve-hours", "2")
+    assert code == 0, text
+    assert "--hours 0.2 picks fold 0 of 3; smoke-" in text and "as it is. About 0.18 h" in text
+    assert "(2 h of them reserved for other work)" in text
+    assert "The rest is planned with the measured time" in text
+    assert sum("fold" in slug for slug in pushed) == 1
+    folder = kaggle.folder / "campaigns" / f"{load_experiment('smoke', KNOBS).name}-0.2h"
+    assert read_ledger(folder).spec.hours == 0.2
+
+    code, text, pushed = hours("0.2", "--set", "expected_hours=0.01")
+    assert code == 0 and "--hours 0.2 picks fold 0 of 3" in text, text
+    assert not pushed  # neither the pick nor what is expected changed anything
+
+    code, text, pushed = hours("0.6", "--folds", "0")  # another campaign, with a fold of the same options
+    assert code == 0 and "--hours 0.6 picks all folds" in text, text
+    assert len(pushed) == 2 and "inference" in pushed[0] and "report" in pushed[1]
+
+    code, text, pushed = hours("0.6", "--campaign", folder.name)
+    assert code == 1 and not pushed
+    assert "it was started with --hours 0.2, this command is with --hours 0.6" in text
+    assert "Choose another name with --campaign" in text
+
+
+def test_hours_and_a_search_exclude_each_other(capsys):
+    assert command_line(["run", "smoke", "--search", "smoke", "--hours", "2"]) == 2
+    assert "--hours picks folds, members and epochs" in capsys.readouterr().err
