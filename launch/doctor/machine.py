@@ -62,11 +62,6 @@ def check_client() -> list[Finding]:
     if missing:
         findings.append(problem(name, f"it needs {', '.join(missing)}, not installed", remedy))
     if mismatched:
-        if any("certifi" in requirement for requirement in mismatched):
-            remedy = (
-                "kaggle 2.2.5 needs a certifi that was not released for a time; pip then installs 2.2.4. "
-                "Both versions work."
-            )
         findings.append(warning(name, f"it needs {', '.join(mismatched)}", remedy))
     return findings
 
