@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.emulator.account import Account, ApiError, JsonObject, paginate
+from launch.emulator.faults import Fault
 from launch.emulator.uploads import Uploads
+from launch.packaging.metadata import TITLE_LIMIT
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip", ".gz")
 # The version of an attached folder.
@@ -59,13 +61,16 @@ class Datasets:
         """Create a dataset."""
         slug = str(body.get("slug", ""))
         self._account.check_owner(str(body.get("ownerSlug", "")))
+        title = str(body.get("title", slug))
+        if not 6 <= len(title) <= TITLE_LIMIT:
+            raise ApiError(400, f"The dataset title must be between 6 and {TITLE_LIMIT} characters")
         if slug in self.slugs():
             message = f'The requested slug "{slug}" is already in use by a dataset.'
             return {"status": "error", "error": message}
         if slug in self._account.state["kernels"]:
             raise ApiError(400, f"the slug {slug} is used by a kernel of yours")
         dataset = {
-            "title": body.get("title", slug),
+            "title": title,
             "private": bool(body.get("isPrivate", True)),
             "id": self._account.next_id(),
             "versions": [],
@@ -164,16 +169,19 @@ class Datasets:
             ],
         }
 
-    def files(self, body: JsonObject) -> JsonObject:
+    def files(self, body: JsonObject, fault: Fault | None) -> JsonObject:
         """One page of the files of the version that can be mounted."""
+        fault_kind = fault.kind if fault is not None else ""
         slug, _ = self._requested(body)
         folder = self.mounted(slug)
         if folder is None:
             return {"datasetFiles": []}
-        paths, next_page = paginate(sorted(path for path in folder.rglob("*") if path.is_file()), body)
-        files = [
-            {"name": path.relative_to(folder).as_posix(), "totalBytes": path.stat().st_size} for path in paths
-        ]
+        found = folder.glob("*") if fault_kind == "flat" else folder.rglob("*")
+        paths, next_page = paginate(sorted(path for path in found if path.is_file()), body)
+        files = []
+        for path in paths:
+            name = path.name if fault_kind == "no-path" else path.relative_to(folder).as_posix()
+            files.append({"name": name, "totalBytes": path.stat().st_size})
         return {"datasetFiles": files, **next_page}
 
 

@@ -26,12 +26,17 @@ kinds.
 | | truncated | lists one file and no token for the next page |
 | | traversal | lists one more file, named `../x` |
 | | stale | lists the output of the version before |
+| ListKernelSessionOutput; log | surrogates | ends each text of the log in lone surrogates |
+| ListDatasetFiles | flat | leaves out the files in folders |
+| | no-path | lists files in folders by their names alone |
+| GetAcceleratorQuotaStatistics | shrunk | allows other GPU hours a week; value: the hours (required) |
 | upload (PUT of a file) | 503 | keeps half of the bytes, then refuses |
 | | reset | keeps half of the bytes, then resets the connection |
 | output (GET of a file) | expired | answers 403 with an HTML page |
 | | short | sends half of the file as if it were whole |
 | | cut | sends half of the file, then resets the connection |
 | session (a run) | error, cancelled | ends in this state at once |
+| | held-slot | is cancelled at once, and holds its session until the kernel is deleted |
 | | endless | stays in state RUNNING |
 | | no-output | completes, but lists no file |
 | | no-mount | starts without the kernels it reads from |
@@ -114,14 +119,17 @@ _KINDS = {
         "pushed-over",
     ),
     "GetKernelSessionStatus": (*_METHOD, "status", "stale"),
-    "ListKernelSessionOutput": (*_METHOD, "missing", "truncated", "traversal", "stale"),
+    "ListKernelSessionOutput": (*_METHOD, "missing", "truncated", "traversal", "stale", "surrogates"),
+    "ListDatasetFiles": (*_METHOD, "flat", "no-path"),
+    "GetAcceleratorQuotaStatistics": (*_METHOD, "shrunk"),
     "upload": (*_CONNECTION, "html", "reset"),
     "output": (*_CONNECTION, "html", "timeout", "expired", "short", "cut"),
-    "log": (*_CONNECTION, "html", "timeout"),
+    "log": (*_CONNECTION, "html", "timeout", "surrogates"),
     "session": (
         "error",
         "endless",
         "cancelled",
+        "held-slot",
         "no-output",
         "no-mount",
         "replaced-input",
@@ -136,7 +144,7 @@ _TEXT_VALUES = (
     ("GetKernelSessionStatus", "status"),
     ("ListKernelSessionOutput", "missing"),
 )
-_NUMBER_VALUES = ("timeout", "429", "old-version")
+_NUMBER_VALUES = ("timeout", "429", "old-version", "shrunk")
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,9 @@ class Fault:
         if (self.on, self.kind) in _TEXT_VALUES and not (isinstance(self.value, str) and self.value):
             problems.append(f"{self.kind} on {self.on} needs a text as value")
         if self.kind in _NUMBER_VALUES and not isinstance(self.value, int | float | None):
-            problems.append(f"{self.kind} needs seconds as value")
+            problems.append(f"{self.kind} needs a number as value")
+        if self.kind == "shrunk" and self.value is None:
+            problems.append("shrunk needs the hours of a week as value")
         return problems
 
 

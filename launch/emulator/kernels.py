@@ -11,7 +11,7 @@ from launch.emulator.datasets import Datasets
 from launch.emulator.faults import Fault
 from launch.emulator.sessions import ACTIVE, Sessions, source_name
 from launch.packaging.bundle import SOURCE_LIMIT
-from launch.packaging.metadata import MACHINE_SHAPE
+from launch.packaging.metadata import MACHINE_SHAPE, TITLE_LIMIT
 from lib.runtime.inputs import ADDED_BY_KAGGLE, COMPETITION, EXECUTED_NOTEBOOK
 
 
@@ -37,6 +37,8 @@ class Kernels:
             return {"error": str(fault.value if fault is not None else "")}
         if len(str(body.get("text", "")).encode()) >= SOURCE_LIMIT:
             raise ApiError(400, "The kernel source must be less than 1 megabytes in size.")
+        if len(title) > TITLE_LIMIT:
+            raise ApiError(400, f"The title must have at most {TITLE_LIMIT} characters")
         slug = full_slug.split("/")[-1]
         if slug not in account.state["kernels"] and title:
             slug = _slugify(title)  # Kaggle files a new kernel under its title, not under its id
@@ -142,7 +144,7 @@ class Kernels:
         if fault_kind == "pushed-over":
             version["status"], version["ended_at"] = "CANCEL_ACKNOWLEDGED", account.now()
         elif version["quick"]:
-            version["status"], version["ended_at"] = "COMPLETE", account.now()
+            version["status"], version["ended_at"] = "NEW_SCRIPT", account.now()  # saved, and never run
         else:
             self._sessions.begin(slug, version)
         answer = {
@@ -162,7 +164,12 @@ class Kernels:
         owner, kernels = self._account.owner, self._account.state["kernels"]
         known = {
             "kernel": {f"{owner}/{slug}".lower() for slug, kernel in kernels.items() if kernel["versions"]},
-            "dataset": {f"{owner}/{slug}".lower() for slug in self._datasets.slugs()},
+            # A dataset is known once its first version is processed.
+            "dataset": {
+                f"{owner}/{slug}".lower()
+                for slug in self._datasets.slugs()
+                if self._datasets.mounted(slug) is not None
+            },
         }
         invalid = {
             key: [name for name in sources[key] if owner_and_slug(name) not in names]
@@ -172,7 +179,7 @@ class Kernels:
 
     def delete(self, body: JsonObject) -> JsonObject:
         """Delete a kernel and end its run."""
-        slug, state = str(body.get("kernelSlug", "")), self._account.state
+        slug, state = _slug(body), self._account.state
         if slug not in state["kernels"]:
             raise ApiError(404, "Kernel not found")
 
@@ -188,10 +195,10 @@ class Kernels:
 
     def status(self, body: JsonObject, fault: Fault | None) -> JsonObject:
         """The status of the latest run, or of the version that the request names."""
-        slug = str(body.get("kernelSlug", "")).split("/")[0]
-        versions = self._versions(slug)
+        slug = _slug(body)
         if fault is not None and fault.kind == "status":
             return {"status": str(fault.value)}
+        versions = self._versions(slug)
         version = _requested_version(versions, body)
         new = self._account.now() - version["pushed_at"] < self._account.settings.status_delay
         if (fault is not None and fault.kind == "stale") or new:
@@ -211,7 +218,7 @@ class Kernels:
 
     def output(self, body: JsonObject, fault: Fault | None, base: str) -> JsonObject:
         """One page of the output files of the latest run, and its log."""
-        slug = str(body.get("kernelSlug", ""))
+        slug = _slug(body)
         versions = self._versions(slug)
         version = _requested_version(versions, body)
         fault_kind = fault.kind if fault is not None else ""
@@ -230,7 +237,10 @@ class Kernels:
         files = [{"fileName": name, "url": self._link(base, place, name)} for name in page_names]
         if fault_kind == "traversal":
             files.append({"fileName": "../x", "url": self._link(base, place, names[0] if names else "x")})
-        return {"files": files, "log": _log(folder), **next_page}
+        log = _log(folder)
+        if fault_kind == "surrogates":
+            log = json.dumps([_with_surrogates(event) for event in json.loads(log or "[]")])
+        return {"files": files, "log": log, **next_page}
 
     def _link(self, base: str, place: str, name: str) -> str:
         return f"{base}/output/{place}?{self._account.sign_link(place, name)}"
@@ -244,7 +254,7 @@ class Kernels:
 
     def files(self, body: JsonObject) -> JsonObject:
         """One page of the names and sizes of the output files."""
-        slug = str(body.get("kernelSlug", ""))
+        slug = _slug(body)
         version = _requested_version(self._versions(slug), body)
         working = self._sessions.folder(slug, version["number"]) / "working"
         date = format_time(version["pushed_at"])
@@ -255,16 +265,27 @@ class Kernels:
                 files.append({"name": name, "size": (working / name).stat().st_size, "creationDate": date})
         return {"files": files, **next_page}
 
-    def log_events(self, slug: str, label: str = "") -> tuple[bool, list[JsonObject]]:
-        """Whether the run of the latest or the named version is over, and the events of its log until now."""
+    def log_events(
+        self, slug: str, label: str = "", *, surrogates: bool = False
+    ) -> tuple[bool, list[JsonObject]]:
+        """Whether the run of the latest or the named version is over, and the events of its log until now.
+
+        Args:
+            slug: of the kernel.
+            label: of the version; empty for the latest.
+            surrogates: the texts end in lone surrogates.
+        """
         with self._account.lock:
             version = _requested_version(self._versions(slug), {"versionLabel": label})
         text = _log(self._sessions.folder(slug, version["number"]))
-        return version["status"] not in ACTIVE, json.loads(text) if text else []
+        events = json.loads(text) if text else []
+        if surrogates:
+            events = [_with_surrogates(event) for event in events]
+        return version["status"] not in ACTIVE, events
 
     def get(self, body: JsonObject) -> JsonObject:
         """Source and metadata of the latest version."""
-        slug = str(body.get("kernelSlug", "")).split("/")[0]
+        slug = _slug(body)
         kernel = self._account.state["kernels"].get(slug)
         if kernel is None:
             raise ApiError(404, "Kernel not found")
@@ -316,14 +337,22 @@ class Kernels:
 
 
 def _requested_version(versions: list[JsonObject], body: JsonObject) -> JsonObject:
-    """The version that a request names, or the latest."""
-    label = str(body.get("versionLabel") or "").removeprefix("v")
+    """The version that a request names, such as v1, or the latest. A bare number names none."""
+    label = str(body.get("versionLabel") or "")
     if not label:
         return versions[-1]
-    version = next((version for version in versions if str(version["number"]) == label), None)
+    version = next((version for version in versions if f"v{version['number']}" == label), None)
     if version is None:
         raise ApiError(404, "No such version")
     return version
+
+
+def _slug(body: JsonObject) -> str:
+    """The kernel that a request names; Kaggle refuses one with a version in it."""
+    slug = str(body.get("kernelSlug", ""))
+    if "/" in slug:
+        raise ApiError(403, "Permission 'kernels.get' was denied")
+    return slug
 
 
 def _output_names(working: Path) -> list[str]:
@@ -342,6 +371,11 @@ def _log(folder: Path) -> str:
     return json.dumps(
         [{"stream_name": "stdout", "time": float(n), "data": line} for n, line in enumerate(lines)]
     )
+
+
+def _with_surrogates(event: JsonObject) -> JsonObject:
+    """An event of a log whose text no encoding can write: it ends in halves of surrogate pairs."""
+    return {**event, "data": str(event["data"]).rstrip("\n") + " \ud83d \udfff\n"}
 
 
 def _is_quick(body: JsonObject) -> bool:

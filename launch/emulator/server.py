@@ -253,7 +253,7 @@ class Server:
         methods: dict[str, Callable[[JsonObject], JsonObject]] = {
             "GetDatasetStatus": kaggle.datasets.status,
             "GetDataset": kaggle.datasets.get,
-            "ListDatasetFiles": kaggle.datasets.files,
+            "ListDatasetFiles": lambda request: kaggle.datasets.files(request, fault),
             "CreateDataset": kaggle.datasets.create,
             "CreateDatasetVersion": kaggle.datasets.create_version,
             "SaveKernel": lambda request: kaggle.kernels.push(request, fault),
@@ -263,7 +263,7 @@ class Server:
             "GetKernel": kaggle.kernels.get,
             "ListKernels": kaggle.kernels.listing,
             "DeleteKernel": kaggle.kernels.delete,
-            "GetAcceleratorQuotaStatistics": lambda _: kaggle.sessions.quota(),
+            "GetAcceleratorQuotaStatistics": lambda _: kaggle.sessions.quota(fault),
             "GetCompetition": lambda _: kaggle.competition.get(),
             "ListCompetitions": lambda _: {"competitions": [kaggle.competition.get()]},
             "ListDataFiles": lambda _: kaggle.competition.files(),
@@ -345,12 +345,13 @@ class Server:
 
     def _stream_log(self, request: Request, slug: str, owner: str, log_entry: JsonObject) -> Response:
         fault = self._take_fault("log", slug, log_entry)
-        if fault is not None:  # timeout
+        surrogates = fault is not None and fault.kind == "surrogates"
+        if fault is not None and not surrogates:  # timeout
             time.sleep(float(fault.value or 1.0))
             raise _ConnectionReset
         kaggle, label = self.kaggle, request.args.get("versionLabel", "")
         kaggle.account.check_owner(owner)
-        over, events = kaggle.kernels.log_events(slug, label)
+        over, events = kaggle.kernels.log_events(slug, label, surrogates=surrogates)
         if over:
             return _json(events)
 
@@ -358,7 +359,7 @@ class Server:
             sent, over = 0, False
             while not over and not kaggle.closed.is_set():
                 try:
-                    over, events = kaggle.kernels.log_events(slug, label)
+                    over, events = kaggle.kernels.log_events(slug, label, surrogates=surrogates)
                 except ApiError:  # the kernel was deleted meanwhile
                     return
                 for event in events[sent:]:

@@ -6,10 +6,12 @@ Sessions that ran when a server was killed are run again by the next server.
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from launch.emulator.account import Account, JsonObject, format_time
 from launch.emulator.datasets import Datasets
+from launch.emulator.faults import Fault
 from launch.emulator.scheduler import Executor, Job, Scheduler
 from launch.sandbox import Mount, Outcome, add_kaggle_files
 from lib.runtime.inputs import COMPETITION
@@ -64,7 +66,7 @@ class Sessions:
             fault_kind: of the push's fault.
         """
         settings = self._account.settings
-        running = sum(version["gpu"] == gpu for version in self._running())
+        running = sum(version["gpu"] == gpu for version in self._versions(self._holds_slot))
         most = settings.gpu_sessions if gpu else settings.cpu_sessions
         if fault_kind in ("capacity", "empty-kernel") or running >= most:
             return f"Maximum batch {'GPU' if gpu else 'CPU'} session count of {most} reached."
@@ -74,7 +76,8 @@ class Sessions:
 
     def free_slot(self, gpu: bool) -> int:
         """The lowest number that no running session of this kind has, so that sessions get different GPUs."""
-        taken = {version.get("slot", 0) for version in self._running() if version["gpu"] == gpu}
+        held = self._versions(self._holds_slot)
+        taken = {version.get("slot", 0) for version in held if version["gpu"] == gpu}
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
     def begin(self, slug: str, version: JsonObject) -> None:
@@ -88,7 +91,7 @@ class Sessions:
         elif kind == "error":
             self._write_log(slug, version, _TRACEBACK)
             self._finish(version, "ERROR", _KERNEL_FAILED)
-        elif kind == "cancelled":
+        elif kind in ("cancelled", "held-slot"):
             self._write_log(slug, version, "cancelled\n")
             self._finish(version, "CANCEL_ACKNOWLEDGED")
         else:
@@ -129,10 +132,18 @@ class Sessions:
                 self._charge(version)
             self._account.save()
 
-    def _running(self) -> list[JsonObject]:
+    def _versions(self, condition: Callable[[JsonObject], bool]) -> list[JsonObject]:
         kernels = self._account.state["kernels"].values()
         versions = [version for kernel in kernels for version in kernel["versions"]]
-        return [version for version in versions if version["status"] in ACTIVE]
+        return [version for version in versions if condition(version)]
+
+    @staticmethod
+    def _holds_slot(version: JsonObject) -> bool:
+        """Whether a version holds a session: its run is active, or a fault keeps the session after it."""
+        return version["status"] in ACTIVE or version.get("fault") == "held-slot"
+
+    def _running(self) -> list[JsonObject]:
+        return self._versions(lambda version: version["status"] in ACTIVE)
 
     def _finish(self, version: JsonObject, status: str, message: str = "") -> None:
         self._charge(version)
@@ -182,7 +193,6 @@ class Sessions:
         for source in version["kernels"] if version.get("fault") != "no-mount" else ():
             name = source.split("/")[1]
             complete = [other for other in self.versions(name) if other["status"] == "COMPLETE"]
-            complete = [other for other in complete if not other.get("quick")]
             if complete:
                 working = self.folder(name, complete[-1]["number"]) / "working"
                 working.mkdir(parents=True, exist_ok=True)
@@ -251,9 +261,12 @@ class Sessions:
             content["scores"]["fold"]["auc"] -= 0.05
             record.write_text(json.dumps(content), encoding="utf-8")
 
-    def quota(self) -> JsonObject:
+    def quota(self, fault: Fault | None) -> JsonObject:
         """The used and allowed GPU time of the week."""
-        used, allowed = self._gpu_hours() * 3600, self._account.settings.weekly_gpu_hours * 3600
+        hours = self._account.settings.weekly_gpu_hours
+        if fault is not None and fault.kind == "shrunk":
+            hours = float(fault.value)
+        used, allowed = self._gpu_hours() * 3600, hours * 3600
         return {
             "quotaRefreshTime": format_time(self._account.state["refresh_at"]),
             "gpuQuota": {"timeUsed": f"{used:.3f}s", "totalTimeAllowed": f"{allowed:.0f}s"},

@@ -18,6 +18,7 @@ METADATA = "kernel-metadata.json"
 DATASET_METADATA = "dataset-metadata.json"
 PLACEHOLDER_OWNER = "your-kaggle-username"
 MACHINE_SHAPE = "NvidiaTeslaT4"  # two T4 GPUs; without it, pushes have run on other machines
+TITLE_LIMIT = 50  # characters
 _LANGUAGES, _KERNEL_TYPES = ("python", "r", "rmarkdown"), ("script", "notebook")
 
 
@@ -107,11 +108,12 @@ def check_kernel_metadata(metadata: dict[str, Any], folder: Path) -> list[str]:
         problems.append(f"the slug {slug!r} must have at least five characters")
     if (
         not isinstance(title, str)
-        or not 5 <= len(title) <= 50
+        or not 5 <= len(title) <= TITLE_LIMIT
         or not title.isascii()
         or not title[:1].isalpha()
     ):
-        problems.append(f"the title {title!r} must be 5 to 50 plain characters and start with a letter")
+        rule = f"must be 5 to {TITLE_LIMIT} plain characters and start with a letter"
+        problems.append(f"the title {title!r} {rule}")
     elif slugify(title) != slug:
         problems.append(f"the title {title!r} becomes the slug {slugify(title)!r}, not {slug!r}")
     if slug == LIBRARY_SLUG:

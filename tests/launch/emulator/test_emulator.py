@@ -85,11 +85,17 @@ def test_kernels_by_the_command_line(real, tmp_path):
         "pathlib.Path('sub').mkdir()\npathlib.Path('sub/deep.txt').write_text('deep')\n",
         competition_sources=[COMPETITION],
     )
+    saved = cli(real, "kernels", "push", "-p", str(folder), "--no-run")
+    assert "successfully saved without running" in saved.stdout, saved
+    assert "NEW_SCRIPT" in cli(real, "kernels", "status", "alice/first-kernel").stdout
     pushed = cli(real, "kernels", "push", "-p", str(folder))
-    assert "Kernel version 1 successfully pushed." in pushed.stdout, pushed
+    assert "Kernel version 2 successfully pushed." in pushed.stdout, pushed
     assert 'alice/first-kernel has status "KernelWorkerStatus.COMPLETE"' in wait_for(
         real, "first-kernel", "COMPLETE"
     )
+    assert "NEW_SCRIPT" in cli(real, "kernels", "status", "alice/first-kernel/1").stdout
+    assert "COMPLETE" in cli(real, "kernels", "status", "alice/first-kernel/2").stdout
+    assert cli(real, "kernels", "status", "alice/first-kernel/3").returncode == 1
     out = tmp_path / "out"
     fetched = cli(real, "kernels", "output", "alice/first-kernel", "-p", str(out))
     assert fetched.returncode == 0, fetched
@@ -190,6 +196,7 @@ def test_competition_and_quota_by_the_command_line(world, tmp_path):
     submission.write_text((kaggle.data / "sample_submission.csv").read_text().replace(",0", ",0.5"))
     sent = cli(kaggle, "competitions", "submit", COMPETITION, "-f", str(submission), "-m", "by hand")
     assert "Successfully submitted to Histopathologic Cancer Detection" in sent.stdout, sent
+    assert "Submission ref: 5000" in sent.stdout, sent
     time.sleep(0.3)
     listed = cli(kaggle, "competitions", "submissions", COMPETITION).stdout
     assert "by hand" in listed and "0.50000" in listed  # the AUC of constant predictions
@@ -402,6 +409,7 @@ def test_capacity_is_counted_by_machine_and_a_quick_save_needs_none(wire):
     assert kaggle.push("gpu-kernel-0", enableGpu=True, kernelExecutionType="QUICK_SAVE")["versionNumber"] == 3
     # No empty kernel is left.
     assert kaggle.push("gpu-kernel-1", enableGpu=True, kernelExecutionType="QUICK_SAVE")["versionNumber"] == 1
+    assert kaggle.status("gpu-kernel-1") == "NEW_SCRIPT"
 
 
 def test_concurrent_sessions_have_different_gpus(wire):
@@ -444,6 +452,10 @@ def test_pushes_under_another_slug_and_refused_pushes(wire):
     assert kaggle.ask("SaveKernel", **kaggle.push_body("my-data")).status_code == 409
     assert kaggle.ask("SaveKernel", **kaggle.push_body("x-kernel", slug="bob/x-kernel")).status_code == 403
     assert kaggle.ask("SaveKernel", **kaggle.push_body("x-kernel", text="#" * 1_000_000)).status_code == 400
+    assert kaggle.ask("SaveKernel", **kaggle.push_body("x-kernel", newTitle="x" * 51)).status_code == 400
+    assert kaggle.push("x" * 50)["versionNumber"] == 1
+    new = {"ownerSlug": "alice", "slug": "other-data", "title": "x" * 51, "files": []}
+    assert kaggle.ask("CreateDataset", **new).status_code == 400
     assert "Python only" in kaggle.push("x-kernel", language="r")["error"]
     assert "Phone" in wire(settings={"phone_verified": False}).push("x-kernel", enableInternet=True)["error"]
 
@@ -488,6 +500,7 @@ def test_the_status_may_be_that_of_the_version_before(wire):
         ("missing", "deep", ["left-0.txt"], None),
         ("truncated", None, ["deep/file.txt"], None),
         ("traversal", None, ["deep/file.txt", "left-0.txt", "../x"], None),
+        ("surrogates", None, ["deep/file.txt", "left-0.txt"], None),
         ("stale", None, [], None),
     ],
 )
@@ -501,6 +514,7 @@ def test_faults_of_an_output_listing(wire, kind, value, names, token):
     listed = kaggle.listing("one-kernel")
     assert [file["fileName"] for file in listed["files"]] == names
     assert listed.get("nextPageToken") == token
+    assert ("\ud83d" in json.loads(listed["log"] or "[{}]")[0].get("data", "")) is (kind == "surrogates")
     right = kaggle.listing("one-kernel")
     # The files that Kaggle adds are not listed.
     assert [file["fileName"] for file in right["files"]] == ["deep/file.txt", "left-0.txt"]
@@ -570,6 +584,53 @@ def test_a_session_that_never_ends_holds_its_slot_even_after_a_restart(wire):
     kaggle.kernel("DeleteKernel", "one-kernel")
     kaggle.kernel("DeleteKernel", "two-kernel")
     assert kaggle.push("two-kernel", enableGpu=True)["versionNumber"] == 1
+
+
+def test_a_cancelled_session_may_hold_its_slot_until_its_kernel_is_deleted(wire):
+    kaggle = wire(Fault("session", "held-slot"), settings={"gpu_sessions": 1})
+    kaggle.push("one-kernel", enableGpu=True)
+    assert kaggle.status("one-kernel") == "CANCEL_ACKNOWLEDGED"
+    assert "session count of 1" in kaggle.push("one-kernel", enableGpu=True)["error"]
+    kaggle.stop()
+    kaggle.start()
+    assert "session count of 1" in kaggle.push("one-kernel", enableGpu=True)["error"]
+    used = kaggle.call("GetAcceleratorQuotaStatistics")["gpuQuota"]["timeUsed"]
+    assert float(used.removesuffix("s")) == 0.0  # it costs no quota
+    kaggle.kernel("DeleteKernel", "one-kernel")
+    assert kaggle.push("one-kernel", enableGpu=True)["versionNumber"] == 1
+
+
+def test_a_version_is_named_by_v_and_its_number_only(wire):
+    kaggle = wire()
+    kaggle.push("one-kernel")
+    kaggle.wait_for("one-kernel", "COMPLETE")
+    for method in ("GetKernelSessionStatus", "ListKernelSessionOutput", "ListKernelFiles"):
+        assert kaggle.kernel(method, "one-kernel", versionLabel="v1").status_code == 200
+        for label in ("1", "v2", "vv1"):
+            assert kaggle.kernel(method, "one-kernel", versionLabel=label).status_code == 404
+    for method in ("GetKernelSessionStatus", "ListKernelSessionOutput", "GetKernel", "DeleteKernel"):
+        assert kaggle.kernel(method, "one-kernel/1").status_code == 403
+    assert kaggle.status("one-kernel") == "COMPLETE"
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("flat", ["VERSION"]), ("no-path", ["VERSION", "b.txt", "config.py"])]
+)
+def test_faults_of_a_datasets_listing(wire, kind, names):
+    kaggle = wire(Fault("ListDatasetFiles", kind))
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as files:
+        files.writestr("b.txt", "b")
+        files.writestr("deep/config.py", "x = 1")
+    kaggle.dataset("my-data", [("VERSION", b"one"), ("lib.zip", archive.getvalue())])
+    assert sorted(kaggle.dataset_files("my-data")) == names
+    assert sorted(kaggle.dataset_files("my-data")) == ["VERSION", "lib/b.txt", "lib/deep/config.py"]
+
+
+def test_a_quota_that_shrinks(wire):
+    kaggle = wire(Fault("GetAcceleratorQuotaStatistics", "shrunk", nth=2, value=4))
+    allowed = [kaggle.call("GetAcceleratorQuotaStatistics")["gpuQuota"]["totalTimeAllowed"] for _ in range(3)]
+    assert allowed == ["108000s", "14400s", "108000s"]
 
 
 def test_a_new_version_of_a_dataset_is_listed_and_mounted_late(wire):
@@ -921,7 +982,7 @@ def test_concurrent_pushes_lose_no_version(wire):
 
 
 def test_a_refused_log_stream_and_faults_that_are_not_valid(wire):
-    kaggle = wire(Fault("log", "503"), held=True)
+    kaggle = wire(Fault("log", "503"), Fault("log", "surrogates", nth=4), held=True)
     kaggle.push("one-kernel")
     kaggle.wait_for("one-kernel", "RUNNING")
     url = f"{kaggle.address}/api/v1/kernels/logs/stream/alice/one-kernel"
@@ -935,6 +996,8 @@ def test_a_refused_log_stream_and_faults_that_are_not_valid(wire):
         "",
     ]
     assert requests.get(f"{url}?versionLabel=v1", headers=headers, timeout=10).json()[0]["data"] == "begun\n"
+    assert "\ud83d" in requests.get(url, headers=headers, timeout=10).json()[0]["data"]
+    assert requests.get(f"{url}?versionLabel=1", headers=headers, timeout=10).status_code == 404
     for fault in (
         Fault("SaveKernel", "reset_after"),
         Fault("nowhere", "500"),
@@ -942,6 +1005,10 @@ def test_a_refused_log_stream_and_faults_that_are_not_valid(wire):
     ):
         with pytest.raises(LaunchError):
             wire(fault)
-    for fault in (Fault("GetKernelSessionStatus", "status"), Fault("SaveKernel", "timeout", value="long")):
+    for fault in (
+        Fault("GetKernelSessionStatus", "status"),
+        Fault("SaveKernel", "timeout", value="long"),
+        Fault("GetAcceleratorQuotaStatistics", "shrunk"),
+    ):
         with pytest.raises(LaunchError):
             wire(fault)
