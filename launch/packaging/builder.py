@@ -22,6 +22,7 @@ from launch.packaging.bundle import (
 )
 from launch.packaging.metadata import (
     DATASET_METADATA,
+    MACHINE_SHAPE,
     METADATA,
     check_kernel_metadata,
     dataset_metadata,
@@ -120,10 +121,15 @@ def read_checkout(
     """Read the library, the metadata of the root and the git commit.
 
     Raises:
-        LaunchError: the library or the metadata cannot be used, the owner is no user name, or a secret is in
-            the library.
+        LaunchError: the library or the metadata cannot be used, the metadata name another machine, the owner
+            is no user name, or a secret is in the library.
     """
     base = read_base(root)
+    if base.get("machine_shape", MACHINE_SHAPE) != MACHINE_SHAPE:
+        raise LaunchError(
+            f"machine_shape in {METADATA} is {base['machine_shape']!r}: kernels, limits and quota are planned"
+            f" for {MACHINE_SHAPE}, two T4 GPUs. Write {MACHINE_SHAPE}, or remove the line"
+        )
     owner = owner or owner_of(base)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", owner):
         raise LaunchError(f"the owner {owner!r} is not a Kaggle user name")

@@ -63,6 +63,20 @@ def test_gpu_kernels_get_two_t4_and_the_others_nothing(built: Built) -> None:
         assert ("machine_shape" in metadata) is gpu
 
 
+@pytest.mark.parametrize("shape", ["NvidiaTeslaP100", "NvidiaL4", "", None])
+def test_another_machine_in_the_metadata_is_refused_and_not_replaced(shape: object, tmp_path: Path) -> None:
+    root = copied_tree(tmp_path)
+    path = root / "kernel-metadata.json"
+    base = json.loads(path.read_text())
+    path.write_text(json.dumps(base | {"machine_shape": shape}))
+    with pytest.raises(LaunchError, match="machine_shape .* NvidiaTeslaT4, or remove the line"):
+        build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
+    del base["machine_shape"]
+    path.write_text(json.dumps(base))
+    built = build([load_experiment("smoke")], out=tmp_path / "dist", owner="me", root=root)
+    assert "NvidiaTeslaT4" in {metadata_of(built, kernel).get("machine_shape") for kernel in built.kernels}
+
+
 def test_internet_is_on_only_where_something_is_downloaded(built: Built) -> None:
     for kernel in built.kernels:
         assert metadata_of(built, kernel)["enable_internet"] is (kernel.kind == "weights")
