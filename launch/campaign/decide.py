@@ -47,6 +47,7 @@ from launch.kaggle_api.types import (
 from lib.runtime.inputs import MISSING_INPUTS, mounted_instead
 from lib.runtime.run_record import RunRecord
 
+CANCELLED_NOTE = "the run was cancelled on Kaggle"  # of a push that did not finish
 _LOG_LINES_SHOWN = 25  # of a kernel that failed
 RERUN = "rerun the command"
 
@@ -60,6 +61,7 @@ PROOF, FOREIGN_RUN, FOREIGN_END, STATUS, NO_RUN, OUTPUT, SHORT = (
     "output",
     "short",
 )
+MISSING, PROCESSING = "missing datasets", "datasets in processing"
 SESSION, QUOTA = "session", "quota"  # waits of all kernels of a machine
 INPUT, INPUT_GONE, INPUT_RUN = "input", "no input", "run of an input"
 STALL = "stall"  # since the last decision that brought the kernel further
@@ -124,6 +126,19 @@ class RunOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Datasets:
+    """The attached datasets of a kernel that a push cannot have.
+
+    Attributes:
+        unusable: those that no wait makes usable, with the reason: `alice/map (does not exist, ...)`.
+        processing: those that Kaggle still processes.
+    """
+
+    unusable: Sequence[str] = ()
+    processing: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class PushReply:
     """The reply to a push: a version, or the error that came instead."""
 
@@ -181,6 +196,7 @@ class Observation:
         source: what Kaggle holds of the kernel.
         output: of the latest run.
         fetched: the result of fetching that output.
+        datasets: those of its attached datasets that a push cannot have.
         reply: of a push that was just sent.
         is_empty: Kaggle shows neither a run nor a source of the kernel.
         deletions: how often this process deleted the kernel because it was empty.
@@ -195,6 +211,7 @@ class Observation:
     source: Source | None = None
     output: RunOutput | None = None
     fetched: FetchReply | None = None
+    datasets: Datasets | None = None
     reply: PushReply | None = None
     is_empty: bool | None = None
     deletions: int = 0
@@ -518,6 +535,32 @@ def _confirm(push: Push, observation: Observation, now: Elapsed, timeouts: Timeo
 
 def _follow(push: Push, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
     """A push that happened: its run is waited for, and its output fetched."""
+    if push.state != DROPPED:
+        return _follow_run(push, observation, now, timeouts)
+    datasets, waited = observation.datasets, now.waiting_for(PROCESSING)
+    if datasets is None:
+        return Observe("datasets")
+    if datasets.unusable:
+        if now.waiting_for(MISSING) < timeouts.settle:
+            return Wait(subject=MISSING, status="pushed without inputs")
+        return Fail(
+            message=f"Kaggle pushed it without {', '.join(datasets.unusable)}. It is not pushed again. "
+            f"Correct --dataset, or make the dataset, and {RERUN}"
+        )
+    decision = _follow_run(push, observation, now, timeouts)
+    if not isinstance(decision, End) or not datasets.processing:
+        return decision
+    names, limit = ", ".join(datasets.processing), timeouts.dataset_timeout
+    if waited > limit:
+        return Fail(
+            message=f"Kaggle has processed the dataset {names} for {describe_seconds(limit)}. Open its page "
+            f"on Kaggle, and {RERUN} when it is ready"
+        )
+    message = f"Kaggle still processes the dataset {names}; it is pushed again when that is ready"
+    return Wait(subject=PROCESSING, message=message, status="waiting for a dataset")
+
+
+def _follow_run(push: Push, observation: Observation, now: Elapsed, timeouts: Timeouts) -> Decision:
     if (decision := _read_status(observation, now, timeouts, url=push.url)) is not None:
         return decision
     status = observation.status
@@ -526,7 +569,7 @@ def _follow(push: Push, observation: Observation, now: Elapsed, timeouts: Timeou
         return _active(push, status, observation, now, timeouts)
     # The status may still be the one of the run before.
     is_recent = not push.active and now.since_push < timeouts.settle
-    if status.name == ABSENT:
+    if status.name in (ABSENT, NEW):  # nothing ran: Kaggle shows no run, or a version saved without one
         return _no_run(push, status, observation, now, timeouts, is_recent=is_recent)
     if status.name == COMPLETE:
         return _complete(push, observation, now, timeouts, is_recent=is_recent)
@@ -640,7 +683,7 @@ def _no_run(
             return End(state=FAILED, note=note, message=failure, failure=failure)
     if waited > timeouts.queue_timeout and not is_recent:
         return Fail(
-            message=f"Kaggle shows no run of it ({status.message}) for "
+            message=f"Kaggle shows no run of it ({status.message or status.name}) for "
             f"{describe_seconds(timeouts.queue_timeout)}. "
             f"Open {push.url}, run it there or delete it, and {RERUN}"
         )
@@ -665,7 +708,7 @@ def _complete(
         if is_own and uncaught_error(lines):
             return _failed_by_its_log(lines, output.log_path, "although Kaggle calls the run complete")
         if now.waiting_for(SHORT) < timeouts.settle:
-            return Wait(subject=SHORT)  # the listing may lag, or be that of an earlier run
+            return Wait(subject=SHORT)  # the listing may lag or lack a page, or be that of an earlier run
         if not is_own:
             if observation.source is None:
                 return Observe("source")
@@ -761,7 +804,7 @@ def judge_end(
             return End(state=FAILED, note=LIMIT_NOTE, message=failure, failure=failure)
         if at_limit:
             return _push_again(LIMIT_NOTE)
-        note = "the run was cancelled on Kaggle"
+        note = CANCELLED_NOTE
         if was_rerun:
             return _push_again(note)
         # A person cancelled it, so only a person starts it again.
@@ -808,7 +851,8 @@ def _after_push(
         limit, failure = timeouts.session_timeout, ""
         if now.waiting_for(SESSION) > limit:
             failure = (
-                f"{error}, for {describe_seconds(limit)}. End the other sessions of your account and {RERUN}"
+                f"{error} For {describe_seconds(limit)} no session was free. End the other sessions of your "
+                f"account, delete the kernels of cancelled runs, and {RERUN}"
             )
         return NoteRefusal(note=str(error), lacks=SESSION, failure=failure)
     if isinstance(error, QuotaError):

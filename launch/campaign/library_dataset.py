@@ -153,6 +153,13 @@ class Publisher:
         elif current is not None and current.status == "ready" and current.version > entry.before:
             listed = self.kaggle.dataset_files(self.slug)
             expected = self._files()
+            if any("/" in name for name in expected) and not any("/" in name for name in listed):
+                # Some services list no files in folders, or list them without their folder.
+                logger.info(
+                    "%s: Kaggle lists no files in its folders, so only those beside them are checked",
+                    self.slug,
+                )
+                expected = {name: size for name, size in expected.items() if "/" not in name}
             missing = sorted(name for name, size in expected.items() if listed.get(name) != size)
             if missing:
                 shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")

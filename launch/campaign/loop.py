@@ -282,7 +282,7 @@ class Campaign:
                     self._poll_others(kernel)
                 if kernel.slug not in self.state.failures:
                     self._step(kernel)
-            except NoResponseError as error:
+            except (NoResponseError, UnexpectedResponseError) as error:
                 outage = error
             self._tolerate_outage(outage)
             if entry.open is not None and entry.open.state != INTENDED:
@@ -427,6 +427,8 @@ class Campaign:
                 return replace(observation, source=self._pusher.held_source(kernel, entry))
             case "inputs":
                 return replace(observation, inputs=self._reuse.held_inputs(kernel))
+            case "datasets":
+                return replace(observation, datasets=self._monitor.datasets(kernel))
             case "is_empty":
                 return replace(observation, is_empty=self._pusher.is_empty(kernel))
             case "log":

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from launch.campaign.decide import FetchReply, Observation, RunOutput
+from launch.campaign.decide import Datasets, FetchReply, Observation, RunOutput
 from launch.campaign.outputs import OUTPUTS, NoRecordError, fetch_output, log_file, peek_record
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import NoResponseError, RefusedError, UnexpectedResponseError
@@ -27,6 +27,20 @@ class RunMonitor:
             return self._kaggle.status(kernel.slug), ""
         except UnexpectedResponseError as error:
             return None, str(error)
+
+    def datasets(self, kernel: Kernel) -> Datasets:
+        """Those of a kernel's attached datasets that a push cannot have."""
+        unusable, processing = [], []
+        for name in kernel.datasets:
+            owner, _, slug = name.partition("/")
+            state = self._kaggle.dataset(slug, owner=owner)
+            if state is None:
+                unusable.append(f"the dataset {name}: it does not exist, or your account may not read it")
+            elif state.status in ("failed", "deleted"):
+                unusable.append(f"the dataset {name}: Kaggle calls it {state.status}")
+            elif state.status != "ready":
+                processing.append(name)
+        return Datasets(unusable=unusable, processing=processing)
 
     def log(self, kernel: Kernel) -> RunOutput:
         """The log of the latest run."""

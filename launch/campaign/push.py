@@ -29,7 +29,7 @@ from launch.campaign.outputs import (
 from launch.campaign.quota import time_limit
 from launch.campaign.state import CampaignState
 from launch.kaggle_api.client import Kaggle
-from launch.kaggle_api.errors import ClientError, NoResponseError
+from launch.kaggle_api.errors import ClientError, NoResponseError, UnexpectedResponseError
 from launch.kaggle_api.types import ABSENT, Listing
 from launch.packaging.builder import Checkout
 from launch.packaging.bundle import carries_push_id, push_id_in
@@ -123,8 +123,11 @@ class KernelPusher:
 
     def is_empty(self, kernel: Kernel) -> bool:
         """Whether Kaggle shows neither a run nor a source of a kernel."""
-        if self._kaggle.status(kernel.slug).name != ABSENT:
-            return False
+        try:
+            if self._kaggle.status(kernel.slug).name != ABSENT:
+                return False
+        except UnexpectedResponseError:
+            return False  # a run has a state, even one that this code does not know
         try:
             return self._kaggle.pull(kernel.slug) is None
         except NoResponseError:

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from launch import hours as estimates
-from launch.campaign.decide import QUOTA, SESSION, NoteRefusal
-from launch.campaign.ledger import DONE, LIMIT_NOTE, Ledger
+from launch.campaign.decide import CANCELLED_NOTE, QUOTA, SESSION, NoteRefusal
+from launch.campaign.ledger import DONE, INTENDED, LIMIT_NOTE, REFUSED, Ledger
 from launch.campaign.outputs import OUTPUTS
 from launch.campaign.spec import uses_emulator
 from launch.campaign.state import CampaignState, CampaignStoppedError, machine_of
@@ -49,8 +49,8 @@ _RESET_WEEKDAY = 5  # Saturday 00:00 UTC, where the service does not say
 
 # Waits of a machine, which end when a push to it was accepted. HOLD: until the next push after one that was
 # refused for sessions; SPENT: the same after one that was refused for quota; SHORT: less is left than a
-# kernel is expected to take.
-_HOLD, _SPENT, _SHORT = "hold", "spent", "short of quota"
+# kernel is expected to take; HELD: for the message about cancelled runs that may hold sessions.
+_HOLD, _SPENT, _SHORT, _HELD = "hold", "spent", "short of quota", "held"
 _QUOTA_READ, _QUOTA_MESSAGE = "quota read", "quota message"
 
 
@@ -241,6 +241,9 @@ class Capacity:
                     "can hold its session until its kernel is deleted (kaggle kernels delete OWNER/SLUG)"
                 )
                 timers.log_once(machine, SESSION, message)
+                if commands := self._deletions():  # they may be known later than the refusal
+                    message = "Cancelled runs of this campaign may hold sessions. To free them:"
+                    timers.log_once(machine, _HELD, "\n  ".join([message, *commands]))
         elif decision.lacks == QUOTA:
             self.read_quota()
             timers.restart("GPU", _SPENT)
@@ -248,9 +251,18 @@ class Capacity:
             if not decision.failure:
                 self._log_next_reset(decision.note)
 
+    def _deletions(self) -> list[str]:
+        """The commands that delete kernels without output whose last run was cancelled."""
+        commands = []
+        for slug, entry in self.state.ledger.kernels.items():
+            ran = [push for push in entry.pushes if push.state not in (INTENDED, REFUSED)]
+            if entry.output is None and ran and ran[-1].note in (CANCELLED_NOTE, LIMIT_NOTE):
+                commands.append(f"kaggle kernels delete {self.state.ledger.owner}/{slug}")
+        return commands
+
     def note_accepted(self, kernel: Kernel) -> None:
         """A push was accepted: the waits for its machine are over."""
-        for subject in (_HOLD, SESSION, _SPENT, _SHORT, QUOTA):
+        for subject in (_HOLD, _HELD, SESSION, _SPENT, _SHORT, QUOTA):
             self.state.timers.stop(machine_of(kernel), subject)
 
     def _log_next_reset(self, reason: str) -> None:

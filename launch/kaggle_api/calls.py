@@ -167,9 +167,17 @@ def translate(
 def service_message(error: Any) -> str:
     """The message of the service in an HTTP error."""
     try:
-        return str(error.response.json()["message"])
+        return without_surrogates(str(error.response.json()["message"]))
     except DECODING_ERRORS:
         return str(error).split(" for url:")[0]
+
+
+def without_surrogates(text: str) -> str:
+    """A text that every encoding can write: U+FFFD in place of each half of a surrogate pair.
+
+    JSON can hold such halves, and a kernel can print anything.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _retry_after(value: Any) -> float:

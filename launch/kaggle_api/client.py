@@ -26,6 +26,7 @@ from launch.kaggle_api.calls import (
     reading,
     translate,
     upload_notes_in,
+    without_surrogates,
 )
 from launch.kaggle_api.errors import (
     CREDENTIALS,
@@ -42,6 +43,7 @@ from launch.kaggle_api.types import (
     ABSENT,
     ACTIVE,
     ENDED,
+    NEW,
     DatasetState,
     Listing,
     PulledKernel,
@@ -152,7 +154,7 @@ class Kaggle:
                 return RunStatus(ABSENT, str(error))
             raise
         name = _enum_name(response.status, f"the status of {slug}")
-        if name not in (*ACTIVE, *ENDED):  # a newer client knows more states
+        if name not in (*ACTIVE, *ENDED, NEW):  # a newer client knows more states
             raise UnexpectedResponseError(f"Kaggle shows the status {name} of {slug}, unknown to this code")
         return RunStatus(name, _text(response.failure_message))
 
@@ -214,7 +216,7 @@ class Kaggle:
 
         try:
             for event in self.api.kernels_logs_stream(f"{self.user}/{slug}"):
-                yield from str(event.get("data", "")).splitlines()
+                yield from _text(event.get("data", "")).splitlines()
         except (requests.RequestException, *DECODING_ERRORS) as error:
             raise translate(f"follow the log of {slug}", error, secrets=self._secrets) from None
 
@@ -245,13 +247,18 @@ class Kaggle:
     # --- datasets -------------------------------------------------------------------------------------
 
     @reading("a dataset")
-    def dataset(self, slug: str) -> DatasetState | None:
-        """State of a dataset of the account; None when there is none (404) or Kaggle refuses access (403)."""
+    def dataset(self, slug: str, *, owner: str = "") -> DatasetState | None:
+        """State of a dataset; None when there is none (404) or Kaggle refuses access (403).
+
+        Args:
+            slug: of the dataset.
+            owner: of the dataset; the account by default.
+        """
         from kagglesdk.datasets.types import dataset_api_service as types
 
         status, current = types.ApiGetDatasetStatusRequest(), types.ApiGetDatasetRequest()
         for request in (status, current):
-            request.owner_slug, request.dataset_slug = self.user, slug
+            request.owner_slug, request.dataset_slug = owner or self.user, slug
         try:
             state = self._read(
                 f"get the status of the dataset {slug}",
@@ -597,7 +604,7 @@ def _log_text(log: str) -> str:
         return log
     if not isinstance(events, list):
         return log
-    return "".join(str(event.get("data", "")) for event in events if isinstance(event, dict))
+    return _text("".join(str(event.get("data", "")) for event in events if isinstance(event, dict)))
 
 
 def _enum_name(value: Any, subject: str) -> str:
@@ -610,7 +617,7 @@ def _enum_name(value: Any, subject: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else without_surrogates(str(value))
 
 
 def _number(value: Any) -> float | None:

@@ -6,7 +6,8 @@ from datetime import datetime
 # States of a run, as kagglesdk's KernelWorkerStatus names them. ABSENT is ours: Kaggle shows no run.
 QUEUED, RUNNING, COMPLETE, ERROR = "QUEUED", "RUNNING", "COMPLETE", "ERROR"
 CANCEL_REQUESTED, CANCELLED, NEW, ABSENT = "CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED", "NEW_SCRIPT", "ABSENT"
-ACTIVE = (QUEUED, RUNNING, CANCEL_REQUESTED, NEW)  # these occupy a session of the account
+# States that occupy a session of the account. NEW does not: the kernel was saved and has not run.
+ACTIVE = (QUEUED, RUNNING, CANCEL_REQUESTED)
 ENDED = (COMPLETE, ERROR, CANCELLED)
 
 

@@ -1,10 +1,10 @@
 """A campaign in a process of its own, which a test may kill: `python -m tests.launch.child ORDER.json`.
 
-The order file holds folder, knobs, folds, submit, and `die_after_saves`: the write of the ledger after which
-the process kills itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds a push may
-take, `timeouts`: limits in place of those below, `serve`: a folder for a Kaggle in the same process, which
-dies with it at call `die_at_call` of `hook`; at call `set_clock_at_call` the machine's clock is set by
-`set_clock_by` seconds (`set_clock.c`).
+The order file holds folder, knobs, folds, datasets, submit, and `die_after_saves`: the write of the ledger
+after which the process kills itself, `full_disk_at`: files of which names cannot be written, `limit`: seconds
+a push may take, `timeouts`: limits in place of those below, `serve`: a folder for a Kaggle in the same
+process, which dies with it at call `die_at_call` of `hook`; at call `set_clock_at_call` the machine's clock
+is set by `set_clock_by` seconds (`set_clock.c`).
 """
 
 import errno
@@ -65,6 +65,7 @@ def order_from(values: dict) -> tuple[CampaignSpec, RunOptions]:
         owner=values.get("owner", "alice"),
         folds=None if folds is None else tuple(folds),
         thin=values.get("thin", False),
+        datasets=tuple(values.get("datasets", ())),
     )
     options = RunOptions(
         folder=Path(values["folder"]),

@@ -96,6 +96,10 @@ class World:
         """Method and slug of every request that changed something at the service."""
         return [(each["method"], each["slug"]) for each in self.kaggle.account.changes()]
 
+    def pushes(self) -> list[str]:
+        """The slugs of all pushes that made a version, in order."""
+        return [slug for method, slug in self.changes() if method == "SaveKernel"]
+
     def assert_finished_once(self) -> None:
         """The campaign has its score, and the service saw each push, upload and submission once."""
         slugs = [

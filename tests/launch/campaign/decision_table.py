@@ -15,8 +15,10 @@ from launch.campaign.decide import (
     INPUT,
     INPUT_GONE,
     INPUT_RUN,
+    MISSING,
     NO_RUN,
     OUTPUT,
+    PROCESSING,
     PROOF,
     QUOTA,
     SESSION,
@@ -24,6 +26,7 @@ from launch.campaign.decide import (
     STALL,
     STATUS,
     ConfirmPush,
+    Datasets,
     Decision,
     DeleteEmptyKernel,
     Elapsed,
@@ -141,6 +144,8 @@ OLD = Source(carries_push_id=False, version=6, pushed_by="hand")
 SEVENTH = entry(push(version=7))
 TAKEN = push(REPLACED, note="version 8 was pushed by hand, over version 7 of this campaign")
 LATER = 16 * 24 * HOUR
+UNUSABLE = Datasets(unusable=["the dataset me/x: it does not exist"])
+UNREADY = Datasets(processing=["me/x"])
 
 TABLE = [
     # a kernel without an open push
@@ -148,6 +153,7 @@ TABLE = [
     ("no session or quota", entry(), Observation(has_resources=False), SETTLED, Wait()),
     ("then the status", entry(), Observation(has_resources=True), SETTLED, Observe("status")),
     ("nothing runs", entry(), seen(ABSENT), SETTLED, SendPush()),
+    ("saved and never run", entry(), seen(NEW), SETTLED, SendPush()),
     ("a complete run that may be reused", entry(), seen(COMPLETE, may_reuse=True), SETTLED, ReuseOutput()),
     ("a complete run that was not reused", entry(), seen(COMPLETE), SETTLED, SendPush()),
     # a run that the campaign did not push, and pushes that were replaced
@@ -233,7 +239,6 @@ TABLE = [
     ("an unknown status for too long", OPEN, Observation(status_problem="X?"), waited(status=LATER),
      (Fail, "Open https://k")),
     ("queued", OPEN, seen(QUEUED), SETTLED, Wait(subject="active QUEUED", status="queued", active=True)),
-    ("new", OPEN, seen(NEW), SETTLED, Wait(subject="active NEW_SCRIPT", status="new script", active=True)),
     ("queued for too long: its source", OPEN, seen(QUEUED), waited(active_QUEUED=LATER), Observe("source")),
     ("queued for too long", OPEN, seen(QUEUED, source=ITS_OWN), waited(active_QUEUED=LATER), Fail),
     ("queued after it ran: its source", ACTIVE, seen(QUEUED), waited(active_RUNNING=60), Observe("source")),
@@ -247,11 +252,14 @@ TABLE = [
     ("cancelling", OPEN, seen(CANCEL_REQUESTED), SETTLED, (Wait, "active CANCEL_REQUESTED", "")),
     ("no run just after a push", OPEN, seen(ABSENT), Elapsed(), Wait(status="pushed, no run yet")),
     ("no run", OPEN, seen(ABSENT), SETTLED, (Wait, NO_RUN, "")),
+    ("saved without a run", OPEN, seen(NEW), SETTLED, (Wait, NO_RUN, "")),
+    ("saved without a run over this push", SEVENTH, seen(NEW, source=HAND),
+     waited(no_run=3 * TIMEOUTS.settle), (End, REPLACED, "version 8 was pushed by hand, over version 7")),
     ("an active run was deleted", ACTIVE, seen(ABSENT), Elapsed(), (Wait, NO_RUN, "")),
     ("no run: its source is observed", OPEN, seen(ABSENT), waited(no_run=LATER), Observe("source")),
     ("no run for too long", OPEN, seen(ABSENT, source=Source(carries_push_id=True)), waited(no_run=LATER),
      (Fail, "Open https://k")),
-    ("one pushed without inputs was deleted", LACKING, seen(ABSENT, source=NEVER),
+    ("one pushed without inputs was deleted", LACKING, seen(ABSENT, source=NEVER, datasets=Datasets()),
      waited(no_run=3 * TIMEOUTS.settle), (End, UNFINISHED, "lacks x")),
     ("no run: a version of somebody else", SEVENTH, seen(ABSENT, source=HAND),
      waited(no_run=3 * TIMEOUTS.settle), (End, REPLACED, "version 8 was pushed by hand, over version 7")),
@@ -260,8 +268,21 @@ TABLE = [
     ("alternating answers for days", OPEN, seen(QUEUED), waited(stall=LATER), (Fail, "came no further")),
     # a complete run
     ("its output is listed", OPEN, seen(COMPLETE), SETTLED, Observe("output")),
-    ("pushed without inputs, recent", LACKING, seen(COMPLETE), Elapsed(), Wait()),
-    ("pushed without inputs", LACKING, seen(COMPLETE), SETTLED, (End, UNFINISHED, "lacks x")),
+    ("pushed without inputs: its datasets are observed", LACKING, Observation(), SETTLED,
+     Observe("datasets")),
+    ("pushed without inputs, recent", LACKING, seen(COMPLETE, datasets=Datasets()), Elapsed(), Wait()),
+    ("pushed without inputs", LACKING, seen(COMPLETE, datasets=Datasets()), SETTLED,
+     (End, UNFINISHED, "lacks x")),
+    ("a dataset is not seen", LACKING, Observation(datasets=UNUSABLE), SETTLED, (Wait, MISSING, "")),
+    ("a dataset does not exist", LACKING, Observation(datasets=UNUSABLE),
+     Elapsed(waited={MISSING: TIMEOUTS.settle}), (Fail, "the dataset me/x: it does not exist. It is not")),
+    ("a dataset in processing, its run active", LACKING, seen(RUNNING, datasets=UNREADY), SETTLED,
+     (Wait, "active RUNNING", "")),
+    ("a dataset in processing", LACKING, seen(COMPLETE, datasets=UNREADY), SETTLED,
+     (Wait, PROCESSING, "still processes the dataset me/x")),
+    ("a dataset in processing for too long", LACKING, seen(COMPLETE, datasets=UNREADY),
+     Elapsed(since_push=LATER, waited={PROCESSING: LATER}),
+     (Fail, "has processed the dataset me/x for 30 min")),
     ("output not readable", OPEN, seen(COMPLETE, output=listed(problem="HTML")), SETTLED,
      (Wait, OUTPUT, "HTML; listing")),
     ("output not readable for too long",
@@ -322,7 +343,8 @@ TABLE = [
      SETTLED, (End, FAILED, "no tumour")),
     ("an error of somebody else's version", SEVENTH,
      seen(ERROR, output=listed("error: theirs"), source=HAND), SETTLED, (End, REPLACED, "pushed by hand")),
-    ("pushed without inputs, an error", LACKING, seen(ERROR, output=listed("error: no data")), SETTLED,
+    ("pushed without inputs, an error", LACKING,
+     seen(ERROR, output=listed("error: no data"), datasets=Datasets()), SETTLED,
      (End, UNFINISHED, "lacks x")),
     ("cancelled before the command was run again", ACTIVE,
      seen(CANCELLED, output=listed("push id.1"), was_rerun=True), Elapsed(),
@@ -369,6 +391,8 @@ SUBJECTS = [
     INPUT,
     INPUT_GONE,
     INPUT_RUN,
+    MISSING,
+    PROCESSING,
     "active QUEUED",
     "active RUNNING",
 ]

@@ -133,6 +133,18 @@ def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys,
     assert json.loads((folder / "leaderboard.json").read_text())["submission"]["ref"] == entry.ref
 
 
+def test_a_log_that_no_encoding_can_write_is_shown(account, capsys):
+    kaggle = account(
+        Fault("ListKernelSessionOutput", "surrogates", times=0), Fault("log", "surrogates", times=0)
+    )
+    push(order(kaggle), ["prepare"], connect=reach)
+    folder = find_campaign(None)
+    for follow in (True, False):
+        show_log(folder, "prepare", follow=follow, connect=reach)
+        printed = capsys.readouterr().out
+        assert "push " in printed and printed.rstrip().endswith("\ufffd \ufffd")
+
+
 def test_push_returns_when_kaggle_has_it_and_run_goes_on_from_there(account, capsys):
     kaggle = account(seconds=600.0)
     push(order(kaggle), ["dataset", "prepare"], connect=reach)

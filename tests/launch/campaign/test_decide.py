@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 import launch.campaign.decide as decide_module
 from launch.campaign.decide import (
     ConfirmPush,
+    Datasets,
     DeleteEmptyKernel,
     Elapsed,
     End,
@@ -245,6 +246,7 @@ inputs = st.builds(
     misfit=st.sampled_from(["", "its data are others"]),
     redone=st.integers(0, 4),
 )
+lists = st.lists(st.just("me/x"), max_size=1)
 observations = st.builds(
     Observation,
     has_resources=st.none() | st.booleans(),
@@ -259,6 +261,7 @@ observations = st.builds(
     deletions=st.integers(0, 4),
     may_reuse=st.booleans(),
     inputs=st.none() | st.lists(inputs, max_size=2),
+    datasets=st.none() | st.builds(Datasets, unusable=lists, processing=lists),
 )
 elapsed = st.builds(
     Elapsed,

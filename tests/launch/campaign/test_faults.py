@@ -5,6 +5,8 @@ in STOPS a message names the cause, and the same command finishes once the fault
 """
 
 from collections import Counter
+import re
+import time
 
 import pytest
 from child import LONG
@@ -40,6 +42,8 @@ FINISHES = {
     "status of the previous version": [Fault("GetKernelSessionStatus", "stale", slug="fold", nth=2, times=3)],
     "status unknown for a while":
         [Fault("GetKernelSessionStatus", "status", slug="fold-0", nth=2, times=4, value="WARMING_UP")],
+    "status unknown at a push":
+        [Fault("GetKernelSessionStatus", "status", slug="fold-0", times=4, value="WARMING_UP")],
     "quota unknown": [Fault("GetAcceleratorQuotaStatistics", "500", times=0)],
     "quota answered by nothing": [Fault("GetAcceleratorQuotaStatistics", "empty", times=0)],
     "listing lacks a file": [Fault("ListKernelSessionOutput", "missing", slug="fold-0", value="oof")],
@@ -119,6 +123,15 @@ STOPS = {
         ([Fault("session", "traceback", slug="fold-0")], "log ends with an uncaught error (RuntimeError"),
     "complete with scores that are not those of its predictions":
         ([Fault("session", "wrong-scores", slug="fold-0")], "its predictions give 0."),
+    "kernel ERROR, lone surrogates in its log": (
+        [
+            Fault("session", "error", slug="fold-0", times=0),
+            Fault("ListKernelSessionOutput", "surrogates", times=0),
+        ],
+        "RuntimeError: injected \ufffd \ufffd",
+    ),
+    "week without enough quota":
+        ([Fault("GetAcceleratorQuotaStatistics", "shrunk", nth=2, times=0, value=0.01)], "it can never run"),
     "inputs never mounted": ([Fault("session", "no-mount", slug="fold-0", times=0)], "had not mounted"),
     "cancelled by a person":
         ([Fault("session", "cancelled", slug="fold-0", times=0)], "the run was cancelled on Kaggle"),
@@ -163,7 +176,9 @@ def test_it_stops_with_a_name_and_goes_on_once_the_fault_is_gone(world, name):
     ended = kaggle.run(limit=1.0)
     assert ended.code == 1, ended
     assert words in ended.err, ended
-    assert "Traceback" not in ended.err or name == "kernel ERROR"  # there it is the end of the kernel's log
+    assert "Traceback" not in ended.err or name.startswith(
+        "kernel ERROR"
+    )  # there it is the end of the kernel's log
     done = {slug for slug, entry in kaggle.ledger.kernels.items() if entry.output is not None}
     kaggle.kaggle.clear_faults()
     again = kaggle.run()
@@ -191,6 +206,63 @@ def test_quota_that_is_exhausted_is_waited_for(world):
     assert "the rest waits until" in ended.out
     assert "h of GPU quota)" in ended.out  # the plan over the weeks
     kaggle.assert_finished_once()
+
+
+def test_quota_that_shrinks_in_the_middle_is_waited_for(world):
+    shrunk = Fault("GetAcceleratorQuotaStatistics", "shrunk", nth=2, times=3, value=20.01)
+    kaggle = world(shrunk, settings={"gpu_hours_used": 20.0})
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    assert "Waiting until" in ended.out
+    kaggle.assert_finished_once()
+
+
+def wait_until_printed(process, pattern):
+    """The match of a pattern in what a campaign that runs has printed."""
+    deadline = time.monotonic() + 60
+    while True:
+        text = process.printed[0].read_text() if process.printed[0].is_file() else ""
+        if match := re.search(pattern, text):
+            return match
+        assert process.returncode is None and time.monotonic() < deadline, text
+        time.sleep(0.05)
+
+
+def test_a_cancelled_run_that_holds_its_session_is_named_with_the_command_that_frees_it(world):
+    kaggle = world(Fault("session", "held-slot", slug="fold-0"), settings={"gpu_sessions": 1})
+    process = kaggle.start()
+    slug = wait_until_printed(process, r"kaggle kernels delete alice/(hcd-\S+-fold-0)")[1]
+    kaggle.kaggle.kernels.delete({"kernelSlug": slug})
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "the run was cancelled on Kaggle" in err, out + err
+    ended = kaggle.run()
+    assert ended.code == 0, ended
+    assert kaggle.pushes().count(slug) == 2 and len(kaggle.pushes()) == 7
+
+
+def test_a_dataset_that_does_not_exist_costs_one_push(world):
+    kaggle = world()
+    stopped = kaggle.run(datasets=["alice/my-map"])
+    assert stopped.code == 1, stopped
+    assert "the dataset alice/my-map: it does not exist" in stopped.err
+    assert kaggle.pushes() == ["hcd-prepare"]
+    kaggle.kaggle.datasets.attach("my-map", kaggle.data)
+    ended = kaggle.run(datasets=["alice/my-map"])
+    assert ended.code == 0, ended
+    assert kaggle.pushes().count("hcd-prepare") == 2 and len(kaggle.pushes()) == 7
+
+
+def test_a_dataset_in_processing_is_waited_for(world):
+    kaggle = world()
+    kaggle.kaggle.datasets.create({"ownerSlug": "alice", "slug": "my-map", "files": []})
+    [version] = kaggle.kaggle.account.state["datasets"]["my-map"]["versions"]
+    version["ready_at"] = 1e12
+    process = kaggle.start(datasets=["alice/my-map"])
+    wait_until_printed(process, "Kaggle still processes the dataset alice/my-map")
+    version["ready_at"] = 0.0
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert kaggle.pushes().count("hcd-prepare") == 2 and len(kaggle.pushes()) == 7
 
 
 def test_quota_that_is_refused_is_waited_for(world):

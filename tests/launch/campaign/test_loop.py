@@ -259,6 +259,16 @@ def test_a_campaign_that_was_started_otherwise_is_not_mixed_up(world):
     assert "--campaign" in ended.err
 
 
+def test_a_kernel_that_was_saved_and_never_run_is_pushed_at_once(world):
+    kaggle = world()
+    saved = {"slug": "alice/hcd-prepare", "newTitle": "HCD prepare", "text": "", "kernelType": "script"}
+    kaggle.kaggle.kernels.push({**saved, "kernelExecutionType": "QUICK_SAVE"}, None)
+    ended = kaggle.run(submit=False, folds=[0])
+    assert ended.code == 0, ended
+    assert "waiting for its end" not in ended.out
+    assert kaggle.kernels.ran[0] == ("hcd-prepare", 2)
+
+
 def test_no_push_over_a_running_version(world):
     kaggle = world()
     folder = kaggle.folder / "by-hand"

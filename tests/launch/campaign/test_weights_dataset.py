@@ -50,7 +50,15 @@ def upload(kaggle, weights, monkeypatch):
     return upload_weights(account, weights=weights, work=work, poll=0.05, settle=0.3)
 
 
-@pytest.mark.parametrize("fault", [None, Fault("CreateDataset", "reset-after"), Fault("upload", "503")])
+FAULTS = [
+    Fault("CreateDataset", "reset-after"),
+    Fault("upload", "503"),
+    Fault("ListDatasetFiles", "flat", times=0),
+    Fault("ListDatasetFiles", "no-path", times=0),
+]
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
 def test_the_weights_are_uploaded_completely_and_once(world, weights, monkeypatch, caplog, fault):
     caplog.set_level("INFO", logger="launch")
     kaggle = world(*([fault] if fault else []))
@@ -66,6 +74,8 @@ def test_the_weights_are_uploaded_completely_and_once(world, weights, monkeypatc
     upload(kaggle, weights, monkeypatch)
     assert kaggle.changes() == [("CreateDataset", "hcd-encoders")]  # the same weights are not uploaded twice
     assert "hcd-encoders: version 1 is ready" in caplog.text
+    is_unlisted = fault is not None and fault.on == "ListDatasetFiles"
+    assert ("lists no files in its folders" in caplog.text) is is_unlisted
     assert TOKEN not in caplog.text
 
 

@@ -1,15 +1,19 @@
 """Credentials on this machine are found in the order of the client, and mistakes are named."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+from emulated_world import TOKEN as WORLD_TOKEN
 from fake_account import KEY, PLACES, TOKEN, FakeKaggle, check, write
 
 from launch import ROOT
 from launch.doctor.credentials import find_credentials
-from launch.doctor.finding import PROBLEM
+from launch.doctor.finding import OK, PROBLEM
+from launch.kaggle_api.calls import RetryPolicy
+from launch.kaggle_api.client import connect
 
 
 @pytest.mark.parametrize("first", range(len(PLACES)))
@@ -86,6 +90,27 @@ def test_a_misleading_variable_is_named_and_its_value_is_not_shown(environment, 
     assert finding.level == PROBLEM
     assert word in finding.text
     assert TOKEN not in finding.text + finding.remedy
+
+
+def test_an_invalid_token_that_hides_a_key_is_named(world, home, root, monkeypatch):
+    """With the real client, which falls back to the key and goes on sending the token."""
+    kaggle = world()
+    write(home / ".kaggle" / "kaggle.json", json.dumps({"username": "alice", "key": WORLD_TOKEN}))
+    (home / ".kaggle" / "access_token").unlink()
+    environment = {**kaggle.server.environment(), "HOME": str(home)}
+    environment |= {"KAGGLE_API_TOKEN": TOKEN, "KAGGLE_CONFIG_DIR": str(home / ".kaggle")}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    account = connect(RetryPolicy(call_timeout=5, attempts=2, delay=0.05))
+    finding = check(account, home, root, environment=environment, experiments=[])["credentials"]
+    assert finding.level == PROBLEM
+    assert "KAGGLE_API_TOKEN is not accepted; the client uses the legacy key in" in finding.text
+    assert "but still sends the first" in finding.text
+    assert finding.remedy.startswith("Remove the access token in the environment variable KAGGLE_API_TOKEN")
+    monkeypatch.delenv("KAGGLE_API_TOKEN")
+    environment.pop("KAGGLE_API_TOKEN")
+    account = connect(RetryPolicy(call_timeout=5, attempts=2, delay=0.05))
+    assert check(account, home, root, environment=environment, experiments=[])["credentials"].level == OK
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions as on posix")

@@ -46,6 +46,8 @@ def http_error(
     [
         (http_error(400), True, RefusedError, "Kaggle refused to push x"),
         (http_error(403), False, RefusedError, "the message of the service"),
+        (http_error(403, "half a pair: \\ud83d."), False, RefusedError, "half a pair: \ufffd."),
+        (http_error(403, "a pair: \\ud83d\\udc00."), False, RefusedError, "a pair: \U0001f400."),
         (http_error(401), True, CredentialsError, "kaggle.com/settings/api"),
         (http_error(429), True, NoResponseError, "Kaggle could not push x"),
         (http_error(500), True, NoResponseError, "HTTP 500"),
