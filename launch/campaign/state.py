@@ -126,14 +126,22 @@ class Progress:
         return entry.output.identity == self.identity(kernel)
 
     def is_due(self, kernel: Kernel) -> bool:
-        """Whether a kernel may start: wanted, neither done nor open, and all its inputs are done."""
+        """Whether a kernel may start: wanted, neither done nor open, and all its inputs are there."""
         wanted = self.goal is None or kernel.slug in self.goal
         return (
             wanted
             and self.entry(kernel).open is None
             and not self.is_done(kernel)
             and not self.missing_inputs(kernel)
+            and not self._lacks_datasets(kernel)
         )
+
+    def _lacks_datasets(self, kernel: Kernel) -> bool:
+        """Whether an open push of another kernel with one of its datasets happened without some inputs."""
+        open_pushes = [
+            self.entry(other).open for other in self.kernels if set(other.datasets) & set(kernel.datasets)
+        ]
+        return any(push is not None and push.state == DROPPED for push in open_pushes)
 
     def missing_inputs(self, kernel: Kernel) -> list[str]:
         """Slugs of the kernels that it reads and that are not done."""

@@ -188,14 +188,25 @@ def test_it_stops_with_a_name_and_goes_on_once_the_fault_is_gone(world, name):
     assert all(pushes.count(slug) == 1 for slug in done)
 
 
+def wait_until_printed(process, pattern):
+    """The match of a pattern in what a campaign that runs has printed."""
+    deadline = time.monotonic() + 60
+    while True:
+        text = process.printed[0].read_text() if process.printed[0].is_file() else ""
+        if match := re.search(pattern, text):
+            return match
+        assert process.returncode is None and time.monotonic() < deadline, text
+        time.sleep(0.05)
+
+
 def test_quota_that_is_exhausted_is_waited_for(world):
     kaggle = world(settings={"gpu_hours_used": 29.9})
     account, sessions = kaggle.kaggle.account, kaggle.kaggle.sessions
     answers, answer = [], sessions.quota
 
-    def quota():
+    def quota(fault):
         """The first answer is for the plan, the second for the fold that is due: then the week ends."""
-        answers.append(answer())
+        answers.append(answer(fault))
         if len(answers) == 2:
             account.state["refresh_at"] = account.now() + 1.0
         return answers[-1]
@@ -217,17 +228,6 @@ def test_quota_that_shrinks_in_the_middle_is_waited_for(world):
     kaggle.assert_finished_once()
 
 
-def wait_until_printed(process, pattern):
-    """The match of a pattern in what a campaign that runs has printed."""
-    deadline = time.monotonic() + 60
-    while True:
-        text = process.printed[0].read_text() if process.printed[0].is_file() else ""
-        if match := re.search(pattern, text):
-            return match
-        assert process.returncode is None and time.monotonic() < deadline, text
-        time.sleep(0.05)
-
-
 def test_a_cancelled_run_that_holds_its_session_is_named_with_the_command_that_frees_it(world):
     kaggle = world(Fault("session", "held-slot", slug="fold-0"), settings={"gpu_sessions": 1})
     process = kaggle.start()
@@ -245,11 +245,12 @@ def test_a_dataset_that_does_not_exist_costs_one_push(world):
     stopped = kaggle.run(datasets=["alice/my-map"])
     assert stopped.code == 1, stopped
     assert "the dataset alice/my-map: it does not exist" in stopped.err
-    assert kaggle.pushes() == ["hcd-prepare"]
+    [prepare, fold] = kaggle.pushes()  # no second fold was pushed without it
+    assert prepare == "hcd-prepare" and fold.endswith("-fold-0")
     kaggle.kaggle.datasets.attach("my-map", kaggle.data)
     ended = kaggle.run(datasets=["alice/my-map"])
     assert ended.code == 0, ended
-    assert kaggle.pushes().count("hcd-prepare") == 2 and len(kaggle.pushes()) == 7
+    assert kaggle.pushes().count(fold) == 2 and len(kaggle.pushes()) == 7
 
 
 def test_a_dataset_in_processing_is_waited_for(world):
@@ -262,7 +263,8 @@ def test_a_dataset_in_processing_is_waited_for(world):
     version["ready_at"] = 0.0
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
-    assert kaggle.pushes().count("hcd-prepare") == 2 and len(kaggle.pushes()) == 7
+    [_, fold, *_] = kaggle.pushes()
+    assert kaggle.pushes().count(fold) == 2 and len(kaggle.pushes()) == 7
 
 
 def test_quota_that_is_refused_is_waited_for(world):
