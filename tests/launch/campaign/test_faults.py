@@ -4,9 +4,9 @@ After a fault in FINISHES there is a score, and every push, upload and submissio
 in STOPS a message names the cause, and the same command finishes once the fault is gone.
 """
 
-from collections import Counter
 import re
 import time
+from collections import Counter
 
 import pytest
 from child import LONG
