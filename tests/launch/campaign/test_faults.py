@@ -224,7 +224,7 @@ def test_quota_that_shrinks_in_the_middle_is_waited_for(world):
     kaggle = world(shrunk, settings={"gpu_hours_used": 20.0})
     ended = kaggle.run()
     assert ended.code == 0, ended
-    assert "Waiting until" in ended.out
+    assert "the rest waits until" in ended.out
     kaggle.assert_finished_once()
 
 
