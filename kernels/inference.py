@@ -15,11 +15,13 @@ import torch
 
 from lib.data import prepared
 from lib.data.competition import read_competition
+from lib.evaluation.averages import parse_weights
 from lib.evaluation.holdout_grade import NOT_COMPARABLE, describe_grade, grade_holdout
 from lib.files import write_atomic
 from lib.inference.ensemble import (
     EnsembleError,
     average_members,
+    average_weighted,
     member_table,
     read_fold_outputs,
     validate_members,
@@ -63,7 +65,7 @@ def recipe(session: Session) -> None:
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     members = [member for output in outputs for member in members_of(output)]
     logits = _predict(session, members, data, devices, part="test", ids=data.test["id"])
-    probabilities = average_members(logits, competition.test_ids, how=parameters.average)  # (N,)
+    probabilities = _average(logits, members, competition.test_ids, session)  # (N,)
     submission = submission_csv(competition.test_ids, probabilities)
     check_submission(submission, competition.sample)
 
@@ -72,7 +74,7 @@ def recipe(session: Session) -> None:
     logger.info(
         "submission.csv: %s tiles, %s of %d members, mean %.4f\n%s",
         f"{len(logits):,}",
-        _AVERAGES[parameters.average],
+        _AVERAGES.get(parameters.average, f"mean with weights {parameters.average}"),
         len(members),
         probabilities.mean(),
         table.round(4).to_string(index=False),
@@ -103,6 +105,19 @@ def recipe(session: Session) -> None:
     KeptLogits(session.working, ()).clear()
 
 
+def _average(
+    logits: pd.DataFrame, members: Sequence[Member], ids: Sequence[str], session: Session
+) -> np.ndarray:
+    """(N,) the average of the members, or the weighted mean of the experiments' means."""
+    weights = parse_weights(session.parameters.average, session.parameters.experiments)
+    if not weights:
+        return average_members(logits, ids, how=session.parameters.average)
+    columns = {
+        name: [member.name for member in members if member.identity.experiment == name] for name in weights
+    }
+    return average_weighted(logits, ids, columns=columns, weights=weights)
+
+
 def _score_holdout(
     session: Session, members: Sequence[Member], data: prepared.Prepared, devices: list[torch.device]
 ) -> tuple[str, dict[str, Any]]:
@@ -110,7 +125,7 @@ def _score_holdout(
     parameters, holdout = session.parameters, data.holdout
     assert holdout is not None
     logits = _predict(session, members, data, devices, part="holdout", ids=holdout["id"])
-    probabilities = average_members(logits, holdout["id"].tolist(), how=parameters.average)  # (H,)
+    probabilities = _average(logits, members, holdout["id"].tolist(), session)  # (H,)
     mapped = bool((holdout["slide"] != "").all())
     grade = grade_holdout(
         holdout["label"].to_numpy(),

@@ -62,10 +62,11 @@ _DATASET = click.option(
 )
 _AVERAGE = click.option(
     "--average",
-    type=click.Choice(["mean", "logit", "rank"]),
+    metavar="mean|logit|rank|NAME=N,...",
     default="mean",
     show_default=True,
-    help="What is averaged over the members: probabilities (mean), logits, or ranks over all test tiles.",
+    help="What is averaged over the members: probabilities (mean), logits, ranks over all test tiles, or "
+    "probabilities with a weight for each experiment (`ensemble select` proposes them).",
 )
 _STRICT_BUNDLE = click.option(
     "--strict-bundle", is_flag=True, help="Refuse to average folds that different code trained."
@@ -214,7 +215,7 @@ class _Sections(click.Group):
 
     _SECTIONS = (
         ("Before it costs quota", ("smoke", "doctor", "experiments", "options")),
-        ("On Kaggle", ("run", "status", "watch", "logs", "output", "push", "submit", "report")),
+        ("On Kaggle", ("run", "status", "watch", "logs", "output", "push", "submit", "report", "ensemble")),
         ("On this machine", ("download", "weights", "local")),
         ("With the plain Kaggle client", ("build", "check", "emulator")),
     )
@@ -659,6 +660,40 @@ def report(campaign: str | None, as_json: bool) -> None:
         print_json(report_document(page))
     else:
         click.echo(f"report: {page}")
+
+
+@main.group()
+def ensemble() -> None:
+    """Decide which experiments to average."""
+
+
+@ensemble.command(
+    epilog=_examples(
+        "build_kernel.py ensemble select",
+        "build_kernel.py ensemble select strong densenet --from runs/campaigns/ensemble",
+    )
+)
+@click.argument("experiments", nargs=-1)
+@click.option(
+    "--from",
+    "folders",
+    multiple=True,
+    type=_FOLDER,
+    help="A campaign, a rehearsal, the folder of `local`, or a folder of outputs. Repeatable. "
+    "[default: all campaigns, and runs/local]",
+)
+def select(experiments: tuple[str, ...], folders: tuple[Path, ...]) -> None:
+    """Select the experiments to average by their out-of-fold predictions.
+
+    The rule is fixed: forward selection with replacement. Its gain over the plain mean is measured nested by
+    fold, with an interval. The plain mean is proposed unless the whole interval is above zero.
+    """
+    from launch import ROOT
+    from launch.campaign.spec import campaigns
+    from launch.ensemble import select as select_ensemble
+
+    everywhere = (*sorted(campaigns().glob("*")), ROOT / "runs" / "local")
+    select_ensemble(experiments, folders or everywhere)
 
 
 # --- on this machine ----------------------------------------------------------------------------------------

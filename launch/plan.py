@@ -8,6 +8,7 @@ from typing import Any
 from launch.errors import LaunchError
 from launch.experiments import Experiment, searched_encoders, with_teachers
 from lib.config import PREPARE_OPTIONS, Config
+from lib.evaluation.averages import parse_weights
 from lib.search_space import SearchSpace
 
 LIBRARY_SLUG = "hcd-lib"
@@ -81,13 +82,17 @@ def plan_kernels(
         datasets: owner/slug of datasets to attach to every kernel that may look for a file in them. With
             hcd-encoders among them the pretrained weights come from there, and no kernel downloads any.
         folds: the folds to train and average; all of them when None.
-        average: what inference averages: mean (probabilities), logit or rank.
+        average: what inference averages: mean (probabilities), logit, rank, or weights of the experiments.
         search: what a search kernel tries over the only experiment; no other kernel depends on it.
 
     Raises:
-        LaunchError: the experiments differ in an option that prepare depends on, a fold does not exist, or
-            the experiments cannot be searched.
+        LaunchError: the experiments differ in an option that prepare depends on, a fold does not exist, the
+            average is unknown, or the experiments cannot be searched.
     """
+    try:
+        parse_weights(average, [experiment.name for experiment in experiments])
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
     attached = tuple(datasets)
     trained = with_teachers(experiments)
     weights = [] if _has_encoders(attached) else plan_weights(trained)

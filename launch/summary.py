@@ -12,6 +12,7 @@ from launch.errors import LaunchError
 from launch.plan import Kernel
 from lib.data.prepared import TRAIN_INDEX, read_index
 from lib.errors import KernelError
+from lib.evaluation.averages import describe_weights, parse_weights
 from lib.evaluation.calibration import Calibration
 from lib.evaluation.holdout_grade import NOT_COMPARABLE, describe_grade
 from lib.evaluation.out_of_fold import ResultError, Summary, average_experiments, score_experiment
@@ -56,17 +57,19 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         console.print("* the threshold with the best F1 on the other folds")
         for line in _score_lines(summary):
             console.print(line, soft_wrap=True)
+    scores = read_run_record(submission.parent, kind="inference", fetched_only=True).scores
     if len(summaries) > 1:
-        mean = average_experiments(summaries)
+        weights = parse_weights(scores.get("average", "mean"), [summary.experiment for summary in summaries])
+        mean = average_experiments(summaries, weights=weights)
         low, high = mean.interval
+        note = f" with weights {describe_weights(weights)}" if weights else ""
         console.print(
-            f"mean of {len(summaries)} experiments: pooled out-of-fold AUC {mean.pooled:.4f} on "
+            f"mean of {len(summaries)} experiments{note}: pooled out-of-fold AUC {mean.pooled:.4f} on "
             f"n = {mean.tiles:,} tiles (95 % interval {low:.4f} to {high:.4f})\n"
             f"correlation of their probabilities (Spearman):\n{mean.correlations.round(3).to_string()}",
             soft_wrap=True,
         )
-    grade = read_run_record(submission.parent, kind="inference", fetched_only=True).scores.get("holdout")
-    if grade is not None:
+    if (grade := scores.get("holdout")) is not None:
         console.print(f"{describe_grade(grade)}\n{NOT_COMPARABLE}", soft_wrap=True)
     text = submission.read_text(encoding="utf-8")
     try:

@@ -14,13 +14,13 @@ from launch.experiments import Experiment, with_teachers
 from launch.plan import Kernel, plan_kernels
 from lib.config import EXPECTATIONS, config_from_dict
 from lib.errors import listed
+from lib.evaluation.averages import parse_weights
 from lib.search_space import SearchSpace, search_from_dict
 from lib.validation import type_errors
 
 CAMPAIGNS = ROOT / "runs" / "campaigns"
 # Kept apart: a rehearsal must never pass for a campaign that ran on Kaggle.
 EMULATOR_CAMPAIGNS = ROOT / "runs" / "emulator" / "campaigns"
-AVERAGES = ("mean", "logit", "rank")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
 
 
@@ -33,7 +33,8 @@ class CampaignSpec:
         owner: the account; empty: the owner in kernel-metadata.json, or the user of the credentials.
         folds: fold numbers, sorted; None: all folds.
         datasets: owner/slug of the datasets to attach.
-        average: what inference averages over the members: mean (probabilities), logit or rank.
+        average: what inference averages over the members: mean (probabilities), logit, rank, or weights of
+            the experiments (lib.evaluation.averages).
         search: the search of the campaign; it stays in the specification when a later run names none.
         thin: kernels import the library from the dataset.
         strict_bundle: refuse to average folds that different code trained.
@@ -127,12 +128,11 @@ def spec_from_dict(values: Mapping[str, Any]) -> CampaignSpec:
     """
     problems = type_errors(_SavedSpec, values)
     problems += [f"{item.name!r} is missing" for item in fields(_SavedSpec) if item.name not in values]
-    if not problems and values["average"] not in AVERAGES:
-        problems = [f"average is {values['average']!r}, not one of {', '.join(AVERAGES)}"]
     if problems:
         raise ValueError("; ".join(problems))
     folds, search = values["folds"], values["search"]
     try:
+        parse_weights(values["average"], [experiment["name"] for experiment in values["experiments"]])
         return CampaignSpec(
             experiments=tuple(_experiment_from_dict(experiment) for experiment in values["experiments"]),
             owner=values["owner"],

@@ -3,7 +3,7 @@
 It needs no torch, because the launcher and the report import it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -356,14 +356,21 @@ class ExperimentAverage:
     correlations: pd.DataFrame
 
 
-def average_experiments(summaries: Sequence[Summary]) -> ExperimentAverage:
+def average_experiments(
+    summaries: Sequence[Summary], *, weights: Mapping[str, int] | None = None
+) -> ExperimentAverage:
     """Average the out-of-fold probabilities of experiments tile by tile, as the inference kernel averages.
+
+    Args:
+        summaries: of the experiments.
+        weights: of every experiment, by name; equal weights by default.
 
     Raises:
         MetricError: the tiles that all of them predicted have one class only, or there are none.
     """
     probabilities, labels, groups = _common_tiles(summaries)
-    mean = probabilities.mean(axis=1).to_numpy()
+    share = [(weights or {}).get(summary.experiment, 1) for summary in summaries]
+    mean = np.average(probabilities.to_numpy(), axis=1, weights=share)
     return ExperimentAverage(
         pooled=auc(labels, mean),
         interval=_interval(labels, mean, groups),

@@ -174,6 +174,32 @@ def average_members(logits: pd.DataFrame, ids: Sequence[str], *, how: str = "mea
     return _AVERAGES[how](aligned)
 
 
+def average_weighted(
+    logits: pd.DataFrame,
+    ids: Sequence[str],
+    *,
+    columns: Mapping[str, Sequence[str]],
+    weights: Mapping[str, int],
+) -> np.ndarray:
+    """The weighted mean of experiments, each the mean probability of its members.
+
+    Args:
+        logits: as in `average_members`.
+        ids: the order of the result.
+        columns: the members of each experiment.
+        weights: of the same experiments.
+
+    Returns:
+        (N,) float64 in [0, 1].
+
+    Raises:
+        EnsembleError: as `average_members`.
+    """
+    means = [average_members(logits[["id", *columns[name]]], ids) for name in weights]
+    mean: np.ndarray = np.average(means, axis=0, weights=list(weights.values()))
+    return mean
+
+
 def _mean_of(values: np.ndarray) -> np.ndarray:
     mean: np.ndarray = np.sort(values, axis=1).mean(axis=1)
     return mean

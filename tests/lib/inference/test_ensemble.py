@@ -13,11 +13,13 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from lib.config import Config
+from lib.evaluation.metrics import probability
 from lib.evaluation.out_of_fold import ResultError, check_fold_scores
 from lib.inference.ensemble import (
     EnsembleError,
     FoldOutput,
     average_members,
+    average_weighted,
     member_table,
     read_fold_outputs,
     validate_members,
@@ -332,3 +334,15 @@ def test_the_member_table_compares_members() -> None:
     assert np.allclose(np.diag(correlations), 1)
     alone, _ = member_table(logits[["id", "m1"]], about)
     assert alone["name"].tolist() == ["m1"] and np.isnan(alone["pearson_with_others"][0])
+
+
+def test_weights_are_of_experiments_not_of_their_members() -> None:
+    generator = np.random.default_rng(3)
+    ids = [f"{n:02d}" for n in range(8)]
+    logits = pd.DataFrame({"id": ids, **{name: generator.normal(size=8) for name in ("a0", "a1", "b0")}})
+    columns, weights = {"a": ["a0", "a1"], "b": ["b0"]}, {"a": 3, "b": 1}
+    expected = (3 * probability(logits[["a0", "a1"]]).mean(axis=1) + probability(logits["b0"])) / 4
+    shuffled = logits.sample(frac=1, random_state=1)
+    np.testing.assert_allclose(
+        average_weighted(shuffled, ids, columns=columns, weights=weights), expected, rtol=1e-12
+    )
