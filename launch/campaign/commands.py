@@ -7,7 +7,12 @@ from pathlib import Path
 
 from launch.campaign.board import LiveTable
 from launch.campaign.code_versions import require_one_code, warn_of_other_code
-from launch.campaign.comparison import describe_before_sending, describe_gap, earlier_submissions
+from launch.campaign.comparison import (
+    describe_before_sending,
+    describe_gap,
+    earlier_submissions,
+    weights_of,
+)
 from launch.campaign.leaderboard import LEADERBOARD, PICTURE, write_leaderboard
 from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_ledger, read_ledger, spec_of
 from launch.campaign.loop import Campaign
@@ -143,10 +148,15 @@ def _read_outputs(options: RunOptions, campaign: Campaign) -> _Done:
 def _submit(options: RunOptions, kaggle: Kaggle, campaign: Campaign, done: _Done) -> SubmissionEntry:
     pooled = ", ".join(f"{summary.experiment} OOF {summary.pooled:.4f}" for summary in done.summaries)
     earlier = earlier_submissions(options.folder, scored_by=options.scored_by)
-    digest = sha256_of(done.submission)
+    digest, weights = sha256_of(done.submission), weights_of(options.folder)
     if not was_sent(campaign.state.ledger, digest):
         for line in describe_before_sending(
-            done.summaries, kaggle=kaggle, folder=options.folder, earlier=earlier, sha256=digest
+            done.summaries,
+            kaggle=kaggle,
+            folder=options.folder,
+            earlier=earlier,
+            sha256=digest,
+            weights=weights,
         ):
             logger.info("%s", line)
     entry = submit_file(
@@ -170,7 +180,9 @@ def _submit(options: RunOptions, kaggle: Kaggle, campaign: Campaign, done: _Done
         records=records,
         scored_by=options.scored_by,
     )
-    if text := describe_gap(done.summaries, entry.public, folder=options.folder, earlier=earlier):
+    if text := describe_gap(
+        done.summaries, entry.public, folder=options.folder, earlier=earlier, weights=weights
+    ):
         logger.info("%s", text)
     return entry
 

@@ -5,15 +5,17 @@ Only campaigns that the same service scored are compared: the score of a rehears
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.campaign.leaderboard import LEADERBOARD
+from launch.campaign.ledger import spec_of
 from launch.campaign.report import finished_experiments
 from launch.errors import LaunchError
 from launch.kaggle_api.client import Kaggle
 from lib.errors import KernelError
+from lib.evaluation.averages import parse_weights
 from lib.evaluation.out_of_fold import ExperimentAverage, Summary, average_experiments, gain_of_averages
 
 _CAMPAIGNS_FOR_A_GAP = 3  # with fewer earlier campaigns nothing is said about a gap
@@ -81,6 +83,7 @@ def describe_before_sending(
     folder: Path,
     earlier: Sequence[EarlierSubmission],
     sha256: str,
+    weights: Mapping[str, int] | None = None,
 ) -> list[str]:
     """Lines to print before a submission is sent. What cannot be computed is a line, and never an error.
 
@@ -90,20 +93,34 @@ def describe_before_sending(
         folder: of the campaign.
         earlier: submissions that were scored by the same service.
         sha256: of the file.
+        weights: of the experiments, where they are not averaged equally.
     """
     others = [submission for submission in earlier if submission.sha256 != sha256]
     of_others = [submission for submission in others if submission.folder != folder]
     try:
-        average = average_experiments(summaries)
+        average = average_experiments(summaries, weights=weights)
     except KernelError as error:
         return [f"out-of-fold AUC of what is submitted: unknown ({error})"]
     parts: list[tuple[str, Callable[[], list[str]]]] = [
         ("out-of-fold AUC", lambda: [_describe_auc(average, len(summaries))]),
-        ("gain over the best submitted before", lambda: [_describe_gain(summaries, average.pooled, others)]),
+        (
+            "gain over the best submitted before",
+            lambda: [_describe_gain(summaries, average.pooled, others, weights)],
+        ),
         ("submissions left today (UTC)", lambda: [_describe_left(kaggle)]),
         ("gap to the leaderboard", lambda: _describe_gaps(_splits(summaries), average.pooled, of_others)),
     ]
     return [line for name, describe in parts for line in _never_failing(name, describe)]
+
+
+def weights_of(folder: Path) -> dict[str, int]:
+    """The weights of the experiments in the average of a campaign; empty where it has none.
+
+    Raises:
+        LaunchError: the ledger cannot be read.
+    """
+    spec = spec_of(folder)
+    return parse_weights(spec.average, [experiment.name for experiment in spec.experiments])
 
 
 def _never_failing(name: str, describe: Callable[[], list[str]]) -> list[str]:
@@ -123,16 +140,24 @@ def _describe_auc(average: ExperimentAverage, experiments: int) -> str:
     return f"{what}: {average.pooled:.4f} ({interval}, n = {average.tiles:,} tiles)"
 
 
-def _describe_gain(summaries: Sequence[Summary], pooled: float, earlier: Sequence[EarlierSubmission]) -> str:
+def _describe_gain(
+    summaries: Sequence[Summary],
+    pooled: float,
+    earlier: Sequence[EarlierSubmission],
+    weights: Mapping[str, int] | None,
+) -> str:
     """The gain in out-of-fold AUC, with its interval where the earlier predictions are still here."""
     if not earlier:
         return "gain over the best submitted before: none was submitted from this folder of campaigns"
     best = max(earlier, key=lambda submission: submission.auc)
     against = f"gain over the best submitted before (campaign {best.name}, out-of-fold AUC {best.auc:.4f})"
     theirs = [summary for _, _, summary in finished_experiments(best.folder)]
-    if not theirs or abs(average_experiments(theirs).pooled - best.auc) > _SAME_AUC:
+    their_weights = weights_of(best.folder) if theirs else {}
+    if not theirs or abs(average_experiments(theirs, weights=their_weights).pooled - best.auc) > _SAME_AUC:
         return f"{against}: {pooled - best.auc:+.4f} (no interval: its predictions are not here any more)"
-    gain, (low, high), tiles = gain_of_averages(summaries, theirs)
+    gain, (low, high), tiles = gain_of_averages(
+        summaries, theirs, weights=weights, other_weights=their_weights
+    )
     interval = f"95 % interval {low:+.4f} to {high:+.4f}, " if low == low else ""
     return f"{against}: {gain:+.4f} ({interval}on the {tiles:,} tiles that both predicted)"
 
@@ -177,13 +202,18 @@ def _describe_gaps(splits: tuple[str, ...], pooled: float, earlier: Sequence[Ear
 
 
 def describe_gap(
-    summaries: Sequence[Summary], public: float | None, *, folder: Path, earlier: Sequence[EarlierSubmission]
+    summaries: Sequence[Summary],
+    public: float | None,
+    *,
+    folder: Path,
+    earlier: Sequence[EarlierSubmission],
+    weights: Mapping[str, int] | None = None,
 ) -> str:
     """A sentence about the gap of a submission that got its score; empty where nothing can be said."""
     gaps = _gaps([submission for submission in earlier if submission.folder != folder], _splits(summaries))
     if public is None or len(gaps) < _CAMPAIGNS_FOR_A_GAP:
         return ""
-    gap = public - average_experiments(summaries).pooled
+    gap = public - average_experiments(summaries, weights=weights).pooled
     middle = statistics.median(gaps.values())
     text = f"gap to the leaderboard: {gap:+.4f}, median of {len(gaps)} earlier campaigns {middle:+.4f}"
     if not is_out_of_line(gap, list(gaps.values())):

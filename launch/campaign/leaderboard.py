@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.campaign.ledger import Ledger, SubmissionEntry
+from lib.evaluation.averages import parse_weights
 from lib.evaluation.calibration import calibration_numbers
 from lib.evaluation.out_of_fold import Summary, average_experiments
 from lib.files import write_atomic
@@ -46,6 +47,11 @@ def write_leaderboard(
             "fold_table_id": record.fold_table_id,
             "auc": output.auc if output is not None else None,
         }
+    mean = None
+    if len(summaries) > 1:
+        names = [experiment.name for experiment in ledger.spec.experiments]
+        weights = parse_weights(ledger.spec.average, names)
+        mean = average_experiments(summaries, weights=weights).pooled
     content = {
         "competition": COMPETITION,
         "scored_by": scored_by,
@@ -75,7 +81,7 @@ def write_leaderboard(
             }
             for summary in summaries
         },
-        "mean_of_experiments_auc": average_experiments(summaries).pooled if len(summaries) > 1 else None,
+        "mean_of_experiments_auc": mean,
         "kernels": members,
         "experiments": {
             experiment.name: experiment.config.to_dict() for experiment in ledger.spec.experiments

@@ -341,7 +341,7 @@ def _calibrate(labels: np.ndarray, scores: np.ndarray, fold: np.ndarray) -> Cali
 
 @dataclass(frozen=True)
 class ExperimentAverage:
-    """The unweighted mean of several experiments, out of fold.
+    """The mean of several experiments, out of fold.
 
     Attributes:
         pooled: its AUC on the tiles that all of them predicted out of fold.
@@ -369,8 +369,7 @@ def average_experiments(
         MetricError: the tiles that all of them predicted have one class only, or there are none.
     """
     probabilities, labels, groups = _common_tiles(summaries)
-    share = [(weights or {}).get(summary.experiment, 1) for summary in summaries]
-    mean = np.average(probabilities.to_numpy(), axis=1, weights=share)
+    mean = np.average(probabilities.to_numpy(), axis=1, weights=_shares(summaries, weights))
     return ExperimentAverage(
         pooled=auc(labels, mean),
         interval=_interval(labels, mean, groups),
@@ -380,9 +379,19 @@ def average_experiments(
 
 
 def gain_of_averages(
-    summaries: Sequence[Summary], others: Sequence[Summary]
+    summaries: Sequence[Summary],
+    others: Sequence[Summary],
+    *,
+    weights: Mapping[str, int] | None = None,
+    other_weights: Mapping[str, int] | None = None,
 ) -> tuple[float, tuple[float, float], int]:
     """The AUC of the mean of experiments minus that of the mean of others, on the tiles that all predicted.
+
+    Args:
+        summaries: of the experiments.
+        others: of the others.
+        weights: as in `average_experiments`, of the experiments.
+        other_weights: of the others.
 
     Returns:
         The gain; its paired 95 % interval over groups, NaN where none are known; and the number of tiles.
@@ -396,11 +405,16 @@ def gain_of_averages(
         if (summary.table.set_index("id").loc[probabilities.index, "label"].to_numpy() != labels).any():
             raise ResultError(f"{summary.experiment} has other labels for the same tiles")
     columns = probabilities.to_numpy()
-    ours, theirs = columns[:, : len(summaries)].mean(axis=1), columns[:, len(summaries) :].mean(axis=1)
+    ours = np.average(columns[:, : len(summaries)], axis=1, weights=_shares(summaries, weights))
+    theirs = np.average(columns[:, len(summaries) :], axis=1, weights=_shares(others, other_weights))
     interval = (float("nan"), float("nan"))
     if groups is not None and len(np.unique(groups)) > 1:
         interval = auc_gain_interval(labels, ours, theirs, groups, seed=_INTERVAL_SEED)
     return auc(labels, ours) - auc(labels, theirs), interval, len(labels)
+
+
+def _shares(summaries: Sequence[Summary], weights: Mapping[str, int] | None) -> list[int]:
+    return [(weights or {}).get(summary.experiment, 1) for summary in summaries]
 
 
 def _common_tiles(summaries: Sequence[Summary]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None]:
