@@ -1,5 +1,5 @@
-"""Write the generated parts of the documentation: docs/configuration.md; the module list and the table of
-decisions in docs/architecture.md; the table of hours in docs/kaggle.md.
+"""Write the generated parts of the documentation: docs/configuration.md; the modules and the decisions in
+docs/architecture.md; the hours in docs/kaggle.md; the faults in docs/testing.md.
 
 python docs/generate.py          writes them
 python docs/generate.py --check  exits with 1 where they are not what the code says
@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "launch" / "campaign"))
 import decision_table  # noqa: E402
+import fault_table  # noqa: E402
 
 from launch.campaign.quota import expected_hours  # noqa: E402
 from launch.experiments import experiment_names, load_experiments  # noqa: E402
@@ -137,6 +138,7 @@ def generated() -> dict[Path, str]:
             docs / "architecture.md", {"decisions": decision_table.markdown(), "modules": modules()}
         ),
         docs / "kaggle.md": _with_parts(docs / "kaggle.md", {"hours": hours()}),
+        docs / "testing.md": _with_parts(docs / "testing.md", {"faults": fault_table.markdown()}),
     }
 
 

@@ -139,6 +139,11 @@ _KINDS = {
     "dataset": ("old-version", "failed", "drop-file"),
     "score": ("pending", "error"),
 }
+# For the tests and their documentation: the kinds that many requests share, and those of one place only.
+SHARED_KINDS = _METHOD
+SPECIAL_KINDS = {
+    place: tuple(kind for kind in kinds if kind not in _METHOD) for place, kinds in _KINDS.items()
+}
 _TEXT_VALUES = (
     ("SaveKernel", "error"),
     ("GetKernelSessionStatus", "status"),

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 from child import LONG
+from fault_table import known_faults, tested_faults
 
 from launch.emulator.faults import Fault
 
@@ -52,7 +53,8 @@ FINISHES = {
     "second page never comes": [Fault("ListKernelSessionOutput", "truncated", slug="fold-0")],
     "a name like ../x": [Fault("ListKernelSessionOutput", "traversal", times=0)],
     "output of an earlier push": [Fault("ListKernelSessionOutput", "stale", slug="fold-1")],
-    "listing 500": [Fault("ListKernelSessionOutput", "500", times=2)],
+    "listing 500, then 502":
+        [Fault("ListKernelSessionOutput", "500"), Fault("ListKernelSessionOutput", "502", nth=2)],
     "file short": [Fault("output", "short", nth=2)],
     "file cut": [Fault("output", "cut", nth=2)],
     "link expired": [Fault("output", "expired", nth=2)],
@@ -105,6 +107,7 @@ STOPS = {
     "401": ([Fault("GetKernelSessionStatus", "401", nth=3, times=0)], "API token"),
     "401 at the push": ([Fault("SaveKernel", "401", slug="fold-0", times=0)], "API token"),
     "push refused for good": ([Fault("SaveKernel", "403", slug="fold-0", times=0)], "HTTP 403"),
+    "push refused as a conflict": ([Fault("SaveKernel", "409", slug="fold-0", times=0)], "HTTP 409"),
     "push answered 500 for ever":
         ([Fault("SaveKernel", "500", slug="fold-0", times=0)], "sent 5 times and never arrived"),
     "push answered emptily for ever":
@@ -149,6 +152,11 @@ STOPS = {
     "score pending for ever": ([Fault("score", "pending", times=0)], "no score after"),
     "score ERROR": ([Fault("score", "error")], "could not score"),
 }  # fmt: skip
+
+
+def test_every_fault_of_the_emulated_kaggle_is_met_by_a_campaign():
+    missing = [fault for fault in known_faults() if fault not in tested_faults()]
+    assert not missing, "add a row for each to FINISHES or STOPS, and run `make docs`"
 
 
 @pytest.mark.parametrize("name", FINISHES)

@@ -50,15 +50,16 @@ def upload(kaggle, weights, monkeypatch):
     return upload_weights(account, weights=weights, work=work, poll=0.05, settle=0.3)
 
 
-FAULTS = [
-    Fault("CreateDataset", "reset-after"),
-    Fault("upload", "503"),
-    Fault("ListDatasetFiles", "flat", times=0),
-    Fault("ListDatasetFiles", "no-path", times=0),
-]
-
-
-@pytest.mark.parametrize("fault", [None, *FAULTS])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        None,
+        Fault("CreateDataset", "reset-after"),
+        Fault("upload", "503"),
+        Fault("ListDatasetFiles", "flat", times=0),
+        Fault("ListDatasetFiles", "no-path", times=0),
+    ],
+)
 def test_the_weights_are_uploaded_completely_and_once(world, weights, monkeypatch, caplog, fault):
     caplog.set_level("INFO", logger="launch")
     kaggle = world(*([fault] if fault else []))
