@@ -506,9 +506,25 @@ MUTATIONS = (
     Mutation(
         "pushes-are-bounded",
         "launch/campaign/decide.py",
-        "if entry.attempts >= timeouts.pushes and (last is None or last.state != REFUSED):",
+        "if entry.attempts >= timeouts.pushes and (last is None or last.state not in (REFUSED, REPLACED)):",
         "if False:",
         ("tests/launch/campaign/test_decide.py",),
+    ),
+    Mutation(
+        "inputs-are-compared-before-a-push",
+        "launch/campaign/decide.py",
+        "if held.push_id == held.wanted:",
+        "if True:",
+        ("tests/launch/campaign/test_decide.py",),
+    ),
+    Mutation(
+        "taken-over-input-has-the-same-content",
+        "launch/campaign/push.py",
+        'return "" if peeked_key(content) == output.key else "its data are others"',
+        'return ""',
+        (
+            "tests/launch/campaign/test_loop.py::test_inputs_that_another_campaign_replaced_are_taken_over_or_made_again",
+        ),
     ),
     Mutation(
         "reused-output-has-the-same-config",
