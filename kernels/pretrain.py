@@ -5,6 +5,7 @@ Leaves: the encoder for the folds of this experiment; the history of the pretrai
 """
 
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from lib.data import prepared
+from lib.data.shared_memory import SharedMemory
 from lib.data.tiff import TILE_SHAPE
 from lib.runtime.hardware import choose_devices, describe_devices, preflight
 from lib.runtime.inputs import read_output
 from lib.runtime.session import Session, run_kernel
-from lib.training.barlow_twins import HISTORY, UNFINISHED, PretrainTask, pretrain
+from lib.training.barlow_twins import HISTORY, UNFINISHED, PretrainTask
+from lib.training.pretrain_workers import pretrain_on_all
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,8 @@ def recipe(session: Session) -> None:
     names = [prepared.TRAIN_TILES, *([prepared.TEST_TILES] if config.pretrain_tiles == "all" else [])]
     preflight(session.working, disk=2 << 30, memory=sum(data.bytes_of(name) for name in names) + (2 << 30))
     rows = len(data.train) + (len(data.test) if len(names) > 1 else 0)
-    tiles = np.empty((rows, *TILE_SHAPE), dtype=np.uint8)
+    shape, memory = (rows, *TILE_SHAPE), SharedMemory()
+    tiles = memory.allocate(math.prod(shape)).reshape(shape)
     with session.stage("read the tiles", note=f"{tiles.nbytes / (1 << 20):,.0f} MiB"):
         begin = 0
         for name in names:
@@ -49,11 +53,13 @@ def recipe(session: Session) -> None:
         deadline=session.deadline,
     )
     with session.stage("pretrain"):
-        outputs, scores = pretrain(
+        outputs, scores = pretrain_on_all(
             task,
+            memory=memory,
             folder=session.working,
             devices=devices,
             invalidate_record=session.invalidate_record,
+            started=session.started,
         )
     session.write_outputs(
         {name: name == HISTORY for name in outputs},

@@ -4,22 +4,23 @@ Source: Zbontar et al. 2021, arXiv 2103.03230.
 
 Two augmented views of each tile pass through the backbone and a projector. The loss drives the
 cross-correlation matrix of the two projections over the batch to the identity: each dimension agrees between
-the views and is independent of the others. No label is used. On two GPUs each computes half of the tiles of a
-step (`torch.nn.DataParallel`). The correlation is that of the whole step, computed on the first GPU; batch
-norms use the statistics of their GPU's half.
+the views and is independent of the others. No label is used. On two GPUs a process for each computes half of
+the tiles of a step (lib.training.pretrain_workers). The correlation is that of the whole step; batch norms
+use the statistics of their GPU's half.
 """
 
 import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
@@ -32,6 +33,7 @@ from lib.model.pooling import PooledBackbone
 from lib.model.predict import is_out_of_memory
 from lib.runtime.inputs import encoder_folder
 from lib.training.algorithms import select_algorithms
+from lib.training.distributed import DistributedContext
 from lib.training.epoch import FiniteBuffers, RunningLoss, TrainingError, are_finite
 from lib.training.optimizer import OptimizerStep, build_optimizer
 from lib.training.resume import load_state, save_state
@@ -49,6 +51,7 @@ _LEAST_SPREAD = (
 _WARMUP = 0.1  # share of the steps
 _WEIGHT_DECAY = 1e-4
 _IMAGENET_KEYS = ("url", "hf_hub_id", "license", "origin_url", "paper_ids", "paper_name", "notes")
+USE_SMALLER_BATCHES = "use a smaller batch (--set pretrain_batch_size=...)"
 _STREAM = 4  # of the seeds; 0 to 3 are those of a fold's member
 
 
@@ -88,6 +91,10 @@ class BarlowTwins(nn.Module):
     def __init__(self, network: Classifier, *, projector_dim: int, precision: torch.dtype) -> None:
         super().__init__()
         self.network, self.precision = network, precision
+        # The classifier has no part in this, and all-reduce would wait for its gradient. The pool is trained.
+        classifiers = tuple(name for name in network.head_names() if name != "backbone.pool.")
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(not (classifiers and name.startswith(classifiers)))
         size = network.input_size
         with torch.no_grad():
             network.eval()
@@ -106,11 +113,10 @@ class BarlowTwins(nn.Module):
         """(B, C) embeddings of images (B, 3, H, W) in [0, 1], by the pooling that the head will use."""
         return self.network.embed(images)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, D) projections of images (B, 3, H, W)."""
-        with autocast(images.device, self.precision):
-            projected: torch.Tensor = self.projector(self.embed(images))
-        return projected
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, D) projections of each of two views (B, 3, H, W)."""
+        with autocast(first.device, self.precision):
+            return self.projector(self.embed(first)), self.projector(self.embed(second))
 
 
 def barlow_twins_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -132,6 +138,22 @@ def barlow_twins_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor
 def _standardise(projections: torch.Tensor) -> torch.Tensor:
     centred = projections - projections.mean(dim=0)
     return centred / (centred.pow(2).mean(dim=0) + 1e-6).sqrt()
+
+
+def gather_with_gradient(own: torch.Tensor, context: DistributedContext) -> torch.Tensor:
+    """The projections of all processes, (size * B, D) float32 or float64; those of this one with a gradient.
+
+    Args:
+        own: (B, D), of this process.
+        context: the processes.
+    """
+    if context.size == 1:
+        return own
+    own = own.to(torch.promote_types(own.dtype, torch.float32))
+    parts = [torch.empty_like(own) for _ in range(context.size)]
+    dist.all_gather(parts, own.detach().contiguous())
+    parts[context.rank] = own
+    return torch.cat(parts)
 
 
 def embedding_spread(embeddings: torch.Tensor) -> float:
@@ -179,7 +201,7 @@ def pretrain(
     task: PretrainTask,
     *,
     folder: Path,
-    devices: Sequence[torch.device],
+    context: DistributedContext,
     invalidate_record: Callable[[], None],
 ) -> tuple[list[str], dict[str, Any]]:
     """Pretrain the backbone and write it as an encoder folder; an interrupted run resumes.
@@ -187,28 +209,33 @@ def pretrain(
     Args:
         task: tiles and options.
         folder: for the files.
-        devices: of one kind. A CPU that is listed several times, in place of several GPUs, counts once.
+        context: the processes that pretrain it together; rank 0 writes and logs.
         invalidate_record: called before the first file that readers trust is written.
 
     Returns:
-        The names of the files, and the scores for run.json.
+        The names of the files, and the scores for run.json; both empty in other processes than rank 0.
 
     Raises:
         TrainingError: the loss is not finite, or the network maps all tiles to the same embedding.
     """
-    with select_algorithms(devices[0], deterministic=task.config.deterministic):
-        return _pretrain(task, folder=folder, devices=devices, invalidate_record=invalidate_record)
+    with select_algorithms(context.device, deterministic=task.config.deterministic):
+        return _pretrain(task, folder=folder, context=context, invalidate_record=invalidate_record)
 
 
 def _pretrain(
     task: PretrainTask,
     *,
     folder: Path,
-    devices: Sequence[torch.device],
+    context: DistributedContext,
     invalidate_record: Callable[[], None],
 ) -> tuple[list[str], dict[str, Any]]:
-    config, gpus = task.config, list(dict.fromkeys(devices))
-    device, plan = gpus[0], task.plan(len(gpus))
+    config, device, plan = task.config, context.device, task.plan(context.size)
+    log = logger.info if context.rank == 0 else logger.debug
+    if config.pretrain_batch_size % context.size:
+        raise TrainingError(
+            f"pretrain_batch_size = {config.pretrain_batch_size} cannot be shared equally by {context.size} "
+            f"GPUs: use a multiple of {context.size}"
+        )
     precision = choose_precision(config.precision, device)
     torch.manual_seed(_seed(config, 0))
     network = build_network(config)
@@ -237,14 +264,15 @@ def _pretrain(
         scaled=precision == torch.float16,
     )
     history = load_state(folder / UNFINISHED, plan=plan, modules={"model": model}, step=step)
-    forward: nn.Module = nn.DataParallel(model, device_ids=gpus) if len(gpus) > 1 else model
-    logger.info(
-        "%s tiles, %d epochs of %d steps, %s on %s%s",
+    forward = context.wrap(model, sync_batchnorm=False)
+    log(
+        "%s tiles, %d epochs of %d steps, %s on %s%s%s",
         f"{len(task.tiles):,}",
         config.pretrain_epochs,
         steps,
         str(precision).removeprefix("torch."),
-        ", ".join(map(str, gpus)),
+        device,
+        f", {context.size} processes" if context.size > 1 else "",
         f"; resuming after epoch {len(history)}" if history else "",
     )
     budget = None
@@ -255,7 +283,7 @@ def _pretrain(
         if step.done:  # a shortened plan that was interrupted at its end
             break
         try:
-            loss, spread = _train_one_epoch(forward, model, task, step, epoch=epoch, device=device)
+            loss, spread = _train_one_epoch(forward, model, task, step, epoch=epoch, context=context)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -265,10 +293,18 @@ def _pretrain(
                 f"{config.pretrain_batch_size}: use --set pretrain_batch_size={half}"
             ) from error
         if budget is not None:
-            budget.check(step, prediction_batches=0)
+            if context.rank == 0:
+                budget.check(step, prediction_batches=0)
+            # All processes must shorten to the same plan, or all-reduce waits forever.
+            if (total := context.broadcast_int(step.total)) < step.total:
+                step.shorten(total - step.applied)
         history.append({"epoch": epoch + 1, "loss": loss, "spread": spread, "steps": step.total})
-        logger.info("epoch %d of %d, loss %.4f, spread %.3f", epoch + 1, config.pretrain_epochs, loss, spread)
-        save_state(folder / UNFINISHED, plan=plan, modules={"model": model}, step=step, history=history)
+        log("epoch %d of %d, loss %.4f, spread %.3f", epoch + 1, config.pretrain_epochs, loss, spread)
+        context.broadcast_buffers(model)  # each process kept its own running statistics of batch norms
+        if context.rank == 0:
+            save_state(folder / UNFINISHED, plan=plan, modules={"model": model}, step=step, history=history)
+    if context.rank:
+        return [], {}
     if history[-1]["spread"] < _LEAST_SPREAD:
         raise TrainingError(
             "the pretraining collapsed: the network maps all tiles to nearly the same embedding "
@@ -324,23 +360,25 @@ def _train_one_epoch(
     step: OptimizerStep,
     *,
     epoch: int,
-    device: torch.device,
+    context: DistributedContext,
 ) -> tuple[float, float]:
     """Train one epoch; return its mean loss and the spread of the last step's embeddings."""
-    config, network = task.config, model.network
-    torch.manual_seed(_seed(config, 1, epoch))
+    config, network, device = task.config, model.network, context.device
+    torch.manual_seed(_seed(config, 1, epoch, *([context.rank] if context.rank else [])))
     forward.train()
     order, augmentations, crops = draw_epoch(config, len(task.tiles), epoch)
+    own = np.arange(len(order)).reshape(-1, context.size, config.pretrain_batch_size // context.size)
+    own = own[:, context.rank].flatten()  # of each step its share of the tiles, (M / size,)
     strong = strong_augmentation(config)
     downscale = network.resize if network.input_size < task.tiles.shape[1] else None
     running_loss = RunningLoss(device)
     buffers = FiniteBuffers(model) if step.scaler.is_enabled() else None
     batches = load_batches(
         task.tiles,
-        order,
-        batch_size=config.pretrain_batch_size,
+        order[own],
+        batch_size=config.pretrain_batch_size // context.size,
         device=device,
-        columns=(*augmentations, *crops),
+        columns=tuple(column[own] for column in (*augmentations, *crops)),
     )
     for images, (augmentation_1, augmentation_2, crop_1, crop_2) in batches:  # images: (B, 3, 96, 96) uint8
         with torch.no_grad():
@@ -349,9 +387,11 @@ def _train_one_epoch(
                 for draws, crop in ((augmentation_1, crop_1), (augmentation_2, crop_2))
             ]
         # The activations of both views are in memory until the backward: twice those of a fold's step.
-        loss = barlow_twins_loss(forward(views[0]), forward(views[1]))
+        projections = (gather_with_gradient(part, context) for part in forward(*views))
+        loss = barlow_twins_loss(*projections)  # of the whole step, in every process
         running_loss.add(loss.detach(), 1)
-        step([loss])
+        # A process has the gradient of its own tiles only, and all-reduce takes the mean over processes.
+        step([loss * context.size])
         if buffers is not None:
             buffers.restore()
         if step.done:

@@ -71,12 +71,13 @@ class WorkerError(KernelError):
 
 
 @dataclass
-class _WorkerGroup:
+class WorkerGroup:
     """The worker processes that train the same members, one member at a time, one process per device."""
 
     devices: list[torch.device]
-    members: list[int]
-    grad_accum_steps: int
+    members: list[int] = field(default_factory=list)
+    grad_accum_steps: int = 1
+    module: str = __name__  # that the processes run
     attempt: int = 0
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
@@ -148,7 +149,7 @@ def train_fold(
                     members_left=len(to_train) - number,
                 )
         else:
-            groups = [_WorkerGroup(group, members, config.grad_accum_steps) for group, members in assignments]
+            groups = [WorkerGroup(group, members, config.grad_accum_steps) for group, members in assignments]
             _supervise(task, groups, folder=folder, started=started)
         if torchrun and torchrun.rank:
             return None
@@ -183,7 +184,7 @@ def train_in_subprocess(
     """
     assert task.config.num_members == 1
     if not is_finished(task, 0, folder=folder, processes=1):
-        group = _WorkerGroup([device], [0], task.config.grad_accum_steps)
+        group = WorkerGroup([device], [0], task.config.grad_accum_steps)
         _supervise(task, [group], folder=folder, started=started, concurrent=concurrent, stop=stop)
 
 
@@ -200,7 +201,7 @@ def clear_progress(folder: Path, task: FoldTask) -> None:
 
 def _supervise(
     task: FoldTask,
-    worker_groups: list[_WorkerGroup],
+    worker_groups: list[WorkerGroup],
     *,
     folder: Path,
     started: float | None,
@@ -237,22 +238,51 @@ def _supervise(
             "workers": concurrent or sum(len(group.devices) for group in worker_groups),
         }
         (scratch / "task.json").write_text(json.dumps(shared))
-        try:
+
+        def use_less_memory(group: WorkerGroup) -> None:
+            group.grad_accum_steps = double_grad_accum_steps(task, group.grad_accum_steps, len(group.devices))
+
+        supervise(worker_groups, scratch, memory, use_less_memory=use_less_memory, stop=stop)
+
+
+def supervise(
+    worker_groups: Sequence[WorkerGroup],
+    scratch: Path,
+    memory: SharedMemory,
+    *,
+    use_less_memory: Callable[[WorkerGroup], None],
+    stop: threading.Event | None = None,
+) -> None:
+    """Start all workers, and wait until all of them are done.
+
+    Args:
+        worker_groups: of new workers.
+        scratch: a folder with the task, for what the workers leave to this process.
+        memory: holds the tiles.
+        use_less_memory: called before a group that ran out of memory is restarted; an exception ends all.
+        stop: the workers are ended when this is set.
+
+    Raises:
+        WorkerError: a worker failed, or was ended.
+    """
+    try:
+        for number, group in enumerate(worker_groups):
+            _start(group, number, scratch, memory)
+        while any(group.processes for group in worker_groups):
+            time.sleep(_POLL_SECONDS)
+            if stop is not None and stop.is_set():
+                raise WorkerError("ended, because another worker failed")
             for number, group in enumerate(worker_groups):
-                _start(group, number, scratch, memory)
-            while any(group.processes for group in worker_groups):
-                time.sleep(_POLL_SECONDS)
-                if stop is not None and stop.is_set():
-                    raise WorkerError("ended, because another worker failed")
-                for number, group in enumerate(worker_groups):
-                    _poll(task, group, number, scratch, memory)
-        finally:
-            for group in worker_groups:
-                group.end()
+                if _poll(group, scratch):
+                    use_less_memory(group)
+                    _start(group, number, scratch, memory)
+    finally:
+        for group in worker_groups:
+            group.end()
 
 
-def _poll(task: FoldTask, group: _WorkerGroup, number: int, scratch: Path, memory: SharedMemory) -> None:
-    """Check the exit codes of a group; restart it when it ran out of memory.
+def _poll(group: WorkerGroup, scratch: Path) -> bool:
+    """Check the exit codes of a group; whether it ran out of memory, and was ended for it.
 
     Raises:
         WorkerError: a worker failed.
@@ -263,16 +293,16 @@ def _poll(task: FoldTask, group: _WorkerGroup, number: int, scratch: Path, memor
         codes = [process.poll() for process in group.processes]
     if any(code == _OUT_OF_MEMORY for code in codes):
         group.end()
-        group.grad_accum_steps = double_grad_accum_steps(task, group.grad_accum_steps, len(group.devices))
-        _start(group, number, scratch, memory)
-    elif any(code not in (None, 0) for code in codes):
+        return True
+    if any(code not in (None, 0) for code in codes):
         raise _first_failure(scratch, group, codes)
-    elif codes and all(code == 0 for code in codes):
+    if codes and all(code == 0 for code in codes):
         group.end()
         group.processes = []
+    return False
 
 
-def _start(group: _WorkerGroup, number: int, scratch: Path, memory: SharedMemory) -> None:
+def _start(group: WorkerGroup, number: int, scratch: Path, memory: SharedMemory) -> None:
     """Start one process per device of a group."""
     group.attempt += 1
     library = Path(__file__).resolve().parents[2]
@@ -292,7 +322,7 @@ def _start(group: _WorkerGroup, number: int, scratch: Path, memory: SharedMemory
         path = os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")]).rstrip(":")
         group.processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "lib.training.workers", str(scratch), json.dumps(arguments)],
+                [sys.executable, "-m", group.module, str(scratch), json.dumps(arguments)],
                 env={**os.environ, "PYTHONPATH": path},
                 # The pipe closes when this process dies, for whatever reason: then the workers end
                 # themselves.
@@ -302,7 +332,7 @@ def _start(group: _WorkerGroup, number: int, scratch: Path, memory: SharedMemory
         )
 
 
-def _first_failure(scratch: Path, group: _WorkerGroup, codes: Sequence[int | None]) -> WorkerError:
+def _first_failure(scratch: Path, group: WorkerGroup, codes: Sequence[int | None]) -> WorkerError:
     """The error of the worker that failed first; the others failed because of it."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
@@ -361,7 +391,7 @@ def _train_group(
     context = DistributedContext(arguments["rank"], arguments["size"], device)
     folder = Path(shared["folder"])
     if context.size > 1:
-        _init_process_group(context, f"file://{arguments['store']}")
+        init_process_group(context, f"file://{arguments['store']}")
     to_train = [
         member
         for member in arguments["members"]
@@ -382,7 +412,8 @@ def _train_group(
         dist.destroy_process_group()
 
 
-def _init_process_group(context: DistributedContext, init_method: str) -> None:
+def init_process_group(context: DistributedContext, init_method: str) -> None:
+    """Let the processes that train together find each other; NCCL on GPUs, gloo elsewhere."""
     if context.device.type != "cuda" and sys.platform == "linux":
         # By loopback: gloo otherwise resolves the machine's own name, which may have no entry anywhere.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -412,7 +443,7 @@ def _torchrun(devices: Sequence[torch.device]) -> Iterator[DistributedContext | 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     context = DistributedContext(rank, size, device)
-    _init_process_group(context, "env://")
+    init_process_group(context, "env://")
     try:
         yield context
         dist.barrier()
@@ -426,10 +457,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _main(scratch: Path, arguments: dict[str, Any]) -> int:
+def run_worker(work: Callable[[Path, dict[str, Any]], None], scratch: Path, arguments: dict[str, Any]) -> int:
+    """Do the work of a worker process; the exit code. A failure is left in the scratch folder."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _work(scratch, arguments)
+        work(scratch, arguments)
     except Exception as error:
         if is_out_of_memory(error):
             return _OUT_OF_MEMORY
@@ -449,4 +481,4 @@ def _main(scratch: Path, arguments: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(_main(Path(sys.argv[1]), json.loads(sys.argv[2])))
+    os._exit(run_worker(_work, Path(sys.argv[1]), json.loads(sys.argv[2])))

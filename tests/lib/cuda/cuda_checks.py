@@ -34,6 +34,7 @@ from lib.model.predict import is_out_of_memory, predict_logits, predict_on_all
 from lib.runtime.hardware import choose_devices
 from lib.search_space import search_from_dict
 from lib.training import barlow_twins, search, workers
+from lib.training.algorithms import select_algorithms
 from lib.training.distributed import DistributedContext
 from lib.training.ema import WeightAverage
 from lib.training.epoch import TrainingSet, find_grad_accum_steps, train_one_epoch
@@ -247,6 +248,12 @@ def a_step_of_an_epoch_with_every_option_does_not_wait(config: Config) -> None:
     assert waits[0] == waits[1] > 0, waits
 
 
+@check_each_backbone
+def deterministic_training_finds_an_algorithm_for_every_operation(config: Config) -> None:
+    with select_algorithms(GPU, deterministic=True):
+        train_epoch(training_of(config, **EVERY_OPTION), epoch=0)
+
+
 @check
 def a_step_with_stain_normalisation_does_not_wait() -> None:
     gpu, waits = NullGpu(), []
@@ -319,7 +326,10 @@ def the_encoder_is_pretrained_without_labels() -> None:
     barlow_twins._LEAST_SPREAD = -1.0  # kernels compute nothing: the spread is 0
     with tempfile.TemporaryDirectory() as name:
         names, _ = barlow_twins.pretrain(
-            task, folder=Path(name), devices=[GPU, torch.device("cuda", 1)], invalidate_record=lambda: None
+            task,
+            folder=Path(name),
+            context=DistributedContext(device=GPU),
+            invalidate_record=lambda: None,
         )
         assert any(each.endswith("model.safetensors") for each in names)
 

@@ -19,7 +19,7 @@ from lib.training import time_budget as budget
 from lib.training.distributed import DistributedContext
 from lib.training.fold import FoldTask, train_member
 from lib.training.time_budget import Budget
-from lib.training.workers import _init_process_group, train_fold
+from lib.training.workers import init_process_group, train_fold
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)
     context = DistributedContext(rank, facts["size"])
     if context.size > 1:
-        _init_process_group(context, f"file://{folder}/.store")
+        init_process_group(context, f"file://{folder}/.store")
     if facts["what"] == "double":
         real = fold.build_network
         fold.build_network = lambda *rest, **options: real(*rest, **options).double()

@@ -11,6 +11,7 @@ import torch
 from small import Killed, killed_at
 
 from lib.config import Config
+from lib.data.shared_memory import SharedMemory
 from lib.model.network import build_network
 from lib.training import barlow_twins as module
 from lib.training.barlow_twins import (
@@ -24,9 +25,10 @@ from lib.training.barlow_twins import (
     pretrain,
     random_crop,
 )
+from lib.training.distributed import DistributedContext
 from lib.training.epoch import TrainingError
+from lib.training.pretrain_workers import pretrain_on_all
 
-CPU = torch.device("cpu")
 CONFIG = Config(
     backbone="test_resnet",
     weights="pretrain",
@@ -46,7 +48,7 @@ def task(learnable: tuple[np.ndarray, Any]) -> PretrainTask:
 
 def _run(task: PretrainTask, folder: Path) -> tuple[list[str], dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    return pretrain(task, folder=folder, devices=[CPU], invalidate_record=lambda: None)
+    return pretrain(task, folder=folder, context=DistributedContext(), invalidate_record=lambda: None)
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -70,6 +72,30 @@ def test_the_loss_is_the_papers() -> None:
     same = torch.linalg.qr(torch.randn(64, 7, dtype=torch.float64) - 0.0)[0]
     same = same - same.mean(dim=0)
     assert float(barlow_twins_loss(same, same)) < 0.05 < float(barlow_twins_loss(same, same.roll(1, 1)))
+
+
+def test_the_gradients_of_all_processes_are_that_of_the_whole_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process differentiates by its own projections; their sum over the network is the gradient."""
+    torch.manual_seed(0)
+    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    views = torch.randn(2, 12, 5, dtype=torch.float64)
+    barlow_twins_loss(views[0] @ weight, views[1] @ weight).backward()
+    whole, weight.grad = weight.grad, None
+    for rank in range(3):
+        mine = slice(4 * rank, 4 * rank + 4)
+        gathered = []
+        for view in views:
+
+            def gather(parts: list[torch.Tensor], own: torch.Tensor, view: torch.Tensor = view) -> None:
+                assert not own.requires_grad
+                for part, values in zip(parts, (view @ weight).detach().split(4), strict=True):
+                    part.copy_(values)
+
+            monkeypatch.setattr(module.dist, "all_gather", gather)
+            context = DistributedContext(rank, 3, torch.device("cpu"))
+            gathered.append(module.gather_with_gradient(view[mine] @ weight, context))
+        barlow_twins_loss(*gathered).backward()  # adds to the gradient
+    torch.testing.assert_close(weight.grad, whole)
 
 
 def test_half_numbers_are_correlated_in_float32() -> None:
@@ -147,7 +173,7 @@ def test_a_pretraining_that_was_stopped_ends_in_the_same_bytes(
     folder.mkdir()
     end = killed_at(f"epoch {after + 1} of 3") if after < 3 else pytest.raises(Killed)
     with end:
-        pretrain(task, folder=folder, devices=[CPU], invalidate_record=kill)
+        pretrain(task, folder=folder, context=DistributedContext(), invalidate_record=kill)
     assert not (tmp_path / "stopped" / HISTORY).exists()
     caplog.clear()
     _run(task, tmp_path / "stopped")
@@ -170,6 +196,37 @@ def test_a_vision_transformer_can_be_pretrained(task: PretrainTask, tmp_path: Pa
     config = dataclasses.replace(CONFIG, backbone="test_vit", pretrain_epochs=1)
     names, _ = _run(dataclasses.replace(task, config=config), tmp_path)
     assert "test_vit/model.safetensors" in names
+
+
+def test_two_processes_pretrain_one_encoder(
+    task: PretrainTask, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a pool, which is trained, and a logit, which is not: all-reduce would wait for its gradient."""
+    memory = SharedMemory()
+    tiles = memory.allocate(task.tiles.nbytes).reshape(task.tiles.shape)
+    tiles[...] = task.tiles
+    config = dataclasses.replace(CONFIG, pooling="gem", pretrain_epochs=6)
+    names, scores = pretrain_on_all(
+        dataclasses.replace(task, tiles=tiles, config=config),
+        memory=memory,
+        folder=tmp_path,
+        devices=[torch.device("cpu")] * 2,
+        invalidate_record=lambda: None,
+        started=0.0,
+    )
+    history = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
+    assert len(history) == 6 and history[-1]["loss"] < history[0]["loss"]
+    assert scores["loss"] == history[-1]["loss"] and scores["tiles"] == 36
+    assert set(names) <= set(_bytes(tmp_path))
+    log = capfd.readouterr().out
+    assert log.count("epoch 6 of 6") == 1 and "2 processes" in log
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused(task: PretrainTask, tmp_path: Path) -> None:
+    odd = dataclasses.replace(task, config=dataclasses.replace(CONFIG, pretrain_batch_size=15))
+    context = DistributedContext(0, 2, torch.device("cpu"))
+    with pytest.raises(TrainingError, match="use a multiple of 2"):
+        pretrain(odd, folder=tmp_path, context=context, invalidate_record=lambda: None)
 
 
 def test_a_collapse_is_an_error_and_leaves_nothing(

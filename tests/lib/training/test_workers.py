@@ -365,7 +365,7 @@ def test_processes_meet_with_a_time_limit_and_without_nccl_by_gloo(
     monkeypatch.setattr(module.dist, "init_process_group", lambda name, **rest: calls.append((name, rest)))
     monkeypatch.setattr(module.dist, "is_nccl_available", lambda: has_nccl)
     for rank in range(2):
-        module._init_process_group(DistributedContext(rank, 2, torch.device(device)), "file:///store")
+        module.init_process_group(DistributedContext(rank, 2, torch.device(device)), "file:///store")
     assert [name for name, _ in calls] == [backend] * 2
     for rank, (_, options) in enumerate(calls):
         assert (options["rank"], options["world_size"]) == (rank, 2)
