@@ -53,6 +53,35 @@ class Mutation:
 
 
 MUTATIONS = (
+    # Devices, on the null GPU
+    Mutation(
+        "batches-on-the-device",
+        "lib/data/batches.py",
+        "tensors = [tensor.to(self.device, non_blocking=True) for tensor in (batch[0], *batch[1])]",
+        "tensors = [tensor.clone() for tensor in (batch[0], *batch[1])]",
+        ("tests/lib/cuda",),
+    ),
+    Mutation(
+        "symmetries-on-the-device",
+        "lib/image/dihedral.py",
+        "for element in range(ORDER)]).to(device)",
+        "for element in range(ORDER)])",
+        ("tests/lib/cuda",),
+    ),
+    Mutation(
+        "rates-on-the-device",
+        "lib/training/optimizer.py",
+        "self._rates = torch.tensor(rates, dtype=torch.float32, device=self._rate.device)",
+        "self._rates = torch.tensor(rates, dtype=torch.float32)",
+        ("tests/lib/cuda",),
+    ),
+    Mutation(
+        "buffers-wait-for-their-copies",
+        "lib/data/batches.py",
+        "self.copied[turn].synchronize()",
+        "pass",
+        ("tests/lib/cuda",),
+    ),
     # Input of the network
     Mutation(
         "channels-normalised",

@@ -37,6 +37,28 @@ def test_every_kind_of_backbone_gives_one_logit_a_tile(backbone: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("backbone", "stem"), [("test_resnet", "keep"), ("test_resnet", "no_pool"), ("test_efficientnet", "keep")]
+)
+def test_channels_last_is_kept_from_the_stem_to_the_pooling(backbone: str, stem: str) -> None:
+    """One layer with the other layout would make tensor cores convert every map before and after it."""
+    network = build_network(Config(backbone=backbone, input_size=64, stem=stem)).eval()
+    layouts: dict[str, bool] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[1:]) > 1:
+                layouts[name] = output.is_contiguous(memory_format=torch.channels_last)
+
+        return hook
+
+    for name, module in network.named_modules():
+        module.register_forward_hook(note(name))
+    with torch.no_grad():
+        network(torch.rand(2, 3, 96, 96))
+    assert len(layouts) > 20 and all(layouts.values()), [name for name, kept in layouts.items() if not kept]
+
+
+@pytest.mark.parametrize(
     ("backbone", "pooling"), [("test_resnet", "native"), ("test_convnext", "avgmax"), ("test_vit", "gem")]
 )
 def test_the_forward_pass_is_one_graph_for_the_compiler(backbone: str, pooling: str) -> None:
