@@ -505,14 +505,14 @@ MUTATIONS = (
     Mutation(
         "quota-counts-running-kernels",
         "launch/campaign/quota.py",
-        "if self.quota.left - running >= needed:",
-        "if self.quota.left >= needed:",
+        "quota.left - self._reserve - running",
+        "quota.left - self._reserve",
         ("tests/launch/campaign/test_quota.py::test_open_pushes_count_against_the_quota",),
     ),
     Mutation(
         "schedule-counts-weekly-quota",
         "launch/campaign/quota.py",
-        "        left -= cost\n",
+        "                left -= hours[slug]\n",
         "",
         ("tests/launch/campaign/test_quota.py",),
     ),

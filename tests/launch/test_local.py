@@ -1,5 +1,6 @@
 """A kernel that ran on this machine runs again when an attached file has changed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ def test_an_attached_file_counts_by_its_content(name: str, tmp_path: Path) -> No
     attach = tmp_path / "attach"
     (attach / name).parent.mkdir(parents=True)
     datasets = attached_datasets([attach], "me")
-    built = build([load_experiment("smoke")], out=tmp_path / "build", owner="me", datasets=tuple(datasets))
+    experiment = load_experiment("smoke", ["slide_map=map.csv"])  # prepare reads the attached folder
+    built = build([experiment], out=tmp_path / "build", owner="me", datasets=tuple(datasets))
     run = LocalRun(tmp_path, built, tmp_path / "data", datasets, None)
     kernel = next(kernel for kernel in built.kernels if kernel.kind == "prepare")
     (attach / name).write_text("id,wsi\na,b\n")
@@ -25,3 +27,13 @@ def test_an_attached_file_counts_by_its_content(name: str, tmp_path: Path) -> No
     assert run._identity(kernel) == first
     (attach / name).write_text("id,wsi\na,c\n")
     assert run._identity(kernel) != first
+
+
+def test_hours_that_are_expected_run_no_kernel_again(tmp_path: Path) -> None:
+    identities = []
+    for number, options in enumerate(([], ["expected_hours=3"], ["seed=3"])):
+        built = build([load_experiment("smoke", options)], out=tmp_path / str(number), owner="me")
+        run = LocalRun(tmp_path, built, tmp_path, {}, None)
+        fold = next(kernel for kernel in built.kernels if kernel.kind == "train")
+        identities.append(run._identity(replace(fold, sources=())))
+    assert identities[0] == identities[1] != identities[2]
