@@ -59,28 +59,28 @@ MUTATIONS = (
         "lib/data/batches.py",
         "tensors = [tensor.to(self.device, non_blocking=True) for tensor in (batch[0], *batch[1])]",
         "tensors = [tensor.clone() for tensor in (batch[0], *batch[1])]",
-        ("tests/lib/cuda",),
+        ("tests/lib/cuda/test_cuda.py",),
     ),
     Mutation(
         "symmetries-on-the-device",
         "lib/image/dihedral.py",
         "for element in range(ORDER)]).to(device)",
         "for element in range(ORDER)])",
-        ("tests/lib/cuda",),
+        ("tests/lib/cuda/test_cuda.py",),
     ),
     Mutation(
         "rates-on-the-device",
         "lib/training/optimizer.py",
         "self._rates = torch.tensor(rates, dtype=torch.float32, device=self._rate.device)",
         "self._rates = torch.tensor(rates, dtype=torch.float32)",
-        ("tests/lib/cuda",),
+        ("tests/lib/cuda/test_cuda.py",),
     ),
     Mutation(
         "buffers-wait-for-their-copies",
         "lib/data/batches.py",
         "self.copied[turn].synchronize()",
         "pass",
-        ("tests/lib/cuda",),
+        ("tests/lib/cuda/test_cuda.py",),
     ),
     # Input of the network
     Mutation(
