@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import workbench
+from made_once import made_once
 
 from launch.packaging.builder import Built, build
 
@@ -21,15 +22,18 @@ _TILES = workbench.ROOT.parent / "shared" / "tiles" / "unpack.py"
 @pytest.fixture(scope="session")
 def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 labelled and 15 test tiles, real where there are any, else drawn. Tests do not change them."""
-    folder = tmp_path_factory.mktemp("competition") / "competition"
-    if _TILES.is_file():
-        command = [sys.executable, str(_TILES), str(folder), "--pack", "exact", "--limit", "60"]
-        subprocess.run(command, check=True, capture_output=True)
-    else:
-        from launch.emulator.synthetic_tiles import write_competition
 
-        write_competition(folder, labelled=60, unlabelled=15, seed=1)
-    return folder
+    def make(folder: Path) -> None:
+        if _TILES.is_file():
+            command = [sys.executable, str(_TILES), str(folder / "competition")]
+            command += ["--pack", "exact", "--limit", "60"]
+            subprocess.run(command, check=True, capture_output=True)
+        else:
+            from launch.emulator.synthetic_tiles import write_competition
+
+            write_competition(folder / "competition", labelled=60, unlabelled=15, seed=1)
+
+    return made_once(tmp_path_factory, "kernels-competition", make) / "competition"
 
 
 @pytest.fixture(scope="session")
@@ -37,29 +41,34 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build([workbench.experiment()], out=tmp_path_factory.mktemp("build") / "dist", owner="someone")
 
 
-def _run_once(folder: Path, script: Path, mounts: dict[str, Path]) -> Path:
+def _run_once(folder: Path, script: Path, mounts: dict[str, Path]) -> None:
     for place, source in mounts.items():
         workbench.mount(folder / "input", source, place)
     done = workbench.run(script, working=folder / "working", inputs=folder / "input")
     assert done.returncode == 0, done.stderr
-    return folder / "working"
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, built: Built, competition: Path) -> Path:
     """What the prepare script left. Not to be changed."""
     mounts = {workbench.COMPETITION: competition}
-    return _run_once(tmp_path_factory.mktemp("prepare"), workbench.script_of(built, "prepare"), mounts)
+    script = workbench.script_of(built, "prepare")
+    made = made_once(tmp_path_factory, "kernels-prepare", lambda folder: _run_once(folder, script, mounts))
+    return made / "working"
 
 
 @pytest.fixture(scope="session")
 def folds(tmp_path_factory: pytest.TempPathFactory, built: Built, prepared: Path) -> list[Path]:
     """What the scripts of both folds left. Not to be changed."""
     mounts = {"notebooks/someone/hcd-prepare": prepared}
-    scripts = [workbench.script_of(built, "train", fold) for fold in range(2)]
-    return [
-        _run_once(tmp_path_factory.mktemp(f"fold-{n}"), script, mounts) for n, script in enumerate(scripts)
-    ]
+
+    def make(folder: Path) -> None:
+        for fold in range(2):
+            (folder / f"fold-{fold}").mkdir()
+            _run_once(folder / f"fold-{fold}", workbench.script_of(built, "train", fold), mounts)
+
+    made = made_once(tmp_path_factory, "kernels-folds", make)
+    return [made / f"fold-{fold}" / "working" for fold in range(2)]
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_once import made_once
 
 from lib.data.tiff import TILE_SHAPE, encode_tile
 
@@ -20,13 +21,12 @@ def real_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """480 labelled and 120 unlabelled tiles of the competition, bit for bit. Not to be changed."""
     if not _TILES.is_dir():
         pytest.skip(f"../shared/tiles is absent: no real tiles at {_TILES}")
-    folder = tmp_path_factory.mktemp("real") / "competition"
-    subprocess.run(
-        [sys.executable, str(_TILES / "unpack.py"), str(folder), "--pack", "exact"],
-        check=True,
-        capture_output=True,
-    )
-    return folder
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, str(_TILES / "unpack.py"), str(folder / "competition"), "--pack", "exact"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return made_once(tmp_path_factory, "real-tiles", make) / "competition"
 
 
 @pytest.fixture(scope="session")

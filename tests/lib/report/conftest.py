@@ -6,6 +6,7 @@ from pathlib import Path
 
 import campaigns
 import pytest
+from made_once import made_once
 
 from lib.report.document import Report
 
@@ -13,24 +14,28 @@ from lib.report.document import Report
 @pytest.fixture(scope="session")
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of prepare for 480 labelled and 120 test tiles, real ones where available. Read-only."""
-    folder = tmp_path_factory.mktemp("prepared")
-    try:
-        competition = request.getfixturevalue("real_tiles")
-    except pytest.skip.Exception:
-        from launch.emulator.synthetic_tiles import write_competition
 
-        competition = folder / "competition"
-        write_competition(competition, labelled=480, unlabelled=120, seed=1)
-    campaigns.write_prepare(competition, folder / "hcd-prepare")
-    return folder / "hcd-prepare"
+    def make(folder: Path) -> None:
+        try:
+            competition = request.getfixturevalue("real_tiles")
+        except pytest.skip.Exception:
+            from launch.emulator.synthetic_tiles import write_competition
+
+            competition = folder / "competition"
+            write_competition(competition, labelled=480, unlabelled=120, seed=1)
+        campaigns.write_prepare(competition, folder / "hcd-prepare")
+
+    return made_once(tmp_path_factory, "report-prepared", make) / "hcd-prepare"
 
 
 @pytest.fixture(scope="session")
 def campaign(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Outputs of two experiments with three folds each. Read-only."""
-    root = tmp_path_factory.mktemp("campaign")
-    campaigns.write_campaign(root, prepared, campaigns.EXPERIMENTS)
-    return root
+
+    def make(folder: Path) -> None:
+        campaigns.write_campaign(folder, prepared, campaigns.EXPERIMENTS)
+
+    return made_once(tmp_path_factory, "report-campaign", make)
 
 
 @pytest.fixture(scope="session")
