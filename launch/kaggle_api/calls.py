@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 # What decoding an unexpected response raises, in the `kaggle` package and here.
 DECODING_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+# Of the check whether there is a network: seconds of an attempt and between two, and how many are made.
+_NETWORK_TIMEOUT, _NETWORK_PAUSE, _NETWORK_ATTEMPTS = 4.0, 1.0, 2
 _MAX_RETRY_AFTER = 600.0  # seconds; more is not waited for in one call
 
 
@@ -102,6 +104,30 @@ def call_repeatedly(
                 raise NoResponseError(f"{error} ({attempt} attempts)") from None
             time.sleep(max(policy.pause(attempt) * random.uniform(0.5, 1.0), error.retry_after))
     raise AssertionError("unreachable")
+
+
+def require_network() -> None:
+    """Check that the service can be reached at all: any HTTP response is enough.
+
+    Raises:
+        NoResponseError: there is no network, no name service or no route, or a proxy does not answer.
+    """
+    import requests
+    from kagglesdk.kaggle_env import get_endpoint, get_env
+
+    endpoint = get_endpoint(get_env())
+    for attempt in range(1, _NETWORK_ATTEMPTS + 1):
+        try:
+            requests.head(endpoint, timeout=_NETWORK_TIMEOUT, allow_redirects=False)
+            return
+        except requests.RequestException as error:
+            if attempt == _NETWORK_ATTEMPTS:
+                raise NoResponseError(
+                    f"{endpoint} cannot be reached from this machine ({type(error).__name__}). Check the "
+                    "network and the proxy settings, then rerun the command: it continues. "
+                    "status.kaggle.com reports outages. Kernels that run on Kaggle are not affected."
+                ) from None
+            time.sleep(_NETWORK_PAUSE)
 
 
 def call_with_deadline(call: Callable[[], T], *, timeout: float, quiet: bool = True) -> T:

@@ -24,6 +24,7 @@ from launch.kaggle_api.calls import (
     call_repeatedly,
     call_with_deadline,
     reading,
+    require_network,
     translate,
     upload_notes_in,
     without_surrogates,
@@ -57,6 +58,7 @@ from lib.runtime.inputs import COMPETITION
 
 T = TypeVar("T")
 
+_AUTHENTICATION_TIMEOUT = 20.0  # seconds of one attempt
 _MAX_PAGES = 500  # of a listing; more means that its page tokens repeat
 _PAGE_SIZE = 200
 _MAX_RECORD_BYTES = 16 << 20  # of a run.json, the only file whose size is not known before it is fetched
@@ -544,9 +546,11 @@ class Kaggle:
 def connect(retry_policy: RetryPolicy | None = None) -> Kaggle:
     """Authenticate with the credentials that the client finds on this machine.
 
+    Without a network it fails within seconds: only a Kaggle that can be reached is tried again.
+
     Raises:
         CredentialsError: there are none, or Kaggle does not accept them.
-        NoResponseError: Kaggle did not answer.
+        NoResponseError: Kaggle cannot be reached, or did not answer.
     """
     import requests
 
@@ -557,7 +561,8 @@ def connect(retry_policy: RetryPolicy | None = None) -> Kaggle:
         try:
             # The package authenticates when it is imported, prints what it misses, and may end by sys.exit.
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                api = call_with_deadline(_authenticate, timeout=policy.call_timeout, quiet=False)
+                timeout = min(policy.call_timeout, _AUTHENTICATION_TIMEOUT)
+                api = call_with_deadline(_authenticate, timeout=timeout, quiet=False)
             break
         except (requests.ConnectionError, requests.Timeout, TimeoutError, requests.HTTPError) as error:
             response = getattr(error, "response", None)
@@ -566,6 +571,8 @@ def connect(retry_policy: RetryPolicy | None = None) -> Kaggle:
                 raise CredentialsError(
                     f"Kaggle does not accept the credentials (HTTP {status}).\n{CREDENTIALS}"
                 ) from None
+            if not status:
+                require_network()
             if attempt == policy.attempts:
                 cause = f"HTTP {status}" if status else type(error).__name__
                 raise NoResponseError(
@@ -583,6 +590,8 @@ def connect(retry_policy: RetryPolicy | None = None) -> Kaggle:
     user = str(values.get("username") or "")
     if not user:
         raise CredentialsError(f"the Kaggle client found credentials without a user name.\n{CREDENTIALS}")
+    if values.get("key") and not values.get("token"):
+        require_network()  # the client accepts a legacy key without a request
     return Kaggle(api, user, policy, secrets + used)
 
 

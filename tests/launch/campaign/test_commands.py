@@ -237,6 +237,24 @@ def test_a_deleted_ledger_does_not_submit_the_same_file_again(account, capsys):
     assert [method for method, _ in kaggle.changes()].count("CreateSubmission") == 1
 
 
+@pytest.mark.parametrize("credentials", ["token", "legacy key"])
+def test_run_without_a_network_says_so_at_once(account, monkeypatch, credentials):
+    """With the time limits of a real campaign; a legacy key is accepted by the client without a request."""
+    kaggle = account()
+    monkeypatch.setattr("launch.kaggle_api.calls._NETWORK_PAUSE", 0.01)
+    for name in ("HTTP_PROXY", "http_proxy"):  # nothing listens there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    if credentials == "legacy key":
+        monkeypatch.delenv("KAGGLE_API_TOKEN")
+        monkeypatch.setenv("KAGGLE_USERNAME", "alice")
+        monkeypatch.setenv("KAGGLE_KEY", "0" * 32)
+    started = time.monotonic()
+    with pytest.raises(LaunchError, match="cannot be reached from this machine .* rerun the command"):
+        run(*order(kaggle), connect=connect)
+    assert time.monotonic() - started < 10
+    assert kaggle.changes() == []
+
+
 def test_nothing_is_submitted_while_the_list_cannot_be_read(account):
     kaggle = account(Fault("ListSubmissions", "500", times=0))
     with pytest.raises(LaunchError, match="Nothing was submitted: the list .* Rerun the command"):
