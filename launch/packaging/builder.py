@@ -12,6 +12,7 @@ from typing import Any
 from launch import ROOT
 from launch.errors import LaunchError
 from launch.experiments import Experiment
+from launch.packaging.backbones import check_backbones
 from launch.packaging.bundle import (
     bundle_id,
     git_commit,
@@ -35,7 +36,7 @@ from launch.packaging.secret_scan import refuse_secrets
 from launch.plan import NOTEBOOK_KINDS, Kernel, plan_kernels
 from lib.errors import listed
 from lib.files import write_atomic
-from lib.search_space import SearchSpace
+from lib.search_space import SearchSpace, values_of
 
 _READ_WEIGHTS = ("embed", "train", "search")  # kinds of kernels
 
@@ -208,6 +209,7 @@ def build(
     source = read_checkout(owner=owner, thin=thin, strict_bundle=strict_bundle, root=root)
     kernels = plan_kernels(experiments, datasets=datasets, folds=folds, average=average, search=search)
     _require_datasets(kernels)
+    _require_known_backbones(kernels)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -242,6 +244,22 @@ def _require_valid_metadata(folder: Path) -> None:
     if problems:
         remedy = f"Change the name of the experiment, {METADATA} in the root, or the attached datasets."
         raise LaunchError(listed("Kaggle would not take these kernels:", problems, remedy=remedy))
+
+
+def _require_known_backbones(kernels: Sequence[Kernel]) -> None:
+    """Check the backbones of all experiments and searches, as far as that is possible here.
+
+    Raises:
+        LaunchError: timm does not know one, or Kaggle could not load it; every problem is listed.
+    """
+    names = [str(config.backbone) for kernel in kernels for config in kernel.configs if kernel.experiments]
+    for kernel in kernels:
+        names += kernel.encoders
+        if kernel.search is not None:
+            names += [str(name) for name in values_of(kernel.search, kernel.configs[0], "backbone")]
+    if problems := check_backbones(names):
+        remedy = "Change backbone in the experiment or the search, or use --set backbone=NAME."
+        raise LaunchError(listed("these backbones cannot be built:", problems, remedy=remedy))
 
 
 def _require_datasets(kernels: Sequence[Kernel]) -> None:

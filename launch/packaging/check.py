@@ -1,10 +1,12 @@
 """Check a build against the rules of the Kaggle client and service, and report all problems at once."""
 
+import ast
 import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch.packaging.backbones import check_backbones
 from launch.packaging.bundle import SOURCE_LIMIT
 from launch.packaging.metadata import (
     DATASET_METADATA,
@@ -20,6 +22,7 @@ from lib.validation import UNREADABLE, is_safe_name
 
 # Lines of the parameters in a script: kernels that read weights, and a file that holds them.
 _KIND = re.compile(r"^PARAMETERS = .'kind': '(?:train|embed|search)'", re.MULTILINE)
+_PARAMETERS = re.compile(r"^PARAMETERS = (.*\n(?: .*\n)*)", re.MULTILINE)
 _WEIGHTS = re.compile(
     rf"^\s*'weights': '([^'\n]+(?:{'|'.join(map(re.escape, WEIGHT_ENDINGS))}))'", re.MULTILINE
 )
@@ -64,6 +67,8 @@ def check(out: Path) -> CheckResult:
             result.problems.append(f"{folder.name}: {METADATA} holds no JSON object")
     for slug in metadata:
         _check_kernel(slug, metadata, out, result)
+    names = [name for slug in metadata for name in _backbones(out / "kernels" / slug)]
+    result.problems += check_backbones(names)
     owners = {str(entry.get("id", "")).partition("/")[0] for entry in metadata.values()}
     if len(owners) > 1:
         result.problems.append(f"the kernels belong to different owners: {', '.join(sorted(owners))}")
@@ -102,6 +107,23 @@ def _weights_file(content: bytes) -> str:
     text = content.decode("utf-8", errors="replace")
     kind, file = _KIND.search(text), _WEIGHTS.search(text)
     return file[1] if kind and file else ""
+
+
+def _backbones(folder: Path) -> list[str]:
+    """The backbones that a kernel's parameters name; empty for a notebook, or where they cannot be read."""
+    names: list[str] = []
+    for script in sorted(folder.glob("*.py")):
+        block = _PARAMETERS.search(script.read_text(encoding="utf-8", errors="replace"))
+        try:
+            values = ast.literal_eval(block[1]) if block else {}
+            names += [str(name) for name in values.get("encoders", ())]
+            if values.get("experiments"):
+                names += [str(config["backbone"]) for config in values["configs"]]
+            searched = values.get("search", {}).get("values", {}).get("space", {}).get("backbone", ())
+            names += [searched] if isinstance(searched, str) else [str(name) for name in searched]
+        except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # the compiler's message is a problem already
+    return names
 
 
 def _attached(metadata: dict[str, object]) -> list[str]:

@@ -255,6 +255,18 @@ def test_run_without_a_network_says_so_at_once(account, monkeypatch, credentials
     assert kaggle.changes() == []
 
 
+def test_run_and_push_refuse_names_that_cannot_be_built(account):
+    kaggle = account()
+    for values, said in (({"name": "under_score"}, "becomes the slug"), ({}, "is a folder of this machine")):
+        experiment = load_experiment("smoke", [*KNOBS, *([] if values else ["backbone=local-dir:/x"])])
+        arguments = order(kaggle, experiments=(replace(experiment, **values),))
+        with pytest.raises(LaunchError, match=said):
+            run(*arguments, connect=reach)
+        with pytest.raises(LaunchError, match=said):
+            push(arguments, ["prepare"], connect=reach)
+    assert kaggle.changes() == []
+
+
 def test_nothing_is_submitted_while_the_list_cannot_be_read(account):
     kaggle = account(Fault("ListSubmissions", "500", times=0))
     with pytest.raises(LaunchError, match="Nothing was submitted: the list .* Rerun the command"):
