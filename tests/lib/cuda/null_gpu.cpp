@@ -91,7 +91,7 @@ void null_gpu_set(const char* name, size_t value) {
     if (!strcmp(name, "counts")) counts.clear();
     else settings[name] = value;
 }
-long null_gpu_count(const char* prefix) {  // "launch", "copy", "wait", "malloc", "blas"
+long null_gpu_count(const char* prefix) {  // "launch", "copy", "wait", "malloc", "set device", "blas"
     LOCK;
     long total = 0;
     for (auto& entry : counts)
@@ -104,6 +104,7 @@ void null_gpu_called(const char* name) { count(std::string("blas ") + name); }
 cudaError_t cudaGetDeviceCount(int* number) { *number = DEVICES; return cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { *device = current; return cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
+    count("set device");
     if (device < 0 || device >= DEVICES) return cudaErrorInvalidDevice;
     current = device;
     return cudaSuccess;
