@@ -32,7 +32,15 @@ from launch.packaging.builder import build  # noqa: E402
 from lib.data.competition import read_competition  # noqa: E402
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE  # noqa: E402
 
-OPTIONS = ["weights=none", "epochs=1", "warmup_epochs=0", "batch_size=128", "eval_batch_size=512"]
+OPTIONS = [
+    "backbone=test_resnet.r160_in1k",
+    "weights=none",
+    "input_size=48",
+    "epochs=1",
+    "warmup_epochs=0",
+    "batch_size=128",
+    "eval_batch_size=512",
+]
 ORIENTATIONS = 8
 
 

@@ -1,6 +1,6 @@
 """Pretrain an experiment's backbone on the competition's own tiles, without their labels (Barlow Twins).
 
-Reads: prepare.
+Reads: prepare; weights or an attached file, where the pretraining continues from given weights.
 Leaves: the encoder for the folds of this experiment; the history of the pretraining.
 """
 
@@ -17,7 +17,7 @@ from lib.data import prepared
 from lib.data.shared_memory import SharedMemory
 from lib.data.tiff import TILE_SHAPE
 from lib.runtime.hardware import choose_devices, describe_devices, preflight
-from lib.runtime.inputs import read_output
+from lib.runtime.inputs import find_weights, read_output
 from lib.runtime.session import Session, run_kernel
 from lib.training.barlow_twins import HISTORY, UNFINISHED, PretrainTask
 from lib.training.pretrain_workers import pretrain_on_all
@@ -28,9 +28,10 @@ logger = logging.getLogger(__name__)
 def recipe(session: Session) -> None:
     """Read the prepared data, put the tiles into one array, pretrain, write the encoder for the folds."""
     config, parameters = session.parameters.config, session.parameters
-    with session.stage("read the prepared tables"):
+    with session.stage("read the prepared tables and find the first weights"):
         folder, record = read_output(session.input, "prepare", hashed_by_reader=prepared.ARRAYS)
         data = prepared.read_prepared(folder, recorded_data_id=record.data_id, hashes=record.hashes)
+        weights = find_weights(session.input, config.for_pretraining, experiment=parameters.experiment)
     devices = choose_devices(config, gpu_required=parameters.needs_gpu and session.on_kaggle)
     names = [prepared.TRAIN_TILES, *([prepared.TEST_TILES] if config.pretrain_tiles == "all" else [])]
     preflight(session.working, disk=2 << 30, memory=sum(data.bytes_of(name) for name in names) + (2 << 30))
@@ -50,6 +51,7 @@ def recipe(session: Session) -> None:
         tiles=tiles,
         data_id=data.data_id,
         bundle_id=parameters.bundle_id,
+        weights=weights,
         deadline=session.deadline,
     )
     with session.stage("pretrain"):

@@ -176,6 +176,15 @@ def _load(experiments: Sequence[str], overrides: Sequence[str]) -> Any:
     return load_experiments(experiments or (default_experiment(read_base()),), overrides)
 
 
+def _require_networks(experiments: Any, *, attach: Sequence[Path] = ()) -> None:
+    """Build the networks once on this machine, before anything is pushed or trained."""
+    from launch.local import WEIGHTS_FOLDER
+    from launch.packaging.network_check import require_networks
+    from launch.plan import first_networks
+
+    require_networks(first_networks(experiments), attached=attach, fetched=WEIGHTS_FOLDER)
+
+
 def _owner() -> str:
     from launch.packaging.metadata import owner_of, read_base
 
@@ -303,11 +312,16 @@ def smoke(
     from launch.emulator.faults import load_faults
     from launch.emulator.smoke import smoke as rehearse
     from launch.experiments import load_experiments
+    from launch.plan import require_encoders_for_kaggle
 
     held_out, holdout_folder = _holdout_here(holdout, out)
     options = [*overrides, *([f"num_folds={folds}"] if folds else []), *held_out]
+    loaded = load_experiments(experiments or ("smoke",), options)
+    require_encoders_for_kaggle(loaded, ())
+    if not (out / "campaign" / "ledger.json").is_file():
+        _require_networks(loaded, attach=attach)
     rehearse(
-        load_experiments(experiments or ("smoke",), options),
+        loaded,
         data=data,
         tiles=tiles,
         out=out,
@@ -382,8 +396,11 @@ def _spec(
 ) -> Any:
     """What a campaign computes, from the arguments of a command."""
     from launch.campaign.spec import CampaignSpec
+    from launch.plan import require_encoders_for_kaggle
 
-    return CampaignSpec(experiments=tuple(_load(experiments, overrides)), owner=owner or "", **values)
+    loaded = tuple(_load(experiments, overrides))
+    require_encoders_for_kaggle(loaded, values.get("datasets", ()))
+    return CampaignSpec(experiments=loaded, owner=owner or "", **values)
 
 
 def _folder(spec: Any, campaign: str | None) -> Path:
@@ -487,6 +504,8 @@ def run(
         reuse=reuse,
         reserve_hours=reserve_hours,
     )
+    if not (options.folder / "ledger.json").is_file():
+        _require_networks(spec.experiments)
     if not no_check:
         _offer_environment_check(spec, options.folder)
     campaign_run(spec, options, connect=connect)
@@ -765,8 +784,10 @@ def local(
     from launch.local import local as train
 
     held_out, holdout_folder = _holdout_here(holdout, out)
+    loaded = _load(experiments, [*overrides, *held_out])
+    _require_networks(loaded, attach=attach)
     train(
-        _load(experiments, [*overrides, *held_out]),
+        loaded,
         data=data,
         out=out,
         attach=(*attach, *holdout_folder),
@@ -816,12 +837,15 @@ def build(
     from launch.packaging import builder
     from launch.packaging.bundle import SOURCE_LIMIT
     from launch.packaging.metadata import PLACEHOLDER_OWNER
+    from launch.plan import require_encoders_for_kaggle
 
     wrong = [dataset for dataset in datasets if dataset.count("/") != 1]
     if wrong:
         raise LaunchError(f"--dataset takes OWNER/SLUG, not {', '.join(wrong)}")
+    loaded = _load(experiments, overrides)
+    require_encoders_for_kaggle(loaded, datasets)
     built = builder.build(
-        _load(experiments, overrides),
+        loaded,
         out=out,
         owner=owner,
         datasets=datasets,
@@ -849,9 +873,11 @@ def build(
 def check(out: Path) -> None:
     """Check a build against the rules of Kaggle and its client.
 
-    Sizes, metadata, sources and secrets. All problems are listed at once.
+    Sizes, metadata, sources, secrets, and whether the networks can be built. All problems are listed at once.
     """
+    from launch.local import WEIGHTS_FOLDER
     from launch.packaging.check import check as check_build
+    from launch.packaging.network_check import built_networks, require_networks
 
     result = check_build(out)
     for line in result.sizes:
@@ -860,6 +886,7 @@ def check(out: Path) -> None:
         click.echo(f"warning: {line}")
     if result.problems:
         raise LaunchError(f"{len(result.problems)} problems:\n  - " + "\n  - ".join(result.problems))
+    require_networks(built_networks(out), fetched=WEIGHTS_FOLDER)
     click.echo("no problems")
 
 

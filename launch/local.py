@@ -337,7 +337,7 @@ def local(
 def pretrained_encoders(experiments: Sequence[Experiment], *, search: SearchSpace | None) -> list[str]:
     """The encoders that start from timm's weights, of the experiments, their teachers and a search."""
     configs = [experiment.config for experiment in with_teachers(experiments)]
-    encoders = [config.backbone for config in configs if config.weights == "timm"]
+    encoders = [config.backbone for config in configs if config.downloads_weights]
     if search is not None:
         encoders += searched_encoders(search, experiments[0].config)
     return encoders

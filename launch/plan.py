@@ -8,6 +8,7 @@ from typing import Any
 from launch.errors import LaunchError
 from launch.experiments import Experiment, searched_encoders, with_teachers
 from lib.config import PREPARE_OPTIONS, Config
+from lib.errors import listed
 from lib.evaluation.averages import parse_weights
 from lib.search_space import SearchSpace
 
@@ -62,6 +63,13 @@ class Kernel:
     search: SearchSpace | None = None
 
     @property
+    def weight_configs(self) -> tuple[Config, ...]:
+        """The configs whose `weights` this kernel reads; none for a kernel that reads no weights."""
+        if self.kind == "pretrain":
+            return tuple(config.for_pretraining for config in self.configs)
+        return self.configs if self.kind in ("embed", "train", "search") else ()
+
+    @property
     def file_name(self) -> str:
         """The name of its source file."""
         return f"{self.slug}.ipynb" if self.kind in NOTEBOOK_KINDS else f"{self.slug}.py"
@@ -97,7 +105,11 @@ def plan_kernels(
     trained = with_teachers(experiments)
     weights = [] if _has_encoders(attached) else plan_weights(trained)
     prepare = plan_prepare(trained, attached)
-    pretrains = [_plan_pretrain(each, prepare) for each in trained if each.config.weights == "pretrain"]
+    pretrains = [
+        _plan_pretrain(each, prepare, weights, attached)
+        for each in trained
+        if each.config.weights == "pretrain"
+    ]
     encoders = {each.name: _encoder_source(each, weights) for each in trained}
     embeds = [
         _plan_embed(each, prepare, encoders[each.name], attached) for each in trained if _is_probe(each)
@@ -122,7 +134,7 @@ def plan_kernels(
 
 def plan_weights(experiments: Sequence[Experiment]) -> list[Kernel]:
     """The kernel that downloads the pretrained weights of these experiments; empty when they need none."""
-    needed = {experiment.config.backbone for experiment in experiments if experiment.config.weights == "timm"}
+    needed = {experiment.config.backbone for experiment in experiments if experiment.config.downloads_weights}
     return _weights_kernel(needed)
 
 
@@ -163,22 +175,64 @@ def plan_prepare(experiments: Sequence[Experiment], datasets: tuple[str, ...]) -
             "give them the same value, or build them one at a time"
         )
     config = replace(Config(), **{option: getattr(configs[0], option) for option in PREPARE_OPTIONS})
-    # It reads no attached dataset but the one with the tile-to-slide map.
-    attached = datasets if config.slide_map else ()
+    # It reads no attached dataset but those with the tile-to-slide map and the hold-out.
+    attached = datasets if config.slide_map or config.holdout_file else ()
     slug = "hcd-prepare" if config == Config() else f"hcd-prepare-{config.hash[:_HASH_DIGITS]}"
     return Kernel(
-        kind="prepare", slug=slug, experiments=(), configs=(config,), competition=True, datasets=attached
+        kind="prepare",
+        slug=slug,
+        experiments=(),
+        configs=(config,),
+        competition=True,
+        datasets=attached,
     )
 
 
-def _plan_pretrain(experiment: Experiment, prepare: Kernel) -> Kernel:
+def first_networks(experiments: Sequence[Experiment]) -> list[Config]:
+    """The networks that the experiments start from, by the options that decide them; none twice."""
+    starts = [
+        each.config.for_pretraining if each.config.weights == "pretrain" else each.config
+        for each in experiments
+    ]
+    return list(dict.fromkeys(config.network for config in starts))
+
+
+def require_encoders_for_kaggle(experiments: Sequence[Experiment], datasets: Sequence[str]) -> None:
+    """Check that no kernel on Kaggle would look for an encoder in a folder of this machine.
+
+    Raises:
+        LaunchError: a backbone is `local-dir:` and no dataset with encoders is attached.
+    """
+    local = [
+        f"{each.name}: backbone = {each.config.backbone}"
+        for each in with_teachers(experiments)
+        if each.config.backbone.startswith("local-dir:")
+    ]
+    if local and not _has_encoders(datasets):
+        raise LaunchError(
+            listed(
+                "Kaggle cannot see a folder of this machine:",
+                local,
+                remedy="Upload the encoder (build_kernel.py weights EXPERIMENT --upload, with the same "
+                f"--set) and attach it: --dataset YOU/{ENCODERS_SLUG}. Or name timm's architecture as the "
+                "backbone and its file in an attached dataset as weights.",
+            )
+        )
+
+
+def _plan_pretrain(
+    experiment: Experiment, prepare: Kernel, weights: Sequence[Kernel], datasets: tuple[str, ...]
+) -> Kernel:
+    """The kernel that pretrains a backbone, perhaps from given weights: only then it reads datasets."""
+    start = replace(experiment, config=experiment.config.for_pretraining)
     return Kernel(
         kind="pretrain",
         slug=f"hcd-{experiment.name}-pretrain",
         experiments=(experiment.name,),
         configs=(experiment.config,),
         needs_gpu=True,
-        sources=(prepare.slug,),
+        sources=(prepare.slug, *_encoder_source(start, weights)),
+        datasets=() if start.config.weights == "none" else datasets,
     )
 
 

@@ -22,6 +22,8 @@ Value = bool | int | float | str
 EXPECTATIONS = ("expected_hours", "pretrain_hours")  # estimates for planning; they change no result
 # These decide the fold table.
 FOLD_OPTIONS = ("fold_split", "num_folds", "seed", "stain_groups", "slide_map", "holdout")
+# These decide the network that a training starts from.
+NETWORK_OPTIONS = ("backbone", "weights", "mean", "std", "input_size", "pooling", "stem")
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt")
 _KNOWS_THE_TEST_LABELS = re.compile(r"pcam|patch_?camelyon|tiatoolbox", re.IGNORECASE)
 # These decide the output of the prepare kernel.
@@ -100,6 +102,13 @@ class Config:
         "none: random. pretrain: self-supervised on the competition's own tiles, by the pretrain kernel. Or "
         "the name of a .safetensors, .pth or .pt file in an attached dataset.",
     )
+    mean: str = _option(
+        "",
+        "Mean of red, green and blue that the backbone expects, such as 0.485 0.456 0.406: pixels from 0 to "
+        "1 are fed as (pixel - mean) / std. Empty: that of the backbone's pretrained weights. For a file of "
+        "weights that were trained with another.",
+    )
+    std: str = _option("", "Standard deviation of red, green and blue that the backbone expects; see mean.")
     train_mode: str = _option(
         "full",
         "full: train the whole network. linear_probe: keep the backbone frozen; the embed kernel computes "
@@ -282,13 +291,13 @@ class Config:
     )
 
     # Self-supervised pretraining, for weights = pretrain
-    pretrain_epochs: int = _option(
-        40,
-        "Passes over the tiles.",
-        low=1,
-        high=10_000,
+    pretrain_weights: str = _option(
+        "none",
+        "First weights of the pretraining. none: random. timm: pretrained (ImageNet), downloaded by the "
+        "weights kernel. Or the name of a .safetensors, .pth or .pt file in an attached dataset.",
         group="Self-supervised pretraining (weights = pretrain)",
     )
+    pretrain_epochs: int = _option(40, "Passes over the tiles.", low=1, high=10_000)
     pretrain_batch_size: int = _option(
         256, "Tiles per optimiser step, over all GPUs; each tile is used in two views.", low=8, high=8192
     )
@@ -361,26 +370,8 @@ class Config:
         problems = [
             problem for field in _fields() for problem in _problems_of(field, getattr(self, field.name))
         ]
-        if (
-            not problems
-            and self.weights not in ("timm", "none", "pretrain")
-            and not self.weights.endswith(WEIGHT_ENDINGS)
-        ):
-            problems.append(
-                f"weights = {self.weights!r}: timm, none, pretrain, or the name of a file that ends in "
-                f"{', '.join(WEIGHT_ENDINGS)} expected"
-            )
-        if not problems and self.holdout not in ("", "mlebench") and not self.holdout_file:
-            problems.append(
-                f"holdout = {self.holdout!r}: mlebench, or the name of a file that ends in .csv (a name, not "
-                "a path) expected"
-            )
-        for option in ("backbone", "weights") if not problems else ():
-            if _KNOWS_THE_TEST_LABELS.search(value := getattr(self, option)):
-                problems.append(
-                    f"{option} = {value!r}: weights trained on PatchCamelyon have seen the labels of this "
-                    "competition's test tiles. Take weights that were trained on something else"
-                )
+        if not problems:
+            problems += self._weights_problems() + self._file_problems() + self._normalisation_problems()
         if not problems and not self.backbone.strip():
             problems.append("backbone is empty: name a timm model, such as resnet34.tv_in1k")
         if not problems and self.warmup_epochs >= self.epochs:
@@ -398,6 +389,60 @@ class Config:
             problems.append("warmup_epochs is for schedule = cosine: one_cycle has its own warm-up")
         if problems:
             raise ConfigError(_message(problems))
+
+    def _weights_problems(self) -> list[str]:
+        problems = []
+        for option, sources in (
+            ("weights", ("timm", "none", "pretrain")),
+            ("pretrain_weights", ("none", "timm")),
+        ):
+            value = getattr(self, option)
+            if value not in sources and not value.endswith(WEIGHT_ENDINGS):
+                problems.append(
+                    f"{option} = {value!r}: {', '.join(sources)}, or the name of a file that ends in "
+                    f"{', '.join(WEIGHT_ENDINGS)} expected"
+                )
+        for option in ("backbone", "weights", "pretrain_weights"):
+            if _KNOWS_THE_TEST_LABELS.search(value := getattr(self, option)):
+                problems.append(
+                    f"{option} = {value!r}: weights trained on PatchCamelyon have seen the labels of this "
+                    "competition's test tiles. Take weights that were trained on something else"
+                )
+        return problems
+
+    def _file_problems(self) -> list[str]:
+        """Paths where the name of a file in an attached dataset belongs."""
+        problems = []
+        if self.holdout not in ("", "mlebench") and not self.holdout_file:
+            problems.append(
+                f"holdout = {self.holdout!r}: mlebench, or the name of a file that ends in .csv (a name, not "
+                "a path) expected"
+            )
+        for option in ("weights", "pretrain_weights", "slide_map"):
+            value = getattr(self, option)
+            folder, _, name = value.replace("\\", "/").rpartition("/")
+            if folder or value.startswith(("/", "\\")):
+                problems.append(
+                    f"{option} = {value!r} is a path: give the name of the file, {option} = {name!r}, and "
+                    f"attach its folder (--attach {folder or '/'}) or a dataset that holds it (--dataset)"
+                )
+        return problems
+
+    def _normalisation_problems(self) -> list[str]:
+        problems = []
+        for option in ("mean", "std"):
+            text = getattr(self, option)
+            numbers = _three_numbers(text)
+            valid = numbers is not None and all((0 if option == "mean" else 1e-3) <= x <= 1 for x in numbers)
+            if text and not valid:
+                low, example = (
+                    ("0", "0.485 0.456 0.406") if option == "mean" else ("0.001", "0.229 0.224 0.225")
+                )
+                problems.append(
+                    f"{option} = {text!r}: three numbers from {low} to 1 for red, green and blue expected, "
+                    f"such as {example}"
+                )
+        return problems
 
     def _linear_probe_problems(self) -> list[str]:
         problems = []
@@ -438,6 +483,33 @@ class Config:
         return self.holdout if is_name else ""
 
     @property
+    def for_pretraining(self) -> "Config":
+        """The pretrain kernel's view of this config: `weights` are the first weights of the pretraining."""
+        return dataclasses.replace(
+            self, weights=self.pretrain_weights, pretrain_weights="none", train_mode="full"
+        )
+
+    @property
+    def network(self) -> "Config":
+        """The defaults with the options that decide the network: what can be checked before any training."""
+        return Config(**{option: getattr(self, option) for option in NETWORK_OPTIONS})
+
+    @property
+    def downloads_weights(self) -> bool:
+        """Whether a kernel of the experiment starts from timm's weights of its backbone."""
+        return "timm" in (self.weights, self.pretrain_weights if self.weights == "pretrain" else "")
+
+    @property
+    def mean_rgb(self) -> tuple[float, ...] | None:
+        """`mean` as three numbers; None where it is that of the backbone."""
+        return _three_numbers(self.mean)
+
+    @property
+    def std_rgb(self) -> tuple[float, ...] | None:
+        """`std` as three numbers; None where it is that of the backbone."""
+        return _three_numbers(self.std)
+
+    @property
     def hash(self) -> str:
         """The first 8 hexadecimal digits of the SHA-256 of all options that decide a result."""
         plain = {
@@ -451,6 +523,15 @@ class Config:
 def without_expectations(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without those that are estimates for planning and decide no result."""
     return {name: value for name, value in options.items() if name not in EXPECTATIONS}
+
+
+def _three_numbers(text: str) -> tuple[float, ...] | None:
+    """Three numbers separated by spaces or commas; None for any other text."""
+    try:
+        numbers = tuple(float(number) for number in text.replace(",", " ").split())
+    except ValueError:
+        return None
+    return numbers if len(numbers) == 3 and all(map(math.isfinite, numbers)) else None
 
 
 def _fields() -> tuple[dataclasses.Field[Any], ...]:

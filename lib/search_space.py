@@ -52,12 +52,17 @@ _KEYS = {
 # faster, or leave one idle: with two GPUs trial n may start while trials n - 1 to n - 3 run or wait.
 _TPE_LAG = 4
 _ATTEMPTS = 100  # draws per trial, until the space is said to hold no further point
+# Config compares these with each other, or reads them further than their type.
 _CHECKED_TOGETHER = (
     "epochs",
     "warmup_epochs",
     "freeze_epochs",
     "schedule",
-)  # Config compares these with each other
+    "backbone",
+    "weights",
+    "mean",
+    "std",
+)
 _SHARED = "it decides the folds or the prepared data, which all trials share"
 _ONE_GPU = "a trial is one network on one GPU"
 _NO_EFFECT = "it does not change what is learnt"
@@ -72,6 +77,7 @@ _REFUSED = {
     **dict.fromkeys(("pseudo_labels", "pseudo_share"), "a search reads no folds of another experiment"),
     **dict.fromkeys(
         (
+            "pretrain_weights",
             "pretrain_epochs",
             "pretrain_batch_size",
             "pretrain_learning_rate",

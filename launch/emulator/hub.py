@@ -1,14 +1,15 @@
 """An emulated model hub (Hugging Face), so that a rehearsal can run the weights kernel without a network.
 
-It serves the encoder weights that were downloaded to this machine. For other encoders it serves random
-weights of the same shapes, and the rehearsal's report states that its scores are not those of pretrained
-weights.
+It serves the encoder weights that were downloaded to this machine, and real ImageNet weights that an
+installed package holds (launch.emulator.encoder_weights). For other encoders it serves random weights of the
+same shapes. The log and the rehearsal's report state which.
 """
 
 import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,16 +25,17 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import wrap_file
 
+from launch.emulator.encoder_weights import PACKAGES, package_of
 from launch.errors import LaunchError
 from lib.files import sha256_of, write_atomic
 from lib.runtime.run_record import RECORD_NAME, RunRecord, RunRecordError, read_run_record
 
 logger = logging.getLogger(__name__)
 
-Source = Literal["fetched", "random"]
+Source = Literal["fetched", "packaged", "random"]
 
 _WEIGHTS, _CONFIG, _ABOUT = "model.safetensors", "config.json", "about.json"
-_CHILD = Path(__file__).with_name("random_weights.py")
+_CHILD = Path(__file__).with_name("encoder_weights.py")
 _CHILD_TIMEOUT = 300.0  # seconds
 _BLOCK = 1 << 20  # bytes of a file in memory at a time
 _HUB_PREFIX = "hf-hub:"
@@ -41,11 +43,19 @@ _HUB_PREFIX = "hf-hub:"
 
 @dataclass(frozen=True)
 class _ServedEncoder:
-    """An encoder that the hub serves: the folder of its files, and the SHA-256 of each file by name."""
+    """An encoder that the hub serves.
+
+    Attributes:
+        folder: of its files.
+        hashes: the SHA-256 of each file by name.
+        source: of the weights.
+        package: that they come from, as NAME VERSION; empty for other sources.
+    """
 
     folder: Path
     hashes: Mapping[str, str]
     source: Source
+    package: str = ""
 
     @property
     def commit(self) -> str:
@@ -62,7 +72,7 @@ class Hub:
     """A context in which the hub answers on a port of this machine.
 
     Args:
-        folder: where random weights are kept.
+        folder: where random weights, and those of packages, are kept.
         encoders: timm names with the tags of their weights.
         fetched: the output of a weights kernel on this machine. None, a missing folder, or a folder without
             run.json hold no weights.
@@ -90,14 +100,7 @@ class Hub:
                 about = _describe_encoder(encoder, folder, make_weights=served is None)
                 repository = about["repository"].split("@")[0]
             if served is None:
-                served = _ServedEncoder(
-                    _encoder_folder(folder, encoder), {_WEIGHTS: about["sha256"]}, "random"
-                )
-                logger.warning(
-                    "the weights of %s are not on this machine: the rehearsal uses random numbers instead. "
-                    "Its scores say nothing about pretrained weights; build_kernel.py weights downloads them",
-                    encoder,
-                )
+                served = _made_encoder(encoder, folder, about)
             self._encoders[encoder] = self._repositories[repository] = served
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_QuietHandler)
         self._thread = threading.Thread(
@@ -117,8 +120,13 @@ class Hub:
         """The encoders that are served with random weights."""
         return [encoder for encoder, served in self._encoders.items() if served.source == "random"]
 
+    @property
+    def packaged(self) -> dict[str, str]:
+        """The encoders that are served with real weights of a package, with its name and version."""
+        return {encoder: served.package for encoder, served in self._encoders.items() if served.package}
+
     def source(self, encoder: str) -> Source:
-        """The source of an encoder's weights: `fetched` (real ones) or `random`."""
+        """The source of an encoder's weights: `fetched`, `packaged` (both are real ones) or `random`."""
         return self._encoders[encoder].source
 
     def environment(self) -> dict[str, str]:
@@ -195,66 +203,97 @@ def _find_fetched(encoder: str, fetched: Path, record: RunRecord) -> _ServedEnco
     return _ServedEncoder(folder, hashes, "fetched") if len(hashes) == len(entries) else None
 
 
-def _describe_encoder(encoder: str, folder: Path, *, make_weights: bool) -> dict[str, str]:
-    """The repository of an encoder according to timm, and random weights: the same bytes for the same name.
+def _made_encoder(encoder: str, folder: Path, about: Mapping[str, Any]) -> _ServedEncoder:
+    """An encoder whose weights were made on this machine, from a package or at random; the log says which."""
+    made = _encoder_folder(folder, encoder)
+    if about["package"]:
+        logger.info(
+            "the weights of %s are real ImageNet weights, from the package %s", encoder, about["package"]
+        )
+        return _ServedEncoder(made, about["files"], "packaged", about["package"])
+    package = PACKAGES.get(encoder)
+    absent = f" (the package {package} with real ones is not installed: make env)" if package else ""
+    logger.warning(
+        "the weights of %s are not on this machine%s: the rehearsal uses random numbers instead. "
+        "Its scores say nothing about pretrained weights; build_kernel.py weights downloads them",
+        encoder,
+        absent,
+    )
+    return _ServedEncoder(made, about["files"], "random")
 
-    Both are kept for the next rehearsal with the same versions of timm and torch. Damaged weights are made
-    again.
+
+def _describe_encoder(encoder: str, folder: Path, *, make_weights: bool) -> dict[str, Any]:
+    """The repository of an encoder according to timm, and weights: the same bytes for the same name.
+
+    Both are kept for the next rehearsal with the same versions of timm, torch and the package with real
+    weights. Damaged weights are made again.
 
     Returns:
-        `repository`: OWNER/NAME from which timm downloads the encoder; `sha256` of the random weights, empty
-        without `make_weights`.
+        `repository`: OWNER/NAME from which timm downloads the encoder; `package` that the weights come from,
+        empty for random ones; `files`: the SHA-256 of each file by name, empty without `make_weights`.
 
     Raises:
         LaunchError: timm does not know the encoder, names no hub for it, or took too long.
     """
     encoder_folder = _encoder_folder(folder, encoder)
-    about_file, weights = encoder_folder / _ABOUT, encoder_folder / _WEIGHTS
-    identity = {"encoder": encoder, "timm": version("timm"), "torch": version("torch")}
+    about_file = encoder_folder / _ABOUT
+    identity = {
+        "encoder": encoder,
+        "timm": version("timm"),
+        "torch": version("torch"),
+        "package": package_of(encoder),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(
         folder / "lock"
     ):  # another rehearsal may be making the same weights: _CHILD_TIMEOUT at most
         about = _read_about(about_file)
         if about is not None and identity.items() <= about.items():
-            complete = not make_weights or (weights.is_file() and sha256_of(weights) == about["sha256"])
-            if complete:
+            files = about["files"]
+            complete = files and all(
+                (encoder_folder / name).is_file() and sha256_of(encoder_folder / name) == sha256
+                for name, sha256 in files.items()
+            )
+            if complete or not make_weights:
                 return about
-        part = folder / f".{encoder_folder.name}.part.safetensors"  # timm reads the format from the suffix
-        part.unlink(missing_ok=True)
+        part = folder / f".{encoder_folder.name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
         try:
-            repository = _run_timm(encoder, part if make_weights else None)
-            encoder_folder.mkdir(exist_ok=True)
-            if make_weights:
-                part.replace(weights)
+            answer = _run_timm(encoder, part if make_weights else None)
+            files = {path.name: sha256_of(path) for path in sorted(part.iterdir())}
+            about = {**identity, **answer, "files": files}
+            write_atomic(part / _ABOUT, json.dumps(about, indent=1) + "\n")
+            shutil.rmtree(encoder_folder, ignore_errors=True)
+            part.rename(encoder_folder)
         finally:
-            part.unlink(missing_ok=True)
-        sha256 = sha256_of(weights) if make_weights else ""
-        about = {**identity, "repository": repository, "sha256": sha256}
-        write_atomic(about_file, json.dumps(about, indent=1) + "\n")
+            shutil.rmtree(part, ignore_errors=True)
     return about
 
 
-def _read_about(path: Path) -> dict[str, str] | None:
+def _read_about(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    if isinstance(content, dict) and isinstance(content.get("repository"), str) and "sha256" in content:
-        return content
-    return None
+    valid = (
+        isinstance(content, dict)
+        and isinstance(content.get("repository"), str)
+        and isinstance(content.get("files"), dict)
+    )
+    return content if valid else None
 
 
-def _run_timm(encoder: str, weights: Path | None) -> str:
-    """The repository of an encoder; its random weights are written to `weights` where that is given."""
+def _run_timm(encoder: str, folder: Path | None) -> dict[str, str]:
+    """`repository` and `package` of an encoder; its weights are written into `folder` where that is given."""
     seed = int(hashlib.sha256(encoder.encode()).hexdigest()[:8], 16)
     # -P: this package's folder is not put on the module path of the child.
-    command = [sys.executable, "-P", str(_CHILD), encoder, str(seed), str(weights or "")]
+    command = [sys.executable, "-P", str(_CHILD), encoder, str(seed), str(folder or "")]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=_CHILD_TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
         raise LaunchError(
-            f"random weights of {encoder} were not made within {_CHILD_TIMEOUT:.0f} s: "
+            f"the weights of {encoder} were not made within {_CHILD_TIMEOUT:.0f} s: "
             "run the command again on a machine that is less busy"
         ) from error
     if child.returncode != 0:
@@ -263,10 +302,10 @@ def _run_timm(encoder: str, weights: Path | None) -> str:
             f"timm cannot make {encoder}: {last_line}\n"
             "Check the name of the backbone and the tag of its weights."
         )
-    repository = str(json.loads(child.stdout.strip().splitlines()[-1])["repository"])
-    if not repository:
+    answer: dict[str, str] = json.loads(child.stdout.strip().splitlines()[-1])
+    if not answer["repository"]:
         raise LaunchError(
             f"timm downloads the weights of {encoder} from no model hub, so the weights kernel cannot be "
             "rehearsed with them: rehearse with --set weights=none, or choose another tag"
         )
-    return repository
+    return answer

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from launch.emulator.faults import Fault
 from launch.emulator.kaggle import EmulatedKaggle
 from launch.emulator.server import Server
 from launch.errors import LaunchError
-from launch.experiments import Experiment
+from launch.experiments import Experiment, with_teachers
 from launch.kaggle_api.calls import RetryPolicy
 from launch.kaggle_api.client import connect
 from launch.local import WEIGHTS_FOLDER, attached_datasets, pretrained_encoders
@@ -122,6 +122,8 @@ def _rehearse(
         "search": None if search is None else search.to_dict(),
     }
     _remove_other_rehearsal(out, json.dumps(identity, sort_keys=True))
+    maps = {each.config.slide_map for each in with_teachers(experiments)} - {""}
+    attached = _without_held_back(attached, out / "attached", maps=maps, labels=labels)
     logger.info("rehearsal in %s; isolation of the kernels by %s", out, isolation())
     with ExitStack() as stack:
         kernel_environment, notes = dict(os.environ), [EMULATOR_NOTE]
@@ -132,6 +134,10 @@ def _rehearse(
 
             hub = stack.enter_context(Hub(out / "hub", encoders=encoders, fetched=WEIGHTS_FOLDER))
             kernel_environment |= hub.environment()
+            notes += [
+                f"The weights of {encoder} are real ImageNet weights, from the package {package}."
+                for encoder, package in hub.packaged.items()
+            ]
             if hub.random:
                 notes.append(
                     f"The weights of {', '.join(hub.random)} were random numbers instead of pretrained ones: "
@@ -313,6 +319,48 @@ def _sample_competition(data: Path, folder: Path, *, tiles: int, seed: int) -> t
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return folder, labels if held_back is not None else None
+
+
+def _without_held_back(
+    attached: Mapping[str, Path], out: Path, *, maps: Collection[str], labels: Path | None
+) -> dict[str, Path]:
+    """The attached folders, with tile-to-slide maps that do not name the rehearsal's own test tiles.
+
+    A map of all labelled tiles is right. Some of them are test tiles of the rehearsal, and prepare refuses a
+    map that names test tiles.
+
+    Args:
+        attached: folders by owner/slug.
+        out: for the copies of folders that hold such a map.
+        maps: the names of the maps.
+        labels: a table of the labelled tiles that are test tiles here; None where there are none.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    if labels is None or not maps:
+        return dict(attached)
+    held_back = set(pd.read_csv(labels, dtype=str)["id"])
+    changed = dict(attached)
+    for slug, folder in attached.items():
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        if not any(path.name in maps for path in files):
+            continue
+        changed[slug] = out / slug
+        for path in files:
+            target = changed[slug] / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_bytes().splitlines(keepends=True) if path.name in maps else []
+            kept = [line for line in lines if not held_back & _fields(line)]
+            if len(kept) < len(lines):
+                target.write_bytes(b"".join(kept))
+                logger.info("%s: left out the %s test tiles", path.name, f"{len(lines) - len(kept):,}")
+            else:
+                link_or_copy(str(path), str(target))
+    return changed
+
+
+def _fields(line: bytes) -> set[str]:
+    """The fields of a line of a CSV file, without quotes."""
+    return {field.strip().strip('"') for field in line.decode("utf-8", errors="replace").split(",")}
 
 
 def _sample_held_back(

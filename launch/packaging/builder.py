@@ -38,8 +38,6 @@ from lib.errors import listed
 from lib.files import write_atomic
 from lib.search_space import SearchSpace, values_of
 
-_READ_WEIGHTS = ("embed", "train", "search")  # kinds of kernels
-
 
 @dataclass(frozen=True)
 class Checkout:
@@ -269,9 +267,12 @@ def _require_datasets(kernels: Sequence[Kernel]) -> None:
     """
     files = set()
     for kernel in kernels:
-        for config in kernel.configs if not kernel.datasets else ():
-            if kernel.kind in _READ_WEIGHTS and config.weights_file:
+        if kernel.datasets:
+            continue
+        for config in kernel.weight_configs:
+            if config.weights_file:
                 files.add(f"{kernel.slug}: weights = {config.weights_file}")
+        for config in kernel.configs:
             if kernel.kind == "prepare" and config.holdout_file:
                 files.add(f"{kernel.slug}: holdout = {config.holdout_file}")
     if files:

@@ -21,10 +21,11 @@ from lib.config import WEIGHT_ENDINGS
 from lib.validation import UNREADABLE, is_safe_name
 
 # Lines of the parameters in a script: kernels that read weights, and a file that holds them.
-_KIND = re.compile(r"^PARAMETERS = .'kind': '(?:train|embed|search)'", re.MULTILINE)
+_KIND = re.compile(r"^PARAMETERS = .'kind': '(train|embed|search|pretrain)'", re.MULTILINE)
 _PARAMETERS = re.compile(r"^PARAMETERS = (.*\n(?: .*\n)*)", re.MULTILINE)
 _WEIGHTS = re.compile(
-    rf"^\s*'weights': '([^'\n]+(?:{'|'.join(map(re.escape, WEIGHT_ENDINGS))}))'", re.MULTILINE
+    rf"^\s*'(weights|pretrain_weights)': '([^'\n]+(?:{'|'.join(map(re.escape, WEIGHT_ENDINGS))}))'",
+    re.MULTILINE,
 )
 
 
@@ -105,8 +106,11 @@ def _check_kernel(slug: str, metadata: dict[str, dict[str, object]], out: Path, 
 def _weights_file(content: bytes) -> str:
     """The file of weights that a kernel's parameters name; empty for none, or where no weights are read."""
     text = content.decode("utf-8", errors="replace")
-    kind, file = _KIND.search(text), _WEIGHTS.search(text)
-    return file[1] if kind and file else ""
+    kind = _KIND.search(text)
+    if kind is None:
+        return ""
+    option = "pretrain_weights" if kind[1] == "pretrain" else "weights"
+    return next((name for wanted, name in _WEIGHTS.findall(text) if wanted == option), "")
 
 
 def _backbones(folder: Path) -> list[str]:

@@ -32,7 +32,10 @@ logger = logging.getLogger(__name__)
 TRAIN_FEATURES, TEST_FEATURES = "features-train.npy", "features-test.npy"
 HOLDOUT_FEATURES = "features-holdout.npy"
 # The options that decide the features; a head and its features must agree in them.
-ENCODER_OPTIONS = ("backbone", "weights", "input_size", "pooling", "stem", "stain_normalisation", "tta_views")
+ENCODER_OPTIONS = (
+    "backbone", "weights", "pretrain_weights", "mean", "std", "input_size", "pooling", "stem",
+    "stain_normalisation", "tta_views",
+)  # fmt: skip
 _BLOCK = 8192  # tiles: the most work that an interruption loses
 
 

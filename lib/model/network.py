@@ -165,7 +165,7 @@ def build_network(
     """Build the network of an experiment.
 
     Args:
-        config: backbone, input_size, drop_rate, pooling, stem, stain_normalisation.
+        config: backbone, mean, std, input_size, drop_rate, pooling, stem, stain_normalisation.
         folder: a folder with config.json and model.safetensors, loaded through timm's `local-dir:`.
         file: a file with the backbone's weights, see `load_weights`. With neither, the weights are random.
         encoder: the text of a config.json to build the backbone from, without weights (see
@@ -213,8 +213,8 @@ def build_network(
     network = Classifier(
         body,
         input_size=config.input_size,
-        mean=tuple(settings.get("mean") or _DEFAULT_MEAN),
-        std=tuple(settings.get("std") or _DEFAULT_STD),
+        mean=config.mean_rgb or tuple(settings.get("mean") or _DEFAULT_MEAN),
+        std=config.std_rgb or tuple(settings.get("std") or _DEFAULT_STD),
         stain_normalisation=config.stain_normalisation,
     )
     network.encoder = encoder

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from torch.nn import functional
 
 from lib.config import Config
 from lib.data.batches import load_batches
-from lib.files import write_atomic
+from lib.files import sha256_of, write_atomic
 from lib.image.augment import AugmentationDraws, augment
 from lib.model.network import Classifier, autocast, build_network, choose_precision
 from lib.model.pooling import PooledBackbone
 from lib.model.predict import is_out_of_memory
+from lib.model.weights import WEIGHTS_NAME
 from lib.runtime.inputs import encoder_folder
 from lib.training.algorithms import select_algorithms
 from lib.training.distributed import DistributedContext
@@ -60,7 +61,8 @@ class PretrainTask:
     """Everything that decides the pretrained encoder.
 
     Attributes:
-        config: backbone, input_size, pooling, stem and the options that begin with pretrain_.
+        config: backbone, mean, std, input_size, pooling, stem and the options that begin with pretrain_.
+        weights: the first weights, as `folder` or `file` for `build_network`; empty for random ones.
         tiles: (N, 96, 96, 3) uint8; 8 GB for all labelled and test tiles.
         data_id: of the prepared data.
         bundle_id: of the code.
@@ -71,6 +73,7 @@ class PretrainTask:
     tiles: np.ndarray
     data_id: str
     bundle_id: str
+    weights: dict[str, Path] = field(default_factory=dict)
     deadline: float = math.inf
 
     def plan(self, gpus: int) -> str:
@@ -80,9 +83,15 @@ class PretrainTask:
             "data": self.data_id,
             "bundle": self.bundle_id,
             "tiles": len(self.tiles),
+            "weights": {name: _content(path) for name, path in self.weights.items()},
             "gpus": gpus,
         }
         return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()
+
+
+def _content(path: Path) -> str:
+    """The SHA-256 of a file of weights, or of the one in an encoder's folder."""
+    return sha256_of(path / WEIGHTS_NAME if path.is_dir() else path)
 
 
 class BarlowTwins(nn.Module):
@@ -238,7 +247,7 @@ def _pretrain(
         )
     precision = choose_precision(config.precision, device)
     torch.manual_seed(_seed(config, 0))
-    network = build_network(config)
+    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file"))
     model = BarlowTwins(network, projector_dim=config.projector_dim, precision=precision).to(device)
     steps = len(task.tiles) // config.pretrain_batch_size
     if not steps:
@@ -314,6 +323,8 @@ def _pretrain(
         )
     invalidate_record()
     names = _write_encoder(network, config, folder, history)
+    if task.weights:
+        log("it continued from %s weights, whose licence applies to the encoder", config.pretrain_weights)
     scores = {
         "loss": history[-1]["loss"],
         "spread": history[-1]["spread"],
@@ -417,11 +428,14 @@ def _write_encoder(
 
     backbone: Any = network.backbone
     encoder: Any = backbone.backbone if isinstance(backbone, PooledBackbone) else backbone
-    # The source and licence of ImageNet's weights do not apply to these.
-    kept = {key: value for key, value in encoder.pretrained_cfg.items() if key not in _IMAGENET_KEYS}
-    encoder.pretrained_cfg = {**kept, "tag": "pretrained_here"}
+    # ImageNet's weights are not the source of these; their licence applies where the pretraining began there.
+    foreign = set(_IMAGENET_KEYS) - ({"license"} if config.pretrain_weights == "timm" else set())
+    kept = {key: value for key, value in encoder.pretrained_cfg.items() if key not in foreign}
+    mean, std = (values.flatten().tolist() for values in (network.mean, network.std))
+    encoder.pretrained_cfg = {**kept, "tag": "pretrained_here", "mean": mean, "std": std}
     target = folder / encoder_folder(config.backbone)
     encoder = encoder.cpu().to(memory_format=torch.contiguous_format)
-    save_for_hf(encoder, str(target), safe_serialization=True)
+    arguments = json.loads(network.encoder).get("model_args") if network.encoder else None
+    save_for_hf(encoder, str(target), safe_serialization=True, model_args=arguments)
     write_atomic(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
     return [HISTORY, *(f"{target.name}/{path.name}" for path in sorted(target.iterdir()))]

@@ -64,6 +64,7 @@ def pretrain_on_all(
             "shape": list(task.tiles.shape),
             "data_id": task.data_id,
             "bundle_id": task.bundle_id,
+            "weights": {name: str(path.resolve()) for name, path in task.weights.items()},
             "deadline": None if math.isinf(task.deadline) else task.deadline,
             "folder": str(folder.resolve()),
             "started": started,
@@ -94,6 +95,7 @@ def _work(scratch: Path, arguments: dict[str, Any]) -> None:
         tiles=map_shared(arguments["tiles"], tuple(shared["shape"])),
         data_id=shared["data_id"],
         bundle_id=shared["bundle_id"],
+        weights={name: Path(path) for name, path in shared["weights"].items()},
         deadline=math.inf if shared["deadline"] is None else shared["deadline"],
     )
     init_process_group(context, f"file://{arguments['store']}")

@@ -1,6 +1,7 @@
 """Experiments by name, alone and in lists; the kernels they come to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from launch.hours import trial_hours
 from launch.packaging.builder import build
 from launch.packaging.check import check
 from launch.packaging.metadata import METADATA
-from launch.plan import Kernel, needed_for, plan_kernels, plan_weights
+from launch.plan import (
+    Kernel,
+    first_networks,
+    needed_for,
+    plan_kernels,
+    plan_weights,
+    require_encoders_for_kaggle,
+)
+from lib.config import Config
 
 
 @pytest.mark.parametrize("name", experiment_names())
@@ -145,6 +154,46 @@ def test_uploaded_encoders_serve_a_search_too() -> None:
     )
     assert not any(kernel.kind == "weights" for kernel in kernels)
     assert kernels[-1].sources == ("hcd-prepare",) and kernels[-1].datasets == ("me/hcd-encoders",)
+
+
+def test_a_pretraining_from_weights_reads_them_from_a_kernel_or_a_dataset() -> None:
+    def pretrain(*options: str, datasets: tuple[str, ...] = ()) -> tuple[list[str], Kernel]:
+        """The kinds of the plan's kernels, and its pretrain kernel."""
+        kernels = plan_kernels([load_experiment("smoke", ["weights=pretrain", *options])], datasets=datasets)
+        return [kernel.kind for kernel in kernels], next(each for each in kernels if each.kind == "pretrain")
+
+    kinds, kernel = pretrain(datasets=("me/slides",))
+    assert "weights" not in kinds and kernel.datasets == () and kernel.sources == ("hcd-prepare",)
+    kinds, kernel = pretrain("pretrain_weights=timm")
+    assert kinds[0] == "weights" and kernel.sources[0] == "hcd-prepare"
+    assert kernel.sources[1].startswith("hcd-weights-") and len(kernel.sources) == 2
+    kinds, kernel = pretrain("pretrain_weights=mine.pth", datasets=("me/mine",))
+    assert "weights" not in kinds and kernel.datasets == ("me/mine",)
+    kinds, kernel = pretrain("pretrain_weights=timm", datasets=("me/hcd-encoders",))
+    assert "weights" not in kinds and kernel.datasets == ("me/hcd-encoders",)
+
+
+def test_the_first_networks_are_told_by_what_decides_them() -> None:
+    """Not the epochs: one network is built once, however it is trained."""
+    options = [
+        ["weights=mine.pth", "stem=no_pool", "epochs=9"],
+        ["weights=mine.pth", "stem=no_pool", "epochs=8"],
+        ["weights=pretrain", "pretrain_weights=other.pth"],
+    ]
+    experiments = [replace(load_experiment("smoke", each), name=f"n{k}") for k, each in enumerate(options)]
+    assert [(each.weights, each.stem, each.epochs) for each in first_networks(experiments)] == [
+        ("mine.pth", "no_pool", Config().epochs),
+        ("other.pth", "keep", Config().epochs),
+    ]
+
+
+@pytest.mark.parametrize("weights", ["timm", "none", "pretrain"])
+def test_an_encoder_in_a_folder_of_this_machine_is_refused_for_kaggle(weights: str) -> None:
+    experiment = load_experiment("smoke", ["backbone=local-dir:/models/mine", f"weights={weights}"])
+    with pytest.raises(LaunchError, match=r"(?s)local-dir:/models/mine.*weights EXPERIMENT --upload"):
+        require_encoders_for_kaggle([load_experiment("smoke"), experiment], ["me/slides"])
+    require_encoders_for_kaggle([experiment], ["me/hcd-encoders"])
+    require_encoders_for_kaggle([load_experiment("smoke")], [])
 
 
 def test_a_search_over_a_pretrained_experiment_reads_its_encoder(root: Path) -> None:

@@ -16,6 +16,9 @@ ROOMY = Config(epochs=1000, num_members=1)  # leaves room for every warm-up, and
 _TEXTS = {
     "backbone": ["resnet18.tv_in1k", "hf-hub:someone/thing", "test_vit"],
     "weights": ["none", "encoder.safetensors"],
+    "pretrain_weights": ["timm", "encoder.safetensors"],
+    "mean": ["0.485 0.456 0.406", "0.5, 0.5, 0.5", "0 0 0"],
+    "std": ["0.229 0.224 0.225", "1 1 1"],
     "pseudo_labels": ["smoke", "strong-12ab34"],
     "holdout": ["mlebench", "mine.csv"],
     "slide_map": ["slides.csv", "a file.csv"],
@@ -213,6 +216,46 @@ def test_every_option_has_a_sentence_of_help_and_options_have_headings() -> None
 def test_files_of_weights(name: str) -> None:
     assert Config(weights=name).weights_file == name
     assert Config(weights="timm").weights_file == ""
+    assert Config(weights="pretrain", pretrain_weights=name).for_pretraining.weights_file == name
+
+
+@pytest.mark.parametrize("option", ["weights", "pretrain_weights", "slide_map"])
+@pytest.mark.parametrize(
+    ("folder", "separator"), [("/home/x", "/"), ("folder", "/"), ("..", "/"), (r"C:\\models", "\\")]
+)
+def test_a_path_where_a_files_name_belongs_is_refused(option: str, folder: str, separator: str) -> None:
+    """A dataset is mounted elsewhere on Kaggle: a path leads nowhere, or to a file that Kaggle cannot see."""
+    with pytest.raises(ConfigError) as refused:
+        Config(**{option: f"{folder}{separator}mine.pth"})
+    message = str(refused.value)
+    assert "is a path" in message and f"{option} = 'mine.pth'" in message and "--attach" in message
+
+
+def test_mean_and_std_are_three_numbers() -> None:
+    config = Config(mean="0.7, 0.5 0.7", std="0.2 0.2 0.2")
+    assert (config.mean_rgb, config.std_rgb) == ((0.7, 0.5, 0.7), (0.2, 0.2, 0.2))
+    assert (Config().mean_rgb, Config().std_rgb) == (None, None)
+    for option, wrong in [
+        ("mean", "0.5"),
+        ("mean", "124 116 104"),
+        ("mean", "a b c"),
+        ("mean", "nan 0.5 0.5"),
+        ("std", "0 0.2 0.2"),
+        ("std", "0.1 0.1 0.1 0.1"),
+    ]:
+        with pytest.raises(ConfigError, match=f"{option} = '{wrong}': three numbers from"):
+            Config(**{option: wrong})
+
+
+def test_a_pretraining_may_start_from_weights() -> None:
+    assert not Config(weights="pretrain").downloads_weights
+    assert Config(weights="pretrain", pretrain_weights="timm").downloads_weights
+    assert not Config(weights="none", pretrain_weights="timm").downloads_weights
+    assert Config(weights="timm").downloads_weights
+    with pytest.raises(ConfigError, match="pretrain_weights = 'imagenet': none, timm, or the name of a file"):
+        Config(weights="pretrain", pretrain_weights="imagenet")
+    probe = Config(weights="pretrain", train_mode="linear_probe", num_members=1)
+    assert probe.for_pretraining.weights == "none"  # which a linear probe itself refuses
 
 
 @pytest.mark.parametrize(
@@ -222,6 +265,7 @@ def test_files_of_weights(name: str) -> None:
         {"weights": "PatchCamelyon.safetensors"},
         {"backbone": "hf-hub:1aurent/resnet18.tiatoolbox-pcam"},
         {"backbone": "hf-hub:someone/densenet121-PCAM"},
+        {"pretrain_weights": "resnet18-pcam.pth"},
     ],
 )
 def test_weights_that_know_the_test_labels_are_refused(options: dict[str, str]) -> None:

@@ -391,7 +391,7 @@ def test_what_may_pass_is_tried_again_and_nothing_else() -> None:
 def test_a_config_written_as_toml_reads_back_as_itself(
     rate: float, flip: bool, text: str, epochs: int
 ) -> None:
-    config = Config(learning_rate=rate, flip=flip, slide_map=text, epochs=epochs)
+    config = Config(learning_rate=rate, flip=flip, pseudo_labels=text, epochs=epochs)
     assert parse_toml("# a comment\n" + to_toml(config), name="x") == config
     assert to_toml(Config()) == ""
 

@@ -70,7 +70,7 @@ def _model_column(name: str, outputs: Sequence[KernelOutput], config: Config) ->
         name,
         config.backbone,
         parameters,
-        _PRETRAINED.get(config.weights, config.weights),
+        _first_weights(config),
         head,
         str(config.input_size),
         f"{members} in {several(len(records), 'fold')} of {config.num_folds}",
@@ -79,6 +79,14 @@ def _model_column(name: str, outputs: Sequence[KernelOutput], config: Config) ->
         "; ".join(sorted({_code_of(record.bundle_id, record.git_commit) for record in records})),
         ", ".join(_options(config)),
     ]
+
+
+def _first_weights(config: Config) -> str:
+    """Where the backbone's first weights come from; for a pretraining also where that began."""
+    text = _PRETRAINED.get(config.weights, config.weights)
+    if config.weights == "pretrain" and config.pretrain_weights != "none":
+        text += f", from {_PRETRAINED.get(config.pretrain_weights, config.pretrain_weights)}"
+    return text
 
 
 def _code_of(bundle: str, commit: str) -> str:

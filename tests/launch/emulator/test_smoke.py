@@ -22,10 +22,13 @@ from launch.emulator.synthetic_tiles import write_competition
 from launch.errors import LaunchError
 from launch.experiments import load_experiment
 from launch.local import local
+from lib.data.competition import read_competition
+from lib.data.stain_groups import GroupError, read_slide_map
 from lib.search_space import search_from_dict
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = [
+    "backbone=test_resnet.r160_in1k",
     "weights=none",
     "epochs=2",
     "warmup_epochs=0",
@@ -134,7 +137,7 @@ def check_finished_kernels_are_not_run_again(experiment, pooled, caplog, options
 def check_prepared_data_serve_another_config(caplog, options):
     """Its fold fails at once, and the error shows the end of the fold's log."""
     caplog.clear()
-    other = load_experiment("smoke", [*OPTIONS[1:], "backbone=absent", "weights=none"])
+    other = load_experiment("smoke", [*OPTIONS[2:], "backbone=absent", "weights=none"])
     with pytest.raises(LaunchError) as failure:
         local([other], **options)
     assert "ended with exit code 1" in str(failure.value)
@@ -280,6 +283,34 @@ def test_a_search_is_rehearsed_alone_and_local_resumes_it_with_another_space(dat
     assert log.count("not run again") == 1 and log.count(": started on") == 1
     again = pd.read_csv(next((tmp_path / "out").glob("*-search/working/search.csv")))
     assert again[["trial", "auc"]].equals(ranking[["trial", "auc"]])
+
+
+def test_a_map_of_all_labelled_tiles_fits_a_part_of_them(data, tmp_path):
+    """Some labelled tiles are test tiles of the rehearsal; the user's own folder stays as it is."""
+    ids = pd.read_csv(data / "train_labels.csv")["id"]
+    folder, labels = rehearsal._sample_competition(data, tmp_path / "part", tiles=40, seed=1)
+    attached = tmp_path / "mine" / "sub"
+    attached.mkdir(parents=True)
+    full = "id,wsi\r\n" + "".join(f'"{tile}",slide {number % 9}\r\n' for number, tile in enumerate(ids))
+    (attached / "map.csv").write_bytes(full.encode())
+    (attached / "other.csv").write_bytes(full.encode())
+    part = read_competition(folder, expect_full=False)
+    tiles = {"train_ids": part.train["id"].tolist(), "test_ids": part.test_ids}
+    with pytest.raises(GroupError, match="it names 10 test tiles"):
+        read_slide_map(attached / "map.csv", **tiles)
+
+    mounted = rehearsal._without_held_back(
+        {"me/mine": attached.parent}, tmp_path / "out", maps={"map.csv"}, labels=labels
+    )
+    slides = read_slide_map(mounted["me/mine"] / "sub" / "map.csv", **tiles)
+    wanted = {tile: f"slide {number % 9}" for number, tile in enumerate(ids)}
+    assert slides.tolist() == [wanted[tile] for tile in tiles["train_ids"]]
+    for name in ("map.csv", "other.csv"):
+        assert (attached / name).read_bytes() == full.encode()
+    assert (mounted["me/mine"] / "sub" / "other.csv").read_bytes() == full.encode()
+    for options in ({"maps": set(), "labels": labels}, {"maps": {"map.csv"}, "labels": None}):
+        given = {"me/mine": attached.parent}
+        assert rehearsal._without_held_back(given, tmp_path / "out", **options) == given
 
 
 def test_a_second_rehearsal_in_one_folder_is_refused(data, tmp_path):

@@ -36,6 +36,8 @@ def test_a_rehearsal_killed_at_random_times_ends_with_the_same_submission(tmp_pa
             str(data),
             "--tiles",
             "300",
+            "--set",
+            "backbone=test_resnet.r160_in1k",
             "--out",
             str(out),
         ]

@@ -320,16 +320,24 @@ def test_check_lists_everything_at_once(tmp_path: Path) -> None:
     assert "0123456789abcdef" not in done.stderr  # the secret itself is not shown
 
 
-def test_a_file_of_weights_needs_a_dataset(tmp_path: Path) -> None:
-    experiment = load_experiment("resnet34", ["weights=mine.pth"])
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (["weights=mine.pth"], "train"),
+        (["weights=pretrain", "pretrain_weights=mine.pth"], "pretrain"),
+    ],
+    ids=["folds", "pretraining"],
+)
+def test_a_file_of_weights_needs_a_dataset(options: list[str], kind: str, tmp_path: Path) -> None:
+    experiment, last = load_experiment("resnet34", options), {"train": "fold-4"}.get(kind, kind)
     with pytest.raises(
-        LaunchError, match=r"(?s)no dataset is attached.*fold-4: weights = mine.pth.*--attach"
+        LaunchError, match=rf"(?s)no dataset is attached.*-{last}: weights = mine.pth.*--attach"
     ):
         build([experiment], out=tmp_path / "dist", owner="some-one")
     assert not (tmp_path / "dist").exists()
     built = build([experiment], out=tmp_path / "dist", owner="some-one", datasets=["some-one/mine"])
     assert not check_build(built.out).problems
-    [fold] = [kernel for kernel in built.kernels if kernel.fold == 0]
+    fold = next(kernel for kernel in built.kernels if kernel.kind == kind)
     path = built.script(fold).parent / "kernel-metadata.json"
     changed = metadata_of(built, fold)
     assert changed["dataset_sources"] == ["some-one/mine"]

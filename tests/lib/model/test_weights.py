@@ -77,6 +77,26 @@ def test_a_folder_brings_its_own_preprocessing(folder: Path, tmp_path: Path, tin
     assert build_network(tiny, folder=moved).mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
+def test_mean_and_std_can_be_given(file: Path, folder: Path, tiny: Config) -> None:
+    """A file of weights names none; where they are given, they come before those of the backbone."""
+    given = dataclasses.replace(tiny, mean="0.7 0.5 0.6", std="0.2, 0.25, 0.3")
+    for weights in ({"file": file}, {"folder": folder}, {}):
+        network = build_network(given, **weights)
+        assert network.mean.flatten().tolist() == pytest.approx([0.7, 0.5, 0.6])
+        assert network.std.flatten().tolist() == pytest.approx([0.2, 0.25, 0.3])
+    own = build_network(tiny, file=file)
+    one = build_network(dataclasses.replace(tiny, mean="0.7 0.5 0.6"), file=file)
+    assert torch.equal(one.std, own.std) and not torch.equal(one.mean, own.mean)
+    image = torch.rand(1, 3, 96, 96)
+    wanted = (image - given_as_tensor(given.mean_rgb)) / given_as_tensor(given.std_rgb)
+    torch.testing.assert_close(build_network(given, file=file).normalise(image), wanted)
+
+
+def given_as_tensor(values: tuple[float, ...] | None) -> torch.Tensor:
+    assert values is not None
+    return torch.tensor(values).view(1, 3, 1, 1)
+
+
 def test_a_file_without_a_classifier_is_good_enough(
     file: Path, source: torch.nn.Module, tiny: Config
 ) -> None:
@@ -233,6 +253,28 @@ def test_a_file_goes_through_the_filters_of_timm(tmp_path: Path) -> None:
     tensors = _random("vit_tiny_patch16_224")  # timm loads these weights of its own from .npz files
     config = Config(backbone="vit_tiny_patch16_224.augreg_in21k_ft_in1k", input_size=224)
     assert _equal_to(build_network(config, file=_saved(tensors, tmp_path)), tensors)
+
+
+def test_beit_at_another_size(tmp_path: Path) -> None:
+    """Each block has a table of relative positions, which timm resamples to the window of the input size."""
+    small = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+    torch.manual_seed(0)
+    source = timm.create_model("beit_base_patch16_224", **small)
+    save_for_hf(source, str(tmp_path), safe_serialization=True, model_args=small)
+    config = Config(backbone="beit_base_patch16_224", input_size=96)
+    loaded = build_network(config, folder=tmp_path).backbone.state_dict()
+    tensors = source.state_dict()
+    tables = [name for name in loaded if name.endswith("relative_position_bias_table")]
+    assert len(tables) == 2
+    assert all(loaded[name].shape == (11**2 + 3, 3) for name in tables)  # 6 x 6 patches, and the class token
+    assert all(tensors[name].shape == (27**2 + 3, 3) for name in tables)
+    same = [
+        name for name in tensors if name in loaded and not name.startswith("head.") and name not in tables
+    ]
+    assert len(same) > 20
+    assert all(
+        torch.equal(loaded[name], tensors[name]) for name in same if "relative_position_index" not in name
+    )
 
 
 def _in_a_sequence(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from small import Killed, killed_at
+from timm.models import save_for_hf
 
 from lib.config import Config
 from lib.data.shared_memory import SharedMemory
@@ -160,6 +163,39 @@ def test_it_learns_and_leaves_an_encoder_for_the_folds(task: PretrainTask, tmp_p
     assert len(moved) > 20
 
 
+def test_it_continues_from_given_weights(task: PretrainTask, tmp_path: Path) -> None:
+    """From a hub's encoder with arguments of its own: they, its mean and its licence reach the folds."""
+    arguments = {"init_values": 1e-5, "img_size": 32}
+    torch.manual_seed(3)
+    theirs = timm.create_model("test_vit", **arguments)
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("gamma"):
+            torch.nn.init.uniform_(parameter, 0.1, 0.5)  # as after a training: its features differ by tile
+    theirs.pretrained_cfg = {**theirs.pretrained_cfg, "mean": (0.7, 0.6, 0.7), "license": "mit"}
+    save_for_hf(theirs, str(tmp_path / "hub"), safe_serialization=True, model_args=arguments)
+    config = dataclasses.replace(
+        CONFIG,
+        backbone="test_vit",
+        pretrain_weights="timm",
+        pretrain_epochs=1,
+        pretrain_learning_rate=1e-8,
+        std="0.3 0.3 0.3",
+    )
+    start = dataclasses.replace(task, config=config, weights={"folder": tmp_path / "hub"})
+    _run(start, tmp_path / "out")
+    found = build_network(config, folder=tmp_path / "out" / "test_vit")
+    wanted = {name: value for name, value in theirs.state_dict().items() if not name.startswith("head.")}
+    held = found.backbone.state_dict()
+    assert any(name.endswith("ls1.gamma") for name in wanted)
+    for name, value in wanted.items():
+        torch.testing.assert_close(held[name], value, rtol=0, atol=1e-6)
+    settings = json.loads((tmp_path / "out" / "test_vit" / "config.json").read_text())["pretrained_cfg"]
+    assert settings["mean"] == pytest.approx([0.7, 0.6, 0.7]) and settings["std"] == pytest.approx([0.3] * 3)
+    assert settings["license"] == "mit" and settings["tag"] == "pretrained_here"
+    other = dataclasses.replace(start, weights={})
+    assert other.plan(1) != start.plan(1)  # an interrupted pretraining from other weights is not resumed
+
+
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_pretraining_that_was_stopped_ends_in_the_same_bytes(
     task: PretrainTask, tmp_path: Path, after: int, caplog: pytest.LogCaptureFixture
@@ -205,9 +241,14 @@ def test_two_processes_pretrain_one_encoder(
     memory = SharedMemory()
     tiles = memory.allocate(task.tiles.nbytes).reshape(task.tiles.shape)
     tiles[...] = task.tiles
-    config = dataclasses.replace(CONFIG, pooling="gem", pretrain_epochs=6)
+    start = tmp_path / "start" / "mine.safetensors"
+    start.parent.mkdir()
+    save_file(timm.create_model("test_resnet").state_dict(), start)
+    config = dataclasses.replace(
+        CONFIG, pooling="gem", pretrain_epochs=6, pretrain_weights="mine.safetensors"
+    )
     names, scores = pretrain_on_all(
-        dataclasses.replace(task, tiles=tiles, config=config),
+        dataclasses.replace(task, tiles=tiles, config=config, weights={"file": start}),
         memory=memory,
         folder=tmp_path,
         devices=[torch.device("cpu")] * 2,
@@ -220,6 +261,7 @@ def test_two_processes_pretrain_one_encoder(
     assert set(names) <= set(_bytes(tmp_path))
     log = capfd.readouterr().out
     assert log.count("epoch 6 of 6") == 1 and "2 processes" in log
+    assert log.count("it continued from mine.safetensors weights") == 1
 
 
 def test_a_batch_that_two_processes_cannot_share_is_refused(task: PretrainTask, tmp_path: Path) -> None:
