@@ -305,7 +305,8 @@ def smoke(
     It runs the whole campaign with the real client and the real kernels: dataset, weights, prepare, folds,
     inference, submission, score, report. No account and no network are needed.
 
-    Without EXPERIMENTS it runs the experiment `smoke`, a small network that two cores train in a minute.
+    Without EXPERIMENTS it runs the experiment `smoke`, which fine-tunes a small network from real ImageNet
+    weights: about three minutes on two cores.
 
     An interrupted rehearsal continues when you repeat the command. A finished one starts again.
     """
