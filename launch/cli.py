@@ -313,12 +313,10 @@ def smoke(
     from launch.emulator.faults import load_faults
     from launch.emulator.smoke import smoke as rehearse
     from launch.experiments import load_experiments
-    from launch.plan import require_encoders_for_kaggle
 
     held_out, holdout_folder = _holdout_here(holdout, out)
     options = [*overrides, *([f"num_folds={folds}"] if folds else []), *held_out]
     loaded = load_experiments(experiments or ("smoke",), options)
-    require_encoders_for_kaggle(loaded, ())
     if not (out / "campaign" / "ledger.json").is_file():
         _require_networks(loaded, attach=attach)
     rehearse(
@@ -397,11 +395,8 @@ def _spec(
 ) -> Any:
     """What a campaign computes, from the arguments of a command."""
     from launch.campaign.spec import CampaignSpec
-    from launch.plan import require_encoders_for_kaggle
 
-    loaded = tuple(_load(experiments, overrides))
-    require_encoders_for_kaggle(loaded, values.get("datasets", ()))
-    return CampaignSpec(experiments=loaded, owner=owner or "", **values)
+    return CampaignSpec(experiments=tuple(_load(experiments, overrides)), owner=owner or "", **values)
 
 
 def _folder(spec: Any, campaign: str | None) -> Path:
@@ -838,13 +833,11 @@ def build(
     from launch.packaging import builder
     from launch.packaging.bundle import SOURCE_LIMIT
     from launch.packaging.metadata import PLACEHOLDER_OWNER
-    from launch.plan import require_encoders_for_kaggle
 
     wrong = [dataset for dataset in datasets if dataset.count("/") != 1]
     if wrong:
         raise LaunchError(f"--dataset takes OWNER/SLUG, not {', '.join(wrong)}")
     loaded = _load(experiments, overrides)
-    require_encoders_for_kaggle(loaded, datasets)
     built = builder.build(
         loaded,
         out=out,

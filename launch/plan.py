@@ -8,7 +8,6 @@ from typing import Any
 from launch.errors import LaunchError
 from launch.experiments import Experiment, searched_encoders, with_teachers
 from lib.config import PREPARE_OPTIONS, Config
-from lib.errors import listed
 from lib.evaluation.averages import parse_weights
 from lib.search_space import SearchSpace
 
@@ -195,29 +194,6 @@ def first_networks(experiments: Sequence[Experiment]) -> list[Config]:
         for each in experiments
     ]
     return list(dict.fromkeys(config.network for config in starts))
-
-
-def require_encoders_for_kaggle(experiments: Sequence[Experiment], datasets: Sequence[str]) -> None:
-    """Check that no kernel on Kaggle would look for an encoder in a folder of this machine.
-
-    Raises:
-        LaunchError: a backbone is `local-dir:` and no dataset with encoders is attached.
-    """
-    local = [
-        f"{each.name}: backbone = {each.config.backbone}"
-        for each in with_teachers(experiments)
-        if each.config.backbone.startswith("local-dir:")
-    ]
-    if local and not _has_encoders(datasets):
-        raise LaunchError(
-            listed(
-                "Kaggle cannot see a folder of this machine:",
-                local,
-                remedy="Upload the encoder (build_kernel.py weights EXPERIMENT --upload, with the same "
-                f"--set) and attach it: --dataset YOU/{ENCODERS_SLUG}. Or name timm's architecture as the "
-                "backbone and its file in an attached dataset as weights.",
-            )
-        )
 
 
 def _plan_pretrain(

@@ -20,7 +20,6 @@ from launch.plan import (
     needed_for,
     plan_kernels,
     plan_weights,
-    require_encoders_for_kaggle,
 )
 from lib.config import Config
 
@@ -185,15 +184,6 @@ def test_the_first_networks_are_told_by_what_decides_them() -> None:
         ("mine.pth", "no_pool", Config().epochs),
         ("other.pth", "keep", Config().epochs),
     ]
-
-
-@pytest.mark.parametrize("weights", ["timm", "none", "pretrain"])
-def test_an_encoder_in_a_folder_of_this_machine_is_refused_for_kaggle(weights: str) -> None:
-    experiment = load_experiment("smoke", ["backbone=local-dir:/models/mine", f"weights={weights}"])
-    with pytest.raises(LaunchError, match=r"(?s)local-dir:/models/mine.*weights EXPERIMENT --upload"):
-        require_encoders_for_kaggle([load_experiment("smoke"), experiment], ["me/slides"])
-    require_encoders_for_kaggle([experiment], ["me/hcd-encoders"])
-    require_encoders_for_kaggle([load_experiment("smoke")], [])
 
 
 def test_a_search_over_a_pretrained_experiment_reads_its_encoder(root: Path) -> None:

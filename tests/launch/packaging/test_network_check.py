@@ -125,14 +125,3 @@ def test_check_builds_the_networks(
     monkeypatch.setattr(network_check, "require_networks", lambda configs, **places: asked.extend(configs))
     assert command_line(["check", "--out", str(tmp_path / "dist")]) == 0
     assert asked == first_networks([load_experiment("smoke")])
-
-
-@pytest.mark.parametrize("command", ["smoke", "run", "push", "build"])
-def test_an_encoder_of_this_machine_is_refused_before_anything_is_built(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [command, *(["fold-0", "smoke"] if command == "push" else ["smoke"])]
-    out = ["--out", str(tmp_path / "out")] if command in ("smoke", "build") else []
-    assert command_line([*arguments, *out, "--set", "backbone=local-dir:/models/mine"]) == 1
-    assert "Kaggle cannot see a folder of this machine" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
