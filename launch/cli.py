@@ -112,8 +112,9 @@ _JSON = click.option(
 
 
 def _out(default: str | None, text: str) -> Callable[[Any], Any]:
-    """--out DIR: where the command writes."""
-    return click.option("--out", default=default, show_default=default is not None, type=_FOLDER, help=text)
+    """--out DIR: the folder of the command's files; -p and --path are what the Kaggle client calls it."""
+    names = ("--out", "-p", "--path", "out")
+    return click.option(*names, default=default, show_default=default is not None, type=_FOLDER, help=text)
 
 
 def _search_option(default: str) -> Callable[[Any], Any]:
@@ -161,6 +162,15 @@ def _fold_numbers(
         return tuple(int(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter("fold numbers separated by commas expected, such as 0,1") from None
+
+
+_FOLDS = click.option(
+    "--folds",
+    callback=_fold_numbers,
+    metavar="0,1,...",
+    help="Train only these folds, numbered from 0. Their number is an option: --set num_folds=K.",
+)
+_NAMES = click.argument("names", nargs=-1, metavar="[NAME]...")
 
 
 def _examples(*lines: str) -> str:
@@ -275,7 +285,7 @@ def main() -> None:
     type=click.IntRange(min=50),
     help="Number of labelled tiles to use (stratified) or to generate.",
 )
-@click.option("--folds", type=click.IntRange(min=2, max=20), help="Short for --set num_folds=K.")
+@_FOLDS
 @click.option("--thin", is_flag=True, help="Rehearse kernels that import the library from the dataset.")
 @click.option(
     "--faults", type=_FILE, help="Faults of the emulated Kaggle: a JSON list, see docs/emulator.md."
@@ -290,7 +300,7 @@ def smoke(
     experiments: tuple[str, ...],
     data: Path | None,
     tiles: int | None,
-    folds: int | None,
+    folds: tuple[int, ...] | None,
     thin: bool,
     faults: Path | None,
     out: Path,
@@ -315,14 +325,14 @@ def smoke(
     from launch.experiments import load_experiments
 
     held_out, holdout_folder = _holdout_here(holdout, out)
-    options = [*overrides, *([f"num_folds={folds}"] if folds else []), *held_out]
-    loaded = load_experiments(experiments or ("smoke",), options)
+    loaded = load_experiments(experiments or ("smoke",), [*overrides, *held_out])
     if not (out / "campaign" / "ledger.json").is_file():
         _require_networks(loaded, attach=attach)
     rehearse(
         loaded,
         data=data,
         tiles=tiles,
+        folds=folds,
         out=out,
         attach=(*attach, *holdout_folder),
         thin=thin,
@@ -362,29 +372,44 @@ def doctor(
 
 
 @main.command()
+@_NAMES
 @_JSON
-def experiments(as_json: bool) -> None:
-    """List the experiments and the searches."""
+def experiments(names: tuple[str, ...], as_json: bool) -> None:
+    """List the experiments and the searches.
+
+    With NAMEs it lists those that contain one.
+    """
     from launch.experiments import describe_experiments, list_experiments
 
     if as_json:
-        print_json(list_experiments())
+        print_json(list_experiments(names))
         return
-    for name, lines in describe_experiments():
+    for name, lines in describe_experiments(names):
         click.echo("\n    ".join([name, *lines]))
 
 
-@main.command()
+@main.command(
+    epilog=_examples("build_kernel.py options fold", "build_kernel.py options learning_rate epochs")
+)
+@_NAMES
 @_JSON
-def options(as_json: bool) -> None:
-    """List the options of an experiment, with default and meaning."""
-    from lib.config import describe, option_schema
+def options(names: tuple[str, ...], as_json: bool) -> None:
+    """List the options of an experiment, with default and meaning.
 
+    With NAMEs it lists those that contain one.
+    """
+    from launch.experiments import filter_names
+    from lib.config import option_schema
+
+    schema = option_schema()
+    chosen = filter_names([entry["name"] for entry in schema], names, kind="option")
+    listed = [entry for entry in schema if entry["name"] in chosen]
     if as_json:
-        print_json({"format": 1, "options": option_schema()})
+        print_json({"format": 1, "options": listed})
         return
-    for name, default, meaning in describe():
-        click.echo(f"{name} = {default or 'empty'}\n    {meaning}")
+    for entry in listed:
+        default = "empty" if entry["default"] == "" else entry["default"]
+        click.echo(f"{entry['name']} = {default}\n    {entry['help']}")
 
 
 # --- on Kaggle ----------------------------------------------------------------------------------------------
@@ -416,12 +441,7 @@ def _folder(spec: Any, campaign: str | None) -> Path:
     )
 )
 @_EXPERIMENTS
-@click.option(
-    "--folds",
-    callback=_fold_numbers,
-    metavar="0,1,...",
-    help="Train only these folds. `--folds 0` gives a first score early.",
-)
+@_FOLDS
 @click.option(
     "--hours",
     metavar="N",
@@ -578,18 +598,18 @@ def logs(name: str, follow: bool, campaign: str | None) -> None:
 
 @main.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@_out(None, "Where to. [default: pulled/ in the folder of the campaign]")
+@_out(None, "Where to. [default: fetched/ in the folder of the campaign]")
 @_CAMPAIGN
 def output(names: tuple[str, ...], out: Path | None, campaign: str | None) -> None:
     """Download the outputs of kernels.
 
     Each output is checked against its run.json. Arrays and weights stay on Kaggle.
     """
-    from launch.campaign.commands import pull_outputs
+    from launch.campaign.commands import fetch_outputs
     from launch.campaign.ledger import find_campaign
     from launch.kaggle_api.client import connect
 
-    pull_outputs(find_campaign(campaign), names, to=out, connect=connect)
+    fetch_outputs(find_campaign(campaign), names, out=out, connect=connect)
 
 
 @main.command(
@@ -753,9 +773,16 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
         click.echo(f"dataset {upload_weights(connect(), folder)}: attach it with --dataset")
 
 
-@main.command(epilog=_examples("build_kernel.py local resnet34 --set epochs=3 --set num_members=1"))
+@main.command(
+    epilog=_examples(
+        "build_kernel.py local resnet34 --folds 0                  one fold: a first score",
+        "build_kernel.py local resnet34                            the other folds, averaged with it",
+        "build_kernel.py local resnet34 --set epochs=3 --set num_members=1",
+    )
+)
 @_EXPERIMENTS
 @click.option("--data", default=DATA, show_default=True, type=_FOLDER, help="A folder in competition layout.")
+@_FOLDS
 @_out("runs/local", "Folder for the outputs.")
 @_SEARCH
 @_HOLDOUT
@@ -765,6 +792,7 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
 def local(
     experiments: tuple[str, ...],
     data: Path,
+    folds: tuple[int, ...] | None,
     out: Path,
     search_name: str | None,
     holdout: str | None,
@@ -785,6 +813,7 @@ def local(
     train(
         loaded,
         data=data,
+        folds=folds,
         out=out,
         attach=(*attach, *holdout_folder),
         average=average,

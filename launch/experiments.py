@@ -5,6 +5,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +45,58 @@ def search_names(root: Path = ROOT) -> list[str]:
     return sorted(path.stem for path in (root / "experiments" / "searches").glob("*.toml"))
 
 
-def describe_experiments(root: Path = ROOT) -> Iterator[tuple[str, list[str]]]:
-    """Every experiment and search as a user types it, with a summary and the comment that opens its file.
+def filter_names(known: Sequence[str], words: Sequence[str], *, kind: str) -> list[str]:
+    """The known names that contain one of the words, in any case; all of them without words.
+
+    Args:
+        known: the names.
+        words: parts of names.
+        kind: what the names name, for the message.
 
     Raises:
-        LaunchError: a file cannot be used.
+        LaunchError: a word is in no name.
     """
-    catalogue = list_experiments(root)
+    absent = [word for word in words if not any(word.lower() in name.lower() for name in known)]
+    if absent:
+        close = [name for word in absent for name in get_close_matches(word, known, n=3, cutoff=0.5)]
+        hint = (
+            f"did you mean {', '.join(dict.fromkeys(close))}?" if close else f"there are: {', '.join(known)}"
+        )
+        raise LaunchError(f"no {kind} has {', '.join(absent)} in its name; {hint}")
+    return [name for name in known if not words or any(word.lower() in name.lower() for word in words)]
+
+
+def describe_experiments(words: Sequence[str] = (), root: Path = ROOT) -> Iterator[tuple[str, list[str]]]:
+    """Experiments and searches as a user types them, with a summary and the comment that opens their file.
+
+    Args:
+        words: parts of the names; without them every one is listed.
+        root: of the checkout.
+
+    Raises:
+        LaunchError: a file cannot be used, or a word is in no name.
+    """
+    catalogue = list_experiments(words, root)
     for entry in catalogue["experiments"]:
         yield entry["name"], [entry["summary"], *entry["comment"].splitlines()]
     for entry in catalogue["searches"]:
         yield f"--search {entry['name']}", [entry["summary"], *entry["comment"].splitlines()]
 
 
-def list_experiments(root: Path = ROOT) -> dict[str, Any]:
-    """The document of `experiments --json`: every experiment and search; docs/json.md describes its keys.
+def list_experiments(words: Sequence[str] = (), root: Path = ROOT) -> dict[str, Any]:
+    """The document of `experiments --json`: experiments and searches; docs/json.md describes its keys.
+
+    Args:
+        words: parts of the names; without them every one is listed.
+        root: of the checkout.
 
     Raises:
-        LaunchError: a file cannot be used.
+        LaunchError: a file cannot be used, or a word is in no name.
     """
     experiments, searches = [], []
-    for name in experiment_names(root):
+    known = [*experiment_names(root), *search_names(root)]
+    chosen = filter_names(known, words, kind="experiment or search")
+    for name in [name for name in experiment_names(root) if name in chosen]:
         loaded = load_experiments([name], root=root)
         members = _listed_experiments(name, root)
         config = loaded[0].config
@@ -79,7 +111,7 @@ def list_experiments(root: Path = ROOT) -> dict[str, Any]:
                 "config": None if members else config.to_dict(),
             }
         )
-    for name in search_names(root):
+    for name in [name for name in search_names(root) if name in chosen]:
         search = load_search(name, root=root)
         searches.append(
             {

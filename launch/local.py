@@ -282,6 +282,7 @@ def local(
     *,
     data: Path,
     out: Path,
+    folds: Sequence[int] | None = None,
     attach: Sequence[Path] = (),
     average: str = "mean",
     search: SearchSpace | None = None,
@@ -293,6 +294,7 @@ def local(
         experiments: to train; several are averaged.
         data: a folder in competition layout.
         out: the folder of the run.
+        folds: to train and average; all when None.
         attach: folders that kernels see as datasets.
         average: how inference averages members: mean, logit or rank.
         search: run only this search and the kernels it reads from.
@@ -315,7 +317,13 @@ def local(
     if encoders and not has_weights(WEIGHTS_FOLDER, encoders):
         fetch_weights(experiments, search=search, owner=owner)
     built = build(
-        experiments, out=out / "build", owner=owner, datasets=tuple(attached), average=average, search=search
+        experiments,
+        out=out / "build",
+        owner=owner,
+        datasets=tuple(attached),
+        folds=folds,
+        average=average,
+        search=search,
     )
     if search is not None:
         built = replace(built, kernels=tuple(needed_for(built.kernels, "search")))

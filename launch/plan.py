@@ -375,7 +375,10 @@ def _fold_numbers(experiment: Experiment, folds: Sequence[int] | None) -> tuple[
         return tuple(known)
     if unknown := sorted(set(folds) - set(known)):
         numbers = ", ".join(map(str, unknown))
-        raise LaunchError(f"there is no fold {numbers}: {experiment.name} has folds 0 to {known[-1]}")
+        raise LaunchError(
+            f"there is no fold {numbers}: {experiment.name} has folds 0 to {known[-1]} "
+            "(--folds names folds; their number is --set num_folds=...)"
+        )
     if not folds:
         raise LaunchError("name at least one fold")
     return tuple(sorted(set(folds)))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from launch.cli import command_line, main
@@ -64,6 +65,51 @@ def test_experiments_and_searches_are_told_with_what_their_files_say(
         assert first.startswith("# ")
         lines = told.partition(f"\n{name}\n")[2] if not told.startswith(f"{name}\n") else told
         assert first[2:] in "\n".join(lines.splitlines()[:3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["options", "NUM_"], ["num_folds", "num_members"]),
+        (["options", "seed", "mixup"], ["seed", "mixup"]),
+        (["experiments", "resnet"], ["resnet18", "resnet34"]),
+        (["experiments", "baseline"], ["--search baseline"]),
+    ],
+)
+def test_options_and_experiments_are_listed_by_parts_of_their_names(
+    arguments: list[str], names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = said_by(capsys, *arguments).splitlines()
+    listed = [line.partition(" = ")[0] for line in lines if not line.startswith((" ", "next: "))]
+    assert listed == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["options", "learnig_rate"], "no option has learnig_rate in its name; did you mean learning_rate"),
+        (["experiments", "xyz"], "no experiment or search has xyz in its name; there are: convnext, "),
+    ],
+)
+def test_a_part_that_no_name_contains_is_refused(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line(arguments) == 1
+    assert hint in capsys.readouterr().err
+
+
+def test_folds_and_out_mean_one_thing_in_every_command() -> None:
+    """--folds takes numbers of folds; --out is also -p and --path, as in the Kaggle client."""
+    options = {
+        name: {option.name: option for option in command.params if isinstance(option, click.Option)}
+        for name, command in main.commands.items()
+    }
+    folds = [given["folds"] for given in options.values() if "folds" in given]
+    assert len(folds) >= 3 and len({(option.metavar, option.help) for option in folds}) == 1
+    out = {name: given["out"] for name, given in options.items() if "out" in given}
+    assert {"output", "download", "local", "smoke", "build", "check"} <= set(out)
+    assert all({"--out", "-p", "--path"} <= set(option.opts) for option in out.values())
+    assert not [name for name, given in options.items() if {"to", "path", "output"} & set(given)]
 
 
 @pytest.mark.parametrize("installed", [[], ["click"]], ids=str)

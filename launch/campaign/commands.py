@@ -361,13 +361,13 @@ def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kag
     print(log, end="" if log.endswith("\n") else "\n")
 
 
-def pull_outputs(
-    folder: Path, names: Sequence[str], *, to: Path | None, connect: Callable[[], Kaggle]
+def fetch_outputs(
+    folder: Path, names: Sequence[str], *, out: Path | None, connect: Callable[[], Kaggle]
 ) -> None:
     """Fetch the outputs of kernels, whoever pushed them, and verify them against their run.json."""
     kernels = spec_of(folder).plan()
     kaggle = connect()
-    target = to or folder / "pulled"
+    target = out or folder / "fetched"
     for kernel in [resolve(name, kernels) for name in names]:
         listing = kaggle.output(kernel.slug)
         content = peek_record(kaggle, kernel.slug, listing, folder=target)

@@ -55,6 +55,7 @@ def smoke(
     *,
     data: Path | None,
     tiles: int | None,
+    folds: Sequence[int] | None = None,
     out: Path,
     attach: Sequence[Path] = (),
     thin: bool = False,
@@ -71,6 +72,7 @@ def smoke(
         experiments: to rehearse; several are averaged.
         data: a folder in competition layout; None makes synthetic tiles.
         tiles: number of labelled tiles to take or to make.
+        folds: to train and average; all when None.
         out: folder of the data, the campaign and the emulator's state.
         attach: folders that kernels see as datasets.
         thin: kernels import the library from the dataset.
@@ -87,6 +89,7 @@ def smoke(
             experiments,
             data=data,
             tiles=tiles,
+            folds=folds,
             out=out,
             attach=attach,
             thin=thin,
@@ -102,6 +105,7 @@ def _rehearse(
     *,
     data: Path | None,
     tiles: int | None,
+    folds: Sequence[int] | None,
     out: Path,
     attach: Sequence[Path],
     thin: bool,
@@ -162,6 +166,7 @@ def _rehearse(
         spec = CampaignSpec(
             experiments=tuple(experiments),
             owner=owner,
+            folds=None if folds is None else tuple(folds),
             datasets=tuple(attached),
             thin=thin,
             average=average,

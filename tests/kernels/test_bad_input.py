@@ -836,7 +836,7 @@ def test_data_that_are_no_competition(subcommand: str, tmp_path: Path) -> None:
         ["build", "--otu", "x"],
         ["smoke", "--tiles", "many"],
         ["doctor", "--average", "mean"],
-        ["smoke", "--folds", "1"],
+        ["smoke", "--folds", "two"],
     ],
 )
 def test_wrong_use_is_exit_code_2(arguments: list[str]) -> None:

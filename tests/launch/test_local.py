@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.experiments import load_experiment
-from launch.local import LocalRun, attached_datasets
+from launch.local import LocalRun, attached_datasets, local
 from launch.packaging.builder import build
 
 
@@ -37,3 +37,26 @@ def test_hours_that_are_expected_run_no_kernel_again(tmp_path: Path) -> None:
         fold = next(kernel for kernel in built.kernels if kernel.kind == "train")
         identities.append(run._identity(replace(fold, sources=())))
     assert identities[0] == identities[1] != identities[2]
+
+
+def test_folds_pick_the_folds_that_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    class StoppedError(Exception):
+        """Nothing is trained here."""
+
+    def stop(run: LocalRun) -> None:
+        started.extend(kernel.slug for kernel in run.built.kernels if kernel.kind == "train")
+        raise StoppedError
+
+    monkeypatch.setattr(LocalRun, "run", stop)
+    (tmp_path / "train_labels.csv").touch()
+    with pytest.raises(StoppedError):
+        local(
+            [load_experiment("smoke", ["weights=none"])],
+            data=tmp_path,
+            out=tmp_path / "out",
+            folds=(1,),
+            owner="me",
+        )
+    assert [slug[-7:] for slug in started] == ["-fold-1"]

@@ -12,7 +12,7 @@ from child import PATIENCE, TIMEOUTS
 from emulated_world import KNOBS
 
 from launch.campaign.commands import (
-    pull_outputs,
+    fetch_outputs,
     resolve,
     run,
     show_log,
@@ -125,9 +125,9 @@ def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys,
     assert "push " in capsys.readouterr().out
     show_log(folder, "fold-1", follow=True, connect=reach)
     assert "push " in capsys.readouterr().out
-    pull_outputs(folder, ["prepare", "fold-0"], to=None, connect=reach)
+    fetch_outputs(folder, ["prepare", "fold-0"], out=None, connect=reach)
     assert "4 of 5 files and run.json" in capsys.readouterr().out.splitlines()[0]
-    assert (folder / "pulled" / "hcd-prepare" / "index-train.csv").is_file()
+    assert (folder / "fetched" / "hcd-prepare" / "index-train.csv").is_file()
     entry = submit_only(submitting(kaggle, message="by hand"), connect=reach)
     assert entry.state == "scored" and "by hand" in entry.message
     assert json.loads((folder / "leaderboard.json").read_text())["submission"]["ref"] == entry.ref
@@ -362,7 +362,7 @@ def test_a_search_runs_alone_and_goes_on_where_its_time_was_up(account, capsys):
     assert "not complete" not in capsys.readouterr().out.split("search grid over x")[-1]
     show_status(folder, connect=reach)
     assert "-search: done, version 2, AUC 0.9000" in capsys.readouterr().out
-    pull_outputs(folder, ["search"], to=None, connect=reach)
+    fetch_outputs(folder, ["search"], out=None, connect=reach)
     assert "2 of 2 files and run.json" in capsys.readouterr().out
     # Another space is a search of the same campaign: what both hold is not run again.
     other = searching({"method": "grid", "space": {"learning_rate": [1e-3, 3e-3]}})
