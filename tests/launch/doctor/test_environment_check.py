@@ -346,7 +346,7 @@ def test_the_output_of_an_earlier_push_is_not_used_for_this_one(run, kaggle, cap
     kaggle.kept_back[CPU] = 3
     findings = run()
     assert kaggle.pushed.count(CPU) == 2
-    assert "earlier push" in caplog.text
+    assert "Kaggle shows the output of another push; listing it again" in caplog.text
     assert all(finding.level == OK for finding in findings)
     kaggle.kept_back[CPU] = 10**9
     findings = run()
