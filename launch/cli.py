@@ -235,7 +235,7 @@ class _Sections(click.Group):
     _SECTIONS = (
         ("Before it costs quota", ("smoke", "doctor", "experiments", "options")),
         ("On Kaggle", ("run", "status", "watch", "logs", "output", "push", "submit", "report", "ensemble")),
-        ("On this machine", ("download", "weights", "local")),
+        ("On this machine", ("download", "weights", "local", "predict")),
         ("With the plain Kaggle client", ("build", "check", "emulator")),
     )
 
@@ -597,19 +597,22 @@ def logs(name: str, follow: bool, campaign: str | None) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, metavar="[NAME...]")
 @_out(None, "Where to. [default: fetched/ in the folder of the campaign]")
+@click.option("--weights", is_flag=True, help="Download the weights of the members, too, for `predict`.")
 @_CAMPAIGN
-def output(names: tuple[str, ...], out: Path | None, campaign: str | None) -> None:
+def output(names: tuple[str, ...], out: Path | None, weights: bool, campaign: str | None) -> None:
     """Download the outputs of kernels.
 
-    Each output is checked against its run.json. Arrays and weights stay on Kaggle.
+    NAME is weights, prepare, fold-0, fold-1, ..., inference or report. Without a name, all folds are meant.
+    Each output is checked against its run.json. Arrays stay on Kaggle, and weights unless you add --weights:
+    those of a fold are about 90 MB a member for `resnet34`.
     """
     from launch.campaign.commands import fetch_outputs
     from launch.campaign.ledger import find_campaign
     from launch.kaggle_api.client import connect
 
-    fetch_outputs(find_campaign(campaign), names, out=out, connect=connect)
+    fetch_outputs(find_campaign(campaign), names, out=out, connect=connect, with_weights=weights)
 
 
 @main.command(
@@ -725,7 +728,7 @@ def select(experiments: tuple[str, ...], folders: tuple[Path, ...]) -> None:
     """
     from launch import ROOT
     from launch.campaign.spec import campaigns
-    from launch.ensemble import select as select_ensemble
+    from launch.members.select import select as select_ensemble
 
     everywhere = (*sorted(campaigns().glob("*")), ROOT / "runs" / "local")
     select_ensemble(experiments, folders or everywhere)
@@ -819,6 +822,117 @@ def local(
         average=average,
         search=_load_search(search_name),
         owner=_owner(),
+    )
+
+
+def _members_folder(members: str) -> Path:
+    """The folder that --members names: a folder, or that of a campaign."""
+    folder = Path(members)
+    if folder.is_dir():
+        return folder.resolve()
+    from launch.campaign.ledger import find_campaign
+
+    try:
+        return find_campaign(members)
+    except LaunchError as error:
+        raise LaunchError(f"--members {members}: this is no folder, and {error}") from error
+
+
+_MEMBERS = click.option(
+    "--members",
+    required=True,
+    metavar="CAMPAIGN|DIR",
+    help="A campaign, or a folder with trained members: of `local`, `smoke`, or of fetched outputs.",
+)
+_MEMBERS_OF = click.option(
+    "--experiment",
+    "experiments",
+    multiple=True,
+    metavar="NAME",
+    help="Use only the members of this experiment. Repeatable. [default: all that are found]",
+)
+_ENCODERS = click.option(
+    "--weights",
+    multiple=True,
+    type=_FOLDER,
+    help="A folder with the weights of a linear probe's encoder, beside input/weights. Repeatable.",
+)
+
+
+def _encoder_folders(weights: Sequence[Path]) -> list[str]:
+    """The folders that --weights names, and the one that the command `weights` writes."""
+    from launch.local import WEIGHTS_FOLDER
+
+    return [str(folder) for folder in (*weights, WEIGHTS_FOLDER) if folder.is_dir()]
+
+
+@main.command(
+    epilog=_examples(
+        "build_kernel.py predict --tiles DIR --members runs/local --out predictions.csv",
+        "build_kernel.py predict --tiles DIR --members strong --out predictions.csv --labels labels.csv",
+    )
+)
+@click.option("--tiles", required=True, type=_FOLDER, help="A folder of pictures, nested as you like.")
+@_MEMBERS
+@click.option(
+    "--out",
+    default="predictions.csv",
+    show_default=True,
+    type=click.Path(path_type=Path, dir_okay=False, resolve_path=True),
+    help="The CSV file to write; a JSON file beside it, and with --labels an HTML page.",
+)
+@click.option(
+    "--labels",
+    type=_FILE,
+    help="A CSV file with the columns tile (or id, file, path), label (0 or 1), and perhaps slide or group.",
+)
+@_MEMBERS_OF
+@_ENCODERS
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where to compute; auto takes the GPUs where there are any.",
+)
+@click.option("--skip-bad", is_flag=True, help="Predict the other tiles where some cannot be used.")
+def predict(
+    tiles: Path,
+    members: str,
+    out: Path,
+    labels: Path | None,
+    experiments: tuple[str, ...],
+    weights: tuple[Path, ...],
+    device: str,
+    skip_bad: bool,
+) -> None:
+    """Predict your own tiles with the members of a campaign.
+
+    Every member predicts every tile with all of its views, as in the inference kernel. A row of the CSV file
+    is a tile: its path, the probability of tumour (the mean over the members), their spread (standard
+    deviation), and the probability calibrated by Platt scaling on the campaign's out-of-fold predictions.
+
+    Tiles are PNG, JPEG or TIFF files of any name. RGBA is flattened on white. A square picture that is not
+    96 x 96 pixels is resized (bicubic), which is right where it shows the same field as a competition tile,
+    about 93 micrometres a side. Greyscale pictures, those that are not square, and damaged files are refused,
+    all at once.
+
+    With --labels it is an external test: AUC with an interval that resamples slides or groups, F1, confusion
+    and calibration, as a page beside the CSV file. A repeated command continues an interrupted one.
+    """
+    from launch.members.programs import predict as predict_tiles
+
+    predict_tiles(
+        {
+            "tiles": tiles,
+            "members": _members_folder(members),
+            "out": out,
+            "labels": "" if labels is None else labels,
+            "experiments": experiments,
+            "weights": _encoder_folders(weights),
+            "device": device,
+            "skip_bad": skip_bad,
+        }
     )
 
 

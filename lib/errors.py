@@ -1,6 +1,6 @@
 """Base class of errors that end a kernel with one message: what is wrong, the value, and what to do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 LISTED_AT_MOST = 20
 
@@ -21,3 +21,9 @@ def listed(lead: str, problems: Sequence[str], *, remedy: str = "") -> str:
     if remedy:
         lines.append(remedy)
     return "\n".join(lines)
+
+
+def shorten(names: Iterable[object], *, limit: int = 3) -> str:
+    """The first few names, and the number of the others."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit:,} more" if len(texts) > limit else "")

@@ -362,18 +362,34 @@ def show_log(folder: Path, name: str, *, follow: bool, connect: Callable[[], Kag
 
 
 def fetch_outputs(
-    folder: Path, names: Sequence[str], *, out: Path | None, connect: Callable[[], Kaggle]
+    folder: Path,
+    names: Sequence[str],
+    *,
+    out: Path | None,
+    connect: Callable[[], Kaggle],
+    with_weights: bool = False,
 ) -> None:
-    """Fetch the outputs of kernels, whoever pushed them, and verify them against their run.json."""
+    """Fetch the outputs of kernels, whoever pushed them, and verify them against their run.json.
+
+    Args:
+        folder: of the campaign.
+        names: of kernels; all folds when empty.
+        out: the folder for the outputs; by default fetched/ in that of the campaign.
+        connect: opens the client.
+        with_weights: fetch the weights of the members, too.
+    """
     kernels = spec_of(folder).plan()
     kaggle = connect()
     target = out or folder / "fetched"
-    for kernel in [resolve(name, kernels) for name in names]:
+    folds = [kernel for kernel in kernels if kernel.kind == "train"]
+    for kernel in [resolve(name, kernels) for name in names] or folds:
         listing = kaggle.output(kernel.slug)
         content = peek_record(kaggle, kernel.slug, listing, folder=target)
-        record = fetch_output(kaggle, kernel.slug, listing, content, kind=kernel.kind, folder=target)
+        record = fetch_output(
+            kaggle, kernel.slug, listing, content, kind=kernel.kind, folder=target, with_weights=with_weights
+        )
         write_atomic(target / kernel.slug / f"{kernel.slug}.log", listing.log)
-        fetched = sum(entry.fetch for entry in record.files.values())
+        fetched = sum((target / kernel.slug / name).is_file() for name in record.files)
         print(
             f"{target / kernel.slug}: {fetched} of {len(record.files)} files and {RECORD_NAME}, push "
             f"{record.push_id}",

@@ -14,6 +14,7 @@ from launch.kaggle_api.errors import NoResponseError, UnexpectedResponseError
 from launch.kaggle_api.types import Listing
 from lib.evaluation.out_of_fold import ResultError, check_fold_scores
 from lib.files import sha256_of, write_atomic
+from lib.runtime.finished_folds import WEIGHTS_SUFFIX
 from lib.runtime.run_record import (
     RECORD_NAME,
     FileRecord,
@@ -56,7 +57,14 @@ def peek_record(kaggle: Kaggle, slug: str, listing: Listing, *, folder: Path) ->
 
 
 def fetch_output(
-    kaggle: Kaggle, slug: str, listing: Listing, content: dict[str, Any], *, kind: str, folder: Path
+    kaggle: Kaggle,
+    slug: str,
+    listing: Listing,
+    content: dict[str, Any],
+    *,
+    kind: str,
+    folder: Path,
+    with_weights: bool = False,
 ) -> RunRecord:
     """Fetch the files that the record marks `fetch` into `folder`/`slug`, which appears whole or not at all.
 
@@ -71,6 +79,7 @@ def fetch_output(
         content: of run.json, from `peek_record`, which keeps the file beside.
         kind: the kind of kernel it must come from.
         folder: of all outputs.
+        with_weights: fetch the files of weights, too, which the record does not mark.
 
     Raises:
         NoResponseError: a file is not listed, could not be fetched or is damaged: list again and continue.
@@ -87,7 +96,11 @@ def fetch_output(
             f"uncaught error ({failure})"
         )
     try:
-        wanted = {name: entry for name, entry in file_records(content["files"]).items() if entry.fetch}
+        wanted = {
+            name: entry
+            for name, entry in file_records(content["files"]).items()
+            if entry.fetch or (with_weights and name.endswith(WEIGHTS_SUFFIX))
+        }
     except RunRecordError as error:
         raise UnexpectedResponseError(f"nothing of {slug} was fetched: its {RECORD_NAME} {error}") from error
     if missing := sorted(set(wanted) - set(listing.files)):

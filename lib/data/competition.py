@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib.errors import KernelError, listed
+from lib.errors import KernelError, listed, shorten
 from lib.files import is_system_file
 
 TRAIN_TILES = 220_025
@@ -74,14 +73,8 @@ def read_table(path: Path, columns: list[str], problems: list[str]) -> pd.DataFr
         return None
     duplicates = table["id"][table["id"].duplicated()].unique()
     if len(duplicates):
-        problems.append(f"{path.name} names {len(duplicates):,} ids more than once: {_first(duplicates)}")
+        problems.append(f"{path.name} names {len(duplicates):,} ids more than once: {shorten(duplicates)}")
     return table
-
-
-def _first(names: Iterable[str], *, limit: int = 3) -> str:
-    names = [str(name) for name in names]
-    shown = ", ".join(names[:limit])
-    return shown + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 def _tiles_in(folder: Path, problems: list[str]) -> set[str] | None:
@@ -101,7 +94,7 @@ def _tiles_in(folder: Path, problems: list[str]) -> set[str] | None:
         return None
     others = sorted(name for name in names if not name.endswith(".tif"))
     if others:
-        problems.append(f"{folder.name}/ holds {len(others):,} files that are not .tif: {_first(others)}")
+        problems.append(f"{folder.name}/ holds {len(others):,} files that are not .tif: {shorten(others)}")
     return {name.removesuffix(".tif") for name in names if name.endswith(".tif")}
 
 
@@ -111,9 +104,9 @@ def _compare(
     wanted = set(listed_ids)
     missing, extra = sorted(wanted - tiles), sorted(tiles - wanted)
     if missing:
-        problems.append(f"{len(missing):,} ids of {table} have no file in {folder}/: {_first(missing)}")
+        problems.append(f"{len(missing):,} ids of {table} have no file in {folder}/: {shorten(missing)}")
     if extra:
-        problems.append(f"{len(extra):,} files in {folder}/ are not in {table}: {_first(extra)}")
+        problems.append(f"{len(extra):,} files in {folder}/ are not in {table}: {shorten(extra)}")
 
 
 def read_competition(folder: Path, *, expect_full: bool) -> Competition:
@@ -135,7 +128,7 @@ def read_competition(folder: Path, *, expect_full: bool) -> Competition:
         labels = labels.replace({"label": {"0.0": "0", "1.0": "1"}})  # what pandas writes after a merge
         wrong = labels[~labels["label"].isin(["0", "1"])]
         if len(wrong):
-            shown = _first([f"{row.id}: {row.label!r}" for row in wrong.itertuples()])
+            shown = shorten([f"{row.id}: {row.label!r}" for row in wrong.itertuples()])
             problems.append(f"train_labels.csv has {len(wrong):,} labels that are not 0 or 1: {shown}")
         elif labels["label"].nunique() == 1:
             problems.append(

@@ -13,6 +13,7 @@ import workbench
 from safetensors.torch import save_file
 
 from lib.evaluation.metrics import probability
+from lib.inference.predictor import Predictor, PredictorError
 from lib.model.features import TEST_FEATURES, TRAIN_FEATURES
 from lib.model.linear_head import load_head
 from lib.model.network import build_network
@@ -78,6 +79,14 @@ def test_from_embed_to_submission(bench: Any, encoder: Path, prepared: Path) -> 
     submission = pd.read_csv(bench.working / "submission.csv")
     by_hand = np.mean([probability(head.logits(test)) for head in heads], axis=0)
     np.testing.assert_allclose(submission["label"], by_hand, atol=1e-6)
+    # `predict` embeds the tiles itself, with the encoder's weights, which a head does not hold.
+    folds, tiles = bench.inputs / "notebooks/someone", np.load(prepared / "tiles-test.npy")
+    predictor = Predictor.load(folds, device="cpu", weights=[encoder.parent])
+    np.testing.assert_allclose(
+        predictor.predict(tiles)["probability"], submission["label"], rtol=0, atol=1e-6
+    )
+    with pytest.raises(PredictorError, match="linear probe.* in the file mine.safetensors.* --weights DIR"):
+        Predictor.load(folds, device="cpu")
     assert len(pd.read_csv(bench.working / "ensemble.csv")) == 2
 
 

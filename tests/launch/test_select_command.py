@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from launch.ensemble import select
 from launch.errors import LaunchError
 from launch.experiments import load_experiment
+from launch.members.select import select
 from launch.plan import plan_kernels
 from lib.config import Config
 from lib.evaluation.metrics import auc, probability

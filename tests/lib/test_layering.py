@@ -41,7 +41,7 @@ _MAY_IMPORT_LAUNCH = {
     "launch.notebook_runner": (),  # the same
     "launch.sandbox": ("launch.errors", "launch.console"),
     "launch.summary": _LOW,
-    "launch.ensemble": ("launch.errors",),
+    "launch.members": ("launch.errors",),
     "launch.packaging": _LOW,
     "launch.kaggle_api": ("launch.errors", "launch.console", "launch.packaging"),
     "launch.campaign": (*_LOW, "launch.packaging", "launch.kaggle_api", "launch.sandbox", "launch.summary"),

@@ -27,6 +27,7 @@ from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.experiments import Experiment, load_experiment, load_search
 from launch.kaggle_api.client import connect
+from lib.runtime.finished_folds import FinishedFoldsError, find_folds
 from lib.search_space import search_from_dict
 
 
@@ -128,6 +129,11 @@ def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys,
     fetch_outputs(folder, ["prepare", "fold-0"], out=None, connect=reach)
     assert "4 of 5 files and run.json" in capsys.readouterr().out.splitlines()[0]
     assert (folder / "fetched" / "hcd-prepare" / "index-train.csv").is_file()
+    with pytest.raises(FinishedFoldsError, match="output fold-0 fold-1 fold-2 --weights --campaign"):
+        find_folds(folder)
+    fetch_outputs(folder, [], out=None, connect=reach, with_weights=True)
+    assert capsys.readouterr().out.count("2 of 2 files and run.json") == 3
+    assert [fold.record.fold for fold in find_folds(folder)] == [0, 1, 2]
     entry = submit_only(submitting(kaggle, message="by hand"), connect=reach)
     assert entry.state == "scored" and "by hand" in entry.message
     assert json.loads((folder / "leaderboard.json").read_text())["submission"]["ref"] == entry.ref
