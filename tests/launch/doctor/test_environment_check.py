@@ -429,7 +429,7 @@ def test_a_kernel_that_has_a_version_is_never_deleted(run, kaggle):
 
 
 def test_a_run_that_is_not_ours_is_waited_for_and_not_replaced(run, kaggle, caplog):
-    kaggle.statuses[CPU] = [RunStatus(RUNNING)] * 5
+    kaggle.statuses[CPU] = [RunStatus(RUNNING)] * 2
     findings = run()
     assert "pushed by somebody else and is RUNNING: waiting for its end" in caplog.text
     assert all(finding.level == OK for finding in findings)
