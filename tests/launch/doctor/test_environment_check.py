@@ -56,7 +56,7 @@ TIMEOUTS = Timeouts(
     status_timeout=0.3,
     outage_timeout=0.3,
     quota_timeout=0.0,
-    foreign_run_timeout=0.3,
+    foreign_run_timeout=2.0,  # a first rendering of a script takes a second on a busy machine
     quota_refresh=0.0,
     pushes=1,
 )
