@@ -13,6 +13,7 @@ import click
 
 from launch.console import log_to_terminal, print_json
 from launch.errors import LaunchError
+from lib.errors import KernelError
 
 DATA = "input/histopathologic-cancer-detection"
 
@@ -111,10 +112,10 @@ _JSON = click.option(
 )
 
 
-def _out(default: str | None, text: str) -> Callable[[Any], Any]:
+def _out(default: str | None, text: str, *, kind: click.Path = _FOLDER) -> Callable[[Any], Any]:
     """--out DIR: the folder of the command's files; -p and --path are what the Kaggle client calls it."""
     names = ("--out", "-p", "--path", "out")
-    return click.option(*names, default=default, show_default=default is not None, type=_FOLDER, help=text)
+    return click.option(*names, default=default, show_default=default is not None, type=kind, help=text)
 
 
 def _search_option(default: str) -> Callable[[Any], Any]:
@@ -235,7 +236,7 @@ class _Sections(click.Group):
     _SECTIONS = (
         ("Before it costs quota", ("smoke", "doctor", "experiments", "options")),
         ("On Kaggle", ("run", "status", "watch", "logs", "output", "push", "submit", "report", "ensemble")),
-        ("On this machine", ("download", "weights", "local", "predict")),
+        ("On this machine", ("download", "import", "weights", "local", "predict")),
         ("With the plain Kaggle client", ("build", "check", "emulator")),
     )
 
@@ -749,6 +750,57 @@ def download(out: Path) -> None:
     download_competition(out)
 
 
+@main.command(
+    "import",
+    epilog=_examples(
+        "build_kernel.py import DIR --table labels.csv --out input/mine",
+        "build_kernel.py import camelyonpatch_level_2_split_valid_x.h5 --out input/pcam-valid",
+    ),
+)
+@click.argument("source", type=click.Path(path_type=Path, exists=True, resolve_path=True))
+@click.option(
+    "--table",
+    type=_FILE,
+    help="A CSV file with the columns tile (or id, file, path), label, and perhaps slide.",
+)
+@_out("input/mine", "The folder to write; absent or empty.")
+@click.option("--test", type=_FOLDER, help="A folder of tiles to predict. [default: those without a label]")
+@click.option(
+    "--test-share",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0, 0.9, min_open=True),
+    help="The share of labelled tiles, or of their slides, that become test tiles where no others are.",
+)
+@click.option("--exclude", type=_FILE, help="A file whose first column names tiles to leave out.")
+@click.option("--skip-bad", is_flag=True, help="Import the other tiles where some cannot be used.")
+def import_command(
+    source: Path,
+    table: Path | None,
+    out: Path,
+    test: Path | None,
+    test_share: float,
+    exclude: Path | None,
+    skip_bad: bool,
+) -> None:
+    """Write a folder in competition layout from your own tiles.
+
+    SOURCE is a folder of pictures (PNG, JPEG, TIFF, any names, nested), or the x file of PatchCamelyon's
+    train or valid split (.h5; needs h5py). The pictures follow the rules of `predict`.
+
+    The command says what it changed: names become the SHA-1 of the pixels, formats and sizes those of the
+    competition. `local` and `smoke` take the folder with --data.
+    """
+    from lib.data.import_tiles import import_tiles
+
+    said = import_tiles(
+        source, table=table, out=out, test=test, exclude=exclude, test_share=test_share, skip_bad=skip_bad
+    )
+    for text in said:
+        click.echo(text)
+    click.echo(f"next: build_kernel.py smoke --data {out}, or build_kernel.py local EXPERIMENT --data {out}")
+
+
 @main.command()
 @_EXPERIMENTS
 @click.option(
@@ -874,12 +926,10 @@ def _encoder_folders(weights: Sequence[Path]) -> list[str]:
 )
 @click.option("--tiles", required=True, type=_FOLDER, help="A folder of pictures, nested as you like.")
 @_MEMBERS
-@click.option(
-    "--out",
-    default="predictions.csv",
-    show_default=True,
-    type=click.Path(path_type=Path, dir_okay=False, resolve_path=True),
-    help="The CSV file to write; a JSON file beside it, and with --labels an HTML page.",
+@_out(
+    "predictions.csv",
+    "The CSV file to write; a JSON file beside it, and with --labels an HTML page.",
+    kind=click.Path(path_type=Path, dir_okay=False, resolve_path=True),
 )
 @click.option(
     "--labels",
@@ -1062,7 +1112,7 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         main(args=arguments, standalone_mode=False)
-    except LaunchError as error:
+    except (LaunchError, KernelError) as error:
         return _failed(str(error))
     except click.ClickException as error:
         error.show()

@@ -310,7 +310,9 @@ def local(
     if not (data / "train_labels.csv").is_file():
         raise LaunchError(
             f"{data} does not hold the competition's data (train_labels.csv is missing): "
-            "download them with build_kernel.py download, or name another folder with --data"
+            "download them with build_kernel.py download, name another folder with --data, or write one from "
+            "tiles "
+            "of your own with build_kernel.py import"
         )
     attached = attached_datasets(attach, owner)
     encoders = pretrained_encoders(experiments, search=search)

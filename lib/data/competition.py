@@ -13,6 +13,12 @@ from lib.files import is_system_file
 
 TRAIN_TILES = 220_025
 TEST_TILES = 57_458
+# Of data that cannot be used, which may be the competition's or a user's own.
+REMEDY = (
+    "Tiles of your own: `build_kernel.py import` writes this layout from pictures and a table. The "
+    "competition's "
+    "tiles: download them with `build_kernel.py download`; on Kaggle, attach the competition itself."
+)
 
 
 class CompetitionError(KernelError):
@@ -146,8 +152,8 @@ def read_competition(folder: Path, *, expect_full: bool) -> Competition:
         if expect_full and len(sample) != TEST_TILES:
             problems.append(f"sample_submission.csv has {len(sample):,} rows, the full data {TEST_TILES:,}")
     if problems:
-        remedy = "Download the data again (build_kernel.py download), or attach the competition itself."
-        raise CompetitionError(listed(f"{folder} is not the competition's data:", problems, remedy=remedy))
+        lead = f"{folder} is not in the layout of the competition's data:"
+        raise CompetitionError(listed(lead, problems, remedy=REMEDY))
     assert labels is not None and sample is not None
     train = labels.astype({"label": np.int64}).sort_values("id", ignore_index=True)
     return Competition(

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from lib.data.competition import REMEDY
 from lib.data.tiff import HEADER, TILE_BYTES, TILE_SHAPE, TileError, decode_tile
 from lib.errors import KernelError, listed
 from lib.validation import UNREADABLE
@@ -335,7 +336,7 @@ def _read_into(stream: Any, buffer: memoryview) -> int:
 
 def _undecodable_message(undecodable: list[str], tiles: int, folder_name: str) -> str:
     lead = f"{len(undecodable):,} of {tiles:,} tiles of {folder_name} cannot be used:"
-    return listed(lead, undecodable, remedy="Download them again: build_kernel.py download.")
+    return listed(lead, undecodable, remedy=REMEDY)
 
 
 def _mismatch_message(mismatches: list[str], read: int, folder_name: str, *, strict: bool) -> str:
@@ -348,8 +349,8 @@ def _mismatch_message(mismatches: list[str], read: int, folder_name: str, *, str
             "A tile's name and its id in the tables must be the SHA-1 of its pixels, 40 hexadecimal digits: "
             "hashlib.sha1(pixels.tobytes()).hexdigest() of the (96, 96, 3) uint8 array, RGB"
         )
-        return listed(lead, mismatches, remedy=f"{rule}. Rename the tiles.")
-    return listed(lead, mismatches, remedy=f"{limit}. Download the data again: build_kernel.py download.")
+        return listed(lead, mismatches, remedy=f"{rule}. {REMEDY}")
+    return listed(lead, mismatches, remedy=f"{limit}. {REMEDY}")
 
 
 def _npy_header(tiles: int) -> bytes:

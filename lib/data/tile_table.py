@@ -39,6 +39,7 @@ def read_tile_table(path: Path, tiles: Sequence[str]) -> TileTable:
     """Read labels and match them to tiles.
 
     A name in the table is the path of a tile below its folder, its file name, or either without the suffix.
+    A row with an empty label is no row.
 
     Args:
         path: the CSV file. Columns are known by their names (`NAME_COLUMNS`, `LABEL_COLUMNS`,
@@ -67,19 +68,20 @@ def read_tile_table(path: Path, tiles: Sequence[str]) -> TileTable:
         problems = missing or ["it has no rows"]
         raise TileTableError(listed(f"{path} cannot be used ({shown}):", problems))
     problems = []
+    content = content[content[labels].str.strip() != ""]
     texts = content[labels].str.strip()
     if len(wrong := content[~texts.isin(list(_LABELS))]):
         shown = shorten(f"{row[names]}: {row[labels]!r}" for _, row in wrong.head(3).iterrows())
         problems.append(
             f"{len(wrong):,} labels are not 0 or 1 (1: tumour in the centre 32 x 32 pixels): {shown}"
         )
-    known, ambiguous = _known_names(tiles)
-    wanted = content[names].str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
-    if several := sorted(set(wanted) & ambiguous):
+    wanted = content[names].str.strip()
+    matched, several = match_names(wanted, tiles)
+    if several:
         problems.append(
             f"{len(several):,} names fit several tiles, use their paths below the folder: {shorten(several)}"
         )
-    tile = wanted.map(known)
+    tile = pd.Series(matched, index=wanted.index, dtype=object)
     found = tile.notna()
     if len(twice := tile[found][tile[found].duplicated()].unique()):
         problems.append(f"{len(twice):,} tiles are named more than once: {shorten(twice)}")
@@ -93,6 +95,13 @@ def read_tile_table(path: Path, tiles: Sequence[str]) -> TileTable:
     if groups is not None:
         table["group"] = content[groups][found].str.strip()
     return TileTable(table.reset_index(drop=True), groups or "", wanted[~found].tolist())
+
+
+def match_names(names: Sequence[str], tiles: Sequence[str]) -> tuple[list[str | None], list[str]]:
+    """The tile that each name means, None for no tile; and the names that fit several tiles."""
+    known, ambiguous = _known_names(tiles)
+    plain = [name.replace("\\", "/").removeprefix("./") for name in names]
+    return [known.get(name) for name in plain], sorted(set(plain) & ambiguous)
 
 
 def _separator(path: Path) -> str:

@@ -253,7 +253,12 @@ def test_tables_that_do_not_match_the_folders(
     edit(folder)
     bench.earlier(prepared)
     message = bench.refused("prepare")
-    for text in (*expected, "is not the competition's data", "build_kernel.py download"):
+    for text in (
+        *expected,
+        "is not in the layout of the competition's data",
+        "build_kernel.py download",
+        "build_kernel.py import",
+    ):
         assert text in message
 
 

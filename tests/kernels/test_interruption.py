@@ -256,7 +256,7 @@ def test_tiles_downloaded_again_replace_the_mismatches_of_an_interrupted_run(
     good = {name: (tiles / f"{name}.tif").read_bytes() for name in (ids[3], ids[50], ids[51])}
     for name in good:
         (tiles / f"{name}.tif").write_bytes(encode_tile(np.zeros((96, 96, 3), np.uint8)))
-    with pytest.raises(store.StoreError, match="Download the data again"):
+    with pytest.raises(store.StoreError, match="build_kernel.py download"):
         build_store(tmp_path, tiles, ids)
     for name, content in good.items():
         (tiles / f"{name}.tif").write_bytes(content)

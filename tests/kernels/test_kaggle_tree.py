@@ -166,9 +166,7 @@ def test_a_script_told_nothing_takes_kaggle_for_kaggle(
     assert done.returncode == 1
     message = workbench.one_error(done.stderr)
     assert "on kaggle" in done.stdout  # and so it demands the full data:
-    assert (
-        "/kaggle/input/competitions/histopathologic-cancer-detection is not the competition's data" in message
-    )
+    assert "/kaggle/input/competitions/histopathologic-cancer-detection is not in the layout of" in message
     assert "train_labels.csv has 60 rows, the full data 220,025" in message
     assert not [
         path for path in (tmp_path / "prepare" / "working").iterdir() if not path.name.startswith(".")
