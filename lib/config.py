@@ -56,7 +56,8 @@ class Config:
     fold_split: str = _option(
         "stratified",
         "How folds are made. stratified: by label only; optimistic, because neighbouring tiles are on both "
-        "sides. stain: whole stain groups per fold. slide: whole slides per fold; needs slide_map.",
+        "sides. stain: whole stain groups per fold. slide: whole slides per fold; needs slide_map. "
+        "Tiles that the map does not name are then grouped by stain.",
         choices=("stratified", "stain", "slide"),
         group="Data",
     )

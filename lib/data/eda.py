@@ -15,7 +15,7 @@ import pandas as pd
 
 from lib.config import Config
 from lib.data.competition import TEST_TILES, TRAIN_TILES, Competition
-from lib.data.stain_groups import FEATURES, group_auc, stain_features
+from lib.data.stain_groups import FEATURES, UNNAMED, group_auc, stain_features
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.data.tile_store import BuiltStore, array_layout
 
@@ -166,6 +166,7 @@ def explore(
     """
     labels, groups = index["label"].to_numpy(), index["stain_group"].to_numpy()
     ids = np.array([*index["id"], *test_ids])
+    unnamed = index["slide"].astype(str).str.startswith(UNNAMED)
 
     def auc_of(names: np.ndarray) -> float | None:
         value = group_auc(labels, names, seed=config.seed)
@@ -221,7 +222,8 @@ def explore(
             ],
         },
         "slides": {
-            "number": int(index.loc[index["slide"] != "", "slide"].nunique()),
+            "number": int(index.loc[(index["slide"] != "") & ~unnamed, "slide"].nunique()),
+            "unnamed_tiles": int(unnamed.sum()),
             "auc_of_slide_number": auc_of(index["slide"].to_numpy())
             if (index["slide"] != "").any()
             else None,

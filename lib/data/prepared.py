@@ -13,7 +13,7 @@ import pandas as pd
 from lib.config import Config
 from lib.data.competition import Competition, data_id, read_table
 from lib.data.shared_memory import SharedMemory
-from lib.data.stain_groups import read_slide_map, stain_groups
+from lib.data.stain_groups import complete_slides, read_slide_map, stain_groups
 from lib.data.tiff import TILE_BYTES, TILE_SHAPE
 from lib.data.tile_store import BuiltStore, StoreBuilder, StoreError, read_array
 from lib.errors import KernelError, listed
@@ -199,7 +199,7 @@ def index_tables(
         competition: after its hold-out was taken out.
         features: (N, 7), of the training tiles (`lib.data.stain_groups.stain_features`).
         config: number of stain groups, and seed.
-        slide_map: the tile-to-slide map, or None.
+        slide_map: the tile-to-slide map, or None. Tiles that it does not name are grouped by stain.
         holdout_features: (M, 7), of the tiles of the hold-out; None without one. Both parts are grouped
             together, by their colours, so that a hold-out does not change what a group is.
     """
@@ -209,10 +209,19 @@ def index_tables(
         all_features = np.concatenate([features, holdout_features])
     order = np.argsort(labelled["id"].to_numpy(dtype=str), kind="stable")
     table, all_features = labelled.iloc[order].reset_index(drop=True), all_features[order]
+    groups = stain_groups(all_features, number=config.stain_groups, seed=config.seed)
     slides = np.full(len(table), "", dtype=object)
     if slide_map is not None:
-        slides = read_slide_map(slide_map, train_ids=table["id"].tolist(), test_ids=competition.test_ids)
-    groups = stain_groups(all_features, number=config.stain_groups, seed=config.seed)
+        named = read_slide_map(slide_map, train_ids=table["id"].tolist(), test_ids=competition.test_ids)
+        slides = complete_slides(named, groups)
+        if unnamed := int((named == "").sum()):
+            logger.warning(
+                "%s names no slide for %s of %s labelled tiles: they are grouped by stain, apart from the "
+                "slides. Folds by slide may then hold tiles of one slide on both sides",
+                slide_map.name,
+                f"{unnamed:,}",
+                f"{len(named):,}",
+            )
     table = table[["id", "label"]].assign(stain_group=groups, slide=slides)
     table["label"] = table["label"].astype(np.int64)
     inside = table["id"].isin(set(competition.holdout["id"]))

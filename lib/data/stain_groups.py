@@ -23,6 +23,8 @@ FEATURES = (
     "white_blue",
 )
 
+UNNAMED = "unnamed-stain-group-"  # begins the group of tiles that a tile-to-slide map does not name
+
 _PIXEL_STRIDE = 3  # every third row and column: 1,024 of 9,216 pixels give the same directions
 _TISSUE_DENSITY = 0.15  # optical density below which a pixel is background (Macenko et al. 2009, beta)
 _ANGLE_PERCENTILES = (1.0, 99.0)  # robust extremes of the stain angle (Macenko et al. 2009, alpha = 1)
@@ -134,11 +136,13 @@ def read_slide_map(path: Path, *, train_ids: list[str], test_ids: list[str]) -> 
     It is joined on the id, never on the row, and used for folds only.
 
     Returns:
-        (N,) of text, in the order of `train_ids`.
+        (N,) of text, in the order of `train_ids`; empty for a tile that the map does not name, or names
+        without a slide.
 
     Raises:
-        GroupError: wrong columns, duplicate ids, training ids without a slide, or any test id: a map of test
-            tiles would reveal what the competition hides.
+        GroupError: wrong columns, duplicate ids, no training tile with a slide, a slide whose name is kept
+            for tiles without one, or any test id: a map of test tiles would reveal what the competition
+            hides.
     """
     problems: list[str] = []
     table = read_table(path, ["id", "wsi"], problems)
@@ -148,14 +152,31 @@ def read_slide_map(path: Path, *, train_ids: list[str], test_ids: list[str]) -> 
             problems.append(
                 f"it names {len(tests):,} test tiles, such as {min(tests)}: only training tiles are allowed"
             )
-        if missing := set(train_ids) - named:
-            problems.append(f"{len(missing):,} training tiles have no slide, such as {min(missing)}")
-        if empty := int((table["wsi"].str.strip() == "").sum()):
-            problems.append(f"{empty:,} rows name no slide")
+        slides = table["wsi"].str.strip()
+        if not set(table["id"][slides != ""]) & set(train_ids):
+            problems.append(f"it names the slide of none of the {len(train_ids):,} training tiles")
+        if kept := sorted({slide for slide in slides if slide.startswith(UNNAMED)}):
+            problems.append(f"it names a slide {kept[0]}: tiles without a slide get names like this")
     if problems:
         raise GroupError(listed(f"the tile-to-slide map {path.name} cannot be used:", problems))
     assert table is not None
-    return table.set_index("id")["wsi"].reindex(train_ids).to_numpy(dtype=str)
+    joined = table.set_index("id")["wsi"].reindex(train_ids).fillna("")
+    return joined.where(joined.str.strip() != "", "").to_numpy(dtype=str)
+
+
+def complete_slides(slides: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The slides of all tiles: where none is named, a group of its own for the tiles of a stain group.
+
+    Args:
+        slides: (N,) of text, empty where no slide is named.
+        groups: (N,) stain groups.
+
+    Returns:
+        (N,) of text, none empty; invented names begin with `UNNAMED`.
+    """
+    return np.asarray(
+        [slide or f"{UNNAMED}{group}" for slide, group in zip(slides, groups, strict=True)], dtype=str
+    )
 
 
 def group_auc(labels: np.ndarray, groups: np.ndarray, *, seed: int, number: int = 5) -> float:

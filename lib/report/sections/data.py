@@ -153,6 +153,13 @@ def exploration(context: ReportContext) -> list[Block]:
                 f"the slide of a tile reaches AUC {decimals(slides.get('auc_of_slide_number'))}."
             )
         )
+        if unnamed := slides.get("unnamed_tiles"):
+            blocks.append(
+                Note(
+                    f"The map names no slide for {count(unnamed)} labelled tiles. They are grouped by stain, "
+                    "apart from the slides: folds by slide may hold tiles of one slide on both sides."
+                )
+            )
     else:
         blocks.append(Note("The slide of each tile is not known: no tile-to-slide map was attached."))
     return blocks

@@ -21,6 +21,7 @@ from lib.data.eda import (
     outliers,
     same_content,
 )
+from lib.data.stain_groups import UNNAMED
 from lib.data.tile_store import BuiltStore
 
 Arrays = dict[str, tuple[Path, list[str], np.ndarray]]  # part: file, ids, tiles
@@ -64,6 +65,9 @@ def test_outliers_and_mismatches_are_counted(array: Path) -> None:
     assert (eda["train"]["black"], eda["train"]["blank"]) == (1, 1)
     assert (eda["train"]["positives"], eda["train"]["positive_share"]) == (20, 0.5)
     assert eda["mismatches"] == {"tiles.npy": ["3"]}
+    assert eda["slides"]["unnamed_tiles"] == 0
+    partial = _explore(array, np.arange(40) % 2, slides=["slide-1"] * 30 + [f"{UNNAMED}0"] * 10)
+    assert (partial["slides"]["number"], partial["slides"]["unnamed_tiles"]) == (1, 10)
     assert eda["slides"]["number"] == 5 and 0 <= eda["slides"]["auc_of_slide_number"] <= 1
 
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from lib.data.stain_groups import (
     FEATURES,
+    UNNAMED,
     GroupError,
+    complete_slides,
     group_auc,
     read_slide_map,
     stain_features,
@@ -142,12 +144,23 @@ def test_slides_are_joined_on_the_id(tmp_path: Path) -> None:
     assert read_slide_map(path, train_ids=TRAIN, test_ids=TEST).tolist() == ["1", "01", "3"]
 
 
+def test_tiles_that_a_map_does_not_name_are_grouped_by_stain_apart_from_its_slides(tmp_path: Path) -> None:
+    path = _map(tmp_path / "map.csv", "id,wsi\na,7\nc, \n")
+    named = read_slide_map(path, train_ids=[*TRAIN, "d", "e"], test_ids=TEST)
+    assert named.tolist() == ["7", "", "", "", ""]
+    groups = np.array([7, 3, 7, 3, 7])
+    a, b, c, d, e = complete_slides(named, groups).tolist()
+    assert (a, b == d, c == e) == ("7", True, True) and len({a, b, c}) == 3
+    assert all(slide.startswith(UNNAMED) for slide in (b, c))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("id,wsi\na,1\nb,1\nc,2\nx,2\n", "1 test tiles, such as x"),
-        ("id,wsi\na,1\nc,2\n", "1 training tiles have no slide, such as b"),
-        ("id,wsi\na,1\nb, \nc,\n", "2 rows name no slide"),
+        ("id,wsi\np,1\nq,2\n", "it names the slide of none of the 3 training tiles"),
+        ("id,wsi\na,\nb, \nc,\n", "it names the slide of none of the 3 training tiles"),
+        ("id,wsi\na,unnamed-stain-group-3\n", "it names a slide unnamed-stain-group-3"),
         ("id,slide\na,1\nb,1\nc,2\n", "columns id, slide; expected: id, wsi"),
         ("wsi,id\n1,a\n1,b\n2,c\n", "columns wsi, id"),
         ("id,wsi\na,1\na,2\nb,1\nc,2\n", "more than once: a"),
@@ -163,8 +176,8 @@ def test_an_invalid_slide_map_is_refused_with_the_reason(tmp_path: Path, text: s
 
 def test_all_that_is_wrong_with_a_map_is_listed(tmp_path: Path) -> None:
     with pytest.raises(GroupError) as refused:
-        read_slide_map(_map(tmp_path / "map.csv", "id,wsi\na,1\na,\ny,2\n"), train_ids=TRAIN, test_ids=TEST)
-    for piece in ("more than once", "1 test tiles", "2 training tiles have no slide", "1 rows name no slide"):
+        read_slide_map(_map(tmp_path / "map.csv", "id,wsi\ny,1\ny,\n"), train_ids=TRAIN, test_ids=TEST)
+    for piece in ("more than once", "1 test tiles", "the slide of none of the 3 training tiles"):
         assert piece in str(refused.value)
 
 
@@ -194,15 +207,24 @@ def test_a_tile_does_not_score_itself() -> None:
     )  # alone in its group, it knows nothing
 
 
-def test_the_index_hands_slides_over_by_id(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unnamed", [0, 5])
+def test_the_index_hands_slides_over_by_id_and_tells_of_tiles_without_one(
+    unnamed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from lib.config import Config
     from lib.data.competition import Competition
     from lib.data.prepared import index_tables
 
     train = pd.DataFrame({"id": [f"{n:02d}" for n in range(12)], "label": [0, 1] * 6})
-    rows = "".join(f"{name},slide-{name}\n" for name in reversed(train["id"].tolist()))
+    rows = "".join(f"{name},slide-{name}\n" for name in reversed(train["id"].tolist()[unnamed:]))
     path = _map(tmp_path / "map.csv", "id,wsi\n" + rows)
     features = np.random.default_rng(0).normal(size=(12, len(FEATURES)))
     index, _ = index_tables(Competition(tmp_path, train, ["99"], b""), features, Config(), path)
-    assert index["slide"].tolist() == [f"slide-{name}" for name in index["id"]]
+    assert index["slide"].tolist()[unnamed:] == [f"slide-{name}" for name in index["id"][unnamed:]]
+    invented = [f"{UNNAMED}{group}" for group in index["stain_group"][:unnamed]]
+    assert index["slide"].tolist()[:unnamed] == invented
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text[:47] for text in warnings] == ["map.csv names no slide for 5 of 12 labelled til"] * bool(
+        unnamed
+    )
     assert index["row"].tolist() == list(range(12))
