@@ -30,6 +30,7 @@ import numpy as np
 from lib.data.competition import REMEDY
 from lib.data.tiff import HEADER, TILE_BYTES, TILE_SHAPE, TileError, decode_tile
 from lib.errors import KernelError, listed
+from lib.progress import Progress
 from lib.validation import UNREADABLE
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,8 @@ class StoreBuilder:
                 "ignore", module="PIL"
             )  # its warnings repeat our errors about damaged files
             array.seek(len(self._header) + result.resumed * TILE_BYTES)
+            progress = Progress(total=len(self.ids))
+            progress.update(result.resumed)
             while (block := blocks.next()) is not None:
                 undecodable += block.undecodable
                 result.mismatches += block.mismatches
@@ -144,9 +147,10 @@ class StoreBuilder:
                 _write_all(array, block.pixels)
                 digest.update(block.pixels)
                 journal.add({"sha256": digest.hexdigest(), "mismatches": block.mismatches})
+                progress.update(block.end)
                 if (tenth := block.end * 10 // len(self.ids)) > logged:
                     logged = tenth
-                    logger.info(f"{block.end:,} of {len(self.ids):,} tiles of {folder_name}")
+                    logger.info("%s: %s", folder_name, progress.describe(block.end))
         if undecodable:
             raise StoreError(_undecodable_message(undecodable, len(self.ids), folder_name))
         result.sha256 = digest.hexdigest()

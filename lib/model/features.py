@@ -25,6 +25,7 @@ from lib.files import write_atomic
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, autocast, choose_precision
 from lib.model.predict import compute_in_batches
+from lib.progress import Progress
 from lib.validation import UNREADABLE
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ def write_features(
         done = int(progress["rows"]) if progress["plan"] == plan and part.is_file() else 0
     except (KeyError, TypeError, *UNREADABLE):
         done = 0
+    progress = Progress(total=len(tiles))
     while done < len(tiles):
         block = embed(tiles[done : done + _BLOCK])
         mode = "r+" if done else "w+"
@@ -160,7 +162,8 @@ def write_features(
         del store
         done += len(block)
         write_atomic(note, json.dumps({"plan": plan, "rows": done}))
-        logger.info(f"{path.name}: {done:,} of {len(tiles):,} tiles")
+        progress.update(done)
+        logger.info("%s: %s", path.name, progress.describe(done))
     return part
 
 

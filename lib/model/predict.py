@@ -13,6 +13,7 @@ from lib.data.batches import as_images, load_batches
 from lib.errors import KernelError
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, autocast, choose_precision
+from lib.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def compute_in_batches(
     """
     parts: list[torch.Tensor] = []
     done = 0
+    progress = Progress(total=len(rows))
     while done < len(rows):
         batches = load_batches(tiles, rows[done:], batch_size=batch_size, device=device)
         try:
@@ -73,6 +75,8 @@ def compute_in_batches(
                 for batch, _ in batches:
                     parts.append(compute(batch))
                     done += len(batch)
+                    if text := progress.update(done):
+                        logger.info("%s: predicted %s", device, text)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -32,6 +32,7 @@ from lib.model.network import Classifier, autocast, build_network, choose_precis
 from lib.model.pooling import PooledBackbone
 from lib.model.predict import is_out_of_memory
 from lib.model.weights import WEIGHTS_NAME
+from lib.progress import Progress, describe_rate
 from lib.runtime.inputs import encoder_folder
 from lib.training.algorithms import select_algorithms
 from lib.training.distributed import DistributedContext
@@ -291,8 +292,11 @@ def _pretrain(
     for epoch in range(len(history), config.pretrain_epochs):
         if step.done:  # a shortened plan that was interrupted at its end
             break
+        progress = Progress(total=steps * config.pretrain_batch_size)
         try:
-            loss, spread = _train_one_epoch(forward, model, task, step, epoch=epoch, context=context)
+            loss, spread = _train_one_epoch(
+                forward, model, task, step, epoch=epoch, context=context, progress=progress
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -308,7 +312,10 @@ def _pretrain(
             if (total := context.broadcast_int(step.total)) < step.total:
                 step.shorten(total - step.applied)
         history.append({"epoch": epoch + 1, "loss": loss, "spread": spread, "steps": step.total})
-        log("epoch %d of %d, loss %.4f, spread %.3f", epoch + 1, config.pretrain_epochs, loss, spread)
+        speed = f", {text}" if (text := describe_rate(progress.rate)) else ""
+        log(
+            "epoch %d of %d, loss %.4f, spread %.3f%s", epoch + 1, config.pretrain_epochs, loss, spread, speed
+        )
         context.broadcast_buffers(model)  # each process kept its own running statistics of batch norms
         if context.rank == 0:
             save_state(folder / UNFINISHED, plan=plan, modules={"model": model}, step=step, history=history)
@@ -372,8 +379,10 @@ def _train_one_epoch(
     *,
     epoch: int,
     context: DistributedContext,
+    progress: Progress,
 ) -> tuple[float, float]:
     """Train one epoch; return its mean loss and the spread of the last step's embeddings."""
+    log = logger.info if context.rank == 0 else logger.debug
     config, network, device = task.config, model.network, context.device
     torch.manual_seed(_seed(config, 1, epoch, *([context.rank] if context.rank else [])))
     forward.train()
@@ -391,6 +400,7 @@ def _train_one_epoch(
         device=device,
         columns=tuple(column[own] for column in (*augmentations, *crops)),
     )
+    done = 0
     for images, (augmentation_1, augmentation_2, crop_1, crop_2) in batches:  # images: (B, 3, 96, 96) uint8
         with torch.no_grad():
             views = [  # two of (B, 3, H, W) float32
@@ -405,6 +415,9 @@ def _train_one_epoch(
         step([loss * context.size])
         if buffers is not None:
             buffers.restore()
+        done += config.pretrain_batch_size
+        if text := progress.update(done):
+            log("epoch %d of %d: %s in this epoch", epoch + 1, config.pretrain_epochs, text)
         if step.done:
             break
     batches.close()

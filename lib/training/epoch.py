@@ -211,6 +211,7 @@ def train_one_epoch(
     device: torch.device,
     precision: torch.dtype,
     check_budget: Callable[[], None] | None = None,
+    report: Callable[[int], None] | None = None,
     context: DistributedContext = SINGLE_PROCESS,
     grad_accum_steps: int = 1,
     forward: nn.Module | None = None,
@@ -227,6 +228,8 @@ def train_one_epoch(
         device: of the network.
         precision: of the forward pass.
         check_budget: called every few steps, when the device has caught up; may shorten the plan.
+        report: called after every step with the tiles of the epoch so far, of all processes; the device may
+            be a few steps behind.
         context: the processes that train this network together.
         grad_accum_steps: forward passes per step and process (gradient accumulation).
         forward: the network as it is called: itself, compiled, or wrapped for all-reduce.
@@ -297,6 +300,8 @@ def train_one_epoch(
             buffers.restore()
         if average is not None:
             average.update_after(network, step)
+        if report is not None:
+            report((number + 1) * tiles_per_step(training_set, config))
         if number % _CHECK_EVERY == 0:
             _require_finite(network, epoch=epoch, number=number, step=step)
             if check_budget is not None:

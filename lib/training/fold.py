@@ -22,6 +22,7 @@ from lib.files import sha256_of, write_atomic
 from lib.model.checkpoint import Identity, count_parameters, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
 from lib.model.predict import is_out_of_memory, predict_logits
+from lib.progress import Progress, describe_rate, describe_time
 from lib.training.distributed import DistributedContext
 from lib.training.ema import WeightAverage
 from lib.training.epoch import (
@@ -35,6 +36,7 @@ from lib.training.epoch import (
     train_one_epoch,
     unfreeze,
 )
+from lib.training.event_file import event_file, event_records
 from lib.training.optimizer import OptimizerStep, build_optimizer, warmup_steps
 from lib.training.resume import load_state, save_state
 from lib.training.time_budget import Budget
@@ -172,13 +174,28 @@ class MemberFiles:
         return f"history-{self.stem}.jsonl"
 
     @property
+    def events(self) -> str:
+        """The history for TensorBoard, which looks for `tfevents` in the names of files."""
+        return f"events.out.tfevents.{self.stem}"
+
+    @property
+    def checked(self) -> tuple[str, ...]:
+        """The files of a finished member, which it must still have unchanged."""
+        return (self.checkpoint, self.out_of_fold, self.history, self.events)
+
+    @property
+    def unfinished_events(self) -> str:
+        """The same while the member trains."""
+        return f".unfinished-{self.stem}.tfevents"
+
+    @property
     def unfinished(self) -> str:
         """The training state after the last whole epoch."""
         return f".unfinished-{self.stem}.safetensors"
 
     @property
     def finished(self) -> str:
-        """The plan and the hashes of the three files; written after them."""
+        """The plan and the hashes of these files; written after them."""
         return f".finished-{self.stem}.json"
 
 
@@ -189,6 +206,8 @@ def collect_outputs(task: FoldTask, *, folder: Path) -> tuple[dict[str, bool], d
         files = MemberFiles(task.fold, member)
         # Weights stay on Kaggle.
         names |= {files.checkpoint: False, files.out_of_fold: True, files.history: True}
+        if (folder / files.events).is_file():  # a linear probe has no epochs
+            names[files.events] = True  # some kilobytes, to be compared with other runs
     labels = task.index["label"].to_numpy()[task.folds == task.fold]
     probabilities = out_of_fold_probabilities(task, folder=folder)
     members = [fold_scores(labels, row, seed=task.config.seed) for row in probabilities]
@@ -222,8 +241,7 @@ def is_finished(task: FoldTask, member: int, *, folder: Path, processes: int) ->
     try:
         note = json.loads((folder / files.finished).read_bytes())
         return bool(note["plan"] == plan) and all(
-            sha256_of(folder / name) == note["sha256"][name]
-            for name in (files.checkpoint, files.out_of_fold, files.history)
+            sha256_of(folder / name) == note["sha256"][name] for name in files.checked
         )
     except (KeyError, TypeError, *UNREADABLE):
         return False
@@ -329,10 +347,10 @@ def _train_member(
         device
     )
     steps = steps_per_epoch(training_set, config)
-    planned = steps * config.epochs
+    planned, per_step = steps * config.epochs, tiles_per_step(training_set, config)
     name = f"{task.name}, member {member}"
     if not grad_accum_steps:
-        tiles = tiles_per_step(training_set, config) // context.size
+        tiles = per_step // context.size
         grad_accum_steps = context.max_int(
             find_grad_accum_steps(network, config, tiles=tiles, device=device, precision=precision)
         )
@@ -392,9 +410,13 @@ def _train_member(
         task, context, members_left, step=step, steps=steps, inside=len(inside), name=name
     )
     last_epoch = task.pause_after or config.epochs
+    series = f"member-{member}"
+    if context.rank == 0:
+        write_atomic(folder / files.unfinished_events, event_file(history, series=series))
     for epoch in range(len(history), last_epoch):
         if epoch and epoch == config.freeze_epochs:
             forward = _wrap(compiled, network, context, frozen=False, config=config)
+        progress = Progress(total=steps * per_step)
         loss = train_one_epoch(
             network,
             training_set,
@@ -404,6 +426,9 @@ def _train_member(
             device=device,
             precision=precision,
             check_budget=check_budget,
+            report=_reporter(
+                f"{name}: epoch {epoch + 1} of {config.epochs}", progress, step, per_step=per_step, log=log
+            ),
             context=context,
             grad_accum_steps=grad_accum_steps,
             forward=forward,
@@ -426,12 +451,24 @@ def _train_member(
             line["shortened_to"] = step.total
         skipped = line["skipped"] - (history[-1]["skipped"] if history else 0)
         history.append(line)
+        if context.rank == 0:
+            with (folder / files.unfinished_events).open("ab") as events:
+                events.write(event_records([line], series=series))
         validation = ""
         if "validation_auc" in line:
             part = "" if len(validated) == len(inside) else f", {len(validated):,} tiles"
             validation = f", AUC {line['validation_auc']:.4f} (1 view{part})"
         overflow = f", {skipped} steps skipped (gradients overflowed)" if skipped else ""
-        log("%s: epoch %d of %d, loss %.4f%s%s", name, epoch + 1, config.epochs, loss, validation, overflow)
+        log(
+            "%s: epoch %d of %d, loss %.4f%s%s%s",
+            name,
+            epoch + 1,
+            config.epochs,
+            loss,
+            validation,
+            overflow,
+            _describe_speed(progress, step, per_step=per_step),
+        )
         if step.done and step.total < planned:
             break
         if epoch + 1 < config.epochs and context.rank == 0:
@@ -444,6 +481,7 @@ def _train_member(
         {"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits}
     )
     write_atomic(folder / files.history, "".join(json.dumps(line) + "\n" for line in history))
+    write_atomic(folder / files.events, event_file(history, series=series))
     write_atomic(
         folder / files.out_of_fold, table.to_csv(index=False, float_format="%.9g", lineterminator="\n")
     )
@@ -451,12 +489,38 @@ def _train_member(
     if not step.done and len(history) < config.epochs:  # paused
         log("%s: AUC %.4f after %d epochs", name, auc(labels[inside], probability(logits)), len(history))
         return
-    written = (files.checkpoint, files.out_of_fold, files.history)
-    note = {"plan": plan, "sha256": {file: sha256_of(folder / file) for file in written}}
+    note = {"plan": plan, "sha256": {file: sha256_of(folder / file) for file in files.checked}}
     write_atomic(folder / files.finished, json.dumps(note))
-    (folder / files.unfinished).unlink(missing_ok=True)
+    for unfinished in (files.unfinished, files.unfinished_events):
+        (folder / unfinished).unlink(missing_ok=True)
     score, weights = auc(labels[inside], probability(logits)), "last" if average is None else "averaged"
     log("%s: AUC %.4f (%d views, %s weights)", name, score, config.tta_views, weights)
+
+
+def _reporter(
+    name: str, progress: Progress, step: OptimizerStep, *, per_step: int, log: Callable[..., None]
+) -> Callable[[int], None]:
+    """What an epoch calls after every step: it logs a line every so often, and never waits for the device."""
+
+    def report(tiles: int) -> None:
+        if text := progress.update(tiles):
+            log("%s: %s in this epoch%s", name, text, _describe_left(progress, step, per_step=per_step))
+
+    return report
+
+
+def _describe_speed(progress: Progress, step: OptimizerStep, *, per_step: int) -> str:
+    """The rate of an epoch that ended, and the time that is left; empty where it was too short to measure."""
+    speed = describe_rate(progress.rate)
+    return f", {speed}{_describe_left(progress, step, per_step=per_step)}" if speed else ""
+
+
+def _describe_left(progress: Progress, step: OptimizerStep, *, per_step: int) -> str:
+    """The time of the steps that are left, without validations and the predictions at the end."""
+    left = step.total - step.attempts  # skipped steps are not counted here: that would wait for the device
+    if not describe_rate(progress.rate) or left <= 0:
+        return ""
+    return f", {describe_time(left * per_step / progress.rate)} left in all"
 
 
 def validation_rows(

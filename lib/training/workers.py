@@ -194,6 +194,7 @@ def clear_progress(folder: Path, task: FoldTask) -> None:
         files = MemberFiles(task.fold, member)
         (folder / files.finished).unlink(missing_ok=True)
         (folder / files.unfinished).unlink(missing_ok=True)
+        (folder / files.unfinished_events).unlink(missing_ok=True)
 
 
 # --- the supervisor -----------------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ def test_progress_is_logged_about_ten_times(
         StoreBuilder(tmp_path, NAME, ids=source[1]).build(
             source[0], readers=2, strict=True, folder_name="train/"
         )
-    assert len(caplog.messages) == 10 and caplog.messages[-1] == "30 of 30 tiles of train/"
+    assert len(caplog.messages) == 10 and caplog.messages[-1].startswith("train/: 30 of 30 tiles (100 %), ")
 
 
 # Reading the files

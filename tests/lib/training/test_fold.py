@@ -1,6 +1,7 @@
 """A fold trains to the same bytes, however often it was stopped."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from lib.evaluation.metrics import auc
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import build_network
 from lib.model.predict import predict_logits
+from lib.progress import Progress, describe_time
 from lib.training import fold as module
 from lib.training.epoch import TrainingError
 from lib.training.fold import FoldTask
@@ -42,7 +44,12 @@ CONFIG = Config(
     hed_jitter=0.05,
     tta_views=4,
 )
-FILES = ("fold-1-member-0.safetensors", "oof-1-member-0.csv", "history-1-member-0.jsonl")
+FILES = (
+    "fold-1-member-0.safetensors",
+    "oof-1-member-0.csv",
+    "history-1-member-0.jsonl",
+    "events.out.tfevents.1-member-0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +165,7 @@ def test_a_fold_stopped_after_an_epoch_ends_in_the_same_bytes(
     assert epochs == list(range(after - 1, 3))
     assert any(f"resuming after epoch {after - 1}" in line for line in caplog.messages) == (after > 1)
     assert left_in(folder) == left_in(whole)
+    assert (folder / FILES[3]).read_bytes() == (whole / FILES[3]).read_bytes()
     clear_progress(folder, task)
     assert not list(folder.glob(".*"))
 
@@ -340,7 +348,7 @@ def test_a_finished_member_is_not_trained_again(
         epochs == [0, 1] and "member 0: finished before" in caplog.messages[0]
     )  # those of the second member
     assert {name: left_in(folder)[name] for name in first} == first
-    assert len(names) == 6 and len(scores["members"]) == 2
+    assert len(names) == 8 and len(scores["members"]) == 2
     assert left_in(folder)["fold-1-member-1.safetensors"] != first[FILES[0]]
     # All finished: nothing is trained, and the scores are the same.
     epochs.clear()
@@ -498,3 +506,24 @@ def test_training_learns(task: FoldTask, tmp_path: Path) -> None:
     )
     _, scores = _train(plain, tmp_path)
     assert scores["fold"]["auc"] > 0.9
+
+
+def test_the_log_tells_how_fast_an_epoch_is_and_how_long_the_rest_takes(
+    task: FoldTask, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that advances 10 s with every step, there is a line after every third one."""
+    clock = itertools.count(step=10.0)
+    monkeypatch.setattr(module, "Progress", functools.partial(Progress, now=lambda: next(clock)))
+    caplog.set_level("INFO", logger="lib")
+    _train(with_options(task, epochs=2, batch_size=2), tmp_path / "run")
+    steps = int((task.folds != 1).sum()) // 2  # of 2 tiles; the first one starts the clock
+    lines = [line for line in caplog.messages if "in this epoch" in line]
+    assert len(lines) == 2 * ((steps - 1) // 3)
+    assert lines[0] == (
+        f"fold 1, member 0: epoch 1 of 2: 8 of {2 * steps} tiles ({400 // steps} %), 0.2 tiles/s, "
+        f"{describe_time(10 * (steps - 4))} left in this epoch, "
+        f"{describe_time(10 * (2 * steps - 4))} left in all"
+    )
+    first, last = [line for line in caplog.messages if ", loss " in line]
+    assert first.endswith(f", 0.2 tiles/s, {describe_time(10 * steps)} left in all")
+    assert last.endswith(", 0.2 tiles/s")
