@@ -68,7 +68,7 @@ def test_a_member_a_process_gives_the_bytes_of_one_after_the_other(task: FoldTas
         torch.set_num_threads(threads)
     two = _train(task, tmp_path / "two", devices=2)
     assert one == two and left_in(tmp_path / "one") == left_in(tmp_path / "two")
-    assert len(left_in(tmp_path / "two")) == 6
+    assert len(left_in(tmp_path / "two")) == 8
 
 
 FURTHER: dict[str, Any] = {
@@ -124,7 +124,7 @@ def test_all_processes_on_one_member_by_the_supervisor(
     task: FoldTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names, scores = _train(with_options(task, ddp=True), tmp_path)
-    assert len(names) == 6 and 0 <= scores["fold"]["auc"] <= 1
+    assert len(names) == 8 and 0 <= scores["fold"]["auc"] <= 1
     # Everything is there, so it is not done again; with another number of processes it would be another
     # result.
     caplog.clear()
@@ -335,7 +335,7 @@ def test_torchrun_trains_all_members_together(task: FoldTask, tmp_path: Path) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(left_in(folder)) == 6
+    assert len(left_in(folder)) == 8
     assert done.stdout.count("member 0: 24 tiles to learn from") == 1 and "2 processes" in done.stdout
 
 
