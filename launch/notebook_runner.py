@@ -1,7 +1,7 @@
 """Execute a notebook as Kaggle does, in a process of its own: `python notebook_runner.py SOURCE TARGET`.
 
 Cells run in order and their printed output goes to standard output. The first error ends the run with exit
-code 1. The cells with their outputs are written to TARGET in either case.
+code 1. After every cell the cells with their outputs are written to TARGET, as papermill does on Kaggle.
 """
 
 import re
@@ -33,7 +33,13 @@ def execute_notebook(source: Path, target: Path) -> int:
     # In /tmp, because the path of a socket file may have no more than about 100 characters.
     with tempfile.TemporaryDirectory(prefix="hcd-", dir="/tmp") as folder:
         resources = {"metadata": {"path": "."}}
-        client = Client(notebook, timeout=None, resources=resources, on_cell_executed=_print_output)
+
+        def save_and_print(cell: Any, cell_index: int, execute_reply: Any) -> None:
+            """Save the notebook and print what a cell printed; nbclient passes these names."""
+            nbformat.write(notebook, target)  # type: ignore[no-untyped-call]
+            _print_output(cell)
+
+        client = Client(notebook, timeout=None, resources=resources, on_cell_executed=save_and_print)
         try:
             client.execute()
         except CellExecutionError as error:
@@ -43,8 +49,8 @@ def execute_notebook(source: Path, target: Path) -> int:
     return exit_code
 
 
-def _print_output(cell: Any, cell_index: int, execute_reply: Any) -> None:
-    """Print what a cell printed; nbclient passes the three arguments by these names."""
+def _print_output(cell: Any) -> None:
+    """Print what a cell printed."""
     for output in cell.get("outputs", []):
         if output.output_type == "stream":
             print(output.text, end="", flush=True)

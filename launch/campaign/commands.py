@@ -18,7 +18,7 @@ from launch.campaign.ledger import Ledger, SubmissionEntry, campaign_lock, new_l
 from launch.campaign.loop import Campaign
 from launch.campaign.outputs import OUTPUTS, fetch_output, log_file, peek_record
 from launch.campaign.pick import fit_hours
-from launch.campaign.report import NOTEBOOK, report_facts, write_notebook
+from launch.campaign.report import NOTEBOOK, fill_notebook, report_facts, write_notebook
 from launch.campaign.spec import CampaignSpec, RunOptions, different_campaign, same_campaign
 from launch.campaign.state import CampaignStoppedError
 from launch.campaign.status import describe_scores
@@ -114,11 +114,12 @@ def _report(options: RunOptions, campaign: Campaign) -> str:
     progress.set_report_facts(REPORT_SLUG, report_facts(options.folder, progress.kernels))
     progress.goal = {kernel.slug for kernel in needed_for(progress.kernels, "report")}
     kernel = next(kernel for kernel in progress.kernels if kernel.slug == REPORT_SLUG)
-    write_notebook(campaign.source, kernel, options.folder)
+    notebook = write_notebook(campaign.source, kernel, options.folder)
     try:
         campaign.run()
     except CampaignStoppedError as error:
         return str(error)
+    fill_notebook(notebook, options.folder / OUTPUTS / REPORT_SLUG / NOTEBOOK)
     return ""
 
 

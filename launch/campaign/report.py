@@ -14,12 +14,16 @@ from launch.campaign.outputs import OUTPUTS
 from launch.campaign.spec import uses_emulator
 from launch.errors import LaunchError
 from launch.packaging.builder import Checkout, read_checkout
+from launch.packaging.bundle import LIBRARY_TAG
 from launch.plan import REPORT_PAGE, Kernel
 from launch.sandbox import Mount, run_script
 from launch.summary import summarise
 from lib.config import Config
 from lib.evaluation.out_of_fold import Summary
+from lib.files import write_atomic
+from lib.runtime.notebook import KEPT_NOTEBOOK
 from lib.runtime.run_record import RunRecordError, read_run_record
+from lib.validation import UNREADABLE
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ EMULATOR_NOTE = (
     "scored by "
     "Kaggle."
 )
-NOTEBOOK = "report.ipynb"
+NOTEBOOK = KEPT_NOTEBOOK  # in the folder of a campaign, beside its outputs
 REPORT_NUMBERS = "results.json"  # beside the page
 REPORT_FORMAT = 1  # of the JSON document; it changes when a key is removed or means something else
 _LOG_LINES_SHOWN = 25  # of a notebook that failed
@@ -122,6 +126,38 @@ def write_notebook(source: Checkout, kernel: Kernel, folder: Path) -> Path:
     return path
 
 
+def fill_notebook(notebook: Path, executed: Path) -> bool:
+    """Put the outputs of an executed notebook into the one beside the outputs, which opens with its results.
+
+    The two differ in their parameters: a pushed notebook accepts the outputs of certain pushes only.
+
+    Args:
+        notebook: that `write_notebook` wrote.
+        executed: KEPT_NOTEBOOK among the outputs of the report.
+
+    Returns:
+        False where there is no such file or its cells are others; then the notebook stays without outputs.
+    """
+    try:
+        ours, theirs = (json.loads(path.read_bytes()) for path in (notebook, executed))
+        cells = [cell for cell in ours["cells"] if cell["cell_type"] == "code"]
+        ran = {cell["id"]: cell for cell in theirs["cells"] if cell["cell_type"] == "code"}
+        for cell in cells:
+            other = ran[cell["id"]]
+            if LIBRARY_TAG not in cell["metadata"].get("tags", ()) and _text(other) != _text(cell):
+                return False
+            cell |= {"outputs": other["outputs"], "execution_count": other["execution_count"]}
+    except (*UNREADABLE, KeyError, TypeError, AttributeError):
+        return False
+    write_atomic(notebook, json.dumps(ours, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    return True
+
+
+def _text(cell: dict[str, Any]) -> str:
+    """The source of a cell, which is one text or a list of lines."""
+    return "".join(cell["source"])
+
+
 def make_report(folder: Path) -> Path:
     """Make the report of a campaign on this machine, from the outputs that were fetched. Returns the page.
 
@@ -167,6 +203,7 @@ def make_report(folder: Path) -> Path:
             f"({outcome.log}):\n{shown}"
         )
     read_run_record(place / "working", kind="report")
+    fill_notebook(notebook, place / "working" / KEPT_NOTEBOOK)
     return place / "working" / REPORT_PAGE
 
 

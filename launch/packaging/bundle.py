@@ -1,13 +1,16 @@
 """Render a kernel's source: parameters, recipe, and the part of the library that the recipe imports.
 
 The same checkout gives the same bytes. The code is plain text, so that it can be read on Kaggle and a
-traceback names `lib/<file>.py` with the repository's line number. A thin script holds only hashes: it imports
-the files from the mounted dataset.
+traceback names `lib/<file>.py` with the repository's line number. A notebook is read from its first cell on,
+so it carries the files compressed, in a cell of a few lines, and shows the code where it is used. A thin
+script holds only hashes: it imports the files from the mounted dataset.
 """
 
 import ast
+import base64
 import hashlib
 import json
+import lzma
 import pprint
 import re
 import subprocess
@@ -29,6 +32,8 @@ _WIDTH = 110
 _BUNDLED = ("lib", "kernels")
 _BOOTSTRAP = Path(__file__).with_name("bootstrap")
 _PLACEHOLDER = "# placeholder"
+_PACKED_LINE = 32_000  # characters of a line of compressed files; editors scroll such a line sideways
+_PACKED_IMPORTS = "import base64\nimport json\nimport lzma\n"
 _START = 'if __name__ == "__main__":'
 # The library cell of a notebook is folded in JupyterLab, and on Kaggle.
 _FOLDED = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
@@ -169,7 +174,7 @@ def render_notebook(
     thin: bool = False,
     root: Path = ROOT,
 ) -> str:
-    """The source of a kernel that is a notebook: its cells, with the library in a folded one.
+    """The source of a kernel that is a notebook: its cells, with the library in a folded, short one.
 
     `kernels/<kind>.py` holds the cells in jupytext's percent format. The one tagged `library` is replaced by
     parameters and library.
@@ -209,7 +214,7 @@ def _bootstrap(
     """Summary, parameters, the files or their hashes, and the code that imports them and runs the recipe."""
     notebook = kernel.kind in NOTEBOOK_KINDS
     values = {
-        "PARAMETERS": _formatted(parameters),
+        "PARAMETERS": _in_few_lines(parameters) if notebook else _formatted(parameters),
         "RECIPE": repr("" if notebook else f"kernels.{kernel.kind}"),
     }
     if thin:
@@ -217,9 +222,10 @@ def _bootstrap(
         values |= {"DIGESTS": _formatted(digests), "DATASET": repr(f"{parameters['owner']}/{LIBRARY_SLUG}")}
     else:
         entries = "".join(f"    {name!r}: {_literal(text)},\n" for name, text in embedded.items())
-        values |= {"FILES": f"{{\n{entries}}}", "FILES_ID": repr(bundle_id(embedded))}
+        packed = pack_files(embedded) if notebook else f"{{\n{entries}}}"
+        values |= {"FILES": packed, "FILES_ID": repr(bundle_id(embedded))}
     template = (_BOOTSTRAP / ("find_library.py" if thin else "unpack.py")).read_text(encoding="utf-8")
-    body = fill_placeholders(template, values)
+    body = ("\n" + _PACKED_IMPORTS if notebook and not thin else "") + fill_placeholders(template, values)
     # The summary names lines of the source, and moves them down by its own length: the same for any numbers.
     draft = _summary(kernel, embedded, parameters, thin=thin, purpose=purpose, body=body, above=0)
     above = draft.count("\n")
@@ -287,6 +293,8 @@ def _summary(
     modules = [name for name in embedded if name != recipe]
     if thin:
         library = f"{line_of('DIGESTS = ')}: hashes of {len(modules)} files in the dataset {LIBRARY_SLUG}"
+    elif notebook:
+        library = f"{line_of('FILES = ')}: the {len(modules)} files that the cells use, compressed"
     else:
         library = f"{line_of(f'    {modules[0]!r}: ')}: the {len(modules)} files that the recipe imports"
     place = f"{recipe} in the dataset {LIBRARY_SLUG}"
@@ -336,6 +344,42 @@ def _formatted(values: Mapping[str, Any]) -> str:
     return pprint.pformat(dict(values), sort_dicts=False, width=_WIDTH)
 
 
+def _in_few_lines(values: Mapping[str, Any]) -> str:
+    """The parameters of a notebook, short ones side by side, a long one on a line of its own."""
+    lines = [""]
+    for name, value in values.items():
+        entry = f"{name!r}: {value!r},"
+        if lines[-1] and len(lines[-1]) + len(entry) >= _WIDTH:
+            lines.append("")
+        lines[-1] += f" {entry}" if lines[-1] else f"    {entry}"
+    return "\n".join(["{", *lines, "}"])
+
+
+def pack_files(files: Mapping[str, str]) -> str:
+    """An expression whose value is `files`: JSON, compressed, as text without quotes and slashes."""
+    content = lzma.compress(json.dumps(dict(files), ensure_ascii=False).encode(), preset=9)
+    text = base64.b85encode(content).decode("ascii")
+    lines = (text[start : start + _PACKED_LINE] for start in range(0, len(text), _PACKED_LINE))
+    packed = "".join(f'    "{line}"\n' for line in lines)
+    return f"json.loads(lzma.decompress(base64.b85decode(\n{packed})))"
+
+
+def read_files(expression: ast.expr) -> dict[str, str]:
+    """The files of a source, without running it: of a dictionary, or of what `pack_files` wrote.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(expression, ast.Dict):
+        files: dict[str, str] = ast.literal_eval(expression)
+        return files
+    texts = [node.value for node in ast.walk(expression) if isinstance(node, ast.Constant)]
+    if len(texts) != 1 or not isinstance(texts[0], str):
+        raise ValueError("the files of the library are neither a dictionary nor one compressed text")
+    unpacked: dict[str, str] = json.loads(lzma.decompress(base64.b85decode(texts[0])))
+    return unpacked
+
+
 def _require_limit(kernel: Kernel, source: str) -> None:
     if (size := len(source.encode())) >= SOURCE_LIMIT:
         raise LaunchError(
@@ -345,14 +389,13 @@ def _require_limit(kernel: Kernel, source: str) -> None:
 
 def _verify(source: str, files: Mapping[str, str] | None, parameters: Mapping[str, Any]) -> None:
     """Read the source back as Python would: a value that changed on the way must not be pushed."""
-    values: dict[str, Any] = {}
+    values: dict[str, ast.expr] = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            values[node.targets[0].id] = ast.literal_eval(node.value)
-    assert json.loads(json.dumps(values["PARAMETERS"])) == json.loads(json.dumps(parameters)), (
-        "other parameters"
-    )
-    assert files is None or values["FILES"] == files, "another library"
+            values[node.targets[0].id] = node.value
+    read = ast.literal_eval(values["PARAMETERS"])
+    assert json.loads(json.dumps(read)) == json.loads(json.dumps(parameters)), "other parameters"
+    assert files is None or read_files(values["FILES"]) == files, "another library"
 
 
 def git_commit(root: Path = ROOT) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lib.files import write_atomic
 from lib.report.context import ReportContext, read_context
 from lib.report.page import Block, Section, render_page
@@ -122,6 +124,12 @@ class Report:
     def conclusion(self) -> Section:
         """Conclusions and limitations."""
         return self.section("conclusion")
+
+    def tiles(self) -> pd.DataFrame:
+        """row, id, label, stain_group, slide of the labelled tiles; empty without an output of prepare."""
+        index = self.context.inputs.index()
+        columns = ["row", "id", "label", "stain_group", "slide"]
+        return pd.DataFrame(columns=columns) if index is None else index
 
     def ids(self) -> dict[str, Any]:
         """data_id and fold_table_id of the inputs for run.json; empty where they are unknown or differ."""

@@ -5,6 +5,7 @@ figures are data: URIs, and its Content-Security-Policy forbids everything else.
 """
 
 import base64
+import io
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,6 +90,23 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
     @property
+    def compact_source(self) -> str:
+        """The picture for a notebook, which is to stay small: WebP with a loss that is hardly visible.
+
+        It has less than half of the PNG's bytes. The PNG itself is in the page and beside it.
+        """
+        from PIL import Image
+
+        stream = io.BytesIO()
+        try:
+            Image.open(io.BytesIO(self.png)).convert("RGB").save(stream, "WEBP", quality=80, method=2)
+        except (KeyError, OSError):  # this Pillow was built without WebP
+            return self.source
+        smallest = min(stream.getvalue(), self.png, key=len)
+        kind = "png" if smallest is self.png else "webp"
+        return f"data:image/{kind};base64," + base64.b64encode(smallest).decode("ascii")
+
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, from the header of the PNG."""
         width, height = struct.unpack(">II", self.png[16:24])
@@ -98,7 +116,7 @@ class Picture:
 Block = Text | Note | Items | Heading | Table | Picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Section:
     """One section of the report.
 
@@ -117,15 +135,23 @@ class Section:
         """Its figures."""
         return [block for block in self.blocks if isinstance(block, Picture)]
 
+    def __repr__(self) -> str:
+        """One line: a notebook stores it beside the HTML, and must not store every figure a second time."""
+        return f"<section {self.name!r}: {self.title}, {len(self.blocks)} blocks>"
+
     def _repr_html_(self) -> str:
-        """The section with its own style sheet, as Jupyter shows it below a cell."""
-        return _templates().get_template("notebook.html.jinja").render(section=self)
+        """The section with its own style sheet, as Jupyter shows it below a cell.
+
+        It has no heading, because the notebook has one, which its table of contents needs; its figures are
+        compact.
+        """
+        return _templates().get_template("notebook.html.jinja").render(section=self, in_notebook=True)
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """All sections as one page with a table of contents."""
     page = _templates().get_template("page.html.jinja")
-    return page.render(title=title, subtitle=subtitle, sections=sections) + "\n"
+    return page.render(title=title, subtitle=subtitle, sections=sections, in_notebook=False) + "\n"
 
 
 def _is_number(cell: str) -> bool:

@@ -14,11 +14,12 @@ from launch import ROOT
 from launch.errors import LaunchError
 from launch.experiments import load_experiment
 from launch.packaging.builder import Built, build
-from launch.packaging.bundle import LIBRARY_TAG
+from launch.packaging.bundle import LIBRARY_TAG, SOURCE_LIMIT
 from launch.packaging.check import check
 from launch.plan import NOTEBOOK_KINDS
 from launch.sandbox import Outcome, run_script
 from lib.runtime.inputs import EXECUTED_NOTEBOOK
+from lib.runtime.notebook import KEPT_NOTEBOOK, keep_executed_notebook
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["whole", "thin"])
@@ -47,6 +48,9 @@ def test_the_cells_are_those_of_the_source_and_the_library_is_in_one_folded_cell
     assert changed[0].metadata["jupyter"]["source_hidden"] and changed[0].metadata["_kg_hide-input"]
     assert built.bundle in changed[0].source
     assert not any(cell.get("outputs") for cell in notebook.cells)
+    # Nothing but a few lines is above the problem, and the source is far from Kaggle's limit.
+    assert notebook.cells.index(changed[0]) == 1 and len(changed[0].source.splitlines()) < 220
+    assert path.stat().st_size < SOURCE_LIMIT / 3
     assert check(built.out).problems == []
 
 
@@ -86,6 +90,30 @@ def test_a_notebook_runs_alone_in_its_working_folder_and_leaves_its_cells_with_t
     assert "\n[]\n" in log  # nothing of the repository can be imported
     executed = nbformat.read(tmp_path / "run" / "working" / EXECUTED_NOTEBOOK, as_version=4)
     assert executed.cells[1].outputs[-1].data["text/plain"] == "42"
+
+
+def test_a_notebook_keeps_itself_with_the_outputs_so_far(tmp_path: Path) -> None:
+    ended = run(
+        tmp_path,
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n'the first output'",
+        "from pathlib import Path\nfrom lib.runtime.notebook import keep_executed_notebook\n"
+        "print(keep_executed_notebook(Path.cwd()))",
+    )
+    assert ended.code == 0 and f"{{'{KEPT_NOTEBOOK}': True}}" in ended.log.read_text()
+    kept = nbformat.read(tmp_path / "run" / "working" / KEPT_NOTEBOOK, as_version=4)
+    nbformat.validate(kept)
+    assert [len(cell.outputs) for cell in kept.cells] == [1, 0]
+    assert kept.cells[0].outputs[0].data["text/plain"] == "'the first output'"
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", "{}", '{"cells": 3}', '{"cells": [{"outputs": []}]}', '{"cells": ["x"]}']
+)
+def test_a_notebook_without_outputs_or_none_is_not_kept(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / EXECUTED_NOTEBOOK).write_text(content)
+    assert keep_executed_notebook(tmp_path) == {}
+    assert not (tmp_path / KEPT_NOTEBOOK).exists()
 
 
 def test_a_notebook_that_fails_stops_at_that_cell_and_says_why(tmp_path: Path) -> None:

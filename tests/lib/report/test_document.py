@@ -1,5 +1,7 @@
 """Report of a finished campaign, with real tiles where available: its numbers, its page, missing outputs."""
 
+import base64
+import io
 import json
 import re
 from collections.abc import Callable
@@ -8,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import campaigns
+import jupytext
 import numpy as np
 import pandas as pd
 import pytest
 from campaigns import EXPERIMENTS
 from json_keys import compare_keys
+from PIL import Image
 from sklearn import metrics
 
+from launch import ROOT
 from launch.campaign.report import report_document
 from lib.config import Config
 from lib.report.document import REPORT_NUMBERS, REPORT_PAGE, Report
@@ -162,12 +167,39 @@ def test_the_page_shows_the_computed_numbers(written) -> None:
     assert f"{max(found['auc'] for found in report.context.numbers['experiments'].values()):.4f}" in texts(
         report.conclusion()
     )
-    assert all(section._repr_html_().count("<h2") == 1 for section in report.sections())
+    assert page.count("<h2") == len(report.sections())
     assert (
         [section.name for section in report.sections()]
         == SECTIONS
         == [getattr(report, name)().name for name in SECTIONS]
     )
+
+
+def test_a_section_in_a_notebook_is_small_and_leaves_the_heading_to_the_notebook(written) -> None:
+    report, folder, _ = written
+    shown = [section._repr_html_() for section in report.sections()]
+    assert not [html for html in shown if "<h2" in html or "<h1" in html]
+    assert max(len(repr(section)) for section in report.sections()) < 200
+    assert sum(map(len, shown)) < 0.7 * len((folder / REPORT_PAGE).read_text())
+    for section in report.sections():
+        for picture in section.pictures:
+            kind, content = picture.compact_source.removeprefix("data:image/").split(";base64,")
+            with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+                assert image.format == kind.upper() and image.size == picture.size
+
+
+def test_the_notebook_shows_every_section_once_below_a_heading_of_its_own(written) -> None:
+    report, _, _ = written
+    cells = jupytext.read(ROOT / "kernels" / "report.py").cells
+    sections, heading, headings = [], "", []
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            [heading] = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
+            headings.append(heading)
+        elif match := re.fullmatch(r'report\.section\("(\w+)"\)', cell.source):
+            sections.append((match[1], heading))
+    assert [name for name, _ in sections] == [section.name for section in report.sections()]
+    assert len(set(headings)) == len(headings) and len({below for _, below in sections}) == len(sections)
 
 
 def test_transductive_and_optimistic_scores_are_marked_in_every_section(written) -> None:
