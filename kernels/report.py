@@ -136,10 +136,10 @@ report.section("training")
 # %% [markdown]
 # ### One fold, trained here
 #
-# With `TRAIN = True` the next cell trains the first experiment on some of the tiles, in this notebook, with
-# the functions above. It needs `tiles-train.npy`, which is mounted on Kaggle and is not fetched, and torch.
-# On a CPU it takes about a minute for every 1,000 tiles of 96 px and epoch with a ResNet34. So few tiles
-# show that the code trains, not how good a score can get: the scores of the campaign follow below.
+# With `TRAIN = True` the next cell trains fold 0 of the first experiment on some of the tiles, in this
+# notebook, with the functions above. It needs torch and `tiles-train.npy`, which is mounted on Kaggle and is
+# not fetched; it uses a GPU where there is one. So few tiles show that the code trains, not how good a score
+# can get: the scores of the campaign follow below.
 
 # %%
 TRAIN = False

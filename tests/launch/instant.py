@@ -23,7 +23,7 @@ TILES, TEST_TILES, GROUPS = 40, 12, 8
 TRIALS_A_SESSION = 2
 
 
-def parameters_in(script: Path) -> dict[str, Any]:
+def parameters_in(script: Path | None = None) -> dict[str, Any]:
     """What the builder wrote into a script, or into the library's cell of a notebook."""
     text = script.read_text()
     if script.suffix == ".ipynb":
@@ -93,13 +93,15 @@ class InstantKernels:
             if message := missing_inputs(parameters.get("inputs", {}), mounted):
                 log.write_text(f"{log.read_text()}error: {message}\n")
                 return Outcome(1, 0.0, log)
-            leave(working, parameters, self.data, data_id=self.data_id)
+            leave(working, parameters, self.data, data_id=self.data_id, script=job.script)
         finally:
             self.now[job.gpu] -= 1
         return Outcome(0, time.monotonic() - started, log)
 
 
-def leave(working: Path, parameters: dict[str, Any], data: Path, *, data_id: str) -> None:
+def leave(
+    working: Path, parameters: dict[str, Any], data: Path, *, data_id: str, script: Path | None = None
+) -> None:
     """Write the output of a kernel."""
     train = pd.read_csv(data / "train_labels.csv", dtype={"id": str})
     sample = pd.read_csv(data / "sample_submission.csv", dtype={"id": str})
@@ -141,7 +143,13 @@ def leave(working: Path, parameters: dict[str, Any], data: Path, *, data_id: str
         facts["fold_table_id"] = "f" * 64
     elif kind == "report":
         (working / "report.html").write_text(json.dumps(parameters["facts"]))
-        names["report.html"] = True
+        assert script is not None
+        executed = json.loads(script.read_bytes())
+        for number, cell in enumerate(cell for cell in executed["cells"] if cell["cell_type"] == "code"):
+            output = {"output_type": "stream", "name": "stdout", "text": f"output {number}"}
+            cell |= {"outputs": [output], "execution_count": number + 1}
+        (working / "report.ipynb").write_text(json.dumps(executed))
+        names |= {"report.html": True, "report.ipynb": True}
     elif kind == "search":
         space = search_from_dict(parameters["search"]["values"], name=parameters["search"]["name"])
         known = {json.dumps(each["values"]): each for each in parameters.get("finished", [])}

@@ -2,17 +2,26 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from emulated_world import KNOBS
 from test_commands import account, order, reach  # noqa: F401
 
 from launch.campaign.commands import run
-from launch.campaign.report import EMULATOR_NOTE, NOTEBOOK, make_report, report_facts
+from launch.campaign.report import (
+    EMULATOR_NOTE,
+    NOTEBOOK,
+    fill_notebook,
+    make_report,
+    report_facts,
+    write_notebook,
+)
 from launch.campaign.spec import CampaignSpec
 from launch.emulator.faults import Fault
 from launch.errors import LaunchError
 from launch.experiments import load_experiment
+from launch.packaging.builder import read_checkout
 from launch.plan import REPORT_PAGE, plan_kernels
 
 
@@ -41,7 +50,40 @@ def test_the_report_comes_last_and_shows_the_score(account, capsys):  # noqa: F8
     assert facts["leaderboard"]["submission"]["public_auc"] == kaggle.ledger.submissions[0].public
     folder = kaggle.folder / "campaigns" / "one"
     assert f"report: {folder / 'outputs' / 'hcd-report' / REPORT_PAGE}" in capsys.readouterr().out
-    assert (folder / NOTEBOOK).is_file()
+    assert shown_in(folder / NOTEBOOK) == [
+        "output 0",
+        "output 1",
+        "output 2",
+        *shown_in(folder / NOTEBOOK)[3:],
+    ]
+    # It can be run beside outputs of any push, the executed one only with those that it was pushed to read.
+    executed = folder / "outputs" / "hcd-report" / NOTEBOOK
+    assert "hcd-report.1" in executed.read_text() and "hcd-report.1" not in (folder / NOTEBOOK).read_text()
+
+
+def shown_in(notebook: Path) -> list[str]:
+    """What the code cells of a notebook show."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return [output["text"] for cell in cells for output in cell.get("outputs", ())]
+
+
+@pytest.mark.parametrize("change", ["absent", "damaged", "another cell", "fewer cells"])
+def test_outputs_of_another_notebook_are_not_put_into_it(tmp_path, change):
+    notebook, executed = tmp_path / "report.ipynb", tmp_path / "executed.ipynb"
+    kernel = plan_kernels([load_experiment("smoke", KNOBS)])[-1]
+    write_notebook(read_checkout(owner="me"), kernel, tmp_path)
+    content = json.loads(notebook.read_text())
+    for cell in content["cells"]:
+        cell |= {"outputs": [], "execution_count": 1} if cell["cell_type"] == "code" else {}
+    if change == "another cell":
+        content["cells"][2]["source"] = "print('edited')"
+    elif change == "fewer cells":
+        content["cells"] = content["cells"][:-1]
+    if change != "absent":
+        executed.write_text("{" if change == "damaged" else json.dumps(content))
+    before = notebook.read_bytes()
+    assert not fill_notebook(notebook, executed)
+    assert notebook.read_bytes() == before
 
 
 def test_a_report_without_a_submission_is_made_again_after_a_score(account):  # noqa: F811

@@ -63,6 +63,24 @@ def outputs(run: Path) -> dict[str, str]:
     }
 
 
+def opens_with_its_results(campaign: Path, pooled: float) -> None:
+    """The executed notebook is fetched, and is small; the one beside the outputs has its results."""
+    fetched = (campaign / "outputs" / "hcd-report" / "report.ipynb").read_bytes()
+    beside = (campaign / "report.ipynb").read_bytes()
+    assert max(len(fetched), len(beside)) < 2_000_000
+    kept, notebook = json.loads(fetched), json.loads(beside)
+    texts = [
+        output.get("data", {}).get("text/plain", "")
+        for cell in kept["cells"]
+        for output in cell.get("outputs", ())
+    ]
+    assert len(texts) > 30 and max(len("".join(text)) for text in texts) < 1_000
+    outputs_of = [[cell.get("outputs") for cell in book["cells"][:-1]] for book in (kept, notebook)]
+    assert outputs_of[0] == outputs_of[1]
+    assert f"pooled out-of-fold AUC of {pooled:.4f}" in str(outputs_of[1])
+    assert "folds by stratified" in str(outputs_of[1]) and "as in the kernels: True" in str(outputs_of[1])
+
+
 def runs_in_jupyter(campaign: Path, pooled: float, scratch: Path) -> None:
     """The notebook runs beside the downloaded outputs, without Kaggle, repository or set variables."""
     moved = shutil.copytree(
@@ -117,6 +135,7 @@ def test_local_equals_smoke_to_the_last_digit_and_finished_kernels_are_kept(data
     assert outputs(out / "kaggle" / "kernels") == outputs(tmp_path / "local")
     assert len(outputs(tmp_path / "local")) > 15
     assert f"report: {tmp_path / 'local' / 'hcd-report' / 'working' / 'report.html'}" in caplog.messages
+    opens_with_its_results(out / "campaign", trained.pooled)
     runs_in_jupyter(out / "campaign", trained.pooled, tmp_path)
     options = {"data": part, "out": tmp_path / "local", "owner": "someone"}
     check_finished_kernels_are_not_run_again(experiment, trained.pooled, caplog, options)
