@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 
-.PHONY: env env-light docs smoke test test-newest mutations lint format lock clean bench bench-gpu
+.PHONY: env env-light docs smoke notebook test test-newest mutations lint format lock clean bench bench-gpu
 
 env: $(READY)
 
@@ -35,6 +35,17 @@ $(LIGHT_READY): requirements-uv.txt requirements-light.txt
 
 smoke: env
 	$(RUN) build_kernel.py smoke
+
+# The report's notebook with its results: of the newest campaign, or NOTEBOOK=FILE. Jupyter is not part of the pinned packages.
+NOTEBOOK ?= $(shell ls -t runs/*/report.ipynb runs/*/*/report.ipynb runs/*/*/working/report.ipynb 2>/dev/null | head -n 1)
+
+notebook: env
+	@test -n "$(NOTEBOOK)" || { echo "no campaign has a notebook yet: make smoke, or build_kernel.py run, or NOTEBOOK=FILE"; exit 1; }
+	@test -f "$(NOTEBOOK)" || { echo "there is no file $(NOTEBOOK)"; exit 1; }
+	@$(RUN) -c 'import jupyterlab' 2>/dev/null || { echo "JupyterLab is not in $(VENV). Install it, then repeat make notebook:"; \
+		echo "    $(VENV)/bin/uv pip install --python $(RUN) jupyterlab"; \
+		echo "It is not needed to read the notebook: VS Code opens $(NOTEBOOK), and report.html is the same report as a page."; exit 1; }
+	cd "$(dir $(NOTEBOOK))" && "$(CURDIR)/$(RUN)" -m jupyterlab "$(notdir $(NOTEBOOK))"
 
 # One process more than there are cores: many tests wait, for kernels and for an emulated Kaggle.
 test: env
