@@ -171,6 +171,15 @@ _FOLDS = click.option(
     metavar="0,1,...",
     help="Train only these folds, numbered from 0. Their number is an option: --set num_folds=K.",
 )
+_LOCAL = click.option(
+    "--local",
+    "local_run",
+    is_flag=False,
+    flag_value="runs/local",
+    type=_FOLDER,
+    metavar="[FOLDER]",
+    help="A run of `local` instead of a campaign. [FOLDER by default: runs/local]",
+)
 _NAMES = click.argument("names", nargs=-1, metavar="[NAME]...")
 
 
@@ -546,9 +555,20 @@ def _offer_environment_check(spec: Any, folder: Path) -> None:
 
 @main.command()
 @_CAMPAIGN
+@_LOCAL
 @_JSON
-def status(campaign: str | None, as_json: bool) -> None:
-    """Show the state of a campaign: kernels, versions, AUC, quota."""
+def status(campaign: str | None, local_run: Path | None, as_json: bool) -> None:
+    """Show the state of a campaign: kernels, versions, AUC, quota.
+
+    With --local it shows the kernels of a run on this machine, while it runs and afterwards.
+    """
+    if local_run is not None:
+        from launch.campaign.local_run import show_local_status
+
+        if as_json:
+            raise click.UsageError("--json describes a campaign, not a run of `local`")
+        show_local_status(local_run)
+        return
     from launch.campaign.ledger import find_campaign
     from launch.campaign.status import read_status, show_status
     from launch.kaggle_api.client import connect
@@ -569,11 +589,17 @@ def status(campaign: str | None, as_json: bool) -> None:
     type=click.FloatRange(min=1),
     help="Seconds between two checks.",
 )
-def watch(campaign: str | None, every: float) -> None:
+@_LOCAL
+def watch(campaign: str | None, every: float, local_run: Path | None) -> None:
     """Repeat `status` until no kernel runs on Kaggle.
 
     It changes nothing.
     """
+    if local_run is not None:
+        from launch.campaign.local_run import watch_local
+
+        watch_local(local_run, every=every)
+        return
     from launch.campaign.ledger import find_campaign
     from launch.campaign.status import watch as watch_campaign
     from launch.kaggle_api.client import connect
@@ -585,11 +611,17 @@ def watch(campaign: str | None, every: float) -> None:
 @click.argument("name")
 @click.option("--follow", "-f", is_flag=True, help="Print each line as it appears, until the kernel ends.")
 @_CAMPAIGN
-def logs(name: str, follow: bool, campaign: str | None) -> None:
+@_LOCAL
+def logs(name: str, follow: bool, campaign: str | None, local_run: Path | None) -> None:
     """Print the log of a kernel.
 
     NAME is weights, prepare, fold-0, fold-1, ..., inference or report.
     """
+    if local_run is not None:
+        from launch.campaign.local_run import show_local_log
+
+        show_local_log(local_run, name, follow=follow)
+        return
     from launch.campaign.commands import show_log
     from launch.campaign.ledger import find_campaign
     from launch.kaggle_api.client import connect
@@ -860,6 +892,7 @@ def local(
     It runs the same kernels as `run`. Finished kernels are not run again, so the same command continues an
     interrupted training.
     """
+    from launch.campaign.local_run import local_board
     from launch.local import local as train
 
     held_out, holdout_folder = _holdout_here(holdout, out)
@@ -874,6 +907,7 @@ def local(
         average=average,
         search=_load_search(search_name),
         owner=_owner(),
+        board=local_board,
     )
 
 

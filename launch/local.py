@@ -7,8 +7,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from launch import ROOT
 from launch.errors import LaunchError
 from launch.experiments import Experiment, searched_encoders, with_teachers
 from launch.packaging.builder import Built, build
-from launch.plan import GPU_SESSIONS, REPORT_PAGE, REPORT_SLUG, Kernel, needed_for, plan_kernels
+from launch.plan import GPU_SESSIONS, LOCAL_PLAN, REPORT_PAGE, REPORT_SLUG, Kernel, needed_for, plan_kernels
 from launch.sandbox import Mount, Outcome, add_kaggle_files, cpu_workers, gpus, isolation, run_script
 from launch.summary import print_ranking, print_summary, summarise
 from lib.config import EXPECTATIONS
@@ -31,6 +32,7 @@ from lib.validation import UNREADABLE
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FOLDER = ROOT / "input" / "weights"
+_REFRESH = 2.0  # seconds between two updates of the table
 _SHOWN_LOG_LINES = 25  # of a kernel that failed
 
 
@@ -49,6 +51,9 @@ class LocalRun:
         attached: folders to mount as datasets, by owner/slug.
         weights: the output of an earlier run of the weights kernel, or None.
         seconds: duration of each finished kernel, by slug.
+        states: of the kernels, by slug: waiting, running, done or failed. They are kept in a file for
+            `status --local`.
+        refresh: called whenever a state changes and every few seconds in between.
         stop: when set, all running kernels are killed.
     """
 
@@ -58,6 +63,8 @@ class LocalRun:
     attached: dict[str, Path]
     weights: Path | None
     seconds: dict[str, float] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+    refresh: Callable[[], None] = lambda: None
     stop: threading.Event = field(default_factory=threading.Event)
 
     def working(self, slug: str) -> Path:
@@ -80,6 +87,8 @@ class LocalRun:
         # A slot runs one kernel: a GPU, or None where there is no GPU.
         slots: list[str | None] = list(gpus()) or [None] * min(GPU_SESSIONS, os.cpu_count() or 1)
         free_slots = list(slots)
+        self.states = {kernel.slug: "waiting" for kernel in waiting}
+        self._set_state()
         running: dict[Future[Outcome], tuple[Kernel, str | None]] = {}
         failure: LaunchError | None = None
         with ThreadPoolExecutor(max_workers=len(slots)) as pool:
@@ -90,12 +99,14 @@ class LocalRun:
                         logger.info("%s: finished before, not run again", kernel.slug)
                         waiting.remove(kernel)
                         done.add(kernel.slug)
+                        self._set_state(kernel, "done")
                     elif free_slots and (kernel.kind == "train" or not running):
                         slot = free_slots.pop(0)
                         waiting.remove(kernel)
                         # The same share of the CPU as in the rehearsal, so that both compute the same
                         # numbers.
                         share = len(slots) if kernel.needs_gpu else 1
+                        self._set_state(kernel, "running")
                         running[pool.submit(self.run_kernel, kernel, slot, share)] = (kernel, slot)
                         if kernel.kind != "train":
                             break
@@ -107,10 +118,11 @@ class LocalRun:
                         raise LaunchError(f"no kernel can run: no kernel makes {', '.join(missing)}")
                     continue
                 try:
-                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    finished, _ = wait(running, timeout=_REFRESH, return_when=FIRST_COMPLETED)
                 except KeyboardInterrupt:
                     self.stop.set()  # Ctrl-C does not reach the kernels: they run in sessions of their own
                     raise
+                self.refresh()
                 for future in finished:
                     kernel, slot = running.pop(future)
                     free_slots.append(slot)
@@ -119,10 +131,25 @@ class LocalRun:
                     except LaunchError as error:
                         failure = failure or error
                         logger.info("%s: failed", kernel.slug)
+                        self._set_state(kernel, "failed")
                     else:
                         done.add(kernel.slug)
+                        self._set_state(kernel, "done")
         if failure is not None:
             raise failure
+
+    def _set_state(self, kernel: Kernel | None = None, state: str = "") -> None:
+        """Keep the new state of a kernel where `status --local` finds it."""
+        if kernel is not None:
+            self.states[kernel.slug] = state
+        kernels = [
+            {"slug": each.slug, "kind": each.kind, "fold": each.fold, "state": self.states[each.slug]}
+            for each in self.built.kernels
+            if each.slug in self.states
+        ]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder / LOCAL_PLAN, json.dumps({"format": 1, "kernels": kernels}, indent=1) + "\n")
+        self.refresh()
 
     def run_kernel(self, kernel: Kernel, slot: str | None, share: int) -> Outcome:
         """Run one kernel on a slot, with 1/share of the CPU's threads."""
@@ -287,6 +314,7 @@ def local(
     average: str = "mean",
     search: SearchSpace | None = None,
     owner: str,
+    board: Callable[[Path], AbstractContextManager[Callable[[], None]]] | None = None,
 ) -> list[Summary]:
     """Train experiments on this machine, or run a search alone; finished kernels are not run again.
 
@@ -299,6 +327,8 @@ def local(
         average: how inference averages members: mean, logit or rank.
         search: run only this search and the kernels it reads from.
         owner: the account's name.
+        board: opens a display of the run in a folder, and gives the function that brings it up to date; None
+            for none.
 
     Returns:
         A summary per experiment; none for a search.
@@ -332,7 +362,11 @@ def local(
     weights = WEIGHTS_FOLDER if encoders else None
     run = LocalRun(out, built, data, attached, weights)
     logger.info("%d kernels, bundle %s, isolation by %s", len(built.kernels), built.bundle[:12], isolation())
-    run.run()
+    if board is None:
+        run.run()
+    else:
+        with board(out) as run.refresh:
+            run.run()
     if search is not None:
         print_ranking(run.working(built.kernels[-1].slug), seconds=time.monotonic() - started)
         return []

@@ -16,6 +16,7 @@ REPORT_SLUG = "hcd-report"
 ENCODERS_SLUG = "hcd-encoders"  # a dataset: the output of a weights kernel that ran on the user's machine
 REPORT_PAGE = "report.html"  # in the output of the report kernel
 NOTEBOOK_KINDS = ("report",)  # kernels that are notebooks; all others are scripts
+LOCAL_PLAN = "plan.json"  # in the folder of `local`: its kernels and how far they are
 _HASH_DIGITS = 6  # of the hashes in slugs
 GPU_SESSIONS, CPU_SESSIONS = 2, 5  # that Kaggle runs at the same time for one account
 

@@ -222,6 +222,19 @@ def _wait(
     return None
 
 
+def is_running(folder: Path) -> bool:
+    """Whether a kernel runs in this folder, started by any command on this machine."""
+    file = folder / "lock"
+    if not file.is_file():
+        return False
+    with file.open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def _acquire(lock: IO[str], folder: Path) -> None:
     """Lock the folder.
 

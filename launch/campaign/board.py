@@ -46,10 +46,10 @@ class LiveTable:
     twice.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, *, has_quota: bool = True) -> None:
         from rich.console import Console
 
-        self.title = title
+        self.title, self._has_quota = title, has_quota
         # The stream of now: while the client is called, sys.stdout is replaced to catch what it prints.
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._handler = _AboveTable(self.console)
@@ -80,7 +80,8 @@ class LiveTable:
     def show(self, statuses: Sequence[KernelStatus], quota: Quota | None) -> None:
         """Update the table; without a terminal that can redraw, nothing is drawn."""
         if self._live is not None:
-            self._live.update(StatusTable(self.title, statuses, quota), refresh=True)
+            table = StatusTable(self.title, statuses, quota, has_quota=self._has_quota)
+            self._live.update(table, refresh=True)
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,14 @@ class StatusTable:
         statuses: of the kernels.
         quota: of the account; None where it is unknown.
         emulated: the campaign runs on the emulated Kaggle: its links lead nowhere, and are not shown.
+        has_quota: the kernels run on an account with a quota, not on this machine.
     """
 
     title: str
     statuses: Sequence[KernelStatus]
     quota: Quota | None
     emulated: bool = field(default_factory=uses_emulator)
+    has_quota: bool = True
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """The lines of the table for the console's present width and height."""
@@ -122,8 +125,9 @@ class StatusTable:
             )
         yield Text(self.title, style="italic", no_wrap=True, overflow="ellipsis")
         yield table
-        line = quota_line(self.quota, emulated=self.emulated)
-        yield Text(line, style="dim", no_wrap=True, overflow="ellipsis")
+        if self.has_quota:
+            line = quota_line(self.quota, emulated=self.emulated)
+            yield Text(line, style="dim", no_wrap=True, overflow="ellipsis")
 
     def _row(self, status: KernelStatus) -> "_Row":
         waited = max(0.0, steady() - status.since)
@@ -134,7 +138,7 @@ class StatusTable:
         cells = {
             "kernel": status.slug,
             "version": "" if status.version is None else str(status.version),
-            "state": status.state,
+            "state": f"{status.state}, {status.progress}" if status.progress else status.state,
             "for": "" if status.state in ("waiting", "done") else _hours_and_minutes(waited),
             "end": end,
             "AUC": "" if status.auc is None else f"{status.auc:.4f}",

@@ -36,6 +36,7 @@ class KernelStatus:
     expected: float | None = None  # seconds it is expected to take, from `since`
     auc: float | None = None
     url: str = ""
+    progress: str = ""  # of a run whose log is at hand, such as `epoch 2 of 5`
 
     def update(
         self,
