@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 """
 
 import errno
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -211,6 +212,17 @@ def _owner() -> str:
     return owner_of(read_base())
 
 
+def _next(*steps: str, to_errors: bool = False) -> None:
+    """The last lines of a command: the one or two commands that come next, as a user types them.
+
+    Args:
+        steps: without `build_kernel.py`; empty ones are left out.
+        to_errors: print to standard error, where standard output holds something else.
+    """
+    for step in filter(None, steps):
+        click.echo(f"next: build_kernel.py {' '.join(step.split())}", err=to_errors)
+
+
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
@@ -351,6 +363,7 @@ def smoke(
         faults=load_faults(faults) if faults is not None else (),
         owner=_owner(),
     )
+    _next("doctor", f"run {' '.join(experiments)} --folds 0")
 
 
 @main.command()
@@ -375,6 +388,7 @@ def doctor(
     loaded = _load(experiments, overrides)
     if not as_json:
         print_examination(loaded, check_kaggle=check_kaggle, folder=CHECK_FOLDER)
+        _next("" if check_kaggle else "doctor --check-kaggle", f"run {' '.join(experiments)} --folds 0")
         return
     examination = examine(loaded, check_kaggle=check_kaggle, folder=CHECK_FOLDER)
     print_json({**examination.to_dict(), "code": _version()})
@@ -396,6 +410,7 @@ def experiments(names: tuple[str, ...], as_json: bool) -> None:
         return
     for name, lines in describe_experiments(names):
         click.echo("\n    ".join([name, *lines]))
+    _next("smoke NAME", "options")
 
 
 @main.command(
@@ -420,6 +435,7 @@ def options(names: tuple[str, ...], as_json: bool) -> None:
     for entry in listed:
         default = "empty" if entry["default"] == "" else entry["default"]
         click.echo(f"{entry['name']} = {default}\n    {entry['help']}")
+    _next("smoke --set KEY=VALUE")
 
 
 # --- on Kaggle ----------------------------------------------------------------------------------------------
@@ -535,6 +551,16 @@ def run(
     if not no_check:
         _offer_environment_check(spec, options.folder)
     campaign_run(spec, options, connect=connect)
+    named = f"{' '.join(experiments)} {f'--campaign {campaign}' if campaign else ''}"
+    if search_name is not None:
+        _next("experiments", f"run {named} --folds 0")
+    elif folds is not None:
+        _next(f"run {named}")
+    else:
+        _next(
+            "submit" if no_submit else "ensemble select",
+            f"predict --tiles DIR --members {options.folder.name} --out predictions.csv",
+        )
 
 
 def _offer_environment_check(spec: Any, folder: Path) -> None:
@@ -553,6 +579,17 @@ def _offer_environment_check(spec: Any, folder: Path) -> None:
         examine(spec.experiments, check_kaggle=True, folder=CHECK_FOLDER)
 
 
+def _next_of_local(statuses: Sequence[Any], folder: Path) -> None:
+    """What comes next after the status of a run of `local`."""
+    states, place = {status.state for status in statuses}, shlex.quote(str(folder))
+    if "running" in states:
+        _next(f"watch --local {place}", f"logs fold-0 --follow --local {place}")
+    elif states == {"done"}:
+        _next(f"predict --tiles DIR --members {place} --out predictions.csv")
+    else:
+        _next(f"local EXPERIMENT --out {place}")
+
+
 @main.command()
 @_CAMPAIGN
 @_LOCAL
@@ -567,7 +604,7 @@ def status(campaign: str | None, local_run: Path | None, as_json: bool) -> None:
 
         if as_json:
             raise click.UsageError("--json describes a campaign, not a run of `local`")
-        show_local_status(local_run)
+        _next_of_local(show_local_status(local_run), local_run)
         return
     from launch.campaign.ledger import find_campaign
     from launch.campaign.status import read_status, show_status
@@ -577,7 +614,12 @@ def status(campaign: str | None, local_run: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(read_status(folder, connect()).to_dict())
     else:
-        show_status(folder, connect=connect)
+        state = show_status(folder, connect=connect)
+        if state.is_running:
+            _next("watch", "logs fold-0 --follow")
+        else:
+            outputs = [entry.output for entry in state.ledger.kernels.values()]
+            _next("report" if outputs and all(outputs) else "run")
 
 
 @main.command()
@@ -598,13 +640,14 @@ def watch(campaign: str | None, every: float, local_run: Path | None) -> None:
     if local_run is not None:
         from launch.campaign.local_run import watch_local
 
-        watch_local(local_run, every=every)
+        _next_of_local(watch_local(local_run, every=every), local_run)
         return
     from launch.campaign.ledger import find_campaign
     from launch.campaign.status import watch as watch_campaign
     from launch.kaggle_api.client import connect
 
     watch_campaign(find_campaign(campaign), connect=connect, every=every)
+    _next("run")
 
 
 @main.command()
@@ -621,12 +664,14 @@ def logs(name: str, follow: bool, campaign: str | None, local_run: Path | None) 
         from launch.campaign.local_run import show_local_log
 
         show_local_log(local_run, name, follow=follow)
+        _next(f"status --local {shlex.quote(str(local_run))}", to_errors=True)
         return
     from launch.campaign.commands import show_log
     from launch.campaign.ledger import find_campaign
     from launch.kaggle_api.client import connect
 
     show_log(find_campaign(campaign), name, follow=follow, connect=connect)
+    _next("status", to_errors=True)
 
 
 @main.command()
@@ -646,6 +691,7 @@ def output(names: tuple[str, ...], out: Path | None, weights: bool, campaign: st
     from launch.kaggle_api.client import connect
 
     fetch_outputs(find_campaign(campaign), names, out=out, connect=connect, with_weights=weights)
+    _next("report", "predict --tiles DIR --members CAMPAIGN --out predictions.csv")
 
 
 @main.command(
@@ -699,6 +745,7 @@ def push(
         spec = _spec(experiments, overrides, owner=owner, datasets=datasets, search=search)
     options = RunOptions(folder=_folder(spec, campaign), reserve_hours=reserve_hours)
     push_names(spec, names, options, connect=connect)
+    _next("watch", f"run {' '.join(experiments)} {f'--campaign {campaign}' if campaign else ''}")
 
 
 @main.command()
@@ -712,6 +759,7 @@ def submit(message: str, campaign: str | None) -> None:
     from launch.kaggle_api.client import connect
 
     submit_only(RunOptions(folder=find_campaign(campaign), message=message), connect=connect)
+    _next("report")
 
 
 @main.command()
@@ -731,6 +779,7 @@ def report(campaign: str | None, as_json: bool) -> None:
         print_json(report_document(page))
     else:
         click.echo(f"report: {page}")
+        _next("predict --tiles DIR --members CAMPAIGN --out predictions.csv")
 
 
 @main.group()
@@ -780,6 +829,8 @@ def download(out: Path) -> None:
     from launch.kaggle_api.download import download_competition
 
     download_competition(out)
+    data = "" if out == Path(DATA).resolve() else f"--data {shlex.quote(str(out))}"
+    _next(f"smoke --data {shlex.quote(str(out))} --tiles 300", f"local {data} --folds 0")
 
 
 @main.command(
@@ -830,7 +881,8 @@ def import_command(
     )
     for text in said:
         click.echo(text)
-    click.echo(f"next: build_kernel.py smoke --data {out}, or build_kernel.py local EXPERIMENT --data {out}")
+    data = shlex.quote(str(out))
+    _next(f"smoke --data {data}", f"local EXPERIMENT --data {data}")
 
 
 @main.command()
@@ -857,7 +909,11 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
         from launch.campaign.weights_dataset import upload_weights
         from launch.kaggle_api.client import connect
 
-        click.echo(f"dataset {upload_weights(connect(), folder)}: attach it with --dataset")
+        dataset = upload_weights(connect(), folder)
+        click.echo(f"dataset {dataset}: attach it with --dataset")
+        _next(f"run {' '.join(experiments)} --dataset {dataset}")
+        return
+    _next(f"local {' '.join(experiments)}")
 
 
 @main.command(
@@ -909,6 +965,13 @@ def local(
         owner=_owner(),
         board=local_board,
     )
+    where = "" if out == Path("runs/local").resolve() else f"--out {shlex.quote(str(out))}"
+    if search_name is not None:
+        _next("experiments", f"local {' '.join(experiments)} {where}")
+    elif folds is not None:
+        _next(f"local {' '.join(experiments)} {where}")
+    else:
+        _next(f"predict --tiles DIR --members {shlex.quote(str(out))} --out predictions.csv")
 
 
 def _members_folder(members: str) -> Path:
@@ -1018,6 +1081,8 @@ def predict(
             "skip_bad": skip_bad,
         }
     )
+    if labels is None:
+        _next(f"predict --tiles DIR --members {shlex.quote(members)} --out test.csv --labels LABELS.csv")
 
 
 # --- with the plain Kaggle client ---------------------------------------------------------------------------
@@ -1086,7 +1151,7 @@ def build(
             f"note: the owner is still {PLACEHOLDER_OWNER}: write your Kaggle user name into "
             "kernel-metadata.json before you push"
         )
-    click.echo("next: build_kernel.py check")
+    _next("check" if out == Path("dist").resolve() else f"check --out {shlex.quote(str(out))}")
 
 
 @main.command()
@@ -1109,6 +1174,9 @@ def check(out: Path) -> None:
         raise LaunchError(f"{len(result.problems)} problems:\n  - " + "\n  - ".join(result.problems))
     require_networks(built_networks(out), fetched=WEIGHTS_FOLDER)
     click.echo("no problems")
+    click.echo(
+        f"next: kaggle kernels push -p {shlex.quote(str(out))}/kernels/KERNEL (docs/kaggle.md has the order)"
+    )
 
 
 @main.command()

@@ -1,6 +1,8 @@
 """What the command line tells of itself, and what it does when it is not allowed to write."""
 
+import ast
 import importlib
+import itertools
 import os
 import re
 import subprocess
@@ -110,6 +112,43 @@ def test_folds_and_out_mean_one_thing_in_every_command() -> None:
     assert {"output", "download", "local", "smoke", "build", "check"} <= set(out)
     assert all({"--out", "-p", "--path"} <= set(option.opts) for option in out.values())
     assert not [name for name, given in options.items() if {"to", "path", "output"} & set(given)]
+
+
+def next_steps() -> dict[str, list[str]]:
+    """The texts that the function of each command gives to `_next`, with X for every value in them."""
+    found: dict[str, list[str]] = {}
+    for function in ast.parse((ROOT / "launch" / "cli.py").read_text(encoding="utf-8")).body:
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+        calls = [call for call in calls if ast.unparse(call.func) == "_next"]
+        for text in (argument for call in calls for argument in call.args):
+            choices = [text.body, text.orelse] if isinstance(text, ast.IfExp) else [text]
+            for choice in choices:
+                if isinstance(choice, ast.Starred):
+                    continue
+                pieces = choice.values if isinstance(choice, ast.JoinedStr) else [choice]
+                parts = [str(piece.value) if isinstance(piece, ast.Constant) else "X" for piece in pieces]
+                found.setdefault(function.name, []).append("".join(parts))
+    return found
+
+
+def test_every_command_ends_with_what_comes_next_and_that_is_a_command() -> None:
+    steps = next_steps()
+    told = {*steps, *({"status", "watch"} if "_next_of_local" in steps else ())}
+    # They print a command of the Kaggle client, and their proposal; the last one serves until Ctrl-C.
+    silent = {"check", "ensemble", "emulator"}
+    assert {
+        command.callback.__name__ for name, command in main.commands.items() if name not in silent
+    } <= told
+    for text in filter(None, itertools.chain(*steps.values())):
+        name, *words = text.split()
+        command = main.commands[name]
+        if isinstance(command, click.Group):
+            assert words[0] in command.commands, text
+            continue
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known, text
 
 
 @pytest.mark.parametrize("installed", [[], ["click"]], ids=str)

@@ -182,7 +182,7 @@ def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> None:
         longest = describe_seconds(max(seconds_since(push.pushed_at) for push in pushes))
         print(f"next status in {every:.0f} s; the longest run was pushed {longest} ago", flush=True)
         time.sleep(every)
-    print("no kernel runs on Kaggle; build_kernel.py run fetches the outputs and continues", flush=True)
+    print("no kernel runs on Kaggle; `run` fetches the outputs and continues", flush=True)
 
 
 def describe_scores(entry: SubmissionEntry) -> str:

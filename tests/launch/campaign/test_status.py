@@ -42,9 +42,7 @@ def test_it_continues_through_an_outage_and_ends_with_the_last_run(watched, caps
     printed = capsys.readouterr().out
     assert printed.count("its state on Kaggle is unknown: no response") == 2
     assert printed.count("next status in 60 s") == 4 and printed.count("hcd-x: running") == 2
-    assert printed.endswith(
-        "no kernel runs on Kaggle; build_kernel.py run fetches the outputs and continues\n"
-    )
+    assert printed.endswith("no kernel runs on Kaggle; `run` fetches the outputs and continues\n")
 
 
 def test_an_outage_that_lasts_ends_it(watched, monkeypatch):
