@@ -113,9 +113,11 @@ _JSON = click.option(
 )
 
 
-def _out(default: str | None, text: str, *, kind: click.Path = _FOLDER) -> Callable[[Any], Any]:
+def _out(
+    default: str | None, text: str, *, kind: click.Path = _FOLDER, also: tuple[str, ...] = ()
+) -> Callable[[Any], Any]:
     """--out DIR: the folder of the command's files; -p and --path are what the Kaggle client calls it."""
-    names = ("--out", "-p", "--path", "out")
+    names = ("--out", "-p", "--path", *also, "out")
     return click.option(*names, default=default, show_default=default is not None, type=kind, help=text)
 
 
@@ -257,7 +259,7 @@ class _Sections(click.Group):
     _SECTIONS = (
         ("Before it costs quota", ("smoke", "doctor", "experiments", "options")),
         ("On Kaggle", ("run", "status", "watch", "logs", "output", "push", "submit", "report", "ensemble")),
-        ("On this machine", ("download", "import", "weights", "local", "predict")),
+        ("On this machine", ("download", "import", "weights", "local", "predict", "export")),
         ("With the plain Kaggle client", ("build", "check", "emulator")),
     )
 
@@ -1083,6 +1085,39 @@ def predict(
     )
     if labels is None:
         _next(f"predict --tiles DIR --members {shlex.quote(members)} --out test.csv --labels LABELS.csv")
+
+
+@main.command(epilog=_examples("build_kernel.py export --members runs/local --to exported --onnx"))
+@_MEMBERS
+@_out("exported", "The folder to write; absent or empty.", also=("--to",))
+@click.option(
+    "--onnx",
+    is_flag=True,
+    help="Write an ONNX file for each member, too (needs the packages onnx, onnxruntime, onnxscript).",
+)
+@_MEMBERS_OF
+@_ENCODERS
+def export(
+    members: str, out: Path, onnx: bool, experiments: tuple[str, ...], weights: tuple[Path, ...]
+) -> None:
+    """Export the members of a campaign to share or deploy them.
+
+    The folder is of the Hugging Face kind: the weights as safetensors, config.json with labels and
+    normalisation, and README.md with data, folds, out-of-fold AUC, limits and licence, filled from the run.
+    An ONNX file takes tiles in [0, 1], any number at a time, and gives the logit, which is compared with
+    torch's, to 1e-4. `predict --members` and lib.inference.predictor.Predictor read the folder.
+    """
+    from launch.members.programs import export as export_members
+
+    export_members(
+        {
+            "members": _members_folder(members),
+            "out": out,
+            "onnx": onnx,
+            "experiments": experiments,
+            "weights": _encoder_folders(weights),
+        }
+    )
 
 
 # --- with the plain Kaggle client ---------------------------------------------------------------------------

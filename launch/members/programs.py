@@ -28,6 +28,15 @@ def predict(options: Mapping[str, Any]) -> None:
         run_program("lib.report.external_test_page", {"out": options["out"]})
 
 
+def export(options: Mapping[str, Any]) -> None:
+    """Export members to a folder; the options are the fields of `lib.inference.export_folder.Options`.
+
+    Raises:
+        LaunchError: members cannot be used, or the folder is not empty.
+    """
+    run_program("lib.inference.export_folder", dict(options))
+
+
 def run_program(module: str, options: Mapping[str, Any]) -> None:
     """Run a module of the library in a process of its own, with its options as JSON; its output is shown.
 

@@ -23,10 +23,11 @@ from lib.evaluation.calibration import CalibrationError, PlattScaling, fit_platt
 from lib.evaluation.metrics import probability
 from lib.evaluation.out_of_fold import ResultError, read_out_of_fold
 from lib.inference.ensemble import EnsembleError, FoldOutput, validate_members
+from lib.inference.exported import is_exported, read_exported
 from lib.inference.members import KeptLogits, Member, members_of, predict_members
-from lib.model.checkpoint import CheckpointError
+from lib.model.checkpoint import CheckpointError, load_checkpoint
 from lib.model.features import Embedder, encoder_options
-from lib.model.linear_head import load_head
+from lib.model.linear_head import Head, load_head
 from lib.model.network import Classifier, build_network
 from lib.runtime.finished_folds import FinishedFold, find_folds, outputs_below
 from lib.runtime.hardware import choose_devices
@@ -59,7 +60,7 @@ class Predictor:
 
     Attributes:
         members: networks and heads of frozen encoders, in the order of experiment, fold and number.
-        folds: the outputs they come from.
+        folds: the outputs they come from; none for an exported folder.
         scaling: Platt scaling fitted on their out-of-fold predictions; None where that is undefined.
         without_scaling: why there is none; empty where there is one.
         warnings: what a user should know about the members.
@@ -72,7 +73,8 @@ class Predictor:
         *,
         devices: Sequence[torch.device],
         encoders: dict[str, Embedder],
-        warnings: Sequence[str],
+        scaling: tuple[PlattScaling | None, str],
+        warnings: Sequence[str] = (),
     ) -> None:
         """Take members that `load` has checked; use `load`."""
         networks: dict[Path, Classifier] = {}
@@ -81,7 +83,7 @@ class Predictor:
         self.warnings = list(warnings)
         self._encoders = encoders
         self._heads = {each.name: load_head(each.path)[0] for each in self.members if _is_head(each.config)}
-        self.scaling, self.without_scaling = _fit_scaling(self.folds)
+        self.scaling, self.without_scaling = scaling
 
     @classmethod
     def load(
@@ -95,7 +97,8 @@ class Predictor:
         """Load every member of every finished fold below a folder.
 
         Args:
-            folder: a campaign, a rehearsal, the folder of `local`, a folder of outputs, or one output.
+            folder: a campaign, a rehearsal, the folder of `local`, a folder of outputs, one output, or a
+                folder that `export` wrote.
             experiments: names; all that are found when empty.
             device: auto, cpu or cuda.
             weights: folders with the weights of frozen encoders, beside those in `folder`.
@@ -104,6 +107,8 @@ class Predictor:
             KernelError: members are missing, damaged or do not belong together, or an encoder's weights are
                 missing; every problem is listed.
         """
+        if is_exported(Path(folder)):
+            return cls._load_exported(Path(folder), experiments, device)
         folds = find_folds(Path(folder), experiments=experiments)
         outputs = [FoldOutput(fold.folder, fold.record) for fold in folds]
         wanted = {
@@ -134,7 +139,44 @@ class Predictor:
         encoders = _load_encoders(
             members, [*map(Path, weights), *outputs_below(Path(folder), ("weights", "pretrain"))], devices
         )
-        return cls(folds, members, devices=devices, encoders=encoders, warnings=warnings)
+        return cls(
+            folds,
+            members,
+            devices=devices,
+            encoders=encoders,
+            scaling=_fit_scaling(folds),
+            warnings=warnings,
+        )
+
+    @classmethod
+    def _load_exported(cls, folder: Path, experiments: Sequence[str], device: str) -> "Predictor":
+        exported = read_exported(folder)
+        members = [
+            each for each in exported.members if not experiments or each.identity.experiment in experiments
+        ]
+        if not members:
+            raise PredictorError(f"{folder} holds no member of {', '.join(experiments)}")
+        devices = choose_devices(replace(members[0].config, device=device), gpu_required=False)
+        encoders: dict[str, Embedder] = {}
+        for member in members:
+            key = _encoder_key(member.config)
+            if member.name in exported.encoders and key not in encoders:
+                network = load_checkpoint(exported.encoders[member.name])[0]
+                encoders[key] = _embedder(network, member.config, devices)
+        scaling = (exported.scaling, exported.without_scaling)
+        if len(members) < len(exported.members):
+            scaling = (None, "Platt scaling was fitted for all members together, and some were left out")
+        return cls([], members, devices=devices, encoders=encoders, scaling=scaling)
+
+    def encoder_of(self, member: Member) -> Classifier | None:
+        """The frozen encoder of a head, on its device; None for a network."""
+        if member.name not in self._heads:
+            return None
+        return next(iter(self._encoders[_encoder_key(member.config)].replicas.values()))
+
+    def head_of(self, member: Member) -> Head | None:
+        """The head of a frozen encoder; None for a network."""
+        return self._heads.get(member.name)
 
     def logits(self, tiles: np.ndarray, *, kept: KeptLogits | None = None) -> np.ndarray:
         """The logit of every member, the mean over its views.
@@ -220,14 +262,18 @@ def _load_encoders(
                 network = build_network(config, folder=found.get("folder"), file=found.get("file"))
             except PreflightError as error:
                 raise PredictorError(_missing_encoder(member, places)) from error
-        encoders[key] = Embedder(
-            network,
-            views=config.tta_views,
-            batch_size=config.eval_batch_size,
-            devices=devices,
-            precision=config.precision,
-        )
+        encoders[key] = _embedder(network, config, devices)
     return encoders
+
+
+def _embedder(network: Classifier, config: Config, devices: Sequence[torch.device]) -> Embedder:
+    return Embedder(
+        network,
+        views=config.tta_views,
+        batch_size=config.eval_batch_size,
+        devices=devices,
+        precision=config.precision,
+    )
 
 
 def _missing_encoder(member: Member, places: Sequence[Path]) -> str:

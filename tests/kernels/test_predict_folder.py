@@ -1,21 +1,30 @@
 """`predict` on pictures of a user's own: the numbers of the inference kernel, labels, bad files, export."""
 
+import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import workbench
 from PIL import Image
 
 from launch.cli import command_line
+from lib.data.pictures import read_pictures
+from lib.data.prepared import read_index
 from lib.data.tiff import decode_tile
 from lib.evaluation.metrics import auc
+from lib.evaluation.out_of_fold import score_experiment
+from lib.inference.onnx_file import PACKAGES, OnnxError, write_onnx
 from lib.inference.predict_folder import Options, predict_folder
 from lib.inference.predictor import Predictor
+from lib.model.network import build_network
+from lib.model.predict import predict_logits
 from lib.report.external_test_page import write_page
 
 NAME = workbench.experiment().name
@@ -270,3 +279,79 @@ def test_without_calibration_the_reason_is_told(
     )
     assert "separate the classes perfectly" in report["without_scaling"] and report["platt_scaling"] is None
     assert pd.read_csv(out)["calibrated"].isna().all()
+
+
+def test_an_exported_folder_predicts_the_same_and_describes_itself(
+    tmp_path: Path, members: Path, prepared: Path, pictures: tuple[Path, pd.DataFrame]
+) -> None:
+    from lib.inference.export_folder import Options as ExportOptions
+    from lib.inference.export_folder import export_folder
+
+    run, out = tmp_path / "run", tmp_path / "exported"
+    shutil.copytree(members, run)
+    shutil.copytree(prepared, run / "hcd-prepare" / "working")
+    export_folder(ExportOptions(members=str(run), out=str(out)))
+    tiles = read_pictures(pictures[0], pictures[1]["tile"].tolist())
+    before, after = (Predictor.load(folder, device="cpu").predict(tiles) for folder in (run, out))
+    pd.testing.assert_frame_equal(before, after)
+    content = json.loads((out / "config.json").read_text())
+    first = content["members"][0]
+    assert content["id2label"]["1"].startswith("tumour") and len(first["mean"]) == len(first["std"]) == 3
+    text = (out / "README.md").read_text()
+    summary = score_experiment(
+        NAME, sorted(run.glob("*fold*/working")), read_index(prepared / "index-train.csv")
+    )
+    low, high = summary.interval
+    assert f"AUC {summary.pooled:.4f} on n = 60 tiles (95 % interval {low:.4f} to {high:.4f}" in text
+    for part in ("2 of 2 folds, stratified", "optimistic", "random weights", "license: unknown", "library "):
+        assert part in text
+    names = {path.name for path in out.iterdir()}
+    assert names == {"README.md", "config.json", *(each["file"] for each in content["members"])}
+    with pytest.raises(Exception, match="exists and is not empty"):
+        export_folder(ExportOptions(members=str(run), out=str(out)))
+    with pytest.raises(Exception, match="exported folder already"):
+        export_folder(ExportOptions(members=str(out), out=str(tmp_path / "again")))
+    workbench.flip_byte(out / first["file"])
+    with pytest.raises(Exception, match="is damaged"):
+        Predictor.load(out)
+
+
+def test_onnx_files_give_the_logits_of_torch_in_any_batch(
+    tmp_path: Path, members: Path, pictures: tuple[Path, pd.DataFrame]
+) -> None:
+    """With all eight views, and a resize that reduces: the two parts that ONNX could get wrong."""
+    from lib.inference.export_folder import Options as ExportOptions
+    from lib.inference.export_folder import export_folder
+
+    out = tmp_path / "exported"
+    if any(importlib.util.find_spec(name) is None for name in PACKAGES):
+        with pytest.raises(OnnxError, match=r"is not installed.*pip install -e '.\[onnx\]'"):
+            export_folder(ExportOptions(members=str(members), out=str(out), onnx=True))
+        pytest.skip(f"not installed here: one of {', '.join(PACKAGES)}")
+    export_folder(ExportOptions(members=str(members), out=str(out), onnx=True))
+    import onnxruntime
+
+    tiles = read_pictures(pictures[0], pictures[1]["tile"].tolist()[:7])
+    logits = Predictor.load(out, device="cpu").logits(tiles)
+    images = tiles.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    for column, entry in enumerate(json.loads((out / "config.json").read_text())["members"]):
+        session = onnxruntime.InferenceSession(str(out / entry["onnx"]))
+        for size in (1, 7):
+            found = session.run(["logit"], {"tiles": images[:size]})[0]
+            np.testing.assert_allclose(found, logits[:size, column], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "views"), [(32, 1), (96, 8), (160, 4)])
+def test_views_and_sizes_are_inside_the_onnx_file(tmp_path: Path, size: int, views: int) -> None:
+    for name in PACKAGES:
+        pytest.importorskip(name, reason=f"{name} is not installed here")
+    torch.manual_seed(0)
+    network = build_network(replace(workbench.experiment().config, input_size=size)).eval()
+    tiles = np.random.default_rng(1).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
+    device = torch.device("cpu")
+    logits = predict_logits(
+        network, tiles, np.arange(8), views=views, batch_size=8, device=device, precision=torch.float32
+    )
+    assert write_onnx(tmp_path / "x.onnx", network, None, views=views, logits=logits, tiles=tiles) <= 1e-4
+    with pytest.raises(OnnxError, match="differ from torch's by"):
+        write_onnx(tmp_path / "y.onnx", network, None, views=views, logits=logits + 1e-3, tiles=tiles)
