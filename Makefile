@@ -13,9 +13,11 @@ env: $(READY)
 # must hash to what the requirements say.
 $(READY): requirements-uv.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@echo "making $(VENV): $$(grep -c == requirements-dev.txt) packages, about 3 GB to download (torch brings its CUDA libraries), 5.4 GB on disk"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --require-hashes -r requirements-uv.txt
-	$(VENV)/bin/uv pip install --quiet --python $(RUN) --require-hashes -r requirements-dev.txt
+	$(VENV)/bin/uv pip install --python $(RUN) --require-hashes -r requirements-dev.txt
+	@echo "$(VENV) is ready: $$(du -sh $(VENV) | cut -f1) on disk. next: make smoke"
 	touch $@
 
 # Without torch, for a machine that only builds, pushes and reports: .venv-light/bin/hcd build, check, doctor, run, report.
@@ -26,10 +28,11 @@ LIGHT_RUN := $(LIGHT_VENV)/bin/python
 env-light: $(LIGHT_READY)
 
 $(LIGHT_READY): requirements-uv.txt requirements-light.txt
+	@echo "making $(LIGHT_VENV): $$(grep -c == requirements-light.txt) packages, 489 MB on disk"
 	$(PYTHON) -m venv $(LIGHT_VENV)
 	echo '*' > $(LIGHT_VENV)/.gitignore
 	$(LIGHT_RUN) -m pip install --quiet --require-hashes -r requirements-uv.txt
-	$(LIGHT_VENV)/bin/uv pip install --quiet --python $(LIGHT_RUN) --require-hashes -r requirements-light.txt
+	$(LIGHT_VENV)/bin/uv pip install --python $(LIGHT_RUN) --require-hashes -r requirements-light.txt
 	$(LIGHT_VENV)/bin/uv pip install --quiet --python $(LIGHT_RUN) --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -28,15 +28,74 @@ Every option of an experiment, written by `make docs` from `lib/config.py`. An e
 `experiments/` that holds only what differs from these defaults. `--set KEY=VALUE` changes one option on the
 command line. An unknown key, a wrong type or a value out of range is refused, with all problems at once.
 
-To make an experiment of your own, write `experiments/mine.toml`, and run `build_kernel.py smoke mine`:
+`build_kernel.py options NAME` prints the options whose name contains NAME.
+
+## An experiment of your own
+
+Write `experiments/mine.toml` with what differs from the defaults:
 
     # The first line says what the experiment is for.
     backbone = "resnet34.tv_in1k"
     epochs = 8
     fold_split = "stain"
 
-A file that holds only a list, such as `experiments = ["strong", "densenet"]`, names several experiments.
-Their average is submitted."""
+Then rehearse it, train one fold of it, train the rest:
+
+    .venv/bin/python build_kernel.py smoke mine
+    .venv/bin/python build_kernel.py run mine --folds 0
+    .venv/bin/python build_kernel.py run mine
+
+`local` takes the same names. `--folds` names folds, from 0; their number is `--set num_folds=K`.
+
+## A list of experiments
+
+A file that holds only a list, say `both.toml` in the same folder, names several experiments. `run both`
+trains all of them and submits their average, like `run mine strong`:
+
+    # Mine beside the best single architecture.
+    experiments = ["mine", "strong"]
+
+## A search of your own
+
+Write `mine.toml` in `experiments/searches`, and run `build_kernel.py local mine --search mine`. `[space]`
+holds the values of each option:
+
+    # Learning rate and pooling of mine, on one fold.
+    method = "grid"
+    folds = [0]
+
+    [space]
+    learning_rate = [3e-4, 1e-4]
+    pooling = ["native", "avgmax"]
+
+`winner.toml` in the output is the experiment with the best values: copy it to `experiments`.
+
+## An augmentation of your own
+
+An augmentation is an option and a few lines that act on a whole batch, with one draw for each tile. A jitter
+of gamma, for example:
+
+1. The option, in `lib/config.py` beside the other augmentations:
+
+       gamma: float = _option(
+           0.0, "Gamma jitter x: an exponent drawn from 1 - x to 1 + x. 0: off.", low=0.0, high=0.9
+       )
+
+2. Its draw, at the top of `lib/image/augment.py`: `_GAMMA = 13` and `DRAWS = 14`. In `AugmentationDraws.take`
+   the widths become `(_HUE + 1, _GAMMA - _HUE - 1, 1)`: a part of its own leaves the draws of the other
+   augmentations as they are.
+3. The lines, in `prepared` of `augment`, in place of its `return`:
+
+       piece = piece if angles is None else _rotate(piece, angles[samples])
+       if config.gamma:
+           exponent = 1 + config.gamma * (2 * draws[samples, _GAMMA] - 1)  # (B,)
+           piece = (piece / white).clamp(0, 1) ** exponent[:, None, None, None] * white
+       return piece
+
+4. A test in `tests/lib/image/test_augment.py` against an independent implementation, then `make docs`.
+
+The kernels carry the code of this checkout, so nothing else has to be installed on Kaggle. Other code makes
+other outputs: `run` says which folds were trained before the change."""
 _TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 

@@ -4,9 +4,13 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+from launch.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,7 +82,7 @@ def test_the_light_environment_holds_no_torch():
 def test_what_is_installed_is_held_against_the_hashes():
     """But for what `make test-newest` is about: whatever was released last."""
     makefile = (ROOT / "Makefile").read_text()
-    installs = [line for line in makefile.splitlines() if "pip install" in line]
+    installs = [line for line in makefile.splitlines() if "pip install" in line and "echo" not in line]
     unpinned = [line for line in installs if "--require-hashes" not in line or "-r requirements" not in line]
     of_this_checkout = [line for line in unpinned if line.endswith("--no-deps --no-build-isolation -e .")]
     newest = [line for line in unpinned if "$(NEWEST_RUN) --upgrade" in line]
@@ -97,3 +101,46 @@ def test_what_a_kernel_runs_on_has_the_versions_of_kaggles_image():
         "scikit-learn": "1.6",
     }
     assert {name: pinned[name][: len(version)] for name, version in image.items()} == image
+
+
+def test_the_citation_is_valid_and_of_this_version():
+    """The keys and types of the Citation File Format 1.2.0, as far as they are used here."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = {"cff-version": str, "message": str, "title": str, "authors": list}
+    allowed = {*required, "type", "abstract", "version", "license", "keywords", "references"}
+    assert set(required) <= set(citation) <= allowed
+    assert all(isinstance(citation[name], kind) for name, kind in required.items())
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert str(citation["version"]) == project["version"]
+    assert citation["license"] == project["license"]["text"]
+    assert {"name"} == set(citation["authors"][0])
+    for reference in citation["references"]:
+        assert {"type", "title", "authors", "year"} <= set(reference)
+        assert all({"family-names", "given-names"} == set(author) for author in reference["authors"])
+        assert "doi" in reference or reference["url"].startswith("https://")
+
+
+def test_the_workflow_runs_what_exists_and_names_no_registry():
+    text = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = [step["run"] for step in steps if "run" in step]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {command.split()[1] for command in commands if command.startswith("make ")} <= set(targets)
+    used = {command.split()[1] for command in commands if ".venv-light/bin/hcd" in command}
+    assert used <= {"--version", *main.commands} and len(commands) >= 6
+    assert {"make lint", "make test", "make env-light"} <= set(commands)
+    assert not re.search(r"https?:|pypi|index-url|token|secrets", text)
+    assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_making_the_environment_tells_its_size_and_shows_progress():
+    makefile = (ROOT / "Makefile").read_text()
+    installs = [
+        line for line in makefile.splitlines() if "uv pip install" in line and "-r requirements" in line
+    ]
+    own = [line for line in installs if "$(RUN)" in line or "$(LIGHT_RUN)" in line]
+    assert own and not [line for line in own if "--quiet" in line]
+    for requirements in ("requirements-dev.txt", "requirements-light.txt"):
+        assert f"$$(grep -c == {requirements}) packages" in makefile
