@@ -16,12 +16,14 @@
 PARAMETERS: dict[str, object] = {}  # `build_kernel.py build` puts the parameters and the library here
 
 # %%
+import warnings
+
 import pandas as pd
 from IPython.display import display
 from sklearn.metrics import roc_auc_score
 
 from lib.config import to_toml
-from lib.data.folds import fold_report, fold_table_id, make_folds
+from lib.data.folds import FoldError, fold_table_id, make_folds
 from lib.evaluation.metrics import auc
 from lib.report.document import Report
 from lib.report.source import list_sources, show_source
@@ -82,13 +84,14 @@ show_source("lib.data.folds", "make_folds", "_grouped_folds")
 
 # %%
 config = session.parameters.config
-if len(tiles):
+outputs = report.context.inputs.folds.get(session.parameters.experiments[0], [])
+recorded = sorted({output.record.fold_table_id[:8] for output in outputs})
+try:
     folds = make_folds(tiles, split=config.fold_split, number=config.num_folds, seed=config.seed)
-    same = report.ids()["fold_table_id"] == fold_table_id(folds)
-    print(f"folds by {config.fold_split}, table {fold_table_id(folds)[:8]}, as in the kernels: {same}")
-    display(
-        fold_report(tiles["label"].to_numpy(), folds["fold"].to_numpy(), number=config.num_folds).round(3)
-    )
+    print(f"by {config.fold_split}: fold table {fold_table_id(folds)[:8]}, the kernels used {recorded}")
+    display(tiles.merge(folds, on="id").groupby("fold")["label"].agg(tiles="size", share_of_tumour="mean"))
+except FoldError as error:  # without an output of prepare there are no tiles
+    print(error)
 
 # %% [markdown]
 # ## The models
@@ -146,6 +149,7 @@ TRAIN = False
 SUBSET, EPOCHS = 2_000, 2  # tiles, passes over four fifths of them
 
 if TRAIN:
+    warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm, which is not used here
     from lib.training.subset import train_on_subset
 
     trained = train_on_subset(session, tiles=SUBSET, epochs=EPOCHS)

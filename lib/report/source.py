@@ -11,6 +11,9 @@ from pathlib import Path
 
 from lib.report.page import Section, Table
 
+# nbconvert gives code in an output the font of the text, and breaks its lines.
+_STYLE = "font-family: monospace; white-space: pre; overflow-x: auto"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -105,5 +108,6 @@ def _highlighted(code: str) -> str:
         from pygments.formatters import HtmlFormatter
         from pygments.lexers import PythonLexer
     except ImportError:
-        return f'<div class="highlight"><pre>{html.escape(code)}</pre></div>'
-    return str(highlight(code, PythonLexer(stripnl=False), HtmlFormatter(cssclass="highlight")))
+        return f'<div class="highlight"><pre style="{_STYLE}">{html.escape(code)}</pre></div>'
+    formatter = HtmlFormatter(cssclass="highlight", prestyles=_STYLE)
+    return str(highlight(code, PythonLexer(stripnl=False), formatter))
