@@ -106,8 +106,9 @@ def test_a_searched_backbone_is_checked_too(tmp_path: Path) -> None:
 def test_check_finds_a_backbone_in_a_build_that_was_edited(tmp_path: Path) -> None:
     built = build([smoke()], out=tmp_path / "dist", owner="me", search=load_search("smoke"))
     assert check(built.out).problems == []
-    fold = built.script(next(kernel for kernel in built.kernels if kernel.fold == 0))
-    fold.write_text(fold.read_text().replace("'test_resnet.r160_in1k'", repr(FOLDER)))
+    kernel = next(kernel for kernel in built.kernels if kernel.fold == 0)
+    fold = built.script(kernel)
+    fold.write_text(fold.read_text().replace(repr(kernel.configs[0].backbone), repr(FOLDER)))
     search = built.script(next(kernel for kernel in built.kernels if kernel.search is not None))
     search.write_text(search.read_text().replace("'test_efficientnet.r160_in1k'", "'hf-hub:x'"))
     problems = "\n".join(check(built.out).problems)
