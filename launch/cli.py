@@ -951,6 +951,7 @@ def local(
     interrupted training.
     """
     from launch.campaign.local_run import local_board
+    from launch.campaign.wandb_upload import upload_histories
     from launch.local import local as train
 
     held_out, holdout_folder = _holdout_here(holdout, out)
@@ -967,6 +968,7 @@ def local(
         owner=_owner(),
         board=local_board,
     )
+    upload_histories(out)
     where = "" if out == Path("runs/local").resolve() else f"--out {shlex.quote(str(out))}"
     if search_name is not None:
         _next("experiments", f"local {' '.join(experiments)} {where}")
