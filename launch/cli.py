@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 """
 
 import errno
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -225,6 +226,56 @@ def _next(*steps: str, to_errors: bool = False) -> None:
         click.echo(f"next: build_kernel.py {' '.join(step.split())}", err=to_errors)
 
 
+def _given(*, only: Sequence[str] = (), without: Sequence[str] = ()) -> str:
+    """The arguments of the running command as they were typed, to be used in one that comes next.
+
+    Args:
+        only: names of parameters; all of them where none is given.
+        without: names of parameters to leave out.
+    """
+    context = click.get_current_context()
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        typed = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if not typed or name in without or (only and name not in only):
+            continue
+        value, option = context.params[name], parameter.opts[0]
+        if isinstance(parameter, click.Argument):
+            words += map(str, value)
+        elif value is True:
+            words.append(option)
+        elif parameter.multiple:
+            words += itertools.chain.from_iterable((option, str(item)) for item in value)
+        else:
+            words += [option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return " ".join(map(shlex.quote, words))
+
+
+_CONFIGURED = ("experiments", "overrides")  # the parameters that choose what is trained
+
+
+def _next_run(folder: Path) -> str:
+    """The command that continues a campaign; empty where its experiments are not those of files."""
+    from launch.campaign.ledger import read_ledger
+    from launch.campaign.spec import campaign_name
+    from launch.experiments import experiment_names
+
+    ledger = read_ledger(folder)
+    if ledger is None or not {each.name for each in ledger.spec.experiments} <= set(experiment_names()):
+        click.echo("next: repeat the `run` that started the campaign")
+        return ""
+    spec = ledger.spec
+    words = ["run", *(each.name for each in spec.experiments)]
+    words += [] if spec.folds is None else ["--folds", ",".join(map(str, spec.folds))]
+    words += [] if spec.hours is None else ["--hours", f"{spec.hours:g}"]
+    if folder.name != campaign_name(spec.experiments, hours=spec.hours):
+        words += ["--campaign", folder.name]
+    words += itertools.chain.from_iterable(("--dataset", name) for name in spec.datasets)
+    words += [] if spec.average == "mean" else ["--average", spec.average]
+    return shlex.join(words)
+
+
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
@@ -365,7 +416,7 @@ def smoke(
         faults=load_faults(faults) if faults is not None else (),
         owner=_owner(),
     )
-    _next("doctor", f"run {' '.join(experiments)} --folds 0")
+    _next("doctor", f"run {_given(only=_CONFIGURED)} --folds 0")
 
 
 @main.command()
@@ -390,7 +441,8 @@ def doctor(
     loaded = _load(experiments, overrides)
     if not as_json:
         print_examination(loaded, check_kaggle=check_kaggle, folder=CHECK_FOLDER)
-        _next("" if check_kaggle else "doctor --check-kaggle", f"run {' '.join(experiments)} --folds 0")
+        run_first = f"run {_given(only=_CONFIGURED)} --folds 0"
+        _next("" if check_kaggle else "doctor --check-kaggle", run_first)
         return
     examination = examine(loaded, check_kaggle=check_kaggle, folder=CHECK_FOLDER)
     print_json({**examination.to_dict(), "code": _version()})
@@ -553,11 +605,10 @@ def run(
     if not no_check:
         _offer_environment_check(spec, options.folder)
     campaign_run(spec, options, connect=connect)
-    named = f"{' '.join(experiments)} {f'--campaign {campaign}' if campaign else ''}"
     if search_name is not None:
-        _next("experiments", f"run {named} --folds 0")
+        _next("experiments", f"run {_given(without=('search_name',))} --folds 0")
     elif folds is not None:
-        _next(f"run {named}")
+        _next(f"run {_given(without=('folds',))}")
     else:
         _next(
             "submit" if no_submit else "ensemble select",
@@ -621,7 +672,7 @@ def status(campaign: str | None, local_run: Path | None, as_json: bool) -> None:
             _next("watch", "logs fold-0 --follow")
         else:
             outputs = [entry.output for entry in state.ledger.kernels.values()]
-            _next("report" if outputs and all(outputs) else "run")
+            _next("report" if outputs and all(outputs) else _next_run(folder))
 
 
 @main.command()
@@ -648,8 +699,9 @@ def watch(campaign: str | None, every: float, local_run: Path | None) -> None:
     from launch.campaign.status import watch as watch_campaign
     from launch.kaggle_api.client import connect
 
-    watch_campaign(find_campaign(campaign), connect=connect, every=every)
-    _next("run")
+    folder = find_campaign(campaign)
+    watch_campaign(folder, connect=connect, every=every)
+    _next(_next_run(folder))
 
 
 @main.command()
@@ -747,7 +799,7 @@ def push(
         spec = _spec(experiments, overrides, owner=owner, datasets=datasets, search=search)
     options = RunOptions(folder=_folder(spec, campaign), reserve_hours=reserve_hours)
     push_names(spec, names, options, connect=connect)
-    _next("watch", f"run {' '.join(experiments)} {f'--campaign {campaign}' if campaign else ''}")
+    _next("watch", _next_run(options.folder))
 
 
 @main.command()
@@ -913,9 +965,9 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
 
         dataset = upload_weights(connect(), folder)
         click.echo(f"dataset {dataset}: attach it with --dataset")
-        _next(f"run {' '.join(experiments)} --dataset {dataset}")
+        _next(f"run {_given(only=_CONFIGURED)} --dataset {dataset}")
         return
-    _next(f"local {' '.join(experiments)}")
+    _next(f"local {_given(only=_CONFIGURED)}")
 
 
 @main.command(
@@ -969,11 +1021,10 @@ def local(
         board=local_board,
     )
     upload_histories(out)
-    where = "" if out == Path("runs/local").resolve() else f"--out {shlex.quote(str(out))}"
     if search_name is not None:
-        _next("experiments", f"local {' '.join(experiments)} {where}")
+        _next("experiments", f"local {_given(without=('search_name',))}")
     elif folds is not None:
-        _next(f"local {' '.join(experiments)} {where}")
+        _next(f"local {_given(without=('folds',))}")
     else:
         _next(f"predict --tiles DIR --members {shlex.quote(str(out))} --out predictions.csv")
 
@@ -1120,6 +1171,7 @@ def export(
             "weights": _encoder_folders(weights),
         }
     )
+    _next(f"predict --tiles DIR --members {shlex.quote(str(out))} --out predictions.csv")
 
 
 # --- with the plain Kaggle client ---------------------------------------------------------------------------
