@@ -91,15 +91,19 @@ class Picture:
 
     @property
     def compact_source(self) -> str:
-        """The picture for a notebook, which is to stay small: WebP with a loss that is hardly visible.
+        """The picture for a notebook, which is to stay small: WebP in the size that it is shown in.
 
-        It has less than half of the PNG's bytes. The PNG itself is in the page and beside it.
+        It has less than half of the PNG's bytes, with a loss that is hardly visible. The PNG itself is in the
+        page and beside it.
         """
         from PIL import Image
 
         stream = io.BytesIO()
         try:
-            Image.open(io.BytesIO(self.png)).convert("RGB").save(stream, "WEBP", quality=80, method=2)
+            image = Image.open(io.BytesIO(self.png)).convert("RGB")
+            if image.size != self.size:
+                image = image.resize(self.size, Image.Resampling.LANCZOS)
+            image.save(stream, "WEBP", quality=80, method=2)
         except (KeyError, OSError):  # this Pillow was built without WebP
             return self.source
         smallest = min(stream.getvalue(), self.png, key=len)
