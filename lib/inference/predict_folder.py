@@ -214,9 +214,17 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def _mark_warning(record: logging.LogRecord) -> bool:
+    if record.levelno >= logging.WARNING and not str(record.msg).startswith("warning: "):
+        record.msg = f"warning: {record.msg}"
+    return True
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run with one JSON object of options; errors are one message on standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(_mark_warning)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     values = json.loads(arguments[0])
     try:
         predict_folder(Options(**{name: _frozen(value) for name, value in values.items()}))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib.evaluation.calibration import reliability
+from lib.evaluation.calibration import BINS, reliability
 from lib.files import write_atomic
 from lib.report.formatting import count, decimals, interval
 from lib.report.page import Block, Items, Note, Picture, Section, Table, Text, render_page
@@ -74,7 +74,7 @@ def _scores(scores: Mapping[str, Any], not_scored: Sequence[str]) -> list[Block]
         f"{false_negatives} false negatives, {positives} true positives."
     )
     return [
-        Table("Scores of the predictions on labels that the members have not seen", ("score", "value"), rows),
+        Table("Scores of the predictions on the given labels", ("score", "value"), rows),
         Text(f"Interval: {scores['interval']}."),
         *[Note(f"{text}.") for text in not_scored],
         Picture("confusion.png", matrix, alt, f"Decisions at 0.5, n = {scores['tiles']:,} tiles."),
@@ -100,7 +100,7 @@ def _curves(table: pd.DataFrame, scores: Mapping[str, Any]) -> list[Block]:
     if np.isfinite(calibrated).all():
         lines.append(("after Platt scaling", calibrated, "s", "--", LINES[2]))
     for name, values, marker, dashes, colour in lines:
-        curve = reliability(labels, values)
+        curve = reliability(labels, values, bins=min(BINS, max(2, len(labels) // 20)))
         style: dict[str, Any] = {"linestyle": dashes, "color": colour, "marker": marker, "markersize": 4}
         right.plot(curve["predicted"], curve["observed"], label=name, fillstyle="none", **style)
     right.legend(fontsize=8)

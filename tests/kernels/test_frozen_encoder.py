@@ -13,6 +13,7 @@ import workbench
 from safetensors.torch import save_file
 
 from lib.evaluation.metrics import probability
+from lib.inference.export_folder import Options, export_folder
 from lib.inference.predictor import Predictor, PredictorError
 from lib.model.features import TEST_FEATURES, TRAIN_FEATURES
 from lib.model.linear_head import load_head
@@ -85,6 +86,9 @@ def test_from_embed_to_submission(bench: Any, encoder: Path, prepared: Path) -> 
     np.testing.assert_allclose(
         predictor.predict(tiles)["probability"], submission["label"], rtol=0, atol=1e-6
     )
+    export = Options(members=str(folds), out=str(bench.folder / "exported"), weights=(str(encoder.parent),))
+    exported = Predictor.load(export_folder(export), device="cpu")  # the encoder is in the folder
+    np.testing.assert_array_equal(exported.logits(tiles), predictor.logits(tiles))
     with pytest.raises(PredictorError, match="linear probe.* in the file mine.safetensors.* --weights DIR"):
         Predictor.load(folds, device="cpu")
     assert len(pd.read_csv(bench.working / "ensemble.csv")) == 2
