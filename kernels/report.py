@@ -34,6 +34,12 @@ session = open_notebook(PARAMETERS)
 report = Report.of(session)
 
 # %% [markdown]
+# ## Summary
+
+# %%
+report.section("summary")
+
+# %% [markdown]
 # ## The problem
 
 # %%
@@ -71,6 +77,12 @@ show_source("lib.data.stain_groups", "stain_features", "stain_groups")
 
 # %%
 show_source("lib.data.eda", "explore", "near_copies", "outliers")
+
+# %% [markdown]
+# ### Plan of analysis
+
+# %%
+report.section("plan")
 
 # %% [markdown]
 # ### Folds
@@ -246,10 +258,34 @@ show_source("lib.inference.ensemble")
 report.section("leaderboard")
 
 # %% [markdown]
+# ## Insights
+
+# %%
+report.section("insights")
+
+# %% [markdown]
 # ## Conclusion
 
 # %%
 report.section("conclusion")
+
+# %% [markdown]
+# ### Future work
+
+# %%
+report.section("future")
+
+# %% [markdown]
+# ## Reproducibility
+
+# %%
+report.section("reproducibility")
+
+# %% [markdown]
+# ## References
+
+# %%
+report.section("references")
 
 # %% [markdown]
 # ## The code

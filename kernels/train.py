@@ -1,7 +1,8 @@
 """Train the members of one fold and predict the tiles of the fold, which they have not seen.
 
 Reads: prepare; weights, pretrain or embed, by the experiment; the same fold of the teacher for pseudo-labels.
-Leaves: weights, out-of-fold logits and history of each member; the fold table; hard tiles with attribution.
+Leaves: weights, out-of-fold logits and history of each member; the fold table; hard tiles with attribution;
+augmented tiles.
 """
 
 import logging
@@ -16,11 +17,15 @@ from lib.data import prepared
 from lib.data.folds import fold_report, fold_table_csv, fold_table_id, groups_of, make_folds
 from lib.data.tiff import TILE_SHAPE
 from lib.explain.attribution import explain_hard_tiles
+from lib.explain.augmented_tiles import write_augmented_tiles
 from lib.explain.hard_tiles import FROZEN_ENCODER, MAX_EXPLAINED_TILES, write_hard_tiles
-from lib.files import write_atomic
+from lib.files import sha256_of, write_atomic
+from lib.image.examples import augmented_examples
 from lib.inference.pseudo_labels import find_teacher, label_test_tiles
 from lib.model.checkpoint import CHECKPOINT_FORMAT, LABEL_SET
 from lib.model.features import encoder_options, read_features
+from lib.model.network import choose_precision
+from lib.model.weights import WEIGHTS_NAME
 from lib.runtime.hardware import choose_devices, describe_devices, preflight
 from lib.runtime.inputs import find_features, find_outputs, find_weights, read_output
 from lib.runtime.session import Session, run_kernel
@@ -84,7 +89,9 @@ def recipe(session: Session) -> None:
         scores["explained"] = {"missing": FROZEN_ENCODER}
     else:
         explained, scores["explained"] = _explain(session, task, devices[0])
-        names |= explained
+        names |= explained | _show_augmentation(session, task)
+        scores["precision"] = str(choose_precision(config.precision, devices[0])).removeprefix("torch.")
+    scores["first_weights"] = _describe_weights(task)
     session.invalidate_record()
     write_atomic(session.working / FOLD_TABLE, fold_table_csv(folds))
     if config.weights == "pretrain" or config.pseudo_labels:
@@ -163,6 +170,26 @@ def _explain(
         )
     session.invalidate_record()
     return write_hard_tiles(session.working, task.fold, explained), explained.summary
+
+
+def _show_augmentation(session: Session, task: FoldTask) -> dict[str, bool]:
+    """Write a few training tiles with their augmentations, for the report."""
+    rows = np.flatnonzero((task.folds != task.fold) & (task.folds >= 0))
+    labels, entropy = task.index["label"].to_numpy(), (task.config.seed, task.fold)
+    examples = augmented_examples(task.tiles, labels, rows, config=task.config, entropy=entropy)
+    session.invalidate_record()
+    return write_augmented_tiles(session.working, task.fold, examples)
+
+
+def _describe_weights(task: FoldTask) -> dict[str, str]:
+    """The file of the backbone's first weights, for the report; empty for random ones."""
+    for name, path in task.weights.items():
+        file = path / WEIGHTS_NAME if name == "folder" else path
+        return {
+            "file": f"{path.name}/{file.name}" if name == "folder" else file.name,
+            "sha256": sha256_of(file),
+        }
+    return {}
 
 
 def main(parameters: Mapping[str, Any]) -> int:

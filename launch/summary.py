@@ -15,7 +15,13 @@ from lib.errors import KernelError
 from lib.evaluation.averages import describe_weights, parse_weights
 from lib.evaluation.calibration import Calibration
 from lib.evaluation.holdout_grade import NOT_COMPARABLE, describe_grade
-from lib.evaluation.out_of_fold import ResultError, Summary, average_experiments, score_experiment
+from lib.evaluation.out_of_fold import (
+    ResultError,
+    Summary,
+    average_experiments,
+    describe_interval,
+    score_experiment,
+)
 from lib.inference.submission import check_submission
 from lib.runtime.run_record import read_run_record
 from lib.search_space import RECORDS, TABLE, WINNER
@@ -62,10 +68,11 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         weights = parse_weights(scores.get("average", "mean"), [summary.experiment for summary in summaries])
         mean = average_experiments(summaries, weights=weights)
         low, high = mean.interval
+        uncertainty = f" (95 % interval {low:.4f} to {high:.4f})" if low == low else ""
         note = f" with weights {describe_weights(weights)}" if weights else ""
         console.print(
             f"mean of {len(summaries)} experiments{note}: pooled out-of-fold AUC {mean.pooled:.4f} on "
-            f"n = {mean.tiles:,} tiles (95 % interval {low:.4f} to {high:.4f})\n"
+            f"n = {mean.tiles:,} tiles{uncertainty}\n"
             f"correlation of their probabilities (Spearman):\n{mean.correlations.round(3).to_string()}",
             soft_wrap=True,
         )
@@ -110,12 +117,12 @@ def _fold_table(summary: Summary) -> Any:
 def _score_lines(summary: Summary) -> list[str]:
     """Lines below the table of folds: pooled AUC, F1, confusion, calibration."""
     config, decisions, folds = summary.config, summary.decisions, summary.folds
-    low, high = summary.interval
+    uncertainty = describe_interval(summary.interval, groups=summary.groups, grouping=summary.grouping)
     is_whole = len(folds) == config.num_folds
     part = "" if is_whole else f" of {len(folds)} of {config.num_folds} folds"
     lines = [
         f"pooled out-of-fold AUC {summary.pooled:.4f} on n = {len(summary.table):,} tiles{part} "
-        f"(95 % interval {low:.4f} to {high:.4f}, resampling {summary.groups} {summary.grouping}); "
+        f"({uncertainty}); "
         f"folds {folds['auc'].min():.4f} to {folds['auc'].max():.4f}"
     ]
     at_thresholds = ""

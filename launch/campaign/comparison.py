@@ -136,7 +136,11 @@ def _describe_auc(average: ExperimentAverage, experiments: int) -> str:
         "out-of-fold AUC" if experiments == 1 else f"out-of-fold AUC of the mean of {experiments} experiments"
     )
     low, high = average.interval
-    interval = f"95 % interval {low:.4f} to {high:.4f}" if low == low else "no interval: no groups are known"
+    interval = (
+        f"95 % interval {low:.4f} to {high:.4f}"
+        if low == low
+        else "no interval: fewer than 10 groups are known"
+    )
     return f"{what}: {average.pooled:.4f} ({interval}, n = {average.tiles:,} tiles)"
 
 

@@ -72,7 +72,7 @@ def write_leaderboard(
         "out_of_fold": {
             summary.experiment: {
                 "auc": summary.pooled,
-                "interval_95": list(summary.interval),
+                "interval_95": summary.ends,
                 "resampled_groups": summary.groups,
                 "resampled": summary.grouping,
                 "calibration": calibration_numbers(summary.calibration),

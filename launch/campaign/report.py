@@ -87,7 +87,7 @@ def _other_splits(folder: Path, kernels: Sequence[Kernel]) -> list[dict[str, Any
             "backbone": config.backbone,
             "split": config.fold_split,
             "pooled": summary.pooled,
-            "interval": list(summary.interval),
+            "interval": summary.ends,
             "tiles": len(summary.table),
             "folds": summary.folds["auc"].tolist(),
             "transductive": summary.transductive,

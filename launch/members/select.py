@@ -95,7 +95,7 @@ def _print(selection: Selection) -> None:
         table.add_row(name, *(str(weights[name]) for weights in selection.by_fold), str(weight))
     console.print(table)
     low, high = selection.interval
-    interval = "no interval: the groups of the tiles are not known"
+    interval = "no interval: fewer than 10 groups of tiles are known"
     if low == low:
         interval = f"95 % interval {low:+.4f} to {high:+.4f}, groups resampled"
     console.print(

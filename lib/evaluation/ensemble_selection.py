@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import listed
-from lib.evaluation.metrics import MetricError, auc, auc_gain_interval
+from lib.evaluation.metrics import MetricError, auc, auc_gain_interval, has_enough_groups
 from lib.evaluation.out_of_fold import ResultError, Summary
 
 _ROUNDS_PER_EXPERIMENT, _MOST_ROUNDS = 5, 25
@@ -148,7 +148,7 @@ def _common_table(summaries: Sequence[Summary]) -> pd.DataFrame:
 def _gain_interval(
     labels: np.ndarray, nested: np.ndarray, plain: np.ndarray, groups: np.ndarray | None
 ) -> tuple[float, float]:
-    if groups is None or len(np.unique(groups)) < 2:
+    if groups is None or not has_enough_groups(groups):
         return float("nan"), float("nan")
     try:
         return auc_gain_interval(labels, nested, plain, groups, seed=_INTERVAL_SEED)

@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 
 from lib.evaluation.calibration import expected_calibration_error
-from lib.evaluation.metrics import MetricError, auc, auc_interval, confusion, f1
+from lib.evaluation.metrics import MIN_GROUPS, MetricError, auc, auc_interval, confusion, f1
 
 _INTERVAL_SEED = 0
-LEAST_GROUPS = 10  # of an interval: with fewer groups its ends are a matter of a few of them
 
 
 def score_external_test(
@@ -43,11 +42,11 @@ def score_external_test(
     interval: list[float] | None = None
     if groups is None:
         how = "resampling single tiles: too narrow when several tiles come from one slide; add a column slide"
-    elif number < LEAST_GROUPS:
-        how = f"no interval: {number} groups ({grouping}), at least {LEAST_GROUPS} are needed"
+    elif number < MIN_GROUPS:
+        how = f"no interval: {number} groups ({grouping}), at least {MIN_GROUPS} are needed"
     else:
         how = f"resampling {number:,} groups ({grouping})"
-    if groups is None or number >= LEAST_GROUPS:
+    if groups is None or number >= MIN_GROUPS:
         try:
             interval = list(auc_interval(labels, probabilities, resampled, seed=_INTERVAL_SEED))
         except MetricError as error:

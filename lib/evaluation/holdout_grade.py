@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lib.data.holdout import MLE_BENCH
-from lib.evaluation.metrics import MetricError, auc, auc_interval
+from lib.evaluation.metrics import auc, auc_interval, has_enough_groups
 
 # Of the competition's private leaderboard of 2019, as MLE-bench's grader uses them: the 12th, the best 5 %,
 # the best 10 % and the median of 1,149 teams.
@@ -38,11 +38,9 @@ def grade_holdout(
         MetricError: there is one class only, or a probability is not finite.
     """
     score = auc(labels, probabilities)
-    interval: list[float | None]
-    try:
+    interval: list[float | None] = [None, None]
+    if has_enough_groups(groups):
         interval = [*auc_interval(labels, probabilities, groups, seed=_INTERVAL_SEED)]
-    except MetricError:  # one group, with one class in every resample
-        interval = [None, None]
     grade: dict[str, Any] = {
         "name": name,
         "tiles": len(labels),

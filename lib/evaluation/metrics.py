@@ -7,6 +7,7 @@ import numpy as np
 
 from lib.errors import KernelError
 
+MIN_GROUPS = 10  # with fewer, a bootstrap over groups has too few different resamples for a 95 % interval
 _ROUNDING = 1e-14  # see `best_threshold`
 
 
@@ -158,6 +159,11 @@ def group_interval(
     if not values:
         raise MetricError("the statistic is undefined in every resample")
     return _ends(values, level)
+
+
+def has_enough_groups(groups: np.ndarray | None) -> bool:
+    """Whether an interval may be given: there are `MIN_GROUPS` groups or more to resample."""
+    return groups is not None and len(np.unique(groups)) >= MIN_GROUPS
 
 
 def auc_interval(

@@ -16,6 +16,7 @@ from lib.data.competition import read_table
 from lib.errors import KernelError, listed
 from lib.evaluation.calibration import Calibration, CalibrationError, calibrate_out_of_fold
 from lib.evaluation.metrics import (
+    MIN_GROUPS,
     MetricError,
     auc,
     auc_gain_interval,
@@ -23,6 +24,7 @@ from lib.evaluation.metrics import (
     confusion,
     decide_out_of_fold,
     f1,
+    has_enough_groups,
     probability,
 )
 from lib.runtime.run_record import RunRecord, read_run_record
@@ -47,7 +49,7 @@ class Summary:
         folds: one row a fold: fold, tiles, positives, auc, low, high (ends of its 95 % interval), f1_at_half,
             threshold, f1_at_threshold, seconds; NaN where a value is undefined.
         pooled: AUC of all out-of-fold probabilities together.
-        interval: its 95 % bootstrap interval over groups; NaN where no groups are known.
+        interval: its 95 % bootstrap interval over groups; NaN where fewer than 10 groups are known.
         groups: number of groups that were resampled; 0 where none are known.
         grouping: kind of the groups: stain groups or slides.
         calibration: of all out-of-fold probabilities; None where it is undefined.
@@ -82,9 +84,30 @@ class Summary:
         return "; ".join(reasons)
 
     @property
+    def ends(self) -> list[float | None]:
+        """The ends of its interval for JSON, None where they are undefined."""
+        return [end if np.isfinite(end) else None for end in self.interval]
+
+    @property
     def is_whole(self) -> bool:
         """Whether every fold of the experiment is present."""
         return len(self.folds) == self.config.num_folds
+
+
+def describe_interval(ends: Sequence[float | None], *, groups: int, grouping: str) -> str:
+    """An interval in words, with what was resampled; or why there is none.
+
+    Args:
+        ends: low and high; None or NaN where undefined.
+        groups: number of groups; 0 where none are known.
+        grouping: stain groups or slides.
+    """
+    low, high = ends
+    if low is not None and high is not None and np.isfinite(low):
+        return f"95 % interval {low:.4f} to {high:.4f}, resampling {groups:,} {grouping}"
+    if not groups:
+        return "no interval: the groups of the tiles are not known"
+    return f"no interval: {groups:,} {grouping}, and {MIN_GROUPS} are needed"
 
 
 def recorded_config(record: RunRecord) -> Config:
@@ -326,8 +349,8 @@ def _auc_with_interval(
 
 
 def _interval(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
-    """The 95 % interval; NaN with fewer than two groups, or without groups."""
-    if groups is None or len(np.unique(groups)) < 2:
+    """The 95 % interval; NaN without groups, or with too few of them."""
+    if groups is None or not has_enough_groups(groups):
         return float("nan"), float("nan")
     return auc_interval(labels, scores, groups, seed=_INTERVAL_SEED)
 
@@ -345,7 +368,7 @@ class ExperimentAverage:
 
     Attributes:
         pooled: its AUC on the tiles that all of them predicted out of fold.
-        interval: its 95 % bootstrap interval over groups; NaN where no groups are known.
+        interval: its 95 % bootstrap interval over groups; NaN where fewer than 10 groups are known.
         tiles: number of these tiles.
         correlations: (E, E) Spearman correlations of the experiments' probabilities.
     """
@@ -408,7 +431,7 @@ def gain_of_averages(
     ours = np.average(columns[:, : len(summaries)], axis=1, weights=_shares(summaries, weights))
     theirs = np.average(columns[:, len(summaries) :], axis=1, weights=_shares(others, other_weights))
     interval = (float("nan"), float("nan"))
-    if groups is not None and len(np.unique(groups)) > 1:
+    if groups is not None and has_enough_groups(groups):
         interval = auc_gain_interval(labels, ours, theirs, groups, seed=_INTERVAL_SEED)
     return auc(labels, ours) - auc(labels, theirs), interval, len(labels)
 

@@ -222,12 +222,11 @@ def explain_hard_tiles(
         # it.
         summary = {"missing": f"{type(error).__name__}: {error}"[:_MAX_ERROR]}
     else:
-        all_shares = share_in_centre(all_maps).double().numpy()
-        maps = all_maps[: len(hard)].numpy()
-        if min(cells) < MIN_CELLS:
+        if min(cells) < MIN_CELLS:  # the maps mean nothing, so none are kept
             grid = f"{cells[0]} x {cells[1]} cells"
             summary = {"missing": f"{method_of(network)} on {grid}: any such map has a ninth in the centre"}
         else:
+            maps, all_shares = all_maps[: len(hard)].numpy(), share_in_centre(all_maps).double().numpy()
             shares = all_shares[: len(hard)]
             summary = _summarise_shares(all_shares[len(hard) :], method_of(network))
     table = index.iloc[hard][["id", "label"]].assign(

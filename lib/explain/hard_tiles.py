@@ -48,7 +48,7 @@ class HardTileFiles:
 
     @property
     def maps(self) -> str:
-        """(n, 96, 96) float32, in the order of the table; absent where the network cannot be explained."""
+        """(n, 96, 96) float32, in the order of the table; absent where no map means something."""
         return f"hard-tiles-{self.fold}-maps.npy"
 
 
@@ -60,7 +60,8 @@ class ExplainedTiles:
         table: id, label, probability, kind, share_in_centre (NaN where nothing is evidence for tumour, or
             where the network's feature map has too few cells for a share to mean anything).
         tiles: (n, 96, 96, 3) uint8.
-        maps: (n, 96, 96) float32, each with a sum of 1 or 0; None where the network cannot be explained.
+        maps: (n, 96, 96) float32, each with a sum of 1 or 0; None where the network cannot be explained,
+            or its feature map has too few cells.
         summary: for run.json: method, tiles, share_in_centre, uniform_share; or the reason why there is none,
             as `missing`.
     """

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lib.evaluation.holdout_grade import NOT_COMPARABLE
+from lib.evaluation.out_of_fold import describe_interval
 from lib.explain.hard_tiles import CENTRE_SHARE
 from lib.report.formatting import count, decimals, interval, is_number, percent, several
 from lib.report.numbers import GROUPED, split_pairs
@@ -73,6 +74,107 @@ def limitations(numbers: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
+def caveats(numbers: Mapping[str, Any]) -> list[str]:
+    """The three most important limitations, for the summary, the most important first."""
+    experiments = numbers["experiments"]
+    ranked = sorted(experiments, key=lambda name: -experiments[name]["auc"])
+    best = experiments[ranked[0]] if ranked else None
+    sentences = [" ".join(numbers["rehearsal"])] if numbers["rehearsal"] else []
+    if best is None:
+        sentences.append("No fold of any experiment could be scored.")
+    elif best["transductive"]:
+        sentences.append(f"{ranked[0]} is transductive: {best['transductive']}.")
+    if numbers["is_full"] is False:
+        sentences.append(
+            f"These are {count(numbers['labelled'])} labelled tiles, not the competition's: the score says "
+            "nothing "
+            "about the full data."
+        )
+    if best is not None:
+        missing = best["folds_expected"] - len(best["folds"])
+        if missing:
+            sentences.append(
+                f"{several(missing, 'fold')} of {best['folds_expected']} {_is_or_are([0] * missing)} missing."
+            )
+        if best["split"] == "stratified":
+            sentences.append(
+                "The folds are random: tiles of one slide are in training and validation folds, so the "
+                "out-of-fold AUC "
+                "is usually optimistic."
+            )
+        elif best["grouping"] == "stain groups":
+            sentences.append(
+                "The slides are not known: stain groups replace them, and may split or join slides."
+            )
+        if not is_number(best["interval_95"][0]):
+            sentences.append("The uncertainty of the AUC is not known: there is no interval.")
+        if len(ranked) > 1:
+            sentences.append(
+                f"{ranked[0]} was chosen as the best of {len(ranked)} experiments by the AUC that is shown."
+            )
+        if best["members"] == 1:
+            sentences.append("Each fold was trained once: other seeds may give other scores.")
+    if not _is_kaggle(numbers["leaderboard"]):
+        sentences.append("The score on Kaggle's leaderboard is not known.")
+    sentences += [
+        "All tiles come from one data set: other laboratories and scanners were not tested.",
+        "A probability for a tile is no diagnosis: it says nothing about a slide or a patient.",
+        "The labels were taken as they are; wrong labels were not looked for.",
+    ]
+    return sentences[:3]
+
+
+def future_work(numbers: Mapping[str, Any]) -> list[str]:
+    """The next experiments, each with its reason in the numbers."""
+    experiments = numbers["experiments"]
+    sentences = []
+    incomplete = [
+        name for name, scores in experiments.items() if len(scores["folds"]) < scores["folds_expected"]
+    ]
+    if incomplete:
+        sentences.append(f"Train the missing folds of {' and '.join(incomplete)}.")
+    if numbers["is_full"] is False:
+        sentences.append("Run the same campaign on all tiles of the competition.")
+    compared = {pair["stratified"]["experiment"] for pair in split_pairs(numbers)}
+    for name, scores in experiments.items():
+        if scores["split"] == "stratified" and name not in compared:
+            sentences.append(
+                f"Run {name} on grouped folds as well (--set fold_split=stain), to measure how optimistic "
+                "its random "
+                "folds are."
+            )
+        if scores["split"] == "stain":
+            sentences.append(
+                f"Run {name} with a tile-to-slide map (fold_split = slide), so that folds keep real slides."
+            )
+        share = scores["explained"]["mean"] if scores["explained"] else None
+        if share is not None and share < CENTRE_SHARE * 1.5:
+            sentences.append(
+                f"Make {name} look at the centre that decides the label (pooling = attention, or a stem "
+                "without strides): "
+                f"only {percent(share)} of its attribution is there."
+            )
+        calibration = scores["calibration"]
+        if (
+            calibration is not None
+            and calibration["expected_calibration_error"][1] < calibration["expected_calibration_error"][0]
+        ):
+            sentences.append(
+                f"Use the Platt scaling of {name} where probabilities are used: it lowers the calibration "
+                "error."
+            )
+    if experiments and not numbers["searches"]:
+        sentences.append("Search learning rate, augmentation and class balance: no option was varied here.")
+    if len(experiments) == 1:
+        sentences.append("Average with a second, different backbone: single experiments are rarely the best.")
+    if not _is_kaggle(numbers["leaderboard"]):
+        sentences.append("Submit to Kaggle, to compare the out-of-fold score with the leaderboard.")
+    sentences.append(
+        "Test on tiles of another laboratory and scanner before any use outside the competition."
+    )
+    return sentences
+
+
 def _is_or_are(items: Sequence[Any]) -> str:
     return "is" if len(items) == 1 else "are"
 
@@ -80,7 +182,7 @@ def _is_or_are(items: Sequence[Any]) -> str:
 def _best(ranked: Sequence[str], experiments: Mapping[str, Any]) -> str:
     best = experiments[ranked[0]]
     low, high = best["interval_95"]
-    uncertainty = " (no interval, because the groups of the tiles are not known)"
+    uncertainty = f" ({describe_interval([None, None], groups=best['groups'], grouping=best['grouping'])})"
     if is_number(low):
         groups = several(best["groups"], best["grouping"].removesuffix("s"))
         uncertainty = f" (95 % interval {interval(low, high)}, bootstrap over {groups})"
@@ -300,7 +402,8 @@ def _limitations_of(name: str, scores: Mapping[str, Any], numbers: Mapping[str, 
     if scores["split"] in GROUPED and scores["grouping"] == "stain groups":
         sentences.append("its slides are not known; stain groups replace them, and may split or join slides.")
     if not is_number(scores["interval_95"][0]):
-        sentences.append("the uncertainty of its AUC is not known: there are no groups to resample.")
+        reason = describe_interval([None, None], groups=scores["groups"], grouping=scores["grouping"])
+        sentences.append(f"the uncertainty of its AUC is not known: {reason}.")
     elif scores["groups"] < _ENOUGH_GROUPS:
         groups = f"{scores['groups']} {scores['grouping']}"
         sentences.append(f"its interval is itself uncertain, because only {groups} are resampled.")

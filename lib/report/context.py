@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from lib.errors import KernelError
@@ -96,6 +97,11 @@ def read_context(session: Session) -> ReportContext:
         if name not in inputs.folds:
             failed[name] = "no fold of it is among the inputs"
     numbers = collect_numbers(
-        inputs, summaries, failed=failed, campaign=parameters.facts, place=session.place
+        inputs,
+        summaries,
+        failed=failed,
+        campaign=parameters.facts,
+        place=session.place,
+        date=datetime.now(UTC).date().isoformat(),
     )
     return ReportContext(inputs, summaries, failed, numbers)

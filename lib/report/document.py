@@ -10,29 +10,36 @@ import pandas as pd
 from lib.files import write_atomic
 from lib.report.context import ReportContext, read_context
 from lib.report.page import Block, Section, render_page
-from lib.report.sections import closing, data, scores, tiles, training
+from lib.report.sections import closing, data, reproducibility, scores, summary, tiles, training
 from lib.runtime.session import Session
 
 REPORT_PAGE, REPORT_NUMBERS = "report.html", "results.json"
 
-_SECTIONS: dict[str, tuple[str, Callable[[ReportContext], list[Block]]]] = {
-    "problem": ("The problem", data.problem),
-    "data": ("The data", data.data),
-    "exploration": ("Exploration", data.exploration),
-    "models": ("The models", training.models),
-    "training": ("Training", training.training),
-    "search": ("Hyperparameter search", training.search),
-    "results": ("Results", scores.results),
-    "curves": ("ROC and precision-recall curves", scores.curves),
-    "decisions": ("Decisions at a threshold", scores.decisions),
-    "calibration": ("Calibration", scores.calibration),
-    "splits": ("Grouped and stratified folds compared", scores.splits),
-    "mistakes": ("The hardest errors", tiles.mistakes),
-    "explanations": ("Attribution maps", tiles.explanations),
-    "ensemble": ("The ensemble", closing.ensemble),
-    "leaderboard": ("Leaderboard", closing.leaderboard),
-    "conclusion": ("Conclusion", closing.conclusion),
-}
+# Name, title and maker of every section, in order. The notebook kernels/report.py has a cell for each.
+SECTIONS: tuple[tuple[str, str, Callable[[ReportContext], list[Block]]], ...] = (
+    ("summary", "Summary", summary.summary),
+    ("problem", "The problem", data.problem),
+    ("data", "The data", data.data),
+    ("exploration", "Exploration and its findings", data.exploration),
+    ("plan", "Plan of analysis", data.plan_of_analysis),
+    ("models", "The models", training.models),
+    ("training", "Training", training.training),
+    ("search", "Hyperparameter search", training.search),
+    ("results", "Results", scores.results),
+    ("curves", "ROC and precision-recall curves", scores.curves),
+    ("decisions", "Decisions at a threshold", scores.decisions),
+    ("calibration", "Calibration", scores.calibration),
+    ("splits", "Grouped and stratified folds compared", scores.splits),
+    ("mistakes", "The hardest errors", tiles.mistakes),
+    ("explanations", "Attribution maps", tiles.explanations),
+    ("ensemble", "The ensemble", closing.ensemble),
+    ("leaderboard", "Leaderboard", closing.leaderboard),
+    ("insights", "Insights", closing.insights),
+    ("conclusion", "Conclusion", closing.conclusion),
+    ("future", "Future work", closing.future),
+    ("reproducibility", "Reproducibility", reproducibility.reproducibility),
+    ("references", "References", reproducibility.references),
+)
 
 
 class Report:
@@ -51,79 +58,15 @@ class Report:
         return cls(read_context(session))
 
     def section(self, name: str) -> Section:
-        """A section by its name."""
+        """A section by its name in `SECTIONS`."""
         if name not in self._made:
-            title, make = _SECTIONS[name]
+            title, make = next((title, make) for other, title, make in SECTIONS if other == name)
             self._made[name] = Section(name, title, tuple(make(self.context)))
         return self._made[name]
 
     def sections(self) -> list[Section]:
         """All of them, in order."""
-        return [self.section(name) for name in _SECTIONS]
-
-    def problem(self) -> Section:
-        """The task, the metric, and the terms of the report."""
-        return self.section("problem")
-
-    def data(self) -> Section:
-        """Counts, damaged tiles, near-duplicates."""
-        return self.section("data")
-
-    def exploration(self) -> Section:
-        """Colours, stains, groups, outliers."""
-        return self.section("exploration")
-
-    def models(self) -> Section:
-        """The networks of each experiment."""
-        return self.section("models")
-
-    def training(self) -> Section:
-        """Training curves."""
-        return self.section("training")
-
-    def search(self) -> Section:
-        """The trials of the hyperparameter search."""
-        return self.section("search")
-
-    def results(self) -> Section:
-        """AUC of each fold and pooled, with intervals."""
-        return self.section("results")
-
-    def curves(self) -> Section:
-        """ROC and precision-recall curves."""
-        return self.section("curves")
-
-    def decisions(self) -> Section:
-        """Confusion matrices and thresholds."""
-        return self.section("decisions")
-
-    def calibration(self) -> Section:
-        """Reliability curves and Platt scaling."""
-        return self.section("calibration")
-
-    def splits(self) -> Section:
-        """Results on grouped and on stratified folds."""
-        return self.section("splits")
-
-    def mistakes(self) -> Section:
-        """The hardest false positives and false negatives."""
-        return self.section("mistakes")
-
-    def explanations(self) -> Section:
-        """Attribution maps."""
-        return self.section("explanations")
-
-    def ensemble(self) -> Section:
-        """The members of the submission and their mean."""
-        return self.section("ensemble")
-
-    def leaderboard(self) -> Section:
-        """The score of the submission."""
-        return self.section("leaderboard")
-
-    def conclusion(self) -> Section:
-        """Conclusions and limitations."""
-        return self.section("conclusion")
+        return [self.section(name) for name, _, _ in SECTIONS]
 
     def tiles(self) -> pd.DataFrame:
         """row, id, label, stain_group, slide of the labelled tiles; empty without an output of prepare."""

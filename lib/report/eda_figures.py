@@ -10,7 +10,7 @@ import numpy as np
 from lib.data import prepared
 from lib.data.eda import Description, outliers
 from lib.data.stain_groups import FEATURES
-from lib.report.style import CLASS_STYLES, NEGATIVE, POSITIVE, new_figure, save
+from lib.report.style import CLASS_STYLES, NEGATIVE, POSITIVE, new_figure, png_of, save
 from lib.report.tile_figures import contact_sheet, copies_sheet, outlier_sheet
 
 if TYPE_CHECKING:
@@ -76,6 +76,37 @@ def draw_eda_figures(
     pairs = [(tile(first), tile(second)) for first, second in copies["examples"]]
     copies_sheet(pairs, folder / prepared.COPIES, number=copies["pairs"])
     return [*names, prepared.COPIES]
+
+
+def class_balance(counts: Mapping[str, tuple[int, int]]) -> bytes:
+    """The shares of both classes as PNG bytes, a bar for each set.
+
+    Args:
+        counts: tiles without tumour and with tumour, by the name of the set with n.
+    """
+    figure = new_figure(1.3 + 0.55 * len(counts))
+    axis = figure.subplots()
+    for height, (normal, tumour) in enumerate(counts.values()):
+        whole, left = max(normal + tumour, 1), 0.0
+        for number, colour, hatch, name in (
+            (normal, NEGATIVE, "", "no tumour"),
+            (tumour, POSITIVE, "///", "tumour"),
+        ):
+            width = 100 * number / whole
+            axis.barh(
+                height, width, left=left, height=0.6, color=colour, alpha=0.55, hatch=hatch, edgecolor="black"
+            )
+            text = f"{name}\n{number:,} ({width:.1f} %)"
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+            if width > 15:
+                axis.text(left + width / 2, height, text, ha="center", va="center", fontsize=8, bbox=box)
+            left += width
+    axis.set_yticks(range(len(counts)), list(counts), fontsize=8)
+    axis.set_ylim(len(counts) - 0.5, -0.5)
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("% of the tiles")
+    axis.set_title("Class balance", fontsize=10)
+    return png_of(figure)
 
 
 def brightness_histogram(means: np.ndarray, labels: np.ndarray, path: Path) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from lib.data.prepared import EDA, TEST_INDEX, TRAIN_INDEX, read_index
 from lib.errors import KernelError
+from lib.explain.augmented_tiles import augmented_tiles_name
 from lib.explain.hard_tiles import HardTileFiles
 from lib.report.tile_figures import HardTile
 from lib.runtime.inputs import find_outputs, list_mounts
@@ -196,6 +197,33 @@ def _name_duplicates(inputs: Inputs, kind: str, subject: str, outputs: Sequence[
     folders = " and ".join(output.folder.name for output in outputs)
     problem = f"{subject} is present {len(outputs)} times, in {folders}: keep one of them"
     inputs.problems.setdefault(kind, []).append(problem)
+
+
+def read_history(output: KernelOutput, member: int) -> list[dict[str, Any]]:
+    """The lines of a network's history, one an epoch; none where the file is absent.
+
+    Raises:
+        InputError: a line is not a JSON object.
+    """
+    name = f"history-{output.record.fold}-member-{member}.jsonl"
+    return output.read_lines(name) if output.holds(name) else []
+
+
+def read_augmented_tiles(outputs: Sequence[KernelOutput]) -> np.ndarray | None:
+    """(n, 1 + k, 96, 96, 3) uint8 of the first fold that kept some: tiles, and k augmentations of each.
+
+    Raises:
+        InputError: the file holds another array.
+    """
+    for output in outputs:
+        name = augmented_tiles_name(output.record.fold)
+        if not output.holds(name):
+            continue
+        tiles = output.read_array(name)
+        if tiles.ndim != 5 or tiles.shape[2:] != (*_TILE, 3) or tiles.dtype != np.uint8 or not tiles.size:
+            raise InputError(f"{output.folder.name}/{name} holds {tiles.shape} {tiles.dtype}, not tiles")
+        return tiles
+    return None
 
 
 def read_hard_tiles(outputs: Sequence[KernelOutput]) -> tuple[dict[str, list[HardTile]], list[int]]:

@@ -24,6 +24,7 @@ def collect_numbers(
     failed: Mapping[str, str],
     campaign: Mapping[str, Any],
     place: str,
+    date: str,
 ) -> dict[str, Any]:
     """All numbers of the report, None for each that does not exist.
 
@@ -34,6 +35,7 @@ def collect_numbers(
         campaign: what no output holds: campaign (its name), leaderboard, other_campaigns, rehearsal
             (sentences that say what was not real).
         place: kaggle, rehearsal or local.
+        date: of the report, such as 2026-11-24.
     """
     eda = inputs.eda() or {}
     labelled, test = eda.get("train", {}).get("tiles"), eda.get("test", {}).get("tiles")
@@ -44,6 +46,8 @@ def collect_numbers(
         "campaign": str(campaign.get("campaign", "")),
         "rehearsal": [str(sentence) for sentence in campaign.get("rehearsal") or ()],
         "place": place,
+        "date": date,
+        "code": _code(inputs),
         "labelled": labelled,
         "test_tiles": test,
         "is_full": (labelled_in_all, test) == (TRAIN_TILES, TEST_TILES) if eda else None,
@@ -55,10 +59,44 @@ def collect_numbers(
         "other_campaigns": [dict(other) for other in others if isinstance(other, Mapping)],
         "holdout": holdout_numbers(inputs.inference),
         "searches": len(inputs.searches),
+        "best_trial": best_trial(inputs.searches),
         "has_inference": inputs.inference is not None,
         "problems": inputs.all_problems,
     }
     return dict(plain(numbers))
+
+
+def _code(inputs: Inputs) -> list[str]:
+    """The code of the folds, or of the other outputs where there are none: bundle and commit."""
+    outputs = [output for folds in inputs.folds.values() for output in folds]
+    outputs = outputs or [*inputs.searches, *filter(None, (inputs.prepare, inputs.inference))]
+    return sorted({code_of(output) for output in outputs})
+
+
+def code_of(output: KernelOutput) -> str:
+    """The code that wrote an output."""
+    bundle, commit = output.record.bundle_id, output.record.git_commit
+    return f"bundle {bundle[:8] or 'unknown'}" + (f", commit {commit[:8]}" if commit else "")
+
+
+def best_trial(searches: Sequence[KernelOutput]) -> dict[str, Any] | None:
+    """The trial with the highest out-of-fold AUC of all searches; None without one."""
+    best = None
+    for output in searches:
+        result = output.record.scores.get("search")
+        if not isinstance(result, Mapping) or not is_number(result.get("auc")):
+            continue
+        if best is None or result["auc"] > best["auc"]:
+            low, high = result.get("interval") or (None, None)
+            values = result.get("values")
+            best = {
+                "experiment": output.record.experiment,
+                "auc": result["auc"],
+                "interval_95": [low, high],
+                "trials": int(result.get("finished") or 0) + int(result.get("pruned") or 0),
+                "values": dict(values) if isinstance(values, Mapping) else {},
+            }
+    return best
 
 
 def _of_experiment(summary: Summary, outputs: Sequence[KernelOutput]) -> dict[str, Any]:
@@ -97,6 +135,7 @@ def holdout_numbers(inference: KernelOutput | None) -> dict[str, Any] | None:
     return {
         "name": str(grade.get("name", "")),
         "tiles": grade.get("tiles"),
+        "positives": grade.get("positives"),
         "auc": grade["auc"],
         "interval_95": [low, high],
         "groups": grade.get("groups"),
@@ -128,10 +167,10 @@ def explained_numbers(outputs: Sequence[KernelOutput]) -> dict[str, Any] | None:
     rows: list[dict[str, Any]] = []
     methods = set()
     for output in outputs:
-        explained = output.record.scores.get("explained")
-        share = explained.get("share_in_centre") if isinstance(explained, Mapping) else None
-        if not isinstance(explained, Mapping) or not isinstance(share, Mapping):
+        if not is_explained(output):
             continue
+        explained = output.record.scores["explained"]
+        share = explained["share_in_centre"]
         if not is_number(share.get("mean")) or not is_number(explained.get("tiles")):
             continue
         methods.add(str(explained.get("method", "an unnamed method")))
@@ -142,6 +181,12 @@ def explained_numbers(outputs: Sequence[KernelOutput]) -> dict[str, Any] | None:
         return None
     mean = float(np.average([row["mean"] for row in rows], weights=tiles))
     return {"method": " and ".join(sorted(methods)), "tiles": sum(tiles), "mean": mean, "folds": rows}
+
+
+def is_explained(output: KernelOutput) -> bool:
+    """Whether a fold has attribution maps that mean something."""
+    explained = output.record.scores.get("explained")
+    return isinstance(explained, Mapping) and isinstance(explained.get("share_in_centre"), Mapping)
 
 
 def why_not_explained(outputs: Sequence[KernelOutput]) -> list[str]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_DENSE = 150  # dots per inch: figures of earlier code have 96 or 110
+_INCHES = 0.0254  # of a metre
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,37 @@ class Items:
 
     items: Sequence[str]
     kind: str = "items"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number of the summary.
+
+    Attributes:
+        label: its name.
+        value: the number itself, short.
+        detail: its uncertainty, n, and where it comes from.
+    """
+
+    label: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The box of the summary: numbers with their labels, the most important one first."""
+
+    facts: Sequence[Fact]
+    kind: str = "facts"
+
+
+@dataclass(frozen=True)
+class References:
+    """A list of sources, each with its address."""
+
+    sources: Sequence[tuple[str, str]]
+    kind: str = "references"
 
 
 @dataclass(frozen=True)
@@ -112,12 +145,13 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the header of the PNG."""
+        """Width and height on the page in CSS pixels; half of its own pixels for a dense figure."""
         width, height = struct.unpack(">II", self.png[16:24])
-        return int(width), int(height)
+        scale = 2 if _dots_per_inch(self.png) >= _DENSE else 1
+        return round(width / scale), round(height / scale)
 
 
-Block = Text | Note | Items | Heading | Table | Picture
+Block = Text | Note | Items | Facts | References | Heading | Table | Picture
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,9 +187,19 @@ class Section:
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """All sections as one page with a table of contents."""
+    """All sections as one page, with a table of contents after the first one, which is the summary."""
     page = _templates().get_template("page.html.jinja")
     return page.render(title=title, subtitle=subtitle, sections=sections, in_notebook=False) + "\n"
+
+
+def _dots_per_inch(png: bytes) -> float:
+    """The density in a PNG's pHYs chunk, which precedes its pixels; 0 without one."""
+    head = png[: png.find(b"IDAT")]
+    start = head.find(b"pHYs")
+    if start < 0 or len(head) < start + 13 or head[start + 12] != 1:  # 1: dots per metre
+        return 0.0
+    (dots,) = struct.unpack(">I", head[start + 4 : start + 8])
+    return float(dots * _INCHES)
 
 
 def _is_number(cell: str) -> bool:

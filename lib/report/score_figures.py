@@ -59,6 +59,44 @@ def _column(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[Any], l
     return [line["epoch"] for line in present], [line[name] for line in present]
 
 
+def search_scores(trials: pd.DataFrame) -> bytes:
+    """The AUC of the trials of a search in the order of drawing, and the best so far.
+
+    Args:
+        trials: trial (number), status, auc; at least one row.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    trials = trials.assign(number=pd.to_numeric(trials["trial"], errors="coerce")).sort_values("number")
+    figure = new_figure(3.0)
+    axis = figure.subplots()
+    for status, marker, fill in (("finished", "o", "full"), ("pruned", "x", "none")):
+        of_status = trials[trials["status"] == status]
+        if len(of_status):
+            label = f"{status}, n = {len(of_status)}"
+            axis.plot(
+                of_status["number"],
+                of_status["auc"],
+                marker,
+                color=LINES[1],
+                fillstyle=fill,
+                markersize=5,
+                label=label,
+            )
+    finished = trials[trials["status"] == "finished"]
+    if len(finished):
+        axis.step(
+            finished["number"], finished["auc"].cummax(), where="post", color="black", label="best so far"
+        )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("trial, in the order of drawing")
+    axis.set_ylabel("out-of-fold AUC")
+    axis.legend(fontsize=8)
+    axis.set_title(f"Search, n = {len(trials)} trials with a score", fontsize=10)
+    add_grid(axis)
+    return png_of(figure)
+
+
 def draw_fold_scores(summaries: Sequence[Summary], average: ExperimentAverage | None) -> bytes:
     """AUC of each fold and of all folds pooled, one a line, with 95 % intervals where they exist."""
     rows: list[tuple[str, float, float, float, bool]] = []

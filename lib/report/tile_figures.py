@@ -1,17 +1,23 @@
-"""Figures of single tiles in rows. One pixel of a tile is one pixel of the figure."""
+"""Figures of single tiles in rows. A pixel of a tile has 2 x 2 pixels, which the page shows as one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lib.files import write_atomic
-from lib.report.style import new_figure, png_of, with_palette
+from lib.report.style import new_figure, png_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = 5  # of the figures of hard tiles: narrow enough for a page
-_DPI = 96
+_DPI = 96  # of the lengths below; the file has twice as many pixels
 _SIDE, _GAP, _LEFT, _TOP, _ABOVE = 96, 6, 26, 26, 18  # pixels
+_BAR = 64  # pixels of width for the colour bar of the attribution maps
+_COLOURS, _OPACITY = "inferno", 0.55  # of a map over its tile; monotone in grey as well
 _LETTER = 7  # pixels of width for a letter of the title
 _CENTRE = (32, 63)  # first and last row and column
 
@@ -124,7 +130,7 @@ def draw_mistakes(tiles: Mapping[str, Sequence[HardTile]], *, title: str) -> byt
 
 
 def draw_maps(tiles: Mapping[str, Sequence[HardTile]], *, title: str) -> bytes:
-    """Tiles, and below each its attribution map: bright is evidence for tumour, each map has its own scale.
+    """Tiles, and below each its attribution map over the tile in grey. Each map has its own scale.
 
     Args:
         tiles: by the name of their kind, at most `COLUMNS` of each are shown; at least one tile in all.
@@ -136,21 +142,40 @@ def draw_maps(tiles: Mapping[str, Sequence[HardTile]], *, title: str) -> bytes:
         if shown:
             rows.append(_tile_row(name, shown))
             texts = ["" if tile.map.any() else "no evidence" for tile in shown]
-            rows.append(TileRow("maps", [framed(_coloured(tile.map)) for tile in shown], texts))
-    return draw_rows(rows, title=title, columns=COLUMNS)
+            rows.append(TileRow("maps", [framed(overlaid(tile.tile, tile.map)) for tile in shown], texts))
+    return draw_rows(rows, title=title, columns=COLUMNS, scale="attribution, share of the map's maximum")
+
+
+def draw_augmented(tiles: np.ndarray, *, title: str) -> bytes:
+    """Tiles as they are, and beside each the same tile as networks saw it in training.
+
+    Args:
+        tiles: (n, 1 + k, 96, 96, 3) uint8: each tile, then k augmentations of it.
+        title: with n.
+    """
+    texts = ["original", *[f"draw {number}" for number in range(1, tiles.shape[1])]]
+    rows = [
+        TileRow("", [framed(picture) for picture in row], texts if not number else ())
+        for number, row in enumerate(tiles)
+    ]
+    return draw_rows(rows, title=title, columns=tiles.shape[1])
 
 
 def _tile_row(name: str, tiles: Sequence[HardTile]) -> TileRow:
     return TileRow(name, [framed(tile.tile) for tile in tiles], [tile.text for tile in tiles])
 
 
-def _coloured(values: np.ndarray) -> np.ndarray:
-    """(96, 96, 3) uint8 of a map (96, 96), its highest value bright; monotone in grey as well."""
+def overlaid(tile: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A map (96, 96) in colours over its tile in grey, (96, 96, 3) uint8; a map of zeros adds no colour."""
     from matplotlib import colormaps
 
+    grey = np.repeat(tile.mean(axis=2, keepdims=True), 3, axis=2)
     highest = float(values.max())
-    scaled = np.asarray(values, dtype=np.float64) / (highest or 1.0)
-    return np.asarray(colormaps["cividis"](scaled, bytes=True)[..., :3], dtype=np.uint8)
+    if not highest:
+        return grey.round().astype(np.uint8)
+    colours = colormaps[_COLOURS](np.asarray(values, dtype=np.float64) / highest, bytes=True)[..., :3]
+    mixed: np.ndarray = ((1 - _OPACITY) * grey + _OPACITY * colours).round().astype(np.uint8)
+    return mixed
 
 
 def framed(picture: np.ndarray) -> np.ndarray:
@@ -167,17 +192,23 @@ def framed(picture: np.ndarray) -> np.ndarray:
     return copy
 
 
-def draw_rows(rows: Sequence[TileRow], *, title: str, columns: int) -> bytes:
+def draw_rows(rows: Sequence[TileRow], *, title: str, columns: int, scale: str = "") -> bytes:
     """All rows as one PNG, as wide as `columns` pictures or the title.
 
     All pictures share one pair of axes: the layout of a pair for each tile would take seconds.
+
+    Args:
+        rows: at least one.
+        title: above them.
+        columns: pictures a row.
+        scale: the label of a colour bar from 0 to 1 at the right; none without a label.
     """
     tops, height = [], _TOP
     for row in rows:
         height += _ABOVE if any(row.texts) else 0
         tops.append(height)
         height += _SIDE + _GAP
-    width = max(_LEFT + columns * (_SIDE + _GAP), _LETTER * len(title))
+    width = max(_LEFT + columns * (_SIDE + _GAP) + (_BAR if scale else 0), _LETTER * len(title))
     lefts = [_LEFT + column * (_SIDE + _GAP) for column in range(columns)]
     canvas = np.full((height, width, 3), 255, dtype=np.uint8)
     for row, top in zip(rows, tops, strict=True):
@@ -193,4 +224,25 @@ def draw_rows(rows: Sequence[TileRow], *, title: str, columns: int) -> bytes:
         axis.text(_LEFT / 2, top + _SIDE / 2, row.name, ha="center", va="center", rotation=90, fontsize=8)
         for left, text in zip(lefts, row.texts, strict=False):
             axis.text(left + _SIDE / 2, top - 5, text, ha="center", va="baseline", fontsize=7.5)
-    return with_palette(png_of(figure, dpi=_DPI))
+    if scale:
+        _draw_bar(figure, scale, left=(width - _BAR) / width, top=1 - (_TOP + _ABOVE) / height)
+    return png_of(figure, dpi=2 * _DPI, dither=True)
+
+
+def _draw_bar(figure: "Figure", label: str, *, left: float, top: float) -> None:
+    """Draw the colour bar of the maps from 0 to 1, at the right of the pictures.
+
+    Args:
+        figure: to draw in.
+        label: of the bar.
+        left: in shares of the figure's width.
+        top: its upper end, in shares of the figure's height.
+    """
+    bar = figure.add_axes((left, 0.08, 0.018, top - 0.08))
+    bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=_COLOURS, extent=(0, 1, 0, 1), aspect="auto")
+    bar.set_xticks([])
+    bar.yaxis.tick_right()
+    bar.set_yticks([0, 0.5, 1])
+    bar.tick_params(labelsize=7.5)
+    bar.yaxis.set_label_position("right")
+    bar.set_ylabel(label, fontsize=8)

@@ -476,6 +476,11 @@ def _train_member(
     logits = predict(inside, config.tta_views)
     if context.rank:
         return
+    if history and "validation_auc" in history[-1] and config.tta_views > 1:
+        same = logits[
+            np.searchsorted(inside, validated)
+        ]  # of the tiles of the last validation, with all views
+        history[-1]["all_views_auc"] = auc(labels[validated], probability(same))
     invalidate_record()
     table = pd.DataFrame(
         {"id": task.index["id"].to_numpy()[inside], "label": labels[inside], "logit": logits}

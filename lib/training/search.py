@@ -28,7 +28,7 @@ import torch
 
 from lib.config import Config, config_from_dict, parse_toml, to_toml
 from lib.errors import KernelError, listed
-from lib.evaluation.metrics import MetricError, auc, auc_interval, probability
+from lib.evaluation.metrics import MetricError, auc, auc_interval, has_enough_groups, probability
 from lib.files import sha256_of, write_atomic
 from lib.model.checkpoint import load_checkpoint
 from lib.model.network import NetworkError
@@ -614,7 +614,9 @@ class _Search:
         inside = np.concatenate(rows)  # (n,)
         labels = template.index["label"].to_numpy()[inside]
         probabilities = probability(np.concatenate(logits))  # (n,)
-        low, high = auc_interval(labels, probabilities, self.task.groups[inside], seed=trial.config.seed)
+        groups, low, high = self.task.groups[inside], None, None
+        if has_enough_groups(groups):
+            low, high = auc_interval(labels, probabilities, groups, seed=trial.config.seed)
         network, _ = load_checkpoint(folder / MemberFiles(folds[0], 0).checkpoint)
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         return {

@@ -1,6 +1,7 @@
 """A trained fold leaves its hardest tiles, with maps, where a report without tiles and weights finds them."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ FILES = ("hard-tiles-0.csv", "hard-tiles-0-images.npy", "hard-tiles-0-maps.npy")
 def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench: Any, prepared: Path) -> None:
     bench.mount(prepared, "notebooks/someone/hcd-prepare")
     code, said, errors = bench.run(
-        "train", backbone="test_vit", input_size="96", epochs="1", num_members="2", class_balance="loss"
+        "train",
+        backbone="test_vit",
+        input_size="96",
+        epochs="1",
+        num_members="2",
+        class_balance="loss",
+        tta_views="4",
+        eval_every="1",
     )
     assert (code, errors) == (0, "")
     record, left = workbench.record_of(bench.working), bench.working
@@ -41,6 +49,21 @@ def test_a_fold_leaves_its_hardest_tiles_and_says_how_they_were_explained(bench:
     share = 100 * explained["share_in_centre"]["median"]
     assert f"inside the centre {share:.1f}% ({explained['tiles']} tumour tiles" in said
     assert "explain the hardest tiles" in record["seconds"]
+    assert record["scores"]["precision"] == "float32" and record["scores"]["first_weights"] == {}
+    assert record["files"]["augmented-tiles-0.npy"]["fetch"]
+    examples = np.load(left / "augmented-tiles-0.npy", allow_pickle=False)
+    assert examples.shape == (2, 7, 96, 96, 3) and examples.dtype == np.uint8
+    index = pd.read_csv(prepared / "index-train.csv", dtype={"id": str}).set_index("id")
+    originals = [hashlib.sha1(tile.tobytes()).hexdigest() for tile in examples[:, 0]]
+    assert index.loc[originals, "label"].tolist() == [1, 0]
+    assert not set(originals) & set(members[0].index)  # the fold's own tiles are not augmented
+    last = history_of(left / "history-0-member-0.jsonl")[-1]
+    assert 0 <= last["all_views_auc"] <= 1
+
+
+def history_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a history."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_network_that_cannot_be_explained_leaves_a_whole_fold(
@@ -55,5 +78,5 @@ def test_a_network_that_cannot_be_explained_leaves_a_whole_fold(
     assert code == 0 and "warning: no attribution: RuntimeError: this layer has no gradient" in said
     record, whole = workbench.record_of(bench.working), workbench.record_of(folds[0])
     assert record["scores"]["explained"] == {"missing": "RuntimeError: this layer has no gradient"}
-    assert set(whole["files"]) - set(record["files"]) == {"hard-tiles-0-maps.npy"}
+    assert set(record["files"]) == set(whole["files"]) - {"hard-tiles-0-maps.npy"}
     assert {**record["scores"], "explained": 0} == {**whole["scores"], "explained": 0}

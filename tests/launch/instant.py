@@ -19,7 +19,7 @@ from lib.runtime.inputs import missing_inputs
 from lib.runtime.run_record import RunRecord, describe_files, peek_push, write_run_record
 from lib.search_space import RECORD_FORMAT, draw_trial, search_from_dict
 
-TILES, TEST_TILES, GROUPS = 40, 12, 8
+TILES, TEST_TILES, GROUPS = 40, 12, 10  # enough groups for an interval
 TRIALS_A_SESSION = 2
 
 

@@ -72,7 +72,9 @@ def test_without_prepare_there_is_no_interval_and_so_no_other_average(
     _write(tmp_path / "outputs", {"good": 1.5, "useless": 99.0}, groups=False)
     select([], [tmp_path])
     printed = capsys.readouterr().out
-    assert "the groups of the tiles are not known" in printed and "keep the plain mean" in printed
+    assert (
+        "no interval: fewer than 10 groups of tiles are known" in printed and "keep the plain mean" in printed
+    )
 
 
 def test_unknown_and_ambiguous_experiments_are_named_together(tmp_path: Path) -> None:

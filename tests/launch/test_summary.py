@@ -83,7 +83,7 @@ def test_members_are_averaged_by_id_and_scored_as_scikit_learn_does(outputs):
         assert (row.tiles, row.auc) == (len(own), pytest.approx(roc_auc_score(own["label"], own["chance"])))
         assert row.f1_at_half == pytest.approx(f1_score(own["label"], own["chance"] >= 0.5))
         assert row.f1_at_threshold == pytest.approx(f1_score(own["label"], own["chance"] >= row.threshold))
-    assert summary.interval[0] <= summary.pooled <= summary.interval[1] and summary.groups == 8
+    assert summary.interval[0] <= summary.pooled <= summary.interval[1] and summary.groups == 10
 
 
 def test_experiments_are_averaged_by_id(outputs):

@@ -1,4 +1,4 @@
-"""Last sections: the ensemble, the leaderboard, the conclusion."""
+"""Last sections about results: the ensemble, the leaderboard, insights, conclusion, future work."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,11 @@ import numpy as np
 
 from lib.errors import KernelError
 from lib.files import sha256_of
-from lib.report.conclusion import conclude, limitations, scored_by
-from lib.report.context import ReportContext, marked_name
+from lib.report.conclusion import conclude, future_work, limitations, scored_by
+from lib.report.context import NO_FOLDS, ReportContext, marked_name
 from lib.report.formatting import count, decimals, interval, is_number, percent
 from lib.report.inputs import KernelOutput
+from lib.report.insights import insights as find_insights
 from lib.report.numbers import average_of_experiments
 from lib.report.page import Block, Heading, Items, Note, Picture, Table, Text
 from lib.report.score_figures import correlation_matrix, probability_histogram
@@ -109,7 +110,7 @@ def _average(context: ReportContext) -> list[Block]:
     )
     return [
         Table("Single experiments and their unweighted mean, tile by tile, out-of-fold", head, rows),
-        Table(caption, ("", *names), cells),
+        Table(caption, ("experiment", *names), cells),
     ]
 
 
@@ -141,6 +142,30 @@ def leaderboard(context: ReportContext) -> list[Block]:
         else:
             blocks.append(Note(f"The scored file differs from {here} (different SHA-256)."))
     return blocks
+
+
+def insights(context: ReportContext) -> list[Block]:
+    """What balance, augmentation, schedule, views and other options did, where a run or a search shows it."""
+    if not context.summaries and not context.inputs.searches:
+        return [Note(NO_FOLDS)]
+    try:
+        shown = find_insights(context.summaries, context.inputs.folds, context.inputs.searches)
+    except KernelError as error:
+        return [Note(str(error))]
+    rows = [[insight.subject, insight.text, insight.source] for insight in shown]
+    return [
+        Text(
+            "What the runs of this campaign show about the choices that were made. A difference has no cause "
+            "where more "
+            "than one option changes."
+        ),
+        Table("Observations by subject", ("subject", "observation", "shown by"), rows),
+    ]
+
+
+def future(context: ReportContext) -> list[Block]:
+    """The next experiments, each with the reason in these numbers."""
+    return [Items(future_work(context.numbers))]
 
 
 def conclusion(context: ReportContext) -> list[Block]:

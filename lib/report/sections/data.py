@@ -1,4 +1,4 @@
-"""Sections before training: the problem, the data, and the exploratory data analysis."""
+"""Sections before training: the problem, the data, the exploratory data analysis, the plan."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,14 +6,28 @@ from typing import Any
 from lib.data.competition import TEST_TILES, TRAIN_TILES
 from lib.data.prepared import BRIGHTNESS, COPIES, FOCUS, GROUP_STAINS, GROUPS, OUTLIERS, SHEET, SPLITS, STAINS
 from lib.errors import KernelError
+from lib.evaluation.out_of_fold import recorded_config
 from lib.report.context import ReportContext
-from lib.report.formatting import count, decimals, percent, several
-from lib.report.page import Block, Note, Picture, Table, Text
+from lib.report.eda_figures import class_balance
+from lib.report.findings import findings
+from lib.report.formatting import count, decimals, is_number, percent, several
+from lib.report.inputs import KernelOutput
+from lib.report.page import Block, Heading, Note, Picture, Table, Text
+from lib.report.plan import plan
 from lib.report.style import with_palette
 
 _NO_PREPARE = "There is no usable output of a prepare kernel. Run it and attach its output."
 _LARGE = 400_000  # bytes: larger figures of prepare are reduced to 256 colours, so that the page stays small
 _CLASSES = {"0": "no tumour", "1": "tumour"}
+_SUBJECTS = {  # of the exploration, with the figures of prepare that belong to each
+    "tiles": ("Tiles", (SHEET, OUTLIERS)),
+    "balance": ("Balance", (GROUPS,)),
+    "brightness": ("Brightness", (BRIGHTNESS,)),
+    "focus": ("Focus", (FOCUS,)),
+    "stain": ("Stain", (STAINS, GROUP_STAINS)),
+    "groups": ("Groups and folds", (SPLITS,)),
+    "copies": ("Near-duplicates", (COPIES,)),
+}
 _INTEGRITY = {  # findings in eda.json, in the order of the table
     "missing": "in a table, without a file",
     "not_in_a_table": "a file that is in no table",
@@ -66,6 +80,7 @@ def data(context: ReportContext) -> list[Block]:
     mismatched = sum(len(ids) for ids in eda.get("mismatches", {}).values())
     copies = eda.get("near_copies", {})
     blocks += [
+        *_balance_picture(eda, context.numbers["holdout"]),
         Table(
             "Tiles of both sets. Black: no channel above 10 of 255. Blank: all pixels equal. "
             "Focus: variance of the Laplacian",
@@ -77,8 +92,7 @@ def data(context: ReportContext) -> list[Block]:
             f"{count(sum(part.get('tiles', 0) for part in sets.values()))} did not match. "
             f"{several(copies.get('pairs', 0), 'pair')} of tiles are near-duplicates; "
             f"{count(copies.get('between_labelled_and_test', 0))} of these pairs join a labelled and a test "
-            f"tile, {count(copies.get('with_another_label', 0))} have different labels. Data id: "
-            f"{prepare.record.data_id[:16]}."
+            f"tile, {count(copies.get('with_another_label', 0))} have different labels."
         ),
     ]
     if findings := eda.get("integrity", {}):
@@ -94,6 +108,24 @@ def data(context: ReportContext) -> list[Block]:
             Note("These are not all tiles of the competition: no number here describes the full data.")
         )
     return blocks
+
+
+def _balance_picture(eda: Mapping[str, Any], holdout: Mapping[str, Any] | None) -> list[Block]:
+    """Tiles of both classes in the sets with labels; none where the counts are missing."""
+    counts = {}
+    for name, part in (("labelled", eda.get("train", {})), ("hold-out", holdout or {})):
+        tiles, tumour = part.get("tiles"), part.get("positives")
+        if is_number(tiles) and is_number(tumour):
+            counts[f"{name}, n = {count(tiles)}"] = (int(tiles - tumour), int(tumour))
+    if not counts:
+        return []
+    shown = "; ".join(
+        f"{name}: {count(tumour)} tumour ({percent(tumour / max(normal + tumour, 1))}), {count(normal)} no "
+        "tumour"
+        for name, (normal, tumour) in counts.items()
+    )
+    caption = f"Class balance: {shown}."
+    return [Picture("class-balance.png", class_balance(counts), caption, caption)]
 
 
 def _integrity_rows(findings: Mapping[str, Any]) -> list[list[str]]:
@@ -120,31 +152,21 @@ def _set_row(name: str, part: Mapping[str, Any]) -> list[str]:
 
 
 def exploration(context: ReportContext) -> list[Block]:
-    """Colours, stains, groups, outliers, and the figures that prepare drew."""
+    """Findings about balance, brightness, focus, stain, groups and copies, each beside its figures."""
     eda, prepare = context.inputs.eda(), context.inputs.prepare
     if eda is None or prepare is None:
         return [Note(_NO_PREPARE)]
-    blocks: list[Block] = [_colour_table(eda)]
-    for name, caption in _captions(eda).items():
-        if not prepare.holds(name):
-            blocks.append(Note(f"The figure {name} is missing from the output of prepare."))
-            continue
-        try:
-            png = prepare.read_picture(name)
-        except KernelError as error:
-            blocks.append(Note(str(error)))
-            continue
-        small = png if len(png) <= _LARGE else with_palette(png)
-        blocks.append(Picture(f"exploration-{name}", small, caption, caption))
-    if groups := eda.get("stain_groups", {}):
-        blocks.append(
-            Text(
-                f"The {count(groups.get('number'))} stain groups have {count(groups.get('smallest'))} to "
-                f"{count(groups.get('largest'))} tiles. A classifier that knows only the group of a tile "
-                f"reaches AUC {decimals(groups.get('auc_of_group_number'))} on stratified folds. "
-                "What exceeds 0.5 leaks when a split ignores the groups."
-            )
-        )
+    texts, captions = findings(eda), _captions(eda)
+    blocks: list[Block] = []
+    for subject, (title, figures) in _SUBJECTS.items():
+        shown = [
+            block for name in figures if name in captions for block in _figure(prepare, name, captions[name])
+        ]
+        words: list[Block] = [Text(texts[subject])] if subject in texts else []
+        if subject == "stain":
+            shown.append(_colour_table(eda))
+        if words or shown:
+            blocks += [Heading(title), *words, *shown]
     slides = eda.get("slides", {})
     if slides.get("number"):
         blocks.append(
@@ -163,6 +185,35 @@ def exploration(context: ReportContext) -> list[Block]:
     else:
         blocks.append(Note("The slide of each tile is not known: no tile-to-slide map was attached."))
     return blocks
+
+
+def _figure(prepare: KernelOutput, name: str, caption: str) -> list[Block]:
+    """A figure that prepare drew, or why it is not shown."""
+    if not prepare.holds(name):
+        return [Note(f"The figure {name} is missing from the output of prepare.")]
+    try:
+        png = prepare.read_picture(name)
+    except KernelError as error:
+        return [Note(str(error))]
+    small = png if len(png) <= _LARGE else with_palette(png)
+    return [Picture(f"exploration-{name}", small, caption, caption)]
+
+
+def plan_of_analysis(context: ReportContext) -> list[Block]:
+    """What follows from the findings, and what the experiments of this campaign do about it."""
+    configs = {}
+    for name, outputs in context.inputs.folds.items():
+        try:
+            configs[name] = recorded_config(outputs[0].record)
+        except KernelError:
+            continue  # the section on models names it
+    rows = plan(context.inputs.eda() or {}, configs)
+    lead = Text(
+        "Each finding about the data has a consequence for training or for scoring. The last column is what "
+        "the "
+        "experiments of this campaign do, read from their options."
+    )
+    return [lead, Table("From findings to methods", ("finding", "consequence", "in this campaign"), rows)]
 
 
 def _colour_table(eda: Mapping[str, Any]) -> Table:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lib.evaluation.holdout_grade import NOT_COMPARABLE
-from lib.evaluation.out_of_fold import Summary
+from lib.evaluation.metrics import MIN_GROUPS
+from lib.evaluation.out_of_fold import Summary, describe_interval
 from lib.report.conclusion import calibration_verdict
 from lib.report.context import NO_FOLDS, ReportContext
 from lib.report.formatting import ABSENT, count, decimals, file_name, interval, is_number, several
@@ -114,9 +115,17 @@ def _result_notes(summary: Summary) -> list[Block]:
     undefined = [str(row.fold) for row in summary.folds.itertuples() if not is_number(row.auc)]
     if undefined:
         blocks.append(Note(f"Fold {', '.join(undefined)} has no AUC: all its labels are the same."))
-    if summary.groups:
+    if is_number(summary.interval[0]):
         groups = f"{count(summary.groups)} {summary.grouping}"
-        blocks.append(Text(f"Intervals resample {groups}; those of a fold resample the groups of that fold."))
+        blocks.append(
+            Text(
+                f"Intervals resample {groups}; those of a fold resample the groups of that fold. "
+                f"A fold with fewer than {MIN_GROUPS} groups has no interval."
+            )
+        )
+    elif summary.groups:
+        ends = describe_interval(summary.interval, groups=summary.groups, grouping=summary.grouping)
+        blocks.append(Note(f"There is {ends}."))
     else:
         blocks.append(Note("There are no intervals: the groups of the tiles are in the output of prepare."))
     return blocks

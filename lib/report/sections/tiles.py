@@ -9,7 +9,7 @@ from lib.explain.hard_tiles import CENTRE_SHARE
 from lib.report.context import NO_FOLDS, ReportContext
 from lib.report.formatting import count, decimals, file_name, percent, several
 from lib.report.inputs import KernelOutput, read_hard_tiles
-from lib.report.numbers import why_not_explained
+from lib.report.numbers import is_explained, why_not_explained
 from lib.report.page import Block, Note, Picture, Table, Text
 from lib.report.tile_figures import COLUMNS, draw_maps, draw_mistakes
 
@@ -23,12 +23,11 @@ def mistakes(context: ReportContext) -> list[Block]:
     by_name = {summary.experiment: summary for summary in context.summaries}
     blocks: list[Block] = []
     for name, outputs, heading in context.each_experiment():
-        blocks += heading
+        blocks += [*heading, *_error_pictures(name, outputs)]
         if name in by_name:
             blocks += _error_table(by_name[name])
         else:
             blocks.append(Note(f"{name} could not be scored: {context.failed[name]}."))
-        blocks += _error_pictures(name, outputs)
     return blocks or [Note(NO_FOLDS)]
 
 
@@ -122,8 +121,10 @@ def _explanations_of(
 
 
 def _map_picture(name: str, outputs: Sequence[KernelOutput]) -> list[Block]:
+    # Maps of fewer than 3 x 3 cells mean nothing: such a run records no share. Earlier code kept the maps.
+    explained = [output for output in outputs if is_explained(output)]
     try:
-        tiles, _ = read_hard_tiles(outputs)
+        tiles, _ = read_hard_tiles(explained)
     except KernelError as error:
         return [Note(str(error))]
     shown = {title: tiles[kind] for kind, title in _ROWS.items() if tiles.get(kind)}
@@ -131,10 +132,13 @@ def _map_picture(name: str, outputs: Sequence[KernelOutput]) -> list[Block]:
         return []
     number = count(sum(len(kind) for kind in shown.values()))
     caption = (
-        f"{name}: tiles, and below each its attribution map (bright: evidence for tumour; each map has its "
-        "own scale; the frame marks the centre). Above each tile: its probability of tumour and its fold. "
+        f"{name}: tiles, and below each its attribution map over the tile in grey (bright: evidence for "
+        "tumour; "
+        "the colour bar is a share of the map's own maximum; the frame marks the centre). Above each tile: "
+        "its "
+        "probability of tumour and its fold. "
         f"The hardest or surest {COLUMNS} of each kind at most, of n = {number} tiles that the folds kept."
     )
     figure = draw_maps(shown, title=f"Attribution maps, of n = {number} tiles")
-    alt = f"Tiles of {name} with an attribution map below each."
+    alt = f"Tiles of {name}, and below each the same tile under its attribution map, with a colour bar."
     return [Picture(file_name("maps", name), figure, alt, caption)]

@@ -7,14 +7,21 @@ from lib.config import Config
 from lib.errors import KernelError
 from lib.evaluation.out_of_fold import recorded_config
 from lib.report.context import NO_FOLDS, ReportContext, marked_name
-from lib.report.formatting import ABSENT, count, decimals, file_name, is_number, several
-from lib.report.inputs import KernelOutput
-from lib.report.page import Block, Note, Picture, Table, Text
-from lib.report.score_figures import training_curves
-from lib.search_space import TABLE
+from lib.report.formatting import ABSENT, count, decimals, file_name, interval, is_number, several
+from lib.report.inputs import KernelOutput, read_augmented_tiles, read_history
+from lib.report.insights import search_effects
+from lib.report.options import TRAINING_ROWS, first_weights, training_column
+from lib.report.page import Block, Heading, Note, Picture, Table, Text
+from lib.report.score_figures import search_scores, training_curves
+from lib.report.tile_figures import draw_augmented
+from lib.search_space import TABLE, WINNER
 
 _TRIALS_SHOWN = 50
-_PRETRAINED = {"timm": "timm's weights", "none": "no", "pretrain": "self-supervised, on these tiles"}
+_STEMS = {
+    "keep": "as in the backbone",
+    "no_pool": "without the max-pool",
+    "no_stride": "without the max-pool and the first stride",
+}
 _MODEL_ROWS = (
     "experiment",
     "backbone",
@@ -22,11 +29,10 @@ _MODEL_ROWS = (
     "pretrained",
     "head",
     "input, pixels",
+    "stem",
     "networks",
     "seconds per fold",
     "devices",
-    "code",
-    "options",
 )
 
 
@@ -70,60 +76,23 @@ def _model_column(name: str, outputs: Sequence[KernelOutput], config: Config) ->
         name,
         config.backbone,
         parameters,
-        _first_weights(config),
+        first_weights(config, records[0].scores),
         head,
         str(config.input_size),
+        _STEMS[config.stem],
         f"{members} in {several(len(records), 'fold')} of {config.num_folds}",
         decimals(sum(seconds) / len(seconds), 0) if seconds else ABSENT,
         "; ".join(sorted({device for record in records for device in record.devices})) or "not recorded",
-        "; ".join(sorted({_code_of(record.bundle_id, record.git_commit) for record in records})),
-        ", ".join(_options(config)),
     ]
-
-
-def _first_weights(config: Config) -> str:
-    """Where the backbone's first weights come from; for a pretraining also where that began."""
-    text = _PRETRAINED.get(config.weights, config.weights)
-    if config.weights == "pretrain" and config.pretrain_weights != "none":
-        text += f", from {_PRETRAINED.get(config.pretrain_weights, config.pretrain_weights)}"
-    return text
-
-
-def _code_of(bundle: str, commit: str) -> str:
-    return f"bundle {bundle[:8] or 'unknown'}" + (f", commit {commit[:8]}" if commit else "")
-
-
-def _options(config: Config) -> list[str]:
-    """The options that differ from a plain training, in words."""
-    trains = config.train_mode != "linear_probe"
-    options = [
-        (not trains, "encoder frozen"),
-        (trains, several(config.epochs, "epoch")),
-        (trains and config.ddp, "all devices train one network (DDP)"),
-        (trains and bool(config.ema_decay), f"exponential moving average of weights ({config.ema_decay:g})"),
-        (config.stem != "keep", f"stem {config.stem}"),
-        (config.stain_normalisation != "none", f"stain normalisation ({config.stain_normalisation})"),
-        (trains and bool(config.mixup), f"mixup {config.mixup:g}"),
-        (trains and bool(config.cutmix), f"cutmix {config.cutmix:g}"),
-        (trains and bool(config.label_smoothing), f"label smoothing {config.label_smoothing:g}"),
-        (trains and config.class_balance != "none", f"class balance by {config.class_balance}"),
-        (trains and config.layer_decay != 1, f"layer-wise learning-rate decay {config.layer_decay:g}"),
-        (
-            trains and bool(config.freeze_epochs),
-            f"{several(config.freeze_epochs, 'epoch')} of the head alone",
-        ),
-        (bool(config.pseudo_labels), f"pseudo-labels by {config.pseudo_labels}"),
-        (True, several(config.tta_views, "test-time view")),
-    ]
-    return [text for applies, text in options if applies]
 
 
 def training(context: ReportContext) -> list[Block]:
-    """Training curves of every experiment, and steps that were shortened or skipped."""
-    blocks: list[Block] = []
+    """How every experiment was trained, augmented tiles, training curves, and steps shortened or skipped."""
+    blocks = _how(context)
     for name, outputs, heading in context.each_experiment():
         blocks += heading
         try:
+            blocks += _augmented(name, outputs)
             linear_probe = outputs[0].record.config.get("train_mode") == "linear_probe"
             blocks += _linear_probe(outputs) if linear_probe else _training_of(name, outputs)
         except KernelError as error:
@@ -138,11 +107,41 @@ def training(context: ReportContext) -> list[Block]:
     return blocks or [Note(NO_FOLDS)]
 
 
+def _how(context: ReportContext) -> list[Block]:
+    """The table of options, a column for each experiment."""
+    columns = []
+    for name, outputs in context.inputs.folds.items():
+        try:
+            config = recorded_config(outputs[0].record)
+        except KernelError:
+            continue  # the section on models names it
+        columns.append([marked_name(name, outputs), *training_column(config, outputs[0].record.scores)])
+    if not columns:
+        return []
+    head, *rows = zip(("experiment", *TRAINING_ROWS), *columns, strict=True)
+    return [Table("How the networks were trained, from the options of each run", head, rows)]
+
+
+def _augmented(name: str, outputs: Sequence[KernelOutput]) -> list[Block]:
+    tiles = read_augmented_tiles(outputs)
+    if tiles is None:
+        return []
+    shown, draws = len(tiles), tiles.shape[1] - 1
+    caption = (
+        f"{name}: augmentation, n = {several(shown, 'training tile')}, at the left, and {draws} draws of "
+        "each as the "
+        "networks see them. Mixup, CutMix and stain normalisation, where they are on, are not shown."
+    )
+    title = f"Augmentation: {several(shown, 'tile')} with {draws} draws each"
+    alt = f"{several(shown, 'training tile')} of {name}, and beside each {draws} random augmentations of it."
+    return [Picture(file_name("augmented", name), draw_augmented(tiles, title=title), alt, caption)]
+
+
 def _linear_probe(outputs: Sequence[KernelOutput]) -> list[Block]:
     rows = [
         [str(output.record.fold), f"{line['penalty']:g}" if is_number(line.get("penalty")) else ABSENT]
         for output in outputs
-        for line in _history(output, 0)
+        for line in read_history(output, 0)
     ]
     text = Text(
         "The encoder is frozen and a logistic regression is fitted to its features (linear probe): there is "
@@ -160,7 +159,7 @@ def _training_of(name: str, outputs: Sequence[KernelOutput]) -> list[Block]:
         for member in output.record.members:
             lines = [
                 line
-                for line in _history(output, member)
+                for line in read_history(output, member)
                 if is_number(line.get("epoch")) and is_number(line.get("loss"))
             ]
             network = f"fold {fold}, member {member}"
@@ -191,11 +190,6 @@ def _training_picture(name: str, histories: Mapping[tuple[int, int], Sequence[Ma
     return Picture(file_name("training", name), training_curves(histories), alt, caption)
 
 
-def _history(output: KernelOutput, member: int) -> list[dict[str, Any]]:
-    name = f"history-{output.record.fold}-member-{member}.jsonl"
-    return output.read_lines(name) if output.holds(name) else []
-
-
 def _remarks(network: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
     remarks = []
     if "shortened_to" in lines[-1]:
@@ -222,20 +216,89 @@ def search(context: ReportContext) -> list[Block]:
 
 
 def _search_of(output: KernelOutput) -> list[Block]:
+    """A search: its options, its best trial, all scores, the effect of each option, the table."""
     name = output.record.experiment or output.folder.name
     if not output.holds(TABLE):
         return [Note(f"The search of {name} has no {TABLE}.")]
     table = output.read_table(TABLE, dtype=str, keep_default_na=False)
     if table.empty:
         return [Note(f"The search of {name} finished no trial: its table is empty.")]
-    rows = [[_cell(value) for value in row] for row in table.head(_TRIALS_SHOWN).itertuples(index=False)]
-    shown = "" if len(table) <= _TRIALS_SHOWN else f", the first {_TRIALS_SHOWN} of them"
-    caption = f"Search of {name}, n = {several(len(table), 'trial')}{shown}, the best first"
-    blocks: list[Block] = [Table(caption, [str(column).replace("_", " ") for column in table.columns], rows)]
+    blocks: list[Block] = [Heading(f"Search of {name}"), *_searched(output)]
     if len(table) > 1:
         text = f"The first of {len(table)} trials was chosen by the score it shows: that score is optimistic."
         blocks.append(Note(text))
-    return blocks
+    blocks += _search_picture(name, output)
+    if effects := search_effects(output):
+        rows = [
+            [
+                effect.option.replace("_", " "),
+                row.value,
+                count(row.trials),
+                decimals(row.mean),
+                decimals(row.best),
+            ]
+            for effect in effects
+            for row in effect.rows
+        ]
+        finished = sum(row.trials for row in effects[0].rows)
+        caption = (
+            f"Finished trials by the value of each option, n = {finished}. The other options vary as well, "
+            "so a "
+            "difference need not be the effect of this option"
+        )
+        blocks.append(Table(caption, ("option", "value", "trials", "mean AUC", "best AUC"), rows))
+    rows = [[_cell(value) for value in row] for row in table.head(_TRIALS_SHOWN).itertuples(index=False)]
+    shown = "" if len(table) <= _TRIALS_SHOWN else f", the first {_TRIALS_SHOWN} of them"
+    caption = f"Search of {name}, n = {several(len(table), 'trial')}{shown}, the best first"
+    return [*blocks, Table(caption, [str(column).replace("_", " ") for column in table.columns], rows)]
+
+
+def _searched(output: KernelOutput) -> list[Block]:
+    """The method of a search, its best trial, and the trials that did not finish."""
+    result = output.record.scores.get("search")
+    if not isinstance(result, Mapping):
+        return []
+    space = result.get("space") or {}
+    options = ", ".join(str(option).replace("_", " ") for option in space.get("space") or {})
+    folds = [str(fold) for fold in space.get("folds") or ()]
+    statuses = ", ".join(
+        f"{count(result[key])} {key.replace('_', ' ')}"
+        for key in ("finished", "pruned", "failed", "not_run")
+        if is_number(result.get(key))
+    )
+    method = f"Method: {space.get('method', 'not recorded')}, over {options or 'no option that was recorded'}"
+    on_folds = f", each trial scored on fold {', '.join(folds)}" if folds else ""
+    texts = [f"{method}{on_folds}. Trials: {statuses or 'not recorded'}."]
+    values = result.get("values")
+    if is_number(result.get("auc")) and isinstance(values, Mapping):
+        best = ", ".join(f"{key} = {value}" for key, value in values.items())
+        low, high = result.get("interval") or (None, None)
+        uncertainty = f" (95 % interval {interval(low, high)})" if is_number(low) else ""
+        texts.append(
+            f"The best trial has an out-of-fold AUC of {decimals(result['auc'])}{uncertainty}: {best}. "
+            f"{WINNER} is "
+            "the experiment with these values."
+        )
+    if result.get("complete") is False:
+        texts.append("The search is not complete: run it again to go on.")
+    return [Text(" ".join(texts))]
+
+
+def _search_picture(name: str, output: KernelOutput) -> list[Block]:
+    table = output.read_table(TABLE)
+    if not {"trial", "status", "auc"} <= set(table):
+        return []
+    scored = table[table["auc"].notna()]
+    if len(scored) < 2:
+        return []
+    best = decimals(float(scored["auc"].max()))
+    caption = (
+        f"Search of {name}: out-of-fold AUC of n = {len(scored)} trials in the order in which they were "
+        "drawn; the "
+        f"line is the best so far, at last {best}."
+    )
+    alt = f"AUC of {len(scored)} trials of the search of {name}; the best is {best}."
+    return [Picture(file_name("search", name), search_scores(scored), alt, caption)]
 
 
 def _cell(text: str) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, mannwhitneyu, norm, rankdata
 from sklearn.metrics import f1_score
 
+from lib.evaluation.holdout_grade import grade_holdout
 from lib.evaluation.metrics import (
     MetricError,
     auc,
@@ -19,8 +20,10 @@ from lib.evaluation.metrics import (
     f1,
     fold_scores,
     group_interval,
+    has_enough_groups,
     probability,
 )
+from lib.evaluation.out_of_fold import describe_interval
 
 # Few distinct values, so that ties are common.
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12)), min_size=2, max_size=40)
@@ -276,3 +279,15 @@ def test_about_95_of_100_intervals_contain_the_true_auc_when_slides_are_resample
     by_slide = sum(_holds(seed, by_group=True) for seed in range(100))
     assert 88 <= by_slide <= 99  # 92 err by 2.7
     assert sum(_holds(seed, by_group=False) for seed in range(50)) < 42
+
+
+def test_fewer_than_ten_groups_have_no_interval() -> None:
+    labels, scores = np.arange(40) % 2, np.random.default_rng(0).random(40)
+    for groups, enough in ((9, False), (10, True)):
+        names = np.arange(40) % groups
+        assert has_enough_groups(names) is enough
+        grade = grade_holdout(labels, scores, names, name="own.csv", grouping="slides")
+        assert (grade["interval_95"] != [None, None]) is enough and grade["groups"] == groups
+    assert not has_enough_groups(None)
+    described = describe_interval([None, None], groups=9, grouping="slides")
+    assert described == "no interval: 9 slides, and 10 are needed"

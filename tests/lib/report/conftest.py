@@ -34,6 +34,7 @@ def campaign(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         campaigns.write_campaign(folder, prepared, campaigns.EXPERIMENTS)
+        campaigns.write_search(folder / "hcd-smoke-search")
 
     return made_once(tmp_path_factory, "report-campaign", make)
 

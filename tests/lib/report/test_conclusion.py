@@ -100,7 +100,7 @@ EXPLAINED = {"method": "attention rollout", "tiles": 1, "mean": 0.05}
         ),
         (
             {"one": {"interval_95": [None, None]}},
-            "no interval, because the groups of the tiles are not",
+            "no interval: 60 stain groups, and 10 are needed",
             "95 %",
         ),
         ({"one": {"groups": 1, "grouping": "slides"}}, "bootstrap over 1 slide)", "slides"),

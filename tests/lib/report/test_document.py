@@ -22,27 +22,27 @@ from sklearn import metrics
 from launch import ROOT
 from launch.campaign.report import report_document
 from lib.config import Config
-from lib.report.document import REPORT_NUMBERS, REPORT_PAGE, Report
-from lib.report.page import Note, Section, Table
+from lib.report.document import REPORT_NUMBERS, REPORT_PAGE, SECTIONS, Report
+from lib.report.page import Facts, Items, Note, Section, Table
 
-SECTIONS = [
-    "problem",
-    "data",
-    "exploration",
-    "models",
-    "training",
-    "search",
-    "results",
-    "curves",
-    "decisions",
-    "calibration",
-    "splits",
-    "mistakes",
-    "explanations",
-    "ensemble",
-    "leaderboard",
-    "conclusion",
-]
+# Every part that a notebook one hands in has, and the sections that hold it.
+PARTS = {
+    "result first": ("summary",),
+    "problem": ("problem",),
+    "data": ("data",),
+    "exploration with findings and a plan": ("exploration", "plan"),
+    "architecture": ("models",),
+    "training": ("training",),
+    "search": ("search",),
+    "metrics": ("results", "curves", "decisions", "calibration", "splits"),
+    "single tiles": ("mistakes", "explanations"),
+    "leaderboard": ("ensemble", "leaderboard"),
+    "insights": ("insights",),
+    "conclusion": ("conclusion",),
+    "future work": ("future",),
+    "reproducibility": ("reproducibility",),
+    "references": ("references",),
+}
 
 
 def texts(section: Section) -> str:
@@ -154,10 +154,10 @@ def test_the_page_shows_the_computed_numbers(written) -> None:
     report, folder, _ = written
     page = (folder / REPORT_PAGE).read_text()
     for experiment, found in report.context.numbers["experiments"].items():
-        assert f"{found['auc']:.4f}" in texts(report.results())
+        assert f"{found['auc']:.4f}" in texts(report.section("results"))
         [table] = [
             b
-            for b in report.results().blocks
+            for b in report.section("results").blocks
             if isinstance(b, Table) and b.caption.startswith(f"{experiment}:")
         ]
         shown = [row[3] for row in table.rows]
@@ -165,14 +165,19 @@ def test_the_page_shows_the_computed_numbers(written) -> None:
         matrix = found["confusion_at_thresholds"]
         assert f"TN {matrix[0][0]:,}, FP {matrix[0][1]:,}, FN {matrix[1][0]:,}, TP {matrix[1][1]:,}" in page
     assert f"{max(found['auc'] for found in report.context.numbers['experiments'].values()):.4f}" in texts(
-        report.conclusion()
+        report.section("conclusion")
     )
     assert page.count("<h2") == len(report.sections())
-    assert (
-        [section.name for section in report.sections()]
-        == SECTIONS
-        == [getattr(report, name)().name for name in SECTIONS]
-    )
+
+
+def test_the_page_has_every_part_in_order(written) -> None:
+    report, folder, _ = written
+    names = [name for part in PARTS.values() for name in part]
+    assert names == [name for name, _, _ in SECTIONS] == [each.name for each in report.sections()]
+    page = (folder / REPORT_PAGE).read_text()
+    at = [page.index(f'<section id="{name}"') for name in names]
+    assert at == sorted(at) and at[0] < page.index("<nav") < at[1]
+    assert all(section.blocks for section in report.sections())
 
 
 def test_a_section_in_a_notebook_is_small_and_leaves_the_heading_to_the_notebook(written) -> None:
@@ -185,7 +190,9 @@ def test_a_section_in_a_notebook_is_small_and_leaves_the_heading_to_the_notebook
         for picture in section.pictures:
             kind, content = picture.compact_source.removeprefix("data:image/").split(";base64,")
             with Image.open(io.BytesIO(base64.b64decode(content))) as image:
-                assert image.format == kind.upper() and image.size == picture.size
+                density = 2 if kind == "png" else 1  # a PNG is kept only where it is the smaller one
+                assert image.format == kind.upper()
+                assert image.size == pytest.approx([density * side for side in picture.size], abs=1)
 
 
 def test_the_notebook_shows_every_section_once_below_a_heading_of_its_own(written) -> None:
@@ -200,6 +207,55 @@ def test_the_notebook_shows_every_section_once_below_a_heading_of_its_own(writte
             sections.append((match[1], heading))
     assert [name for name, _ in sections] == [section.name for section in report.sections()]
     assert len(set(headings)) == len(headings) and len({below for _, below in sections}) == len(sections)
+
+
+def test_the_summary_holds_the_result_with_its_uncertainty_and_three_caveats(written) -> None:
+    report, _, _ = written
+    [facts] = [block for block in report.section("summary").blocks if isinstance(block, Facts)]
+    shown = {fact.label: f"{fact.value}; {fact.detail}" for fact in facts.facts}
+    best = report.context.numbers["experiments"]["smoke"]
+    low, high = best["interval_95"]
+    assert f"{best['auc']:.4f}; 95 % interval {low:.4f} to {high:.4f}, resampling 12 stain groups" in next(
+        iter(shown.values())
+    )
+    assert "private 0.9100, public 0.9000; submission of 2026-11-24" in shown["Scored by the emulated Kaggle"]
+    assert (
+        shown["Folds of smoke"].startswith("3, stratified; random tiles")
+        and "seed 2018" in shown["Folds of smoke"]
+    )
+    assert "480 labelled, 120 test; not all of the competition" in shown["Tiles"]
+    assert "bundle bbbbbbbb, commit cccccccc" in shown["Code"] and re.search(
+        r"20\d\d-\d\d-\d\d", shown["Report made"]
+    )
+    [caveats] = [block for block in report.section("summary").blocks if isinstance(block, Items)]
+    assert len(caveats.items) == 3 and "not the competition's" in caveats.items[0]
+
+
+def test_figures_are_dense_and_pictures_come_before_ids(written) -> None:
+    report, _, _ = written
+    for section in report.sections():
+        for picture in section.pictures:
+            pixels = Image.open(io.BytesIO(picture.png)).size
+            assert pixels == pytest.approx(tuple(2 * side for side in picture.size), abs=1), picture.name
+    kinds = [block.kind for block in report.section("mistakes").blocks]
+    assert kinds.index("picture") < kinds.index("table")
+    with_hashes = [section.name for section in report.sections() if "bbbbbbbb" in texts(section)]
+    assert with_hashes == ["summary", "reproducibility"]
+    assert [picture.name for picture in report.section("training").pictures][0] == "augmented-smoke.png"
+
+
+def test_maps_of_few_cells_are_not_drawn(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
+    """Earlier code kept such maps in the output; the reason in run.json decides."""
+    root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
+    before = campaigns.report_of(root, tmp_path / "before").section("explanations")
+    assert [picture.name for picture in before.pictures] == ["maps-smoke.png"]
+    reason = "Grad-CAM on 2 x 2 cells: any such map has a ninth in the centre"
+    for path in root.glob("*fold*/run.json"):
+        record = json.loads(path.read_text())
+        record["scores"]["explained"] = {"missing": reason}
+        path.write_text(json.dumps(record))
+    section = campaigns.report_of(root, tmp_path / "after").section("explanations")
+    assert not section.pictures and reason in notes(section)
 
 
 def test_transductive_and_optimistic_scores_are_marked_in_every_section(written) -> None:
@@ -218,7 +274,9 @@ def test_transductive_and_optimistic_scores_are_marked_in_every_section(written)
         assert "transductive" in texts(report.section(name)), name
     for name in ("leaderboard", "conclusion"):
         assert "transductive" in texts(report.section(name)).lower(), name
-    assert "optimistic" in notes(report.results()) and "stratified (optimistic)" in texts(report.splits())
+    assert "optimistic" in notes(report.section("results")) and "stratified (optimistic)" in texts(
+        report.section("splits")
+    )
 
 
 class _Page(HTMLParser):
@@ -231,7 +289,7 @@ class _Page(HTMLParser):
 
 
 def test_the_page_is_self_contained(written) -> None:
-    _, folder, names = written
+    report, folder, names = written
     page = _Page()
     page.feed((folder / REPORT_PAGE).read_text())
     tags = [tag for tag, _ in page.tags]
@@ -243,7 +301,12 @@ def test_the_page_is_self_contained(written) -> None:
     assert all(not (attributes.get("src") or "").startswith(("http", "//")) for _, attributes in page.tags)
     links = [attributes["href"] for tag, attributes in page.tags if "href" in attributes]
     anchors = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
-    assert links and all(link == "data:," or (link or "").removeprefix("#") in anchors for link in links)
+    outside = {link for link in links if (link or "").startswith("https://")}
+    assert outside == {
+        address for block in report.section("references").blocks for _, address in block.sources
+    }
+    inside = [link for link in links if link not in outside]
+    assert inside and all(link == "data:," or (link or "").removeprefix("#") in anchors for link in inside)
     headings = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
     assert headings[0] == 1 and headings.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(headings, headings[1:], strict=False))
@@ -278,9 +341,9 @@ def test_names_from_files_cannot_become_markup(
             root / f"fold-{fold}", prepared, name, Config(**campaigns.OPTIONS), fold, hard_tiles=False
         )
     report = campaigns.report_of(root, tmp_path / "out", facts={"campaign": "<b>bold</b>"})
-    section = report.decisions()
+    section = report.section("decisions")
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+\.png", picture.name) for picture in section.pictures)
-    html = section._repr_html_() + report.problem()._repr_html_()
+    html = section._repr_html_() + report.section("problem")._repr_html_()
     assert "<script" not in html and "<b>" not in html and "&lt;script&gt;" in html
 
 
@@ -304,15 +367,15 @@ def test_one_fold_has_neither_a_tuned_threshold_nor_a_calibration(
     one_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
     report, said = all_sections(one_experiment("prepare", "smoke-fold-1"), tmp_path)
-    assert "2 folds of 3 are missing" in notes(report.results())
-    assert "There is no tuned threshold" in notes(report.decisions()) and "There is no calibration" in notes(
-        report.calibration()
-    )
-    assert not report.calibration().pictures
+    assert "2 folds of 3 are missing" in notes(report.section("results"))
+    assert "There is no tuned threshold" in notes(
+        report.section("decisions")
+    ) and "There is no calibration" in notes(report.section("calibration"))
+    assert not report.section("calibration").pictures
     assert "smoke: 2 folds of 3 are missing" in said and "need at least two folds" in said
-    assert "no usable output of an inference kernel" in notes(report.ensemble())
-    assert "There is no leaderboard score" in notes(report.leaderboard())
-    assert "No search was made" in notes(report.search())
+    assert "no usable output of an inference kernel" in notes(report.section("ensemble"))
+    assert "There is no leaderboard score" in notes(report.section("leaderboard"))
+    assert "No search was made" in notes(report.section("search"))
 
 
 def test_without_prepare_there_are_scores_and_no_intervals(
@@ -323,13 +386,13 @@ def test_without_prepare_there_are_scores_and_no_intervals(
     table = recomputed(campaign, "smoke", EXPERIMENTS["smoke"])
     wanted = metrics.roc_auc_score(table["label"], table["score"])
     assert report.context.numbers["experiments"]["smoke"]["auc"] == pytest.approx(wanted, abs=1e-9)
-    assert "There are no intervals" in notes(report.results()) and report.context.numbers["experiments"][
-        "smoke"
-    ]["interval_95"] == [
+    assert "There are no intervals" in notes(report.section("results")) and report.context.numbers[
+        "experiments"
+    ]["smoke"]["interval_95"] == [
         None,
         None,
     ]
-    assert "prepare" in notes(report.exploration()) and not report.exploration().pictures
+    assert "prepare" in notes(report.section("exploration")) and not report.section("exploration").pictures
     assert report.ids()["data_id"] and report.ids()["fold_table_id"]
 
 
@@ -339,10 +402,10 @@ def test_a_damaged_fold_is_named_and_left_out(one_experiment: Callable[..., Path
     path = root / "hcd-smoke-fold-1" / "oof-1-member-0.csv"
     path.write_bytes(path.read_bytes().replace(b"-0.", b"+0.", 1))
     report = campaigns.report_of(root, tmp_path / "working")
-    said = texts(report.conclusion())
-    for section in (report.data(), report.results()):
+    said = texts(report.section("conclusion"))
+    for section in (report.section("data"), report.section("results")):
         assert "oof-1-member-0.csv is damaged" in notes(section)
-    assert "1 fold of 3 is missing" in notes(report.results())
+    assert "1 fold of 3 is missing" in notes(report.section("results"))
     assert [row["fold"] for row in report.context.numbers["experiments"]["smoke"]["folds"]] == [0, 2]
     assert "1 output could not be used and is missing" in said
 
@@ -356,7 +419,7 @@ def test_a_broken_record_and_a_fold_that_is_present_twice_are_named(
     (root / "hcd-smoke-fold-0" / "run.json").write_text("{")
     shutil.copytree(root / "hcd-smoke-fold-1", root / "copy-of-fold-1")
     report = campaigns.report_of(root, tmp_path / "working")
-    said = notes(report.data())
+    said = notes(report.section("data"))
     assert "hcd-smoke-fold-0/run.json cannot be read" in said
     assert "fold 1 of smoke is present 2 times, in copy-of-fold-1 and hcd-smoke-fold-1" in said
     assert [row["fold"] for row in report.context.numbers["experiments"]["smoke"]["folds"]] == [2]
@@ -367,9 +430,9 @@ def test_folds_of_other_data_are_not_scored(one_experiment: Callable[..., Path],
     path = root / "hcd-smoke-fold-2" / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data_id": "f" * 64}))
     report = campaigns.report_of(root, tmp_path / "working")
-    said = texts(report.conclusion())
-    assert "they were trained on different data" in notes(report.results())
-    assert "The score of smoke is not known:" in said and not report.results().pictures
+    said = texts(report.section("conclusion"))
+    assert "they were trained on different data" in notes(report.section("results"))
+    assert "The score of smoke is not known:" in said and not report.section("results").pictures
     assert report.ids()["data_id"] == ""
 
 
@@ -390,7 +453,7 @@ def test_a_fold_with_one_class_has_no_auc_and_the_rest_has(
     root = one_experiment("smoke-fold-0", "smoke-fold-1", "smoke-fold-2")
     rewrite_fold(root, 1, lambda table: table[table["label"] == 0])
     report = campaigns.report_of(root, tmp_path / "working")
-    assert "Fold 1 has no AUC: all its labels are the same" in notes(report.results())
+    assert "Fold 1 has no AUC: all its labels are the same" in notes(report.section("results"))
     found = report.context.numbers["experiments"]["smoke"]
     assert found["folds"][1]["auc"] is None and 0 < found["auc"] < 1
 
@@ -400,7 +463,7 @@ def test_one_class_everywhere_cannot_be_scored(one_experiment: Callable[..., Pat
     for fold in (0, 1):
         rewrite_fold(root, fold, lambda table: table[table["label"] == 1])
     report, said = all_sections(root, tmp_path)
-    assert "AUC is undefined" in notes(report.results()) and not report.curves().pictures
+    assert "AUC is undefined" in notes(report.section("results")) and not report.section("curves").pictures
     assert "No score is known: no fold of any experiment could be scored" in said
 
 
@@ -410,14 +473,14 @@ def test_labels_that_contradict_the_index_are_refused(
     root = one_experiment("prepare", "smoke-fold-0", "smoke-fold-1")
     rewrite_fold(root, 0, lambda table: table.assign(label=1 - table["label"]))
     report = campaigns.report_of(root, tmp_path / "working")
-    assert "another label out of fold than in the index" in notes(report.results())
+    assert "another label out of fold than in the index" in notes(report.section("results"))
 
 
 def test_predictions_that_are_no_table_are_named(one_experiment: Callable[..., Path], tmp_path: Path) -> None:
     root = one_experiment("smoke-fold-0", "smoke-fold-1")
     rewrite_fold(root, 0, lambda table: table[["id"]])
     report = campaigns.report_of(root, tmp_path / "working")
-    assert "has the columns id; expected: id, label, logit" in notes(report.results())
+    assert "has the columns id; expected: id, label, logit" in notes(report.section("results"))
 
 
 def test_an_older_run_without_hard_tiles_and_parameter_counts_is_reported(
@@ -436,15 +499,15 @@ def test_an_older_run_without_hard_tiles_and_parameter_counts_is_reported(
             scores={"parameters_millions": None},
         )
     report = campaigns.report_of(root, tmp_path / "working")
-    said = texts(report.conclusion())
-    assert not report.mistakes().pictures and not report.explanations().pictures
-    assert "Pictures of fold 0, 1 are missing" in notes(report.mistakes())
+    said = texts(report.section("conclusion"))
+    assert not report.section("mistakes").pictures and not report.section("explanations").pictures
+    assert "Pictures of fold 0, 1 are missing" in notes(report.section("mistakes"))
     assert any(
-        isinstance(block, Table) for block in report.mistakes().blocks
+        isinstance(block, Table) for block in report.section("mistakes").blocks
     )  # the tiles are named all the same
-    assert "the run kept no maps" in notes(report.explanations()) and "the run did not record it" in notes(
-        report.models()
-    )
+    assert "the run kept no maps" in notes(
+        report.section("explanations")
+    ) and "the run did not record it" in notes(report.section("models"))
     assert "not known how much of its attribution is in the centre" in said
 
 
@@ -464,7 +527,7 @@ def test_the_reason_for_missing_maps_is_shown(
             scores=why,
         )
     assert "Linear has no feature map to explain" in notes(
-        campaigns.report_of(root, tmp_path / "out").explanations()
+        campaigns.report_of(root, tmp_path / "out").section("explanations")
     )
 
 
@@ -476,8 +539,11 @@ def test_a_frozen_encoder_has_no_training_curve(
     for fold in range(2):
         campaigns.write_fold(root / f"fold-{fold}", prepared, "smoke", config, fold, hard_tiles=False)
     report = campaigns.report_of(root, tmp_path / "out")
-    assert not report.training().pictures and "there is no training curve" in texts(report.training())
-    assert "encoder frozen" in texts(report.models()) and "(head only)" in texts(report.models())
+    assert not report.section("training").pictures and "there is no training curve" in texts(
+        report.section("training")
+    )
+    assert "logistic regression" in texts(report.section("training"))
+    assert "(head only)" in texts(report.section("models"))
 
 
 @pytest.mark.parametrize(
@@ -495,7 +561,7 @@ def test_a_search_is_shown_row_by_row(
 ) -> None:
     root = one_experiment("prepare")
     campaigns.seal(root / "search", "search", {"search.csv": text}, experiment="smoke")
-    section = campaigns.report_of(root, tmp_path / "out").search()
+    section = campaigns.report_of(root, tmp_path / "out").section("search")
     assert wanted in notes(section)
     tables = [block for block in section.blocks if isinstance(block, Table)]
     assert [list(row) for table in tables for row in table.rows] == (
@@ -513,7 +579,7 @@ def test_a_submission_without_a_list_of_members(
         "inference",
         {"submission.csv": pd.DataFrame({"id": ids, "label": 0.3}).to_csv(index=False)},
     )
-    section = campaigns.report_of(root, tmp_path / "out").ensemble()
+    section = campaigns.report_of(root, tmp_path / "out").section("ensemble")
     assert "ensemble.csv is missing" in notes(section) and "0.0 % of them are 0.5 or more" in texts(section)
 
 
@@ -527,7 +593,9 @@ def test_the_scored_file_is_compared_with_the_submission_of_the_report(
     def said(**leaderboard: Any) -> str:
         facts = {"leaderboard": campaigns.leaderboard(**leaderboard)}
         return texts(
-            campaigns.report_of(campaign, tmp_path, experiments=("smoke",), facts=facts).leaderboard()
+            campaigns.report_of(campaign, tmp_path, experiments=("smoke",), facts=facts).section(
+                "leaderboard"
+            )
         )
 
     same, other = said(sha256=sha256, judge="Kaggle"), said(sha256="0" * 64)
@@ -550,13 +618,13 @@ def test_stratified_folds_are_compared_with_grouped_folds_of_another_campaign(
     }
     report = campaigns.report_of(root, tmp_path / "one", facts={"other_campaigns": [other_campaign]})
     gap = report.context.numbers["experiments"]["smoke"]["auc"] - 0.5
-    assert f"difference of {gap:+.4f}" in texts(report.splits())
-    assert "not known how optimistic its folds are" not in texts(report.conclusion())
+    assert f"difference of {gap:+.4f}" in texts(report.section("splits"))
+    assert "not known how optimistic its folds are" not in texts(report.section("conclusion"))
     alone = campaigns.report_of(
         root, tmp_path / "two", facts={"other_campaigns": [other_campaign | {"experiment": "strong"}]}
     )
-    assert "not known how optimistic stratified folds are" in notes(alone.splits())
-    assert "not known how optimistic its folds are" in texts(alone.conclusion())
+    assert "not known how optimistic stratified folds are" in notes(alone.section("splits"))
+    assert "not known how optimistic its folds are" in texts(alone.section("conclusion"))
 
 
 def test_a_hold_out_is_a_row_beside_the_folds_with_its_caution(
@@ -575,11 +643,11 @@ def test_a_hold_out_is_a_row_beside_the_folds_with_its_caution(
     }
     path.write_text(json.dumps(record), encoding="utf-8")
     report = campaigns.report_of(root, tmp_path / "one")
-    table = next(block for block in report.splits().blocks if isinstance(block, Table))
+    table = next(block for block in report.section("splits").blocks if isinstance(block, Table))
     row = table.rows[-1]
     assert row[2:] == ["hold-out mlebench (random)", "-", "216", "0.9123", "0.8800 to 0.9400"]
-    assert "never with a leaderboard" in notes(report.splits())
-    assert "AUC 0.9123 on 216 tiles" in texts(report.conclusion())
+    assert "never with a leaderboard" in notes(report.section("splits"))
+    assert "AUC 0.9123 on 216 tiles" in texts(report.section("conclusion"))
     assert report.context.numbers["holdout"]["medal"] == "below median"
 
 
@@ -611,5 +679,5 @@ def test_errors_of_a_network_without_maps_are_shown(
         kept = {key: value for key, value in record.items() if key not in ("kind", "format")}
         campaigns.seal(folder, "train", files, **kept)
     report = campaigns.report_of(root, tmp_path / "working")
-    assert len(report.mistakes().pictures) == len(before.mistakes().pictures) == 1
-    assert before.explanations().pictures and not report.explanations().pictures
+    assert len(report.section("mistakes").pictures) == len(before.section("mistakes").pictures) == 1
+    assert before.section("explanations").pictures and not report.section("explanations").pictures

@@ -36,7 +36,9 @@ def test_figures_show_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_sheet_shows_tiles_of_their_class_pixel_for_pixel(tmp_path: Path) -> None:
     contact_sheet(MANY, LABELS, tmp_path / "x.png")
-    picture = np.asarray(Image.open(tmp_path / "x.png").convert("RGB")).astype(int)
+    dense = np.asarray(Image.open(tmp_path / "x.png").convert("RGB")).astype(int)
+    picture = dense[::2, ::2]  # a pixel of a tile has 2 x 2 pixels
+    assert (dense[52:, 52:] == picture[26:, 26:].repeat(2, axis=0).repeat(2, axis=1)).all()
     shown = []
     for row in range(4):
         for column in range(10):
