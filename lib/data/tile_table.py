@@ -85,6 +85,8 @@ def read_tile_table(path: Path, tiles: Sequence[str]) -> TileTable:
     found = tile.notna()
     if len(twice := tile[found][tile[found].duplicated()].unique()):
         problems.append(f"{len(twice):,} tiles are named more than once: {shorten(twice)}")
+    if groups is not None and (empty := int((content[groups][found].str.strip() == "").sum())):
+        problems.append(f"{empty:,} tiles have an empty {groups}")
     if not found.any() and not several:
         problems.append(
             f"none of its {len(wanted):,} names ({shorten(wanted)}) is that of a tile ({shorten(tiles)})"

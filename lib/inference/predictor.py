@@ -120,6 +120,7 @@ class Predictor:
             )
             for fold in folds
         }
+        _require_one_data(folds)
         _, warnings = validate_members(
             outputs, wanted=wanted, data_id=folds[0].record.data_id, strict_bundle=False
         )
@@ -225,6 +226,23 @@ class Predictor:
         if self.scaling is not None:
             calibrated = self.scaling.recalibrate(logit(mean))
         return pd.DataFrame({"probability": mean, "spread": members.std(axis=1), "calibrated": calibrated})
+
+
+def _require_one_data(folds: Sequence[FinishedFold]) -> None:
+    """Check that all experiments were trained on the same labelled tiles.
+
+    Raises:
+        PredictorError: they were not; their mean would be calibrated on tiles that not all predicted.
+    """
+    data: dict[str, set[str]] = {}
+    for fold in folds:
+        data.setdefault(fold.record.experiment, set()).add(fold.record.data_id)
+    if len(set.union(*data.values())) > 1 and all(len(ids) == 1 for ids in data.values()):
+        trained = [f"{name}: data {next(iter(ids))[:8]}..." for name, ids in data.items()]
+        remedy = "Choose those of one data id with --experiment NAME."
+        raise PredictorError(
+            listed("these experiments were trained on different data:", trained, remedy=remedy)
+        )
 
 
 @contextmanager

@@ -238,7 +238,7 @@ def test_a_rehearsal_finds_the_weights_that_stayed_on_the_emulated_kaggle(
         assert len(Predictor.load(folder, device="cpu").members) == 2
 
 
-@pytest.mark.parametrize("case", ["twice", "absent", "damaged", "nothing"])
+@pytest.mark.parametrize("case", ["twice", "absent", "damaged", "nothing", "other data"])
 def test_members_that_cannot_be_used_are_refused(case: str, tmp_path: Path, members: Path) -> None:
     if case != "nothing":
         shutil.copytree(members, tmp_path, dirs_exist_ok=True)
@@ -248,6 +248,9 @@ def test_members_that_cannot_be_used_are_refused(case: str, tmp_path: Path, memb
         other = shutil.copytree(first, tmp_path / "other")
         workbench.reseal(other, push_id="another")
         expected = f"fold 0 of {NAME} is found more than once"
+    elif case == "other data":
+        workbench.reseal(first, experiment="other", data_id="e" * 64)
+        expected = "trained on different data:(.|\n)*other: data eeeeeeee(.|\n)*--experiment"
     elif case == "absent":
         experiments, expected = ("strong",), "strong has no finished fold here"
     elif case == "damaged":

@@ -144,6 +144,7 @@ def test_labels_are_matched_by_path_name_or_stem(tmp_path: Path) -> None:
             ["fit several tiles", "labels are not 0 or 1", "more than once"],
         ),
         ("id,label\nx,1\ny,0\n", [r"none of its 2 names \(x, y\)"]),
+        ("id,label,slide\nb,1,\ns1/a.png,0,s\n", ["1 tiles have an empty slide"]),
         ('id,label\n"a,1\n', ["not a CSV file"]),
     ],
 )
