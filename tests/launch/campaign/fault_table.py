@@ -22,7 +22,7 @@ def known_faults() -> list[tuple[str, str]]:
     ]
 
 
-def tested_faults() -> dict[tuple[str, str], list[str]]:
+def faults_in_tests() -> dict[tuple[str, str], list[str]]:
     """The names of the tests of each fault: of a row of a table, or of a function."""
     tested: dict[tuple[str, str], list[str]] = {}
     for path in sorted(_FOLDER.glob("test_*.py")):
@@ -66,7 +66,7 @@ def _rows_of(name: str) -> int:
 
 def markdown() -> str:
     """The table for docs/testing.md, and how many rows FINISHES and STOPS have."""
-    tested, (passing, staying) = tested_faults(), (_rows_of("FINISHES"), _rows_of("STOPS"))
+    tested, (passing, staying) = faults_in_tests(), (_rows_of("FINISHES"), _rows_of("STOPS"))
     lines = [f"Campaigns with a fault that passes: {passing}; with a fault that stays: {staying}.", ""]
     lines += ["| on | fault | tests |", "|---|---|---|"]
     for place, kind in known_faults():

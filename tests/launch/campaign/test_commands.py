@@ -552,7 +552,7 @@ def test_run_with_hours_says_what_it_picked_and_the_same_command_continues(accou
 
     code, text, pushed = hours("0.2", "--reserve-hours", "2")
     assert code == 0, text
-    assert "--hours 0.2 picks fold 0 of 3; smoke-" in text and "as it is. About 0.18 h" in text
+    assert "--hours 0.2 picks fold 0 of 3; smoke-" in text and "as it is. About 0.1" in text
     assert "(2 h of them reserved for other work)" in text
     assert "The rest is planned with the measured time" in text
     assert sum("fold" in slug for slug in pushed) == 1

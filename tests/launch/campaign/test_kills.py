@@ -1,6 +1,7 @@
 """kill -9 after every write of the ledger, and around every request that changes something.
 
 After each, the same command finishes, and the service has seen each push, upload and submission once.
+A folder with another version of the client in PYTHONPATH puts that version before the installed one.
 """
 
 import json
@@ -84,7 +85,8 @@ def _alone(folder, **order):
     path = folder / "order.json"
     values = {"folder": str(folder / "campaigns" / "one"), "knobs": KNOBS, "serve": str(folder), **order}
     path.write_text(json.dumps(values))
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT)]))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": path}
     running = Running(path, environment, folder)
     out, err = running.communicate(timeout=90)
     assert running.returncode is not None

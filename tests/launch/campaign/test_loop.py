@@ -182,7 +182,7 @@ def test_inputs_that_another_campaign_replaced_are_taken_over_or_made_again(worl
     kaggle = world()
     assert kaggle.run(knobs=SHARED, folds=[0], submit=False).code == 0
     kaggle.kernels.data_id = data_id * 64
-    other = {"knobs": [*SHARED, "epochs=3"], "folder": str(kaggle.folder / "campaigns" / "two")}
+    other = {"knobs": [*SHARED, "epochs=4"], "folder": str(kaggle.folder / "campaigns" / "two")}
     assert kaggle.run(**other, code="edited", folds=[0], submit=False).code == 0
     kaggle.kernels.data_id = "d" * 64
     ended = kaggle.run(knobs=SHARED)
