@@ -289,7 +289,8 @@ def find_campaign(name: str | None) -> Path:
     if not ledgers:
         raise LaunchError(
             f"there is no campaign yet in {campaigns()}: start one with build_kernel.py run. "
-            "(`smoke` and `local` have made their reports already, in the folders that they printed.)"
+            "(`smoke` and `local` have made their reports already, in the folders that they printed; "
+            "build_kernel.py status --local shows a run of `local`.)"
         )
     return ledgers[-1].parent
 

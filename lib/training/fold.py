@@ -347,7 +347,8 @@ def _train_member(
         device
     )
     steps = steps_per_epoch(training_set, config)
-    planned, per_step = steps * config.epochs, tiles_per_step(training_set, config)
+    per_step = tiles_per_step(training_set, config)
+    planned = steps * config.epochs
     name = f"{task.name}, member {member}"
     if not grad_accum_steps:
         tiles = per_step // context.size
