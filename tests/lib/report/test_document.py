@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import campaigns
@@ -24,6 +25,7 @@ from launch.campaign.report import report_document
 from lib.config import Config
 from lib.report.document import REPORT_NUMBERS, REPORT_PAGE, SECTIONS, Report
 from lib.report.page import Facts, Items, Note, Section, Table
+from lib.report.sections.data import exploration
 
 # Every part that a notebook one hands in has, and the sections that hold it.
 PARTS = {
@@ -681,3 +683,21 @@ def test_errors_of_a_network_without_maps_are_shown(
     report = campaigns.report_of(root, tmp_path / "working")
     assert len(report.section("mistakes").pictures) == len(before.section("mistakes").pictures) == 1
     assert before.section("explanations").pictures and not report.section("explanations").pictures
+
+
+@pytest.mark.parametrize(
+    ("slides", "told", "untold"),
+    [
+        ({"number": 3, "unnamed_tiles": 1234}, "names no slide for 1,234 labelled tiles", "not known"),
+        ({"number": 3, "unnamed_tiles": 0}, "map names 3 slides", "names no slide"),
+        ({"number": 0, "unnamed_tiles": 0}, "no tile-to-slide map was attached", "names no slide"),
+    ],
+)
+def test_the_exploration_tells_what_a_slide_map_leaves_out(
+    slides: dict[str, int], told: str, untold: str
+) -> None:
+    prepare = SimpleNamespace(holds=lambda name: False)
+    inputs = SimpleNamespace(eda=lambda: {"slides": slides}, prepare=prepare)
+    blocks = exploration(SimpleNamespace(inputs=inputs))  # type: ignore[arg-type]
+    shown = "\n".join(str(getattr(block, "text", "")) for block in blocks)
+    assert told in shown and untold not in shown
