@@ -85,8 +85,8 @@ def _alone(folder, **order):
     path = folder / "order.json"
     values = {"folder": str(folder / "campaigns" / "one"), "knobs": KNOBS, "serve": str(folder), **order}
     path.write_text(json.dumps(values))
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT)]))
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": path}
+    modules = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT)]))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONPATH": modules}
     running = Running(path, environment, folder)
     out, err = running.communicate(timeout=90)
     assert running.returncode is not None
