@@ -213,7 +213,7 @@ def _fetched(folder: Path) -> Target:
     from launch.errors import LaunchError
     from launch.kaggle_api.types import Listing
 
-    path = _record_in(folder / "there")
+    path = _record_in(folder / "there", "inference")
     sample = path.read_bytes()
 
     class Fetching:
@@ -242,7 +242,7 @@ def _fetched(folder: Path) -> Target:
         shutil.rmtree(folder / "outputs", ignore_errors=True)
         listing = Listing(Names(), "")
         found = peek_record(kaggle, "hcd-x", listing, folder=folder / "outputs")
-        output_key(fetch_output(kaggle, "hcd-x", listing, found, kind="train", folder=folder / "outputs"))
+        output_key(fetch_output(kaggle, "hcd-x", listing, found, kind="inference", folder=folder / "outputs"))
 
     return Target([sample], _from_json, take, (LaunchError,))
 
