@@ -76,7 +76,7 @@ def search(template: FoldTask, tmp_path: Path) -> Callable[..., SearchResult]:
             key: values.pop(key) for key in ("weights", "finished", "deadline", "template") if key in values
         }
         space = search_from_dict({"method": "grid", "space": GRID, **values}, name="s")
-        groups = np.arange(len(template.index)) % 6
+        groups = np.arange(len(template.index)) % 12
         task = SearchTask(
             **{
                 "space": space,
