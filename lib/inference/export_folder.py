@@ -21,7 +21,7 @@ from lib.data.competition import TRAIN_TILES
 from lib.data.prepared import TRAIN_INDEX, PreparedError, read_index
 from lib.errors import KernelError
 from lib.evaluation.metrics import MetricError
-from lib.evaluation.out_of_fold import ResultError, Summary, score_experiment
+from lib.evaluation.out_of_fold import ResultError, Summary, describe_interval, score_experiment
 from lib.files import sha256_of, write_atomic
 from lib.inference.exported import CONFIG_NAME, FORMAT
 from lib.inference.onnx_file import require_packages, write_onnx
@@ -274,10 +274,7 @@ def _about_data(summaries: Sequence[Summary], predictor: Predictor) -> list[str]
 
 
 def _result(summary: Summary) -> str:
-    low, high = summary.interval
-    interval = "no interval: the groups of the tiles are not known"
-    if math.isfinite(low):
-        interval = f"95 % interval {low:.4f} to {high:.4f}, resampling {summary.groups} {summary.grouping}"
+    interval = describe_interval(summary.interval, groups=summary.groups, grouping=summary.grouping)
     return (
         f"* {summary.experiment}: AUC {summary.pooled:.4f} on n = {len(summary.table):,} tiles ({interval})."
     )

@@ -86,7 +86,7 @@ def test_rules_that_were_not_accepted_are_a_problem(home, root):
 
 @pytest.mark.parametrize(
     ("left", "allowed", "level", "word"),
-    [(8.0, 30.0, OK, "7.0 h"), (3.0, 30.0, WARNING, "from "), (1.0, 1.5, PROBLEM, "longer than a week")],
+    [(8.0, 30.0, OK, "7.8 h"), (3.0, 30.0, WARNING, "from "), (1.0, 1.5, PROBLEM, "longer than a week")],
 )
 def test_the_quota_is_compared_with_the_expected_cost(left, allowed, level, word, home, root):
     """Three folds of 2 h, and an inference that is as much slower than its estimate as they are."""
