@@ -101,6 +101,9 @@ def test_an_invalid_token_that_hides_a_key_is_named(world, home, root, monkeypat
     environment |= {"KAGGLE_API_TOKEN": TOKEN, "KAGGLE_CONFIG_DIR": str(home / ".kaggle")}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    # The client reads where its files are when it is imported, and an earlier test may have imported it.
+    for module in [name for name in sys.modules if name.partition(".")[0] in ("kaggle", "kagglesdk")]:
+        monkeypatch.delitem(sys.modules, module)
     account = connect(RetryPolicy(call_timeout=5, attempts=2, delay=0.05))
     finding = check(account, home, root, environment=environment, experiments=[])["credentials"]
     assert finding.level == PROBLEM
