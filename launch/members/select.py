@@ -1,5 +1,6 @@
 """Select the experiments to average, on their out-of-fold predictions (`ensemble select`)."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from lib.errors import KernelError, listed
 from lib.evaluation.averages import describe_weights
 from lib.evaluation.ensemble_selection import Selection, select_experiments
 from lib.evaluation.out_of_fold import Summary, score_experiment
-from lib.runtime.run_record import RECORD_NAME, RunRecordError, peek_kind, read_run_record
+from lib.runtime.finished_folds import outputs_below
+from lib.runtime.run_record import RunRecordError, peek_kind, read_run_record
 
-# Below a folder: outputs as mounts, of `local`, of a campaign, of `smoke`.
-_PLACES = ("*", "*/working", "outputs/*", "campaign/outputs/*")
+logger = logging.getLogger(__name__)
 
 
 def select(experiments: Sequence[str], folders: Sequence[Path]) -> Selection:
@@ -34,7 +35,7 @@ def select(experiments: Sequence[str], folders: Sequence[Path]) -> Selection:
 
 
 def _read(experiments: Sequence[str], folders: Sequence[Path]) -> list[Summary]:
-    """The out-of-fold scores of the experiments.
+    """The out-of-fold scores of the experiments. An output that cannot be read is named and left out.
 
     Raises:
         LaunchError: names are unknown, or folds of one experiment lie in two places.
@@ -42,19 +43,21 @@ def _read(experiments: Sequence[str], folders: Sequence[Path]) -> list[Summary]:
     """
     by_experiment: dict[str, dict[Path, list[Path]]] = {}
     indexes: dict[str, Path] = {}
-    outputs = {path.parent for folder in folders for place in _PLACES for path in _records(folder, place)}
-    for output in sorted(outputs):
-        kind = peek_kind(output)
+    pushes: set[tuple[str, int, str]] = set()  # a fetched copy of an output is the same output
+    for output in [path for folder in folders for path in outputs_below(folder, ("train", "prepare"))]:
         try:
-            if kind == "train":
-                record = read_run_record(output, kind=kind, fetched_only=True)
-                place = output.parent.parent if output.name == "working" else output.parent
-                by_experiment.setdefault(record.experiment, {}).setdefault(place, []).append(output)
-            elif kind == "prepare":
-                record = read_run_record(output, kind=kind, fetched_only=True)
-                indexes[record.data_id] = output / TRAIN_INDEX
+            record = read_run_record(output, kind=str(peek_kind(output)), fetched_only=True)
         except RunRecordError as error:
-            raise LaunchError(str(error)) from error
+            logger.warning("left out: %s", error)
+            continue
+        if record.kind == "prepare":
+            indexes.setdefault(record.data_id, output / TRAIN_INDEX)
+            continue
+        push = (record.experiment, record.fold, record.push_id or str(output))
+        if push not in pushes:
+            pushes.add(push)
+            place = output.parent.parent if output.name == "working" else output.parent
+            by_experiment.setdefault(record.experiment, {}).setdefault(place, []).append(output)
     names = list(experiments) or sorted(by_experiment)
     problems = [
         f"{name} has no finished fold in these folders" for name in names if name not in by_experiment
@@ -75,10 +78,6 @@ def _read(experiments: Sequence[str], folders: Sequence[Path]) -> list[Summary]:
         index = read_index(indexes[data_id]) if data_id in indexes else None
         summaries.append(score_experiment(name, parts, index))
     return summaries
-
-
-def _records(folder: Path, place: str) -> list[Path]:
-    return list(folder.glob(f"{place}/{RECORD_NAME}")) if folder.is_dir() else []
 
 
 def _print(selection: Selection) -> None:

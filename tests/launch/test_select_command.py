@@ -17,7 +17,9 @@ from lib.evaluation.metrics import auc, probability
 CONFIG = Config(**campaigns.OPTIONS | {"num_members": 1, "num_folds": 3})
 
 
-def _write(root: Path, noises: dict[str, float], *, tiles: int = 300, groups: bool = True) -> None:
+def _write(
+    root: Path, noises: dict[str, float], *, tiles: int = 300, groups: bool = True, campaign: str = ""
+) -> None:
     """Folds of experiments whose logits are the label plus noise; and the index of prepare."""
     generator = np.random.default_rng(0)
     ids = [f"{n:040x}" for n in range(tiles)]
@@ -42,6 +44,7 @@ def _write(root: Path, noises: dict[str, float], *, tiles: int = 300, groups: bo
                 experiment=name,
                 config=CONFIG.to_dict(),
                 fold=fold,
+                push_id=f"{campaign}.hcd-{name}-fold-{fold}.1",
                 members=[0],
                 data_id="d" * 64,
                 fold_table_id="f" * 64,
@@ -79,7 +82,7 @@ def test_without_prepare_there_is_no_interval_and_so_no_other_average(
 
 def test_unknown_and_ambiguous_experiments_are_named_together(tmp_path: Path) -> None:
     for place in ("first", "second"):
-        _write(tmp_path / place / "outputs", {"one": 1.0, "two": 1.0})
+        _write(tmp_path / place / "outputs", {"one": 1.0, "two": 1.0}, campaign=place)
     with pytest.raises(LaunchError) as caught:
         select(["one", "three"], [tmp_path / "first", tmp_path / "second"])
     message = str(caught.value)
@@ -92,3 +95,16 @@ def test_a_plan_refuses_weights_of_other_experiments() -> None:
         plan_kernels([load_experiment("smoke")], average="smoke=1,other=2")
     kernels = plan_kernels([load_experiment("smoke")], average="smoke=2")
     assert next(kernel for kernel in kernels if kernel.kind == "inference").average == "smoke=2"
+
+
+def test_an_output_that_cannot_be_read_is_left_out_and_a_fetched_copy_is_the_same_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in ("outputs", "fetched"):
+        _write(tmp_path / place, {"one": 2.0, "two": 2.0})
+    _write(tmp_path / "outputs", {"broken": 1.0})
+    for path in (tmp_path / "outputs").glob("hcd-broken-*/*.csv"):
+        path.write_text("id,label,logit\n", encoding="utf-8")
+    select([], [tmp_path])
+    assert "keep the plain mean" in capsys.readouterr().out
+    assert caplog.text.count("left out: ") == 3 and "hcd-broken-fold-2" in caplog.text
