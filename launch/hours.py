@@ -83,7 +83,7 @@ def inference_hours(configs: Sequence[Config], folds: Sequence[int]) -> float:
         _hours(FORWARD_SHARE * number * config.num_members * config.tta_views * TEST_TILES / GPUS, config)
         - start
         for config, number in zip(configs, folds, strict=True)
-        if config.train_mode == "full"  # the heads of linear probes take seconds on a CPU
+        if config.train_mode != "linear_probe"  # the heads of linear probes take seconds on a CPU
     )
 
 

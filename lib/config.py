@@ -23,7 +23,18 @@ EXPECTATIONS = ("expected_hours", "pretrain_hours")  # estimates for planning; t
 # These decide the fold table.
 FOLD_OPTIONS = ("fold_split", "num_folds", "seed", "stain_groups", "slide_map", "holdout")
 # These decide the network that a training starts from.
-NETWORK_OPTIONS = ("backbone", "weights", "mean", "std", "input_size", "pooling", "stem")
+NETWORK_OPTIONS = (
+    "backbone",
+    "weights",
+    "mean",
+    "std",
+    "train_mode",
+    "train_blocks",
+    "lora_rank",
+    "input_size",
+    "pooling",
+    "stem",
+)
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt")
 _KNOWS_THE_TEST_LABELS = re.compile(r"pcam|patch_?camelyon|tiatoolbox", re.IGNORECASE)
 # These decide the output of the prepare kernel.
@@ -112,9 +123,20 @@ class Config:
     std: str = _option("", "Standard deviation of red, green and blue that the backbone expects; see mean.")
     train_mode: str = _option(
         "full",
-        "full: train the whole network. linear_probe: keep the backbone frozen; the embed kernel computes "
+        "full: train the whole network. last_blocks: only the last train_blocks blocks and the head. lora: "
+        "low-rank adapters of all linear layers, and the head; they are merged into the weights at the end. "
+        "linear_probe: keep the backbone frozen; the embed kernel computes "
         "the features of all tiles once, and the folds fit a logistic regression on them, on CPUs.",
-        choices=("full", "linear_probe"),
+        choices=("full", "last_blocks", "lora", "linear_probe"),
+    )
+    train_blocks: int = _option(
+        2, "With train_mode = last_blocks: blocks that learn, counted from the logit.", low=1, high=1000
+    )
+    lora_rank: int = _option(
+        8,
+        "With train_mode = lora: rank of the adapters. A higher rank learns more and needs more memory.",
+        low=1,
+        high=1024,
     )
     input_size: int = _option(
         96,
@@ -383,7 +405,9 @@ class Config:
         if not problems and self.freeze_epochs >= self.epochs:
             problems.append(f"freeze_epochs = {self.freeze_epochs} is not below epochs = {self.epochs}")
         if not problems and self.train_mode == "linear_probe" and self.pseudo_labels:
-            problems.append("pseudo_labels needs train_mode = full: a linear probe does not use them")
+            problems.append(
+                "pseudo_labels needs train_mode = full, last_blocks or lora: a linear probe does not use them"
+            )
         if not problems and self.train_mode == "linear_probe":
             problems += self._linear_probe_problems()
         if not problems and self.schedule == "one_cycle" and self.warmup_epochs:
@@ -493,7 +517,10 @@ class Config:
     @property
     def network(self) -> "Config":
         """The defaults with the options that decide the network: what can be checked before any training."""
-        return Config(**{option: getattr(self, option) for option in NETWORK_OPTIONS})
+        options = {option: getattr(self, option) for option in NETWORK_OPTIONS}
+        if self.train_mode == "linear_probe":  # it trains no part of its network
+            options["train_mode"] = "full"
+        return Config(**options)
 
     @property
     def downloads_weights(self) -> bool:

@@ -86,8 +86,10 @@ _REFUSED = {
         ),
         "an encoder is pretrained once, before the search",
     ),
-    "train_mode": "a frozen encoder is embedded by another kernel",
+    "train_mode": "a frozen encoder is embedded by another kernel, and other modes differ in time and memory",
 }
+
+_OPTION_OF_MODE = {"train_blocks": "last_blocks", "lora_rank": "lora"}  # options of one train_mode
 
 
 class SearchError(ConfigError):
@@ -350,6 +352,12 @@ def _problems_with(space: SearchSpace, base: Config) -> list[str]:
             "the experiment's encoder is frozen (train_mode = linear_probe), a search trains networks: "
             "--set train_mode=full"
         )
+    for option, mode in _OPTION_OF_MODE.items():
+        if option in space.space and base.train_mode not in (mode, "linear_probe"):
+            problems.append(
+                f"{option} changes nothing, because the experiment has train_mode = {base.train_mode}: "
+                f"--set train_mode={mode}"
+            )
     if base.pseudo_labels:
         problems.append(
             f"the experiment learns from the pseudo-labels of {base.pseudo_labels}: "

@@ -395,7 +395,7 @@ def _inference_hours(kernel: Kernel, ledger: Ledger | None) -> float:
     estimate = estimates.inference_hours(kernel.configs, folds)
     corrections = []
     for name, config in zip(kernel.experiments, kernel.configs, strict=True):
-        if config.train_mode == "full":
+        if config.train_mode != "linear_probe":
             measured = _measured_seconds(kernel, ledger, experiment=name)
             known = max(measured) / 3600 if measured else _fold_hours(config)
             corrections.append(known / estimates.fold_hours(config))

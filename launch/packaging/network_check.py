@@ -117,13 +117,14 @@ def _build(tasks: Iterable[Mapping[str, Any]]) -> list[str]:
     """Build the networks in this process; what is wrong with them."""
     from lib.errors import KernelError
     from lib.model.network import build_network
+    from lib.model.tuning import prepare_tuning
 
     problems = []
     for task in tasks:
         config = config_from_dict(task["config"])
         paths = {name: Path(task[name]) for name in ("file", "folder") if name in task}
         try:
-            build_network(config, **paths)  # type: ignore[arg-type]
+            prepare_tuning(build_network(config, **paths), config)  # type: ignore[arg-type]
         except KernelError as error:
             problems.append(str(error))
     return problems

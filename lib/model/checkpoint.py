@@ -13,6 +13,7 @@ from lib.config import Config, ConfigError, config_from_record
 from lib.errors import KernelError
 from lib.files import write_atomic
 from lib.model.network import Classifier, NetworkError, build_network
+from lib.model.tuning import merged_state
 from lib.validation import UNREADABLE, type_errors
 
 CHECKPOINT_FORMAT = 2
@@ -41,8 +42,8 @@ class Identity:
 
 
 def save_checkpoint(path: Path, network: Classifier, identity: Identity) -> None:
-    """Write weights and identity atomically; the same network gives the same bytes."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    """Write weights, with adapters merged, and identity atomically; the same network gives the same bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in merged_state(network).items()}
     # A single entry: safetensors writes several in the order of a randomly seeded hash table.
     metadata = {"checkpoint": json.dumps({**asdict(identity), "encoder": network.encoder}, sort_keys=True)}
     write_atomic(path, save(tensors, metadata=metadata))

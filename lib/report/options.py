@@ -58,7 +58,7 @@ def training_column(config: Config, scores: Mapping[str, Any]) -> list[str]:
 
 def _network(config: Config, scores: Mapping[str, Any]) -> dict[str, str]:
     return {
-        "optimiser": "AdamW (betas 0.9 and 0.999)",
+        "optimiser": f"AdamW (betas 0.9 and 0.999){_trained_part(config)}",
         "peak learning rate": _rate(config),
         "schedule": _schedule(config),
         "weight decay": f"{config.weight_decay:g}, decoupled; none on biases and norms",
@@ -75,6 +75,14 @@ def _network(config: Config, scores: Mapping[str, Any]) -> dict[str, str]:
         "seed": f"{config.seed}; each network has its own first weights and order of tiles",
         "prediction": _views(config),
     }
+
+
+def _trained_part(config: Config) -> str:
+    """The part of the network that learns; empty where all of it does."""
+    return {
+        "last_blocks": f", on the last {several(config.train_blocks, 'block')} and the head",
+        "lora": f", on low-rank adapters (LoRA, rank {config.lora_rank}) and the head",
+    }.get(config.train_mode, "")
 
 
 def _linear_probe(config: Config, scores: Mapping[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from lib.errors import KernelError
 from lib.image.augment import AugmentationDraws, augment, symmetries
 from lib.model.network import Classifier, autocast
 from lib.model.predict import is_out_of_memory
+from lib.model.tuning import keep_frozen_statistics
 from lib.training.distributed import SINGLE_PROCESS, DistributedContext
 from lib.training.ema import WeightAverage
 from lib.training.mixup import build_mix, smooth
@@ -242,6 +243,7 @@ def train_one_epoch(
         TrainingError: the weights are not finite, no loss is, or too many steps in a row were skipped.
     """
     network.train()
+    keep_frozen_statistics(network)
     if is_frozen(epoch, config):
         freeze_backbone(network)
     forward = network if forward is None else forward
@@ -350,11 +352,6 @@ def _forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
             "larger input (--set input_size=...)."
         ) from error
     return logits
-
-
-def unfreeze(network: Classifier) -> None:
-    """Let all parameters learn."""
-    network.requires_grad_(True)
 
 
 def find_grad_accum_steps(

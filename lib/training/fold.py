@@ -22,6 +22,7 @@ from lib.files import sha256_of, write_atomic
 from lib.model.checkpoint import Identity, count_parameters, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
 from lib.model.predict import is_out_of_memory, predict_logits
+from lib.model.tuning import choose_trained, prepare_tuning
 from lib.progress import Progress, describe_rate, describe_time
 from lib.training.distributed import DistributedContext
 from lib.training.ema import WeightAverage
@@ -34,7 +35,6 @@ from lib.training.epoch import (
     steps_per_epoch,
     tiles_per_step,
     train_one_epoch,
-    unfreeze,
 )
 from lib.training.event_file import event_file, event_records
 from lib.training.optimizer import OptimizerStep, build_optimizer, warmup_steps
@@ -343,9 +343,9 @@ def _train_member(
     )
     # Seeds the first weights.
     torch.manual_seed(int(np.random.SeedSequence([*training_set.entropy, 0]).generate_state(1)[0]))
-    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file")).to(
-        device
-    )
+    network = build_network(config, folder=task.weights.get("folder"), file=task.weights.get("file"))
+    prepare_tuning(network, config)
+    network = network.to(device)
     steps = steps_per_epoch(training_set, config)
     per_step = tiles_per_step(training_set, config)
     planned = steps * config.epochs
@@ -564,7 +564,7 @@ def _wrap(
     if frozen:
         freeze_backbone(network)
     else:
-        unfreeze(network)
+        choose_trained(network, config)
     return context.wrap(compiled, sync_batchnorm=config.sync_batchnorm)
 
 

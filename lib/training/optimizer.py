@@ -9,6 +9,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from lib.config import Config
+from lib.model.tuning import timm_network
 
 _ONE_CYCLE_WARMUP = 0.3  # share of the steps in which the one-cycle rate rises
 _ONE_CYCLE_START = 25.0  # the rate starts at the peak divided by this
@@ -23,7 +24,7 @@ def build_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
     is its factor.
     """
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    backbone, prefix = _timm_network(network)
+    backbone, prefix = timm_network(network)
     exempt = {prefix + name for name in getattr(backbone, "no_weight_decay", set)()}
     if config.layer_decay < 1:
         groups = param_groups_layer_decay(
@@ -46,14 +47,6 @@ def build_optimizer(network: nn.Module, config: Config) -> torch.optim.AdamW:
     # for the host. The rate is a tensor for the same reason: it changes on the device.
     device = next(iter(trained.values())).device
     return torch.optim.AdamW(groups, lr=torch.tensor(config.learning_rate, device=device), fused=True)
-
-
-def _timm_network(network: nn.Module) -> tuple[nn.Module, str]:
-    """The timm network inside ours, and the prefix of its parameters' names."""
-    prefix = ""
-    while isinstance(inner := getattr(network, "backbone", None), nn.Module):
-        network, prefix = inner, f"{prefix}backbone."
-    return network, prefix
 
 
 def warmup_steps(config: Config, *, steps: int) -> int:

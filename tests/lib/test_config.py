@@ -194,7 +194,10 @@ def test_equal_configs_share_their_hash() -> None:
         ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "one_cycle has its own warm-up"),
         ({"weights": "imagenet"}, "timm, none, pretrain, or the name of a file"),
         ({"train_mode": "linear_probe"}, "num_members = 1"),
-        ({"train_mode": "linear_probe", "num_members": 1, "pseudo_labels": "x"}, "needs train_mode = full"),
+        (
+            {"train_mode": "linear_probe", "num_members": 1, "pseudo_labels": "x"},
+            "train_mode = full, last_blocks or lora",
+        ),
     ],
 )
 def test_options_that_contradict_each_other_name_the_problem(options: dict[str, Any], message: str) -> None:

@@ -346,6 +346,8 @@ def test_a_search_that_makes_no_sense_says_why(values: dict[str, Any], message: 
     [
         ({"train_mode": "linear_probe", "num_members": 1, "weights": "timm"}, {}, "frozen"),
         ({"pseudo_labels": "strong"}, {}, "the pseudo-labels of strong"),
+        ({}, {"space": {"lora_rank": [4, 8]}}, "lora_rank changes nothing.*--set train_mode=lora"),
+        ({"train_mode": "lora"}, {"space": {"train_blocks": [1, 2]}}, "--set train_mode=last_blocks"),
         ({"weights": "pretrain"}, {"space": {"backbone": ["a", "b"]}}, "those of one backbone"),
         ({}, {"folds": [0, 7]}, "there is no fold 7"),
         (

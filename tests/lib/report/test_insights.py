@@ -99,6 +99,8 @@ def test_a_loss_of_another_kind_is_not_compared(smoke: Report) -> None:
         ({"ema_decay": 0.999}, "weights that predict", "moving average"),
         ({"tta_views": 4}, "prediction", "mean logit of 4 views"),
         ({"train_mode": "linear_probe", "num_members": 1}, "optimiser", "logistic regression"),
+        ({"train_mode": "lora", "lora_rank": 4}, "optimiser", "adapters (LoRA, rank 4) and the head"),
+        ({"train_mode": "last_blocks"}, "optimiser", "on the last 2 blocks and the head"),
     ],
 )
 def test_the_training_is_described_by_its_options(options: dict[str, Any], row: str, expected: str) -> None:

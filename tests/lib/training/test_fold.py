@@ -208,6 +208,36 @@ def test_with_every_option_changed_a_stopped_fold_still_ends_in_the_same_bytes(
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "backbone"), [("lora", "test_vit"), ("last_blocks", "test_vit"), ("last_blocks", "test_resnet")]
+)
+def test_a_fold_that_tunes_a_part_is_stopped_resumed_and_read_back(
+    task: FoldTask, tmp_path: Path, mode: str, backbone: str
+) -> None:
+    turned = with_options(
+        task,
+        train_mode=mode,
+        train_blocks=1,
+        lora_rank=2,
+        backbone=backbone,
+        ema_decay=0.9,
+        layer_decay=0.8,
+        freeze_epochs=1,
+    )
+    _train(turned, tmp_path / "whole")
+    with killed_at("epoch 3 of 3"):
+        _train(turned, tmp_path / "stopped")
+    _train(turned, tmp_path / "stopped")
+    assert left_in(tmp_path / "stopped") == left_in(tmp_path / "whole")
+    network, _ = load_checkpoint(tmp_path / "whole" / FILES[0])  # a plain network: adapters are merged
+    rows = np.flatnonzero(task.folds == 1)
+    logits = predict_logits(
+        network, task.tiles, rows, views=4, batch_size=512, device=CPU, precision=torch.float32
+    )
+    written = pd.read_csv(tmp_path / "whole" / FILES[1])["logit"].to_numpy()
+    np.testing.assert_allclose(written, logits, atol=1e-5)
+
+
 def test_the_average_predicts_and_not_the_last_weights(task: FoldTask, whole: Path, tmp_path: Path) -> None:
     _train(with_options(task, ema_decay=0.5), tmp_path / "averaged")
     averaged, _ = load_checkpoint(tmp_path / "averaged" / FILES[0])

@@ -81,7 +81,16 @@ FURTHER: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, FURTHER])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        FURTHER,
+        FURTHER | {"train_mode": "lora", "lora_rank": 2},
+        FURTHER | {"train_mode": "last_blocks", "train_blocks": 1},
+    ],
+    ids=["plain", "further", "lora", "last blocks"],
+)
 def test_two_processes_on_one_member_give_the_losses_of_one(
     task: FoldTask, tmp_path: Path, options: dict[str, Any]
 ) -> None:
