@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from lib.model.hub_encoders import licence_terms
 from lib.model.weights import fetch_encoder
 from lib.runtime.hardware import preflight
 from lib.runtime.inputs import encoder_folder
@@ -28,6 +29,8 @@ def recipe(session: Session) -> None:
         folder = session.working / encoder_folder(encoder)
         temporary = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(temporary, ignore_errors=True)
+        if terms := licence_terms(encoder):
+            logger.warning("the weights of %s have terms of their own: %s", encoder, terms)
         with session.stage(f"fetch {encoder}"):
             descriptions[encoder] = fetch_encoder(encoder, temporary)
         session.invalidate_record()

@@ -1,6 +1,7 @@
 """Write dist/: the library dataset and every kernel of a campaign, complete for the plain Kaggle client."""
 
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -36,7 +37,10 @@ from launch.packaging.secret_scan import refuse_secrets
 from launch.plan import NOTEBOOK_KINDS, Kernel, plan_kernels
 from lib.errors import listed
 from lib.files import write_atomic
+from lib.model.hub_encoders import licence_terms
 from lib.search_space import SearchSpace, values_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,7 @@ def build(
     kernels = plan_kernels(experiments, datasets=datasets, folds=folds, average=average, search=search)
     _require_datasets(kernels)
     _require_known_backbones(kernels)
+    _warn_of_terms(kernels)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -258,6 +263,17 @@ def _require_known_backbones(kernels: Sequence[Kernel]) -> None:
     if problems := check_backbones(names):
         remedy = "Change backbone in the experiment or the search, or use --set backbone=NAME."
         raise LaunchError(listed("these backbones cannot be built:", problems, remedy=remedy))
+
+
+def _warn_of_terms(kernels: Sequence[Kernel]) -> None:
+    """Log the terms of weights that go beyond the name of a licence, before anything downloads them."""
+    encoders: dict[str, list[str]] = {}
+    for kernel in kernels:
+        for encoder in kernel.encoders:
+            if terms := licence_terms(encoder):
+                encoders.setdefault(terms, []).append(encoder)
+    for terms, names in encoders.items():
+        logger.warning("the weights of %s have terms of their own: %s", ", ".join(names), terms)
 
 
 def _require_datasets(kernels: Sequence[Kernel]) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from lib.config import Config
 from lib.errors import KernelError
 from lib.image.stain import normalise_stains
+from lib.model.hub_encoders import layer_arguments
 from lib.model.pooling import (
     PooledBackbone,
     build_pool,
@@ -182,10 +183,13 @@ def build_network(
     with tempfile.TemporaryDirectory() as temporary:
         if encoder:
             (Path(temporary) / _ENCODER_CONFIG).write_text(encoder, encoding="utf-8")
-        name = f"local-dir:{folder or temporary}" if folder or encoder else config.backbone
+        source = folder or Path(temporary)
+        name = f"local-dir:{source}" if folder or encoder else config.backbone
         try:
+            if folder or encoder:
+                arguments |= layer_arguments(source / _ENCODER_CONFIG)
             backbone = _create(name, arguments, pretrained=False, input_size=size)
-        except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        except (RuntimeError, ValueError, AssertionError, OSError, TypeError) as error:
             raise NetworkError(
                 f"timm cannot build the backbone {config.backbone!r} with one logit: {error}"
             ) from error

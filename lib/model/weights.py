@@ -1,10 +1,11 @@
 """Pretrained weights of a backbone: download an encoder, read a weight file, load it into the backbone."""
 
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -12,11 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lib.errors import KernelError, listed
+from lib.model.dinov2_layout import LayoutError, timm_arguments, to_dinov2_names
+from lib.model.hub_encoders import HUB, known_encoder, repository_of, with_layers
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "model.safetensors"
-_HUB, _LOCAL = "hf-hub:", "local-dir:"
+_LOCAL = "local-dir:"
 _CLASSIFIERS = ("fc", "head.fc", "head", "classifier", "head_dist", "last_linear")
 # Entries of a training's file that hold its weights: Lightning, the examples of PyTorch, fastai and timm.
 _ENTRIES = ("state_dict", "model_state_dict", "model")
@@ -193,14 +196,24 @@ def fetch_encoder(encoder: str, folder: Path) -> dict[str, float | str]:
     import timm
     from timm.models import save_for_hf
 
+    known = known_encoder(encoder)
     try:
-        network = timm.create_model(encoder, pretrained=True)
-        arguments = _model_arguments(encoder)
+        if known.layout == "dinov2":
+            network, arguments = _fetch_dinov2(encoder)
+        else:
+            arguments = {**_model_arguments(encoder), **known.arguments}
+            network = timm.create_model(encoder, pretrained=True, **with_layers(arguments))
     except Exception as error:  # the hub's errors have no common class: no network, not found, gated
+        access = "that a gated licence is accepted (build_kernel.py doctor --check-gated)"
+        if known.gated:
+            access = (
+                "that its terms are accepted (doctor --check-gated). A kernel on Kaggle has no token: "
+                "download it on your machine, build_kernel.py weights EXPERIMENT --upload"
+            )
         raise WeightsError(
             f"the weights of {encoder} could not be fetched: {type(error).__name__}: {error}\n"
-            "Check the name (with the tag of its weights), that the kernel has internet, and that a gated "
-            "licence is accepted; or train from random weights: --set weights=none."
+            f"Check the name (with the tag of its weights), that the kernel has internet, and {access}; "
+            "or train from random weights: --set weights=none."
         ) from error
     # Without the arguments timm would build the architecture's default: no LayerScale, another patch size.
     save_for_hf(network, str(folder), safe_serialization=True, model_args=arguments)
@@ -212,27 +225,72 @@ def fetch_encoder(encoder: str, folder: Path) -> dict[str, float | str]:
     return {"parameters_millions": round(millions, 3), "license": _licence(encoder, settings)}
 
 
+def _fetch_dinov2(encoder: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Download a checkpoint in transformers' layout of DINOv2 into timm's network; no code of the hub runs.
+
+    Returns:
+        The network, and timm's arguments for it in JSON's types.
+
+    Raises:
+        LayoutError: the tensors or the normalisation are not those of such an encoder.
+        RuntimeError: a tensor of the network is missing, of another shape, or not in the network.
+    """
+    import timm
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    repository, _, revision = encoder.removeprefix(HUB).partition("@")
+
+    def download(name: str) -> Path:
+        return Path(hf_hub_download(repository, name, revision=revision or None))
+
+    try:
+        content: object = load_file(download(WEIGHTS_NAME))
+    except EntryNotFoundError:
+        content = _read_torch(download("pytorch_model.bin"))
+    tensors = to_dinov2_names(cast(dict[str, torch.Tensor], content))
+    architecture, arguments = timm_arguments(tensors)
+    pixels = json.loads(download("preprocessor_config.json").read_text(encoding="utf-8"))
+    try:
+        mean, std = ([float(number) for number in pixels[name]] for name in ("image_mean", "image_std"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LayoutError(f"preprocessor_config.json has no image_mean and image_std: {error}") from error
+    overlay = {"state_dict": tensors, "source": "", "num_classes": 0}
+    network: nn.Module = timm.create_model(
+        architecture, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **with_layers(arguments)
+    )
+    kept = {
+        key: value
+        for key, value in cast(Any, network).pretrained_cfg.items()
+        if key not in ("state_dict", "url")
+    }
+    kept |= {"mean": mean, "std": std, "license": _licence(encoder, {}), "hf_hub_id": repository}
+    size = arguments["img_size"]
+    network.pretrained_cfg = {**kept, "tag": None, "input_size": (3, size, size)}  # type: ignore[assignment]
+    return network, arguments
+
+
 def _model_arguments(encoder: str) -> dict[str, Any]:
     """What a hub's config.json changes of its architecture, such as init_values, patch_size or reg_tokens."""
     from timm.models import load_model_config_from_hf
     from timm.models._hub import load_model_config_from_path
 
-    if encoder.startswith(_HUB):
-        return dict(load_model_config_from_hf(encoder.removeprefix(_HUB))[2])
+    if encoder.startswith(HUB):
+        return dict(load_model_config_from_hf(encoder.removeprefix(HUB))[2] or {})
     if encoder.startswith(_LOCAL):
-        return dict(load_model_config_from_path(encoder.removeprefix(_LOCAL))[2])
+        return dict(load_model_config_from_path(encoder.removeprefix(_LOCAL))[2] or {})
     return {}
 
 
 def _licence(encoder: str, settings: Mapping[str, Any]) -> str:
     """The licence that timm records, else that of the encoder's page on the hub."""
     stated = settings.get("license")
-    if not stated and encoder.startswith(_HUB):
+    if not stated and encoder.startswith(HUB):
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            page = huggingface_hub.model_info(encoder.removeprefix(_HUB).split("@")[0]).card_data
+            page = huggingface_hub.model_info(repository_of(encoder)).card_data
             stated = getattr(page, "license_name", None) or getattr(page, "license", None)
         except (HfHubHTTPError, OSError, ValueError):  # the weights are there: no reason to stop
             stated = None

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load, save
+from timm.layers import SwiGLUPacked
 from timm.models import save_for_hf
 
 from launch.experiments import Experiment
@@ -24,6 +25,14 @@ from lib.runtime.run_record import read_run_record
 ENCODER = "test_resnet.r160_in1k"
 
 
+class Requests(list[tuple[str, str]]):
+    """Methods and paths, and what the hub serves: path without the first slash to content."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served: dict[str, bytes] = {}
+
+
 @pytest.fixture(scope="module")
 def weights_content():
     torch.manual_seed(7)
@@ -33,13 +42,18 @@ def weights_content():
 
 @pytest.fixture
 def hub(weights_content, monkeypatch):
-    """What huggingface_hub asks of a hub: HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE."""
-    asked = []
+    """What huggingface_hub asks of a hub: HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE.
+
+    It yields the requests; a test adds files to `served`.
+    """
+    asked = Requests()
+    asked.served[f"timm/{ENCODER}/resolve/main/model.safetensors"] = weights_content
 
     class Hub(BaseHTTPRequestHandler):
         def _answer(self, *, body: bool):
             asked.append((self.command, self.path))
-            if not self.path.endswith(f"timm/{ENCODER}/resolve/main/model.safetensors"):
+            content = asked.served.get(self.path.strip("/"))
+            if content is None:
                 self.send_response(404)
                 self.send_header("X-Error-Code", "EntryNotFound")
                 self.send_header("Content-Length", "0")
@@ -47,11 +61,11 @@ def hub(weights_content, monkeypatch):
                 return
             self.send_response(200)
             self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("ETag", f'"{hashlib.sha256(weights_content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(weights_content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if body:
-                self.wfile.write(weights_content)
+                self.wfile.write(content)
 
         def do_HEAD(self):  # noqa: N802
             self._answer(body=False)
@@ -166,3 +180,56 @@ def test_an_encoder_from_a_hub_is_rebuilt_from_its_checkpoint_without_the_hub(tm
     images = torch.rand(3, 3, 96, 96)
     with torch.no_grad():
         assert torch.equal(loaded(images), network(images))
+
+
+def test_an_encoder_whose_config_lacks_its_layers_is_fetched_and_built_with_them(hub, tmp_path):
+    """Virchow2's config.json on the hub does not say SwiGLU: its page tells people to pass the classes."""
+    small = {
+        "img_size": 32,
+        "patch_size": 16,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 0,
+        "mlp_ratio": 5.3375,
+        "init_values": 1e-5,
+        "reg_tokens": 4,
+    }
+    layers = {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU}
+    torch.manual_seed(3)
+    theirs = timm.create_model("vit_tiny_patch16_224", **small, **layers).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_for_hf(theirs, str(tmp_path / "hub"), safe_serialization=True, model_args=small)
+    name = "paige-ai/Virchow2"
+    for file in ("config.json", "model.safetensors"):
+        hub.served[f"{name}/resolve/main/{file}"] = (tmp_path / "hub" / file).read_bytes()
+    config = Config(backbone=f"hf-hub:{name}", weights="timm", input_size=32, num_folds=2)
+    outcome, working = run_weights(tmp_path, Experiment("tiny", config))
+    assert outcome.code == 0, outcome.log.read_text()
+    network = build_network(config, folder=working / "hf-hub--paige-ai--Virchow2").eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network.embed(images), theirs(network.normalise(images)))
+    identity = Identity(
+        experiment="tiny", fold=0, member=0, data_id="d", fold_table_id="f", config=config.to_dict()
+    )
+    save_checkpoint(tmp_path / "member.safetensors", network, identity)
+    loaded, _ = load_checkpoint(tmp_path / "member.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded(images), network(images))
+
+
+def test_the_terms_of_dinov3_are_in_the_log_before_the_weights_are_fetched(hub, tmp_path):
+    config = Config(backbone="vit_small_patch16_dinov3.lvd1689m", weights="timm", num_folds=2)
+    torch.manual_seed(0)
+    network = timm.create_model("vit_small_patch16_dinov3", pretrained=False)
+    content = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    hub.served["timm/vit_small_patch16_dinov3.lvd1689m/resolve/main/model.safetensors"] = content
+    outcome, working = run_weights(tmp_path, Experiment("tiny", config))
+    text = outcome.log.read_text()
+    assert outcome.code == 0, text
+    assert text.index("dinov3-license/") < text.index("fetch vit_small_patch16_dinov3")
+    described = read_run_record(working, kind="weights").scores["encoders"]
+    assert described[config.backbone]["license"] == "dinov3-license"

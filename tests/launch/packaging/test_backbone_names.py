@@ -113,3 +113,16 @@ def test_check_finds_a_backbone_in_a_build_that_was_edited(tmp_path: Path) -> No
     search.write_text(search.read_text().replace("'test_efficientnet.r160_in1k'", "'hf-hub:x'"))
     problems = "\n".join(check(built.out).problems)
     assert "is a folder of this machine" in problems and "'hf-hub:x' is no name of a model" in problems
+
+
+def test_a_build_says_the_terms_of_dinov3_and_nothing_for_other_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", logger="launch")
+    build(load_experiments(["dinov3", "convnext-dinov3"]), out=tmp_path, owner="me")
+    [terms] = [message for message in caplog.messages if "terms of their own" in message]
+    assert "vit_small_patch16_dinov3.lvd1689m" in terms and "convnext_tiny.dinov3_lvd1689m" in terms
+    assert "https://ai.meta.com/resources/models-and-libraries/dinov3-license/" in terms
+    caplog.clear()
+    build(load_experiments(["resnet18", "strong"]), out=tmp_path, owner="me")
+    assert not caplog.messages

@@ -32,6 +32,7 @@ NETWORKS = {
     "convnext_small": {"freeze_epochs": 1, "epochs": 2},
     "vit_small_patch16_224": {"layer_decay": 0.75, "pooling": "attention"},
     "vit_small_patch8_224": {"freeze_epochs": 1, "epochs": 2},
+    "vit_small_patch16_dinov3": {"layer_decay": 0.75, "pooling": "avgmax"},
 }
 
 
