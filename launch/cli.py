@@ -426,10 +426,19 @@ def smoke(
     is_flag=True,
     help="Push three small kernels that check Kaggle itself (a few minutes, about 0.1 h of GPU quota).",
 )
+@click.option(
+    "--check-gated",
+    is_flag=True,
+    help="Call the model hub, too: which gated encoders are open to your token. Nothing is downloaded.",
+)
 @_JSON
 @_SET
 def doctor(
-    experiments: tuple[str, ...], check_kaggle: bool, as_json: bool, overrides: tuple[str, ...]
+    experiments: tuple[str, ...],
+    check_kaggle: bool,
+    check_gated: bool,
+    as_json: bool,
+    overrides: tuple[str, ...],
 ) -> None:
     """Check everything that can fail before it costs quota.
 
@@ -440,11 +449,11 @@ def doctor(
 
     loaded = _load(experiments, overrides)
     if not as_json:
-        print_examination(loaded, check_kaggle=check_kaggle, folder=CHECK_FOLDER)
+        print_examination(loaded, check_kaggle=check_kaggle, check_gated=check_gated, folder=CHECK_FOLDER)
         run_first = f"run {_given(only=_CONFIGURED)} --folds 0"
         _next("" if check_kaggle else "doctor --check-kaggle", run_first)
         return
-    examination = examine(loaded, check_kaggle=check_kaggle, folder=CHECK_FOLDER)
+    examination = examine(loaded, check_kaggle=check_kaggle, check_gated=check_gated, folder=CHECK_FOLDER)
     print_json({**examination.to_dict(), "code": _version()})
     examination.conclude()
 

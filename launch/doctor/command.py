@@ -28,6 +28,7 @@ from launch.doctor.account import (
 from launch.doctor.credentials import find_credentials
 from launch.doctor.environment_check import EMULATOR_TIMEOUTS, kept_results, run_environment_checks
 from launch.doctor.finding import OK, PROBLEM, WARNING, Finding, first_line, problem, warning
+from launch.doctor.gated import check_gated_encoders
 from launch.doctor.machine import (
     check_client,
     check_clock,
@@ -122,6 +123,7 @@ def examine(
     experiments: Sequence[Experiment],
     *,
     check_kaggle: bool,
+    check_gated: bool = False,
     folder: Path,
     retry_policy: RetryPolicy | None = None,
     timeouts: Timeouts | None = None,
@@ -132,6 +134,7 @@ def examine(
     Args:
         experiments: that are about to be run.
         check_kaggle: push the environment checks; otherwise their last results are shown again.
+        check_gated: call the model hub, too: which gated encoders are open to the user's token.
         folder: of the results of environment checks.
         retry_policy: time limits of requests to Kaggle.
         timeouts: waits for the environment checks.
@@ -142,7 +145,9 @@ def examine(
         timeouts = timeouts or EMULATOR_TIMEOUTS
     kaggle, connect_error = _connect(retry_policy or _RETRY_POLICY)
     logger.info("checking credentials, rules, quota, slugs, versions and sizes; about half a minute")
-    findings = run_checks(kaggle, experiments=experiments, folder=folder, connect_error=connect_error)
+    findings = run_checks(
+        kaggle, experiments=experiments, folder=folder, connect_error=connect_error, gated=check_gated
+    )
     show(findings)
     results: list[Finding] = []
     checked_at = ""
@@ -195,6 +200,7 @@ def run_checks(
     experiments: Sequence[Experiment],
     folder: Path,
     connect_error: LaunchError | None = None,
+    gated: bool = False,
     environment: Mapping[str, str] | None = None,
     home: Path | None = None,
     root: Path = ROOT,
@@ -206,6 +212,7 @@ def run_checks(
         experiments: that are about to be run.
         folder: of the results of environment checks.
         connect_error: why there is no connection.
+        gated: call the model hub, too, about gated encoders.
         environment: of this process.
         home: home folder of the user.
         root: of the checkout.
@@ -228,6 +235,8 @@ def run_checks(
         "slugs": lambda: check_slugs(account, experiments),
         "phone": lambda: check_phone(folder),
     }
+    if gated:
+        checks["gated encoders"] = lambda: check_gated_encoders(experiments, environment, home)
     findings = []
     for name, check in checks.items():
         findings += _run_check(name, check, secrets)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -76,12 +76,24 @@ class Hub:
         encoders: timm names with the tags of their weights.
         fetched: the output of a weights kernel on this machine. None, a missing folder, or a folder without
             run.json hold no weights.
+        gated: repositories (OWNER/NAME) that only some tokens may read, with these tokens.
+        tokens: further tokens that the hub knows; it refuses any other.
 
     Raises:
         LaunchError: timm does not know an encoder or names no hub for it, or downloaded weights are damaged.
     """
 
-    def __init__(self, folder: Path, *, encoders: Sequence[str], fetched: Path | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        encoders: Sequence[str],
+        fetched: Path | None,
+        gated: Mapping[str, Collection[str]] | None = None,
+        tokens: Collection[str] = (),
+    ) -> None:
+        self._gated = {name: frozenset(let_in) for name, let_in in (gated or {}).items()}
+        self._tokens = frozenset(tokens).union(*self._gated.values())
         self._encoders: dict[str, _ServedEncoder] = {}
         self._repositories: dict[str, _ServedEncoder] = {}  # by OWNER/NAME
         record = _read_fetched(fetched)
@@ -151,8 +163,12 @@ class Hub:
         served = None
         if len(parts) > 3 and parts[2] == "resolve":
             served = self._repositories.get("/".join(parts[:2]))
+        repository = "/".join(parts[:2])
+        if (refusal := self._refusal(repository, request)) is not None:
+            return refusal(environ, start_response)
         if served is None:
-            return Response(status=404, headers={"X-Error-Code": "RepoNotFound"})(environ, start_response)
+            code = "EntryNotFound" if repository in self._gated else "RepoNotFound"
+            return Response(status=404, headers={"X-Error-Code": code})(environ, start_response)
         headers = {"X-Repo-Commit": served.commit, "Connection": "close"}
         name = "/".join(parts[4:])
         if name not in served.hashes:
@@ -171,6 +187,18 @@ class Hub:
             response.close()
             response = Response(status=error.code, headers={"Content-Range": f"bytes */{size}"})
         return response(environ, start_response)
+
+    def _refusal(self, repository: str, request: Request) -> Response | None:
+        """The answer to a token that the hub does not know, or that may not read this repository."""
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token and token not in self._tokens:
+            message = "Invalid credentials in Authorization header"
+            return Response(status=401, headers={"X-Error-Message": message})
+        if token in self._gated.get(repository, (token,)):
+            return None
+        message = f"Access to model {repository} is restricted"
+        headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": message}
+        return Response(status=403 if token else 401, headers=headers)
 
 
 def _encoder_folder(folder: Path, encoder: str) -> Path:

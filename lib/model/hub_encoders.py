@@ -24,7 +24,8 @@ class HubEncoder:
             given by a name of `_LAYERS`, because JSON cannot hold a class.
         layout: of its checkpoint. timm: as timm publishes it. dinov2: that of Dinov2WithRegisters in the
             package transformers, see lib.model.dinov2_layout.
-        gated: whether the hub asked each user to accept terms, or for approval, in November 2026.
+        gated: whether its authors are known to let in each user by hand, or after terms are accepted. The hub
+            decides: `doctor --check-gated` calls it.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
