@@ -69,7 +69,7 @@ class LocalRun:
 
     def working(self, slug: str) -> Path:
         """The output folder of a kernel."""
-        weights_slugs = {kernel.slug for kernel in self.built.kernels if kernel.kind == "weights"}
+        weights_slugs = {kernel.slug for kernel in self.built.kernels if kernel.encoders}
         if self.weights is not None and slug in weights_slugs:
             return self.weights
         return self.folder / slug / "working"
@@ -80,9 +80,7 @@ class LocalRun:
         Raises:
             KernelFailedError: a kernel failed. Running kernels are finished first, but no other is started.
         """
-        waiting = [
-            kernel for kernel in self.built.kernels if kernel.kind != "weights" or self.weights is None
-        ]
+        waiting = [kernel for kernel in self.built.kernels if not kernel.encoders or self.weights is None]
         done = {kernel.slug for kernel in self.built.kernels} - {kernel.slug for kernel in waiting}
         # A slot runs one kernel: a GPU, or None where there is no GPU.
         slots: list[str | None] = list(gpus()) or [None] * min(GPU_SESSIONS, os.cpu_count() or 1)
@@ -398,7 +396,7 @@ def fetch_weights(
     Raises:
         LaunchError: no experiment starts from timm's weights, or they cannot be downloaded.
     """
-    kernels = [kernel for kernel in plan_kernels(experiments, search=search) if kernel.kind == "weights"]
+    kernels = [kernel for kernel in plan_kernels(experiments, search=search) if kernel.encoders]
     if not kernels:
         raise LaunchError("none of these experiments starts from timm's weights: no weights to download")
     out = ROOT / "runs" / "weights"

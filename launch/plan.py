@@ -35,7 +35,8 @@ class Kernel:
             depends on.
         fold: for train kernels.
         folds: for the inference kernel: the folds that it averages, for each experiment.
-        encoders: for the weights kernel: the backbones whose weights it downloads, sorted.
+        encoders: for the weights kernel: the backbones whose weights it downloads, sorted; none for the one
+            that tries the files of weights in attached datasets, whose configs name them.
         needs_gpu: runs on two T4 GPUs.
         internet: on only where something is downloaded.
         competition: reads the competition's own files.
@@ -67,6 +68,8 @@ class Kernel:
         """The configs whose `weights` this kernel reads; none for a kernel that reads no weights."""
         if self.kind == "pretrain":
             return tuple(config.for_pretraining for config in self.configs)
+        if self.kind == "weights":
+            return () if self.encoders else self.configs
         return self.configs if self.kind in ("embed", "train", "search") else ()
 
     @property
@@ -104,6 +107,7 @@ def plan_kernels(
     attached = tuple(datasets)
     trained = with_teachers(experiments)
     weights = [] if _has_encoders(attached) else plan_weights(trained)
+    weights += plan_weights_check(trained, attached)
     prepare = plan_prepare(trained, attached)
     pretrains = [
         _plan_pretrain(each, prepare, weights, attached)
@@ -136,6 +140,27 @@ def plan_weights(experiments: Sequence[Experiment]) -> list[Kernel]:
     """The kernel that downloads the pretrained weights of these experiments; empty when they need none."""
     needed = {experiment.config.backbone for experiment in experiments if experiment.config.downloads_weights}
     return _weights_kernel(needed)
+
+
+def plan_weights_check(experiments: Sequence[Experiment], datasets: tuple[str, ...]) -> list[Kernel]:
+    """The kernel that tries the files of weights in attached datasets, on a CPU; empty when none is named.
+
+    The kernels that read the files wait for it, so that a wrong file costs no GPU quota. Its slug names the
+    networks, as that of the kernel that downloads weights names the encoders.
+    """
+    networks = tuple(config for config in first_networks(experiments) if config.weights_file)
+    if not networks:
+        return []
+    digest = hashlib.sha256("\n".join(sorted(config.hash for config in networks)).encode())
+    return [
+        Kernel(
+            kind="weights",
+            slug=f"hcd-weights-check-{digest.hexdigest()[:_HASH_DIGITS]}",
+            experiments=(),
+            configs=networks,
+            datasets=datasets,
+        )
+    ]
 
 
 def _weights_kernel(encoders: Collection[str]) -> list[Kernel]:
@@ -315,9 +340,10 @@ def plan_search(
         raise LaunchError(f"a search is over one experiment, not over {len(experiments)}: name one")
     name, config = experiments[0].name, experiments[0].config
     downloaded = {encoder for kernel in weights for encoder in kernel.encoders}
+    checks = tuple(kernel.slug for kernel in weights if not kernel.encoders) if config.weights_file else ()
     encoders = searched_encoders(search, config)
     own: list[Kernel] = []
-    sources: tuple[str, ...] = ()
+    sources = checks
     if not _has_encoders(datasets):
         sources += tuple(kernel.slug for kernel in weights if set(kernel.encoders) & set(encoders))
         own = _weights_kernel(set(encoders) - downloaded)
@@ -353,10 +379,13 @@ def _is_probe(experiment: Experiment) -> bool:
 
 
 def _encoder_source(experiment: Experiment, weights: Sequence[Kernel]) -> tuple[str, ...]:
-    """The kernel that makes an experiment's pretrained encoder; empty where none does."""
+    """The kernel that makes an experiment's pretrained encoder, or tries its file; empty where none does."""
     if experiment.config.weights == "pretrain":
         return (f"hcd-{experiment.name}-pretrain",)
-    return tuple(kernel.slug for kernel in weights) if experiment.config.weights == "timm" else ()
+    if experiment.config.weights_file:
+        return tuple(kernel.slug for kernel in weights if not kernel.encoders)
+    downloads = experiment.config.weights == "timm"
+    return tuple(kernel.slug for kernel in weights if kernel.encoders) if downloads else ()
 
 
 def _by_experiment(experiments: Sequence[Experiment], *groups: Sequence[Kernel]) -> list[Kernel]:

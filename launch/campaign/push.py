@@ -298,7 +298,8 @@ class OutputReuse:
         scores = content.get("scores")
         if kernel.kind == "weights":
             encoders = scores.get("encoders", {}) if isinstance(scores, dict) else {}
-            return set(kernel.encoders) <= set(encoders)
+            # A record does not name the attached datasets whose files were tried.
+            return bool(kernel.encoders) and set(kernel.encoders) <= set(encoders)
         config = content.get("config")
         same_config = (
             isinstance(config, dict) and without_expectations(config) == kernel.configs[0].result_options()

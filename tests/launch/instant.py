@@ -185,6 +185,9 @@ def leave(
             (working / encoder / "model.safetensors").write_bytes(encoder.encode())
             names[f"{encoder}/model.safetensors"] = False
         facts["scores"] = {"encoders": dict.fromkeys(parameters["encoders"], {})}
+        if not parameters["encoders"]:  # the files of attached datasets were tried
+            (working / "checked-weights.json").write_text("[]")
+            names["checked-weights.json"] = True
     write_run_record(
         working,
         RunRecord(

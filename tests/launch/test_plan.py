@@ -167,7 +167,8 @@ def test_a_pretraining_from_weights_reads_them_from_a_kernel_or_a_dataset() -> N
     assert kinds[0] == "weights" and kernel.sources[0] == "hcd-prepare"
     assert kernel.sources[1].startswith("hcd-weights-") and len(kernel.sources) == 2
     kinds, kernel = pretrain("pretrain_weights=mine.pth", datasets=("me/mine",))
-    assert "weights" not in kinds and kernel.datasets == ("me/mine",)
+    assert kinds.count("weights") == 1 and kernel.datasets == ("me/mine",)
+    assert kernel.sources[1].startswith("hcd-weights-check-") and len(kernel.sources) == 2
     kinds, kernel = pretrain("pretrain_weights=timm", datasets=("me/hcd-encoders",))
     assert "weights" not in kinds and kernel.datasets == ("me/hcd-encoders",)
 
