@@ -78,7 +78,13 @@ def test_every_pool_can_be_explained(pooling: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "pooling"), [("test_vit", "native"), ("test_vit", "avg"), ("vit_tiny_patch16_224", "native")]
+    ("backbone", "pooling"),
+    [
+        ("test_vit", "native"),
+        ("test_vit", "avg"),
+        ("vit_tiny_patch16_224", "native"),
+        ("vit_small_patch16_dinov3", "avgmax"),
+    ],
 )
 def test_rollout_sums_to_one_and_leaves_the_network_as_it_was(backbone: str, pooling: str) -> None:
     torch.manual_seed(0)
