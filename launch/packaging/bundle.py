@@ -8,6 +8,8 @@ script holds only hashes: it imports the files from the mounted dataset.
 
 import ast
 import base64
+import copy
+import functools
 import hashlib
 import json
 import lzma
@@ -182,12 +184,11 @@ def render_notebook(
     Raises:
         LaunchError: it has no cell for the library, its imports cannot be embedded, or it is over the limit.
     """
-    import jupytext
     import nbformat
 
     recipe = f"kernels/{kernel.kind}.py"
     text = (root / recipe).read_text(encoding="utf-8")
-    notebook = jupytext.reads(text, fmt="py:percent")
+    notebook = copy.deepcopy(_cells_in(text))
     places = [cell for cell in notebook.cells if LIBRARY_TAG in cell.metadata.get("tags", [])]
     if len(places) != 1:
         raise LaunchError(f"{recipe} needs one cell with the tag {LIBRARY_TAG}, it has {len(places)}")
@@ -206,6 +207,14 @@ def render_notebook(
     source = json.dumps(plain, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     _require_limit(kernel, source)
     return source
+
+
+@functools.lru_cache(maxsize=2)
+def _cells_in(text: str) -> Any:
+    """The notebook of a text in jupytext's percent format. Not to be changed."""
+    import jupytext
+
+    return jupytext.reads(text, fmt="py:percent")
 
 
 def _bootstrap(
@@ -357,11 +366,15 @@ def _in_few_lines(values: Mapping[str, Any]) -> str:
 
 def pack_files(files: Mapping[str, str]) -> str:
     """An expression whose value is `files`: JSON, compressed, as text without quotes and slashes."""
-    content = lzma.compress(json.dumps(dict(files), ensure_ascii=False).encode(), preset=9)
-    text = base64.b85encode(content).decode("ascii")
+    text = _compressed(json.dumps(dict(files), ensure_ascii=False))
     lines = (text[start : start + _PACKED_LINE] for start in range(0, len(text), _PACKED_LINE))
     packed = "".join(f'    "{line}"\n' for line in lines)
     return f"json.loads(lzma.decompress(base64.b85decode(\n{packed})))"
+
+
+@functools.lru_cache(maxsize=2)  # a campaign writes its report's notebook three times
+def _compressed(text: str) -> str:
+    return base64.b85encode(lzma.compress(text.encode(), preset=9)).decode("ascii")
 
 
 def read_files(expression: ast.expr) -> dict[str, str]:

@@ -71,52 +71,48 @@ def _checked(name: str, text: str, modules: Mapping[str, str], tops: set[str]) -
         LaunchError: see `embedded_files`.
     """
     found: list[str] = []
-    for base, attribute, line in _imports(name, text):
+    imports, texts = _read(name, text)
+    for base, attribute, line in imports:
         if base.split(".")[0] not in tops:
             continue
         if base not in modules and not any(module.startswith(f"{base}.") for module in modules):
             raise LaunchError(f"{name}, line {line}, imports {base}, which is not in the library")
         found.append(f"{base}.{attribute}" if f"{base}.{attribute}" in modules else base)
-    return found + [text for text in _texts(name, text) if "." in text and text in modules]
+    return found + [text for text in texts if text in modules]
 
 
 @functools.lru_cache(maxsize=512)
-def _imports(name: str, text: str) -> tuple[tuple[str, str, int], ...]:
-    """Module, imported name (or nothing) and line of every import that can run."""
+def _read(name: str, text: str) -> tuple[tuple[tuple[str, str, int], ...], frozenset[str]]:
+    """Module, imported name (or nothing) and line of every import that can run; every text with a dot."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise LaunchError(f"{name} does not compile: {error}") from error
     imports: list[tuple[str, str, int]] = []
-    for node in _nodes_that_run(_parse(name, text)):
+    texts: set[str] = set()
+    for node in _nodes_that_run(tree):
         if isinstance(node, ast.Import):
             imports += [(alias.name, "", node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 raise LaunchError(f"{name}, line {node.lineno}, imports relatively: name the module in full")
             imports += [(node.module or "", alias.name, node.lineno) for alias in node.names]
-    return tuple(imports)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            texts.add(node.value)
+    return tuple(imports), frozenset(texts)
 
 
-@functools.lru_cache(maxsize=512)
-def _texts(name: str, text: str) -> frozenset[str]:
-    """Every constant text of a file."""
-    nodes = _nodes_that_run(_parse(name, text))
-    return frozenset(
-        node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
-
-
-def _parse(name: str, text: str) -> ast.Module:
-    try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError) as error:
-        raise LaunchError(f"{name} does not compile: {error}") from error
-
-
-def _nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below a node, without the bodies of `if TYPE_CHECKING:`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            for other in child.orelse:
-                yield other
-                yield from _nodes_that_run(other)
+def _nodes_that_run(tree: ast.Module) -> Iterator[ast.AST]:
+    """All nodes in their order in the text, without the bodies of `if TYPE_CHECKING:`."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and _is_type_checking(node.test):
+            waiting += reversed(node.orelse)
             continue
-        yield child
-        yield from _nodes_that_run(child)
+        yield node
+        waiting += reversed(list(ast.iter_child_nodes(node)))
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")

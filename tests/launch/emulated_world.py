@@ -3,10 +3,13 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from child import run_child
 from instant import InstantKernels, write_data
 
@@ -122,19 +125,21 @@ class World:
         )
 
 
-# Processes are forked from one that has imported the slow packages. The client is not among them, because it
-# reads the environment when it is imported.
-_LONG = (
-    "child",
-    "sklearn.metrics",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "requests",
-    "rich.live",
-)
-_LONG += ("jupytext", "kagglesdk", "google.protobuf.field_mask_pb2", "bleach", "tqdm.cli", "dotenv")
+# Processes are forked from one that has imported the slow packages and built a campaign once (`warm.py`).
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(list(_LONG))
+_processes.set_forkserver_preload(["warm"])
+
+
+def fork(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Call a function in a forked process."""
+    # Python 3.11 gives the fork server no path, and it says nothing of an import that fails.
+    places = [os.environ.get("PYTHONPATH", ""), str(ROOT / "tests" / "launch"), str(ROOT)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, places)))
+        forkserver.ensure_running()
+    process = _processes.Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
 class Running:
@@ -143,10 +148,7 @@ class Running:
     def __init__(self, order: Path, environment: dict[str, str], folder: Path) -> None:
         self.printed = order.with_suffix(".out"), order.with_suffix(".err")
         names = [str(path) for path in self.printed]
-        self._process = _processes.Process(
-            target=run_child, args=(str(order), environment, str(folder), *names)
-        )
-        self._process.start()
+        self._process = fork(run_child, str(order), environment, str(folder), *names)
         self.pid = self._process.pid
 
     def wait(self, timeout: float | None = None) -> None:
