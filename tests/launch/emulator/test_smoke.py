@@ -141,8 +141,6 @@ def test_local_equals_smoke_to_the_last_digit_and_finished_kernels_are_kept(data
     runs_in_jupyter(out / "campaign", trained.pooled, tmp_path)
     options = {"data": part, "out": tmp_path / "local", "owner": "someone"}
     check_finished_kernels_are_not_run_again(experiment, trained.pooled, caplog, options)
-    check_prepared_data_serve_another_config(caplog, options)
-    check_a_finished_training_is_kept_when_the_data_change(experiment, caplog, options)
 
 
 def check_finished_kernels_are_not_run_again(experiment, pooled, caplog, options):
@@ -153,36 +151,6 @@ def check_finished_kernels_are_not_run_again(experiment, pooled, caplog, options
     assert sum("finished before" in message for message in caplog.messages) == 5
     assert not any("started" in message for message in caplog.messages)
     assert before == {path: path.stat().st_mtime_ns for path in options["out"].glob("hcd-*/working/*")}
-
-
-def check_prepared_data_serve_another_config(caplog, options):
-    """Its folds fail at once, and the error shows the end of a fold's log."""
-    caplog.clear()
-    other = load_experiment("smoke", [*(o for o in OPTIONS if "num_folds" not in o), "num_folds=20"])
-    with pytest.raises(LaunchError) as failure:
-        local([other], **options)
-    assert "ended with exit code 1" in str(failure.value)
-    assert "20 folds need at least 40 tiles of each class" in str(failure.value)
-    [message] = [message for message in caplog.messages if "finished before" in message]
-    assert message.startswith("hcd-prepare-")
-    assert next(
-        options["out"].glob("hcd-prepare-*/working/run.json")
-    ).is_file()  # the failure removes no output
-
-
-def check_a_finished_training_is_kept_when_the_data_change(experiment, caplog, options):
-    caplog.clear()
-    [fold] = [path.parent for path in options["out"].glob("hcd-*-fold-0/working/*.safetensors")]
-    trained = {path.name: path.read_bytes() for path in fold.glob("*.safetensors")}
-    labels = options["data"] / "train_labels.csv"
-    lines = labels.read_text().splitlines()
-    lines[1] = lines[1][:-1] + ("1" if lines[1].endswith("0") else "0")
-    labels.write_text("\n".join(lines) + "\n")
-    local([experiment], **options)
-    assert trained
-    earlier = (fold.parent / "earlier").glob("*.safetensors")
-    assert {path.name: path.read_bytes() for path in earlier} == trained
-    assert any("that output is kept in" in message for message in caplog.messages)
 
 
 def _interruptible() -> None:
