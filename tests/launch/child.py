@@ -155,6 +155,7 @@ def main() -> int:
         return 1
     finally:
         print(f"saves: {saves[0]}")
+        print(f"SDK: {getattr(sys.modules.get('kagglesdk'), '__file__', None)}")
     return 0
 
 
@@ -170,6 +171,9 @@ def run_child(order: str, environment: dict[str, str], folder: str, out: str, er
     sys.stderr = os.fdopen(2, "w", buffering=1)
     first = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = first + [path for path in sys.path if path not in first]
+    if any(Path(path, "kagglesdk").is_dir() for path in first):  # another client: with its own SDK
+        for name in [name for name in sys.modules if name.split(".")[0] == "kagglesdk"]:
+            del sys.modules[name]
     sys.argv = ["child", order]
     code = 1
     try:

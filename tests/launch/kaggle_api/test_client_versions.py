@@ -87,11 +87,12 @@ def test_the_installed_client_is_2_2_5():
     assert metadata.version("kaggle") == "2.2.5"
 
 
-def test_a_campaign_finishes_with_the_other_client(older):
+def test_a_campaign_finishes_with_the_other_client(older, other_client):
     kaggle = older()
     assert "2.2.4" in cli(kaggle, "--version").stdout
     ended = kaggle.run()
     assert ended.code == 0, ended
+    assert f"SDK: {other_client}" in ended.out  # not the one that is installed, from which it was forked
     kaggle.assert_finished_once()
 
 
