@@ -5,9 +5,10 @@
 
 Tiles are noise and weights are random, because only time is measured. For each network, these methods run
 in turn: `train_one_epoch` unchanged; with one fixed batch on the device (pure computation: augmentation,
-forward, loss, backward, step); without prefetch; compiled; and, for comparison, the loop of most notebooks,
-timm's prefetching loader and fastai. The names of their rows state what they lack of our augmentation. All
-use the number format of `precision = auto`.
+forward, loss, backward, step); with all tiles in device memory (`tiles_on = device`); without prefetch;
+compiled; and, for comparison, the loop of most notebooks, timm's prefetching loader and fastai. The names of
+their rows state what they lack of our augmentation. All use the number format of `--precision`: auto, or
+float16 as on a T4.
 
 One epoch runs under torch.cuda.set_sync_debug_mode("error"). It passes when the loop waits for the device
 only to check the loss.
@@ -15,6 +16,9 @@ only to check the loss.
 Finally, the benchmark measures the start: seconds from the start of a process to its first step, and the
 peak memory of that process. The training set has full size and is in a scratch folder. It is read from the
 page cache, because it was just written.
+
+All results are also written to one file, runs/benchmarks/gpu-report.json, with the name of the card and the
+versions. It holds no path and no name of the machine: attach it to an issue of the repository.
 """
 
 import argparse
@@ -23,19 +27,23 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks import rounds  # noqa: E402
 from benchmarks.rounds import interleave, report, write_result  # noqa: E402
 from benchmarks.training import (  # noqa: E402
     FIXED,
@@ -48,6 +56,8 @@ from benchmarks.training import (  # noqa: E402
     other_loops,
 )
 from lib.config import Config  # noqa: E402
+from lib.data.batches import Batch, load_batches  # noqa: E402
+from lib.data.device_memory import DeviceTiles  # noqa: E402
 from lib.data.tile_store import read_array  # noqa: E402
 from lib.training import epoch  # noqa: E402
 
@@ -61,7 +71,8 @@ NETWORKS = (
     "vit_small_patch16_224:224",
 )
 FULL_SIZE = 220_025  # tiles of the competition's training set: 5.67 GiB
-COMPILED = "ours, compiled"
+COMPILED, ON_DEVICE = "ours, compiled", "ours, tiles in device memory"
+REPORT = "gpu-report"
 TARGET_OF_COMPUTE = 0.95
 
 
@@ -128,7 +139,9 @@ def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.d
     torch.manual_seed(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    ours = OurTraining(backbone_of(name, size=size), tiles, labels, config, device=device)
+    ours = OurTraining(
+        backbone_of(name, size=size), tiles, labels, config, device=device, precision=arguments.precision
+    )
     ours.train()
     memory = peak_memory(device)
     waits = waits_only_for_loss_checks(ours)
@@ -138,10 +151,24 @@ def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.d
         FIXED: lambda: ours.train(fixed),
         NO_PREFETCH: lambda: ours.train(load_without_prefetch),
     }
+    placed = DeviceTiles(tiles)
+    placed.place(device, tiles_on="device", reserve=0, name=name)
+    if placed.resident is not None:
+
+        def load_from_device(_: np.ndarray, rows: np.ndarray, **rest: Any) -> Iterator[Batch]:
+            return load_batches(placed, rows, **rest)
+
+        works[ON_DEVICE] = lambda: ours.train(load_from_device)
     first_epoch = 0.0  # seconds, compilation included
     if not arguments.no_compile:
         compiled = OurTraining(
-            backbone_of(name, size=size), tiles, labels, config, device=device, compiled=True
+            backbone_of(name, size=size),
+            tiles,
+            labels,
+            config,
+            device=device,
+            compiled=True,
+            precision=arguments.precision,
         )
         started = time.perf_counter()
         compiled.train()
@@ -149,7 +176,16 @@ def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.d
         first_epoch = time.perf_counter() - started
         works[COMPILED] = compiled.train
     if not arguments.no_peers:
-        works |= other_loops(name, tiles, labels, config, device=device, workers=arguments.workers, size=size)
+        works |= other_loops(
+            name,
+            tiles,
+            labels,
+            config,
+            device=device,
+            workers=arguments.workers,
+            size=size,
+            precision=arguments.precision,
+        )
 
     def completed(work: Callable[[], int]) -> Callable[[], int]:
         def work_and_wait() -> int:
@@ -181,7 +217,7 @@ def measure(name: str, size: int, arguments: argparse.Namespace, device: torch.d
             tiles=len(tiles),
             config=config,
         )
-    report(f"gpu-{name}-{size}", rates, ours=REAL, conditions=conditions)
+    report(f"gpu-{name}-{size}-{conditions['precision']}", rates, ours=REAL, conditions=conditions)
 
 
 def compiling(first: float, *, plain: float, fast: float, tiles: int, config: Config) -> dict[str, object]:
@@ -202,6 +238,44 @@ def compiling(first: float, *, plain: float, fast: float, tiles: int, config: Co
         "compiled / not": round(fast / plain, 3),
         "steps to break even": even,
     }
+
+
+def write_report(written: Sequence[Path], device: torch.device, failed: Sequence[str]) -> Path:
+    """Collect the results of this run in one file, and say where to send it.
+
+    Args:
+        written: files of results.
+        device: that was measured.
+        failed: what could not be measured, and why.
+
+    Returns:
+        The file.
+    """
+    driver = ""
+    if device.type == "cuda" and shutil.which("nvidia-smi"):
+        command = [
+            "nvidia-smi",
+            "--query-gpu=driver_version,memory.total,power.limit",
+            "--format=csv,noheader",
+        ]
+        driver = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    content = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "devices": torch.cuda.device_count() if device.type == "cuda" else 0,
+        "driver, memory, power": driver,
+        "cores": os.cpu_count(),
+        "versions": {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+            "timm": version("timm"),
+        },
+        "not measured": list(failed),
+        "results": [json.loads(path.read_text()) for path in written],
+    }
+    path = write_result(REPORT, content)
+    print(f"\nAttach {path} to an issue of the repository: it holds no path and no name of this machine.")
+    return path
 
 
 def write_store(path: Path, count: int) -> str:
@@ -280,6 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NAME:SIDE")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -314,7 +389,8 @@ def main() -> None:
         arguments.batch = arguments.tiles // arguments.steps
     if device.type == "cuda":
         print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {os.cpu_count()} cores")
-    failed = []
+    failed: list[str] = []
+    before = {path: path.stat().st_mtime_ns for path in rounds.RESULTS.glob("gpu-*.json")}
     for network in arguments.networks:
         name, _, size = network.partition(":")
         try:
@@ -326,7 +402,13 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
     if arguments.store_tiles:
-        measure_start(arguments, device)
+        try:
+            measure_start(arguments, device)
+        except (OSError, subprocess.CalledProcessError) as error:  # the disk is full, or a process failed
+            failed.append(f"start: {error}")
+            print(failed[-1], file=sys.stderr)
+    now = sorted(path for path in rounds.RESULTS.glob("gpu-*.json") if path.stem != REPORT)
+    write_report([path for path in now if path.stat().st_mtime_ns != before.get(path)], device, failed)
     if failed:
         sys.exit("not measured:\n  " + "\n  ".join(failed))
 

@@ -5,6 +5,7 @@ table shows the median of the rounds' ratios and their range.
 """
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-RESULTS = Path(__file__).resolve().parent.parent / "runs" / "benchmarks"
+_FOLDER = Path(__file__).resolve().parent.parent / "runs" / "benchmarks"
+RESULTS = Path(os.environ.get("HCD_BENCHMARKS") or _FOLDER)
 
 
 def interleave(
@@ -71,7 +73,7 @@ def report(
     write_result(benchmark, {"rounds": len(own), "ours": ours, "rows": rows, "conditions": dict(conditions)})
 
 
-def write_result(benchmark: str, content: Mapping[str, object]) -> None:
+def write_result(benchmark: str, content: Mapping[str, object]) -> Path:
     """Write `runs/benchmarks/<benchmark>.json`: the content and a description of the machine."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     machine = {
@@ -84,3 +86,4 @@ def write_result(benchmark: str, content: Mapping[str, object]) -> None:
         json.dumps({"benchmark": benchmark, "machine": machine, **content}, indent=1, default=str) + "\n"
     )
     print(f"  written: {path}")
+    return path

@@ -142,9 +142,10 @@ class OurTraining:
         *,
         device: torch.device,
         compiled: bool = False,
+        precision: str = "auto",
     ) -> None:
         self.config, self.device = config, device
-        self.precision = choose_precision("auto", device)
+        self.precision = choose_precision(precision, device)
         network = Classifier(backbone, input_size=config.input_size, mean=peers.MEAN, std=peers.STD)
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward = torch.compile(self.network) if compiled else None
@@ -182,9 +183,10 @@ def other_loops(
     device: torch.device,
     workers: int,
     size: int = 96,
+    precision: str = "auto",
 ) -> dict[str, Callable[[], int]]:
     """By name, a function that trains one epoch in a library's own loop; each loop has its own network."""
-    precision = choose_precision("auto", device)
+    kind = choose_precision(precision, device)
     rest = {"batch_size": config.batch_size, "workers": workers, "device": device, "size": size}
 
     def network() -> nn.Module:
@@ -197,13 +199,13 @@ def other_loops(
     )
     return {
         f"notebook loop, {workers} workers (no HED)": peers.Notebook(
-            network(), notebook, device=device, precision=precision
+            network(), notebook, device=device, precision=kind
         ).train,
         f"timm's loader, {workers} workers (no HED, no rotation)": peers.Notebook(
-            network(), prefetched, device=device, precision=precision
+            network(), prefetched, device=device, precision=kind
         ).train,
         f"fastai fit_one_cycle, {workers} workers (no HED)": peers.Fastai(
-            network(), fastai, precision=precision
+            network(), fastai, precision=kind
         ).train,
     }
 

@@ -21,7 +21,7 @@ from launch.packaging.builder import Built, build
 from launch.plan import GPU_SESSIONS, LOCAL_PLAN, REPORT_PAGE, REPORT_SLUG, Kernel, needed_for, plan_kernels
 from launch.sandbox import Mount, Outcome, add_kaggle_files, cpu_workers, gpus, isolation, run_script
 from launch.summary import print_ranking, print_summary, summarise
-from lib.config import EXPECTATIONS
+from lib.config import NEUTRAL_OPTIONS
 from lib.evaluation.out_of_fold import Summary
 from lib.files import is_system_file, link_or_copy, sha256_of, write_atomic
 from lib.runtime.inputs import COMPETITION
@@ -230,7 +230,7 @@ class LocalRun:
     def _identity(self, kernel: Kernel) -> str:
         """What decides a kernel's output, as JSON: inputs, and script without commit and expected hours."""
         script = self.built.script(kernel).read_text(encoding="utf-8")
-        without = ("git_commit", *EXPECTATIONS)
+        without = ("git_commit", *NEUTRAL_OPTIONS)
         lines = [line for line in script.splitlines() if not any(f"'{name}':" in line for name in without)]
         identity: dict[str, object] = {"script": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
         if kernel.competition:

@@ -19,7 +19,9 @@ from typing import Any
 Value = bool | int | float | str
 
 
-EXPECTATIONS = ("expected_hours", "pretrain_hours")  # estimates for planning; they change no result
+EXPECTATIONS = ("expected_hours", "pretrain_hours")  # estimates for planning
+# These change no result: no name, no plan and no comparison depends on them.
+NEUTRAL_OPTIONS = (*EXPECTATIONS, "tiles_on")
 # These decide the fold table.
 FOLD_OPTIONS = ("fold_split", "num_folds", "seed", "stain_groups", "slide_map", "holdout")
 # These decide the network that a training starts from.
@@ -268,6 +270,14 @@ class Config:
         "CPU.",
         choices=("auto", "cuda", "cpu"),
     )
+    tiles_on: str = _option(
+        "auto",
+        "Memory that holds the tiles of a training. auto: that of the GPU, where there is room for all of "
+        "them (5.7 GiB) beside the training (6 GiB for 256 tiles of 96 px); else that of the host. host: "
+        "always; a thread sends batches ahead. device: that of the GPU wherever the tiles alone fit. When "
+        "memory runs out, it is given up first. It changes no result and no name.",
+        choices=("auto", "host", "device"),
+    )
     eval_every: int = _option(
         1,
         "Epochs between validations. They are only logged: no weights are chosen by them. 0: only at the "
@@ -493,8 +503,8 @@ class Config:
         return dataclasses.asdict(self)
 
     def result_options(self) -> dict[str, Value]:
-        """The options that decide a result: all but the expectations."""
-        return without_expectations(self.to_dict())
+        """The options that decide a result."""
+        return without_neutral(self.to_dict())
 
     @property
     def weights_file(self) -> str:
@@ -548,9 +558,9 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def without_expectations(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without those that are estimates for planning and decide no result."""
-    return {name: value for name, value in options.items() if name not in EXPECTATIONS}
+def without_neutral(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that decide no result."""
+    return {name: value for name, value in options.items() if name not in NEUTRAL_OPTIONS}
 
 
 def _three_numbers(text: str) -> tuple[float, ...] | None:

@@ -71,7 +71,15 @@ _REFUSED = {
     **dict.fromkeys(EXPECTATIONS, "it is an estimate for planning and changes no result"),
     **dict.fromkeys(("num_members", "ddp", "sync_batchnorm"), _ONE_GPU),
     **dict.fromkeys(
-        ("device", "eval_every", "eval_tiles", "eval_batch_size", "fixed_schedule", "deterministic"),
+        (
+            "device",
+            "tiles_on",
+            "eval_every",
+            "eval_tiles",
+            "eval_batch_size",
+            "fixed_schedule",
+            "deterministic",
+        ),
         _NO_EFFECT,
     ),
     **dict.fromkeys(("pseudo_labels", "pseudo_share"), "a search reads no folds of another experiment"),

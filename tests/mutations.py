@@ -82,6 +82,27 @@ MUTATIONS = (
         "pass",
         ("tests/lib/cuda/test_cuda.py",),
     ),
+    Mutation(
+        "order-on-the-device",
+        "lib/data/batches.py",
+        "order = order.to(source.device)",
+        "pass",
+        ("tests/lib/cuda/test_cuda.py",),
+    ),
+    Mutation(
+        "upload-waits-for-its-copies",
+        "lib/data/device_memory.py",
+        "copied[turn].synchronize()",
+        "pass",
+        ("tests/lib/cuda/test_cuda.py",),
+    ),
+    Mutation(
+        "tiles-freed-before-passes-shrink",
+        "lib/training/fold.py",
+        "if not tiles.release():",
+        "if True:",
+        ("tests/lib/training/test_workers.py",),
+    ),
     # Input of the network
     Mutation(
         "channels-normalised",

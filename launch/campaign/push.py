@@ -34,7 +34,7 @@ from launch.kaggle_api.types import ABSENT, Listing
 from launch.packaging.builder import Checkout
 from launch.packaging.bundle import carries_push_id, push_id_in
 from launch.plan import Kernel
-from lib.config import without_expectations
+from lib.config import without_neutral
 from lib.search_space import RECORDS, reusable_trials
 
 logger = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ class OutputReuse:
             return bool(kernel.encoders) and set(kernel.encoders) <= set(encoders)
         config = content.get("config")
         same_config = (
-            isinstance(config, dict) and without_expectations(config) == kernel.configs[0].result_options()
+            isinstance(config, dict) and without_neutral(config) == kernel.configs[0].result_options()
         )
         if not same_config or kernel.datasets:  # a record does not name the datasets that were attached
             return False

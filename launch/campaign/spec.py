@@ -12,7 +12,7 @@ from launch.campaign.waits import Timeouts
 from launch.errors import LaunchError
 from launch.experiments import Experiment, with_teachers
 from launch.plan import Kernel, plan_kernels
-from lib.config import EXPECTATIONS, config_from_dict
+from lib.config import NEUTRAL_OPTIONS, config_from_dict
 from lib.errors import listed
 from lib.evaluation.averages import parse_weights
 from lib.search_space import SearchSpace, search_from_dict
@@ -196,7 +196,7 @@ def same_campaign(saved: CampaignSpec, given: CampaignSpec) -> list[str]:
         problems.append(f"it was started {hours[0]}, this command is {hours[1]}")
     for name, config in now.items():
         old = before.get(name, config)
-        changed = [key for key in config if config[key] != old[key] and key not in EXPECTATIONS]
+        changed = [key for key in config if config[key] != old[key] and key not in NEUTRAL_OPTIONS]
         problems += [f"{name}: {key} was {old[key]!r}, is {config[key]!r}" for key in changed]
     return problems
 

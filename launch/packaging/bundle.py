@@ -26,7 +26,7 @@ from launch import ROOT
 from launch.errors import LaunchError
 from launch.packaging.closure import embedded_files
 from launch.plan import LIBRARY_SLUG, NOTEBOOK_KINDS, Kernel
-from lib.config import EXPECTATIONS, Config, to_toml
+from lib.config import NEUTRAL_OPTIONS, Config, to_toml
 
 SOURCE_LIMIT = 1_000_000  # bytes; the service refuses more ("must be less than 1 megabytes")
 LIBRARY_TAG = "library"  # of the notebook cell that parameters and library are put into
@@ -345,7 +345,7 @@ def _row(name: str, text: str) -> str:
 def _differences(config: Config) -> str:
     """The options of an experiment that are not at their defaults, as its file would have them."""
     lines = to_toml(config).splitlines()
-    options = [line for line in lines if not line.startswith(EXPECTATIONS)]  # which decide no result
+    options = [line for line in lines if not line.startswith(NEUTRAL_OPTIONS)]  # which decide no result
     return f"not at the defaults: {', '.join(options)}" if options else "all options at their defaults"
 
 

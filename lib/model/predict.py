@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lib.data.batches import as_images, load_batches
+from lib.data.device_memory import DeviceTiles, is_out_of_memory
 from lib.errors import KernelError
 from lib.image.dihedral import transform
 from lib.model.network import Classifier, autocast, choose_precision
@@ -17,31 +18,14 @@ from lib.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-# The messages of a RuntimeError with which other allocators than that of device memory fail: torch's of host
-# memory (Linux, Windows), CUDA's of pinned memory, and the workspaces of cuBLAS and cuDNN.
-_OUT_OF_MEMORY = (
-    "not enough memory: you tried to allocate",
-    "DefaultCPUAllocator: can't allocate memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-
 
 class PredictionError(KernelError):
     """The network returned a logit that is not finite, or a single tile does not fit the memory."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or NumPy could not allocate memory, of a device or of the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
 def compute_in_batches(
     compute: Callable[[torch.Tensor], torch.Tensor],
-    tiles: np.ndarray,
+    tiles: np.ndarray | DeviceTiles,
     rows: np.ndarray,
     *,
     batch_size: int,
@@ -49,8 +33,9 @@ def compute_in_batches(
 ) -> list[torch.Tensor]:
     """Apply a function without gradients to all rows, in smaller batches when the memory does not suffice.
 
-    A batch that runs out of memory is computed again in halves, and so are the batches after it. The rows
-    before it are kept.
+    Tiles in the device's memory are freed first, and read from the host's from then on. Then a batch that
+    runs out of memory is computed again in halves, and so are the batches after it. The rows before it are
+    kept.
 
     Args:
         compute: (B, 3, 96, 96) uint8 tiles on the device to (B, ...).
@@ -80,7 +65,7 @@ def compute_in_batches(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if batch_size == 1:
+            if batch_size == 1 and not (isinstance(tiles, DeviceTiles) and tiles.resident is not None):
                 raise PredictionError(
                     "the memory does not suffice to predict one tile: use a smaller network or "
                     "--set input_size=..."
@@ -88,6 +73,8 @@ def compute_in_batches(
         else:
             break
         # Outside the except block: the error and the tensors of its frames are freed here.
+        if isinstance(tiles, DeviceTiles) and tiles.release():
+            continue
         batch_size = min(batch_size, len(rows) - done)
         logger.info(
             "%s: the memory did not suffice to predict %d tiles at once; going on with %d, %s of %s are done",
@@ -105,7 +92,7 @@ def compute_in_batches(
 
 def predict_logits(
     network: Classifier,
-    tiles: np.ndarray,
+    tiles: np.ndarray | DeviceTiles,
     rows: np.ndarray,
     *,
     views: int,
@@ -123,7 +110,7 @@ def predict_logits(
 
 def predict_members(
     networks: Sequence[Classifier],
-    tiles: np.ndarray,
+    tiles: np.ndarray | DeviceTiles,
     rows: np.ndarray,
     *,
     views: int,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib.config import EXPECTATIONS, Config
+from lib.config import NEUTRAL_OPTIONS, Config
 from lib.evaluation.out_of_fold import Summary
 from lib.report.formatting import decimals, is_number, percent, several
 from lib.report.inputs import KernelOutput, read_history
@@ -18,7 +18,7 @@ _FEW_VALUES = 6  # of an option in a search: each gets a row; more are split at 
 _LISTED = 6  # options in which two experiments differ
 # Options that change no score, or whose effect the section on splits shows.
 _IGNORED = {
-    *EXPECTATIONS,
+    *NEUTRAL_OPTIONS,
     "device",
     "eval_every",
     "eval_tiles",

@@ -26,17 +26,23 @@ from torch.nn import functional
 
 from lib.config import Config
 from lib.data.batches import load_batches
+from lib.data.device_memory import DeviceTiles, TilesInTheWay, is_out_of_memory
 from lib.files import sha256_of, write_atomic
 from lib.image.augment import AugmentationDraws, augment
 from lib.model.network import Classifier, autocast, build_network, choose_precision
 from lib.model.pooling import PooledBackbone
-from lib.model.predict import is_out_of_memory
 from lib.model.weights import WEIGHTS_NAME
 from lib.progress import Progress, describe_rate
 from lib.runtime.inputs import encoder_folder
 from lib.training.algorithms import select_algorithms
 from lib.training.distributed import DistributedContext
-from lib.training.epoch import FiniteBuffers, RunningLoss, TrainingError, are_finite
+from lib.training.epoch import (
+    FiniteBuffers,
+    RunningLoss,
+    TrainingError,
+    are_finite,
+    memory_for_training,
+)
 from lib.training.optimizer import OptimizerStep, build_optimizer
 from lib.training.resume import load_state, save_state
 from lib.training.time_budget import Budget
@@ -227,14 +233,29 @@ def pretrain(
 
     Raises:
         TrainingError: the loss is not finite, or the network maps all tiles to the same embedding.
+        TilesInTheWay: out of memory on one of several processes; all must start again with the tiles in host
+            memory.
     """
+    tiles = DeviceTiles(task.tiles)
     with select_algorithms(context.device, deterministic=task.config.deterministic):
-        return _pretrain(task, folder=folder, context=context, invalidate_record=invalidate_record)
+        while True:
+            try:
+                return _pretrain(
+                    task, tiles=tiles, folder=folder, context=context, invalidate_record=invalidate_record
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or tiles.resident is None:
+                    raise
+                if context.size > 1:
+                    raise TilesInTheWay from error
+            # Outside the except block: the error and the tensors of its frames are freed here.
+            tiles.release()
 
 
 def _pretrain(
     task: PretrainTask,
     *,
+    tiles: DeviceTiles,
     folder: Path,
     context: DistributedContext,
     invalidate_record: Callable[[], None],
@@ -285,6 +306,9 @@ def _pretrain(
         f", {context.size} processes" if context.size > 1 else "",
         f"; resuming after epoch {len(history)}" if history else "",
     )
+    pass_tiles = 2 * config.pretrain_batch_size // context.size  # each tile is used in two views
+    reserve = memory_for_training(config, tiles=pass_tiles)
+    tiles.place(device, tiles_on=config.tiles_on, reserve=reserve, name="pretraining")
     budget = None
     if not math.isinf(task.deadline):
         budget = Budget(deadline=task.deadline, fixed_schedule=config.fixed_schedule)
@@ -295,10 +319,10 @@ def _pretrain(
         progress = Progress(total=steps * config.pretrain_batch_size)
         try:
             loss, spread = _train_one_epoch(
-                forward, model, task, step, epoch=epoch, context=context, progress=progress
+                forward, model, task, tiles, step, epoch=epoch, context=context, progress=progress
             )
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or tiles.resident is not None:
                 raise
             half = config.pretrain_batch_size // 2
             raise TrainingError(
@@ -375,6 +399,7 @@ def _train_one_epoch(
     forward: nn.Module,
     model: BarlowTwins,
     task: PretrainTask,
+    tiles: DeviceTiles,
     step: OptimizerStep,
     *,
     epoch: int,
@@ -394,7 +419,7 @@ def _train_one_epoch(
     running_loss = RunningLoss(device)
     buffers = FiniteBuffers(model) if step.scaler.is_enabled() else None
     batches = load_batches(
-        task.tiles,
+        tiles,
         order[own],
         batch_size=config.pretrain_batch_size // context.size,
         device=device,

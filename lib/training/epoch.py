@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from lib.config import Config
 from lib.data.batches import as_images, load_batches
+from lib.data.device_memory import DeviceTiles, is_out_of_memory
 from lib.errors import KernelError
 from lib.image.augment import AugmentationDraws, augment, symmetries
 from lib.model.network import Classifier, autocast
-from lib.model.predict import is_out_of_memory
 from lib.model.tuning import keep_frozen_statistics
 from lib.training.distributed import SINGLE_PROCESS, DistributedContext
 from lib.training.ema import WeightAverage
@@ -37,14 +37,14 @@ class TrainingSet:
     """The tiles and labels a member learns from.
 
     Attributes:
-        tiles: (N, 96, 96, 3) uint8, all tiles: 6 GB for the competition's 220,025, in host memory, shared by
-            all processes.
+        tiles: (N, 96, 96, 3) uint8, all tiles: 6 GB for the competition's 220,025. In host memory, shared by
+            all processes, and where it has room also in that of the device.
         labels: (N,) float32, 0 or 1.
         rows: (M,) int64, the tiles outside the fold.
         entropy: the root of the member's seeds: (seed, fold, member).
     """
 
-    tiles: np.ndarray
+    tiles: np.ndarray | DeviceTiles
     labels: np.ndarray
     rows: np.ndarray
     entropy: tuple[int, ...]
@@ -352,6 +352,22 @@ def _forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
             "larger input (--set input_size=...)."
         ) from error
     return logits
+
+
+def memory_for_training(config: Config, *, tiles: int) -> int:
+    """Bytes of device memory to keep free for a training and its predictions, beside the tiles.
+
+    6 GiB for a pass of 256 tiles at 96 px, in proportion to the pixels of the first feature map; at least 2.
+    That is an allowance, not a measurement: when it is too small, the tiles are freed.
+
+    Args:
+        config: input_size, stem and eval_batch_size. A prediction keeps no activations for a backward pass:
+            it needs about a sixth for the same number of tiles.
+        tiles: of a forward pass of the training, in one process.
+    """
+    passes = max(tiles, config.eval_batch_size / 6) / 256
+    stem = {"keep": 1, "no_pool": 4, "no_stride": 16}[config.stem]
+    return int(max(2.0, 6.0 * passes * stem * (config.input_size / 96) ** 2) * 2**30)
 
 
 def find_grad_accum_steps(

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from lib.config import Config
+from lib.data.device_memory import DeviceTiles, TilesInTheWay, is_out_of_memory
 from lib.data.shared_memory import SharedMemory
 from lib.evaluation.metrics import auc, fold_scores, probability
 from lib.files import sha256_of, write_atomic
 from lib.model.checkpoint import Identity, count_parameters, save_checkpoint
 from lib.model.network import Classifier, build_network, choose_precision
-from lib.model.predict import is_out_of_memory, predict_logits
+from lib.model.predict import predict_logits
 from lib.model.tuning import choose_trained, prepare_tuning
 from lib.progress import Progress, describe_rate, describe_time
 from lib.training.distributed import DistributedContext
@@ -32,6 +33,7 @@ from lib.training.epoch import (
     find_grad_accum_steps,
     freeze_backbone,
     is_frozen,
+    memory_for_training,
     steps_per_epoch,
     tiles_per_step,
     train_one_epoch,
@@ -272,26 +274,38 @@ def train_member(
         TrainingError: the training diverged (files finished before are intact), or two tiles do not fit the
             device's memory.
         BudgetError: the time does not suffice, and the plan may not be shortened.
-        RuntimeError: out of memory on one of several processes; all must start again with smaller passes.
+        TilesInTheWay: out of memory on one of several processes; all must start again with the tiles in host
+            memory.
+        RuntimeError: the same where they are there already; all must start again with smaller passes.
     """
     passes = grad_accum_steps or task.config.grad_accum_steps
-    while True:
-        try:
-            return _train_member(
-                task,
-                member,
-                folder=folder,
-                context=context,
-                invalidate_record=invalidate_record,
-                grad_accum_steps=passes,
-                members_left=members_left,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if context.size > 1 or not is_out_of_memory(error):
-                raise
-        # Outside the except block: the error and the tensors of its frames are freed here.
-        passes = double_grad_accum_steps(task, passes, context.size)
-        torch.cuda.empty_cache()
+    tiles = DeviceTiles(task.tiles)
+    try:
+        while True:
+            try:
+                return _train_member(
+                    task,
+                    member,
+                    tiles=tiles,
+                    folder=folder,
+                    context=context,
+                    invalidate_record=invalidate_record,
+                    grad_accum_steps=passes,
+                    members_left=members_left,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if context.size > 1 and tiles.resident is not None:
+                    raise TilesInTheWay from error
+                if context.size > 1:
+                    raise
+            # Outside the except block: the error and the tensors of its frames are freed here.
+            if not tiles.release():
+                passes = double_grad_accum_steps(task, passes, context.size)
+                torch.cuda.empty_cache()
+    finally:
+        tiles.free()
 
 
 def double_grad_accum_steps(task: FoldTask, grad_accum_steps: int, processes: int) -> int:
@@ -323,6 +337,7 @@ def _train_member(
     task: FoldTask,
     member: int,
     *,
+    tiles: DeviceTiles,
     folder: Path,
     context: DistributedContext,
     invalidate_record: Callable[[], None],
@@ -336,7 +351,7 @@ def _train_member(
     outside, inside = np.flatnonzero(task.folds != task.fold), np.flatnonzero(task.folds == task.fold)
     labels = task.index["label"].to_numpy()
     training_set = TrainingSet(
-        tiles=task.tiles,
+        tiles=tiles,
         labels=labels.astype(np.float32),
         rows=outside,
         entropy=(config.seed, task.fold, member),
@@ -351,16 +366,19 @@ def _train_member(
     planned = steps * config.epochs
     name = f"{task.name}, member {member}"
     if not grad_accum_steps:
-        tiles = per_step // context.size
+        share = per_step // context.size
         grad_accum_steps = context.max_int(
-            find_grad_accum_steps(network, config, tiles=tiles, device=device, precision=precision)
+            find_grad_accum_steps(network, config, tiles=share, device=device, precision=precision)
         )
         log(
             "%s: %d passes of %d tiles per step and process",
             name,
             grad_accum_steps,
-            -(-tiles // grad_accum_steps),
+            -(-share // grad_accum_steps),
         )
+    per_pass = -(-per_step // (context.size * grad_accum_steps))
+    reserve = memory_for_training(config, tiles=per_pass)
+    tiles.place(device, tiles_on=config.tiles_on, reserve=reserve, name=name)
     step = OptimizerStep(
         build_optimizer(network, config),
         peak=config.learning_rate,
@@ -397,7 +415,7 @@ def _train_member(
         context.broadcast_buffers(predicting)
         logits = predict_logits(
             predicting,
-            task.tiles,
+            tiles,
             context.shard_rows(rows),
             views=views,
             batch_size=config.eval_batch_size,

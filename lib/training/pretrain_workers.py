@@ -2,7 +2,8 @@
 
 One GPU, or a CPU, pretrains in this process. For more, a supervisor starts `python -m
 lib.training.pretrain_workers` once per GPU and shares its one copy of the tiles with them. When one fails,
-the supervisor ends the others and raises the first failure.
+the supervisor ends the others and raises the first failure. When one runs out of memory with the tiles in
+that of its device, all restart without.
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,11 @@ def _work(scratch: Path, arguments: dict[str, Any]) -> None:
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // context.size))
     folder = Path(shared["folder"])
+    config = config_from_dict(shared["config"])
+    if arguments["tiles_on"]:
+        config = replace(config, tiles_on=arguments["tiles_on"])
     task = PretrainTask(
-        config=config_from_dict(shared["config"]),
+        config=config,
         tiles=map_shared(arguments["tiles"], tuple(shared["shape"])),
         data_id=shared["data_id"],
         bundle_id=shared["bundle_id"],

@@ -3,7 +3,8 @@
 One GPU, or a CPU, trains in this process. For more, a supervisor starts `python -m lib.training.workers` once
 per GPU and shares its one copy of the tiles with them. When a worker fails, the supervisor ends the others
 and raises the first failure. When a worker runs out of memory, the workers of the same member restart from
-the last whole epoch with half as many tiles per pass. Under torchrun all processes exist already, and train
+the last whole epoch: without the tiles in device memory if they were there, then with half as many tiles per
+pass. Under torchrun all processes exist already, and train
 one member after the other together.
 """
 
@@ -19,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ import torch
 import torch.distributed as dist
 
 from lib.config import Config, config_from_dict
+from lib.data.device_memory import TilesInTheWay, is_out_of_memory
 from lib.data.shared_memory import SharedMemory, map_shared
 from lib.errors import KernelError
-from lib.model.predict import is_out_of_memory
 from lib.runtime.run_record import RECORD_NAME
 from lib.runtime.session import log_to_stdout
 from lib.training.algorithms import select_algorithms
@@ -49,7 +50,8 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2  # between two polls of the workers
 _SETTLE_SECONDS = 0.5  # for the other workers to fail, too, so that the first failure can be found
-_OUT_OF_MEMORY = 77  # a worker's exit code: restart with smaller passes
+# Exit codes of a worker: restart with smaller passes, or with the tiles in host memory.
+_OUT_OF_MEMORY, _TILES_IN_THE_WAY = 77, 78
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the other ranks wait while rank 0 predicts and writes
 _TRACEBACK = 6000  # characters of it that are shown
 
@@ -77,6 +79,7 @@ class WorkerGroup:
     devices: list[torch.device]
     members: list[int] = field(default_factory=list)
     grad_accum_steps: int = 1
+    tiles_on: str = ""  # instead of the config's
     module: str = __name__  # that the processes run
     attempt: int = 0
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
@@ -274,16 +277,22 @@ def supervise(
             if stop is not None and stop.is_set():
                 raise WorkerError("ended, because another worker failed")
             for number, group in enumerate(worker_groups):
-                if _poll(group, scratch):
+                code = _poll(group, scratch)
+                if not code:
+                    continue
+                if code == _TILES_IN_THE_WAY:
+                    group.tiles_on = "host"
+                    logger.info("the device's memory did not suffice: the tiles are not kept there any more")
+                else:
                     use_less_memory(group)
-                    _start(group, number, scratch, memory)
+                _start(group, number, scratch, memory)
     finally:
         for group in worker_groups:
             group.end()
 
 
-def _poll(group: WorkerGroup, scratch: Path) -> bool:
-    """Check the exit codes of a group; whether it ran out of memory, and was ended for it.
+def _poll(group: WorkerGroup, scratch: Path) -> int:
+    """Check the exit codes of a group; that of a process that ran out of memory, or 0. It ends the group.
 
     Raises:
         WorkerError: a worker failed.
@@ -292,15 +301,16 @@ def _poll(group: WorkerGroup, scratch: Path) -> bool:
     if any(codes):  # the others may be about to fail because of it
         time.sleep(_SETTLE_SECONDS)
         codes = [process.poll() for process in group.processes]
-    if any(code == _OUT_OF_MEMORY for code in codes):
-        group.end()
-        return True
+    for out_of_memory in (_TILES_IN_THE_WAY, _OUT_OF_MEMORY):
+        if out_of_memory in codes:
+            group.end()
+            return out_of_memory
     if any(code not in (None, 0) for code in codes):
         raise _first_failure(scratch, group, codes)
     if codes and all(code == 0 for code in codes):
         group.end()
         group.processes = []
-    return False
+    return 0
 
 
 def _start(group: WorkerGroup, number: int, scratch: Path, memory: SharedMemory) -> None:
@@ -316,6 +326,7 @@ def _start(group: WorkerGroup, number: int, scratch: Path, memory: SharedMemory)
             "device": str(device),
             "members": group.members,
             "grad_accum_steps": group.grad_accum_steps,
+            "tiles_on": group.tiles_on,
             "store": str(scratch / f"store-{number}-{group.attempt}"),
             "tiles": memory.descriptor,
         }
@@ -355,6 +366,8 @@ def _work(scratch: Path, arguments: dict[str, Any]) -> None:
     shared = json.loads((scratch / "task.json").read_text())
     log_to_stdout(shared["started"])
     config, device = config_from_dict(shared["config"]), torch.device(arguments["device"])
+    if arguments["tiles_on"]:
+        config = replace(config, tiles_on=arguments["tiles_on"])
     with select_algorithms(device, deterministic=config.deterministic):
         _train_group(scratch, arguments, shared, config=config, device=device)
 
@@ -463,6 +476,8 @@ def run_worker(work: Callable[[Path, dict[str, Any]], None], scratch: Path, argu
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(scratch, arguments)
+    except TilesInTheWay:
+        return _TILES_IN_THE_WAY
     except Exception as error:
         if is_out_of_memory(error):
             return _OUT_OF_MEMORY

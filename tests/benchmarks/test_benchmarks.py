@@ -114,9 +114,10 @@ def test_the_gpu_benchmark_runs_on_a_cpu(results, tmp_path):
         no_compile=True,
         store_tiles=250,
         scratch=tmp_path,
+        precision="auto",
     )
     gpu.measure(training.TWO_LAYERS, 96, arguments, CPU)
-    content = json.loads((results / "gpu-two convolutions-96.json").read_text())
+    content = json.loads((results / "gpu-two convolutions-96-float32.json").read_text())
     assert {row["name"] for row in content["rows"]} == {training.REAL, training.FIXED, training.NO_PREFETCH}
     assert content["conditions"]["waits only for loss checks"] == "not tried: no GPU"
     gpu.measure_start(argparse.Namespace(**vars(arguments) | {"networks": [training.TWO_LAYERS]}), CPU)

@@ -4,7 +4,6 @@ Kernels compute nothing there (see null_gpu.cpp). So numbers are not checked, bu
 GPU with the right devices, data types and shapes, in the right order, without waiting, and frees its memory.
 """
 
-import ctypes
 import dataclasses
 import functools
 import json
@@ -21,16 +20,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from null_gpu import NullGpu
 
 from lib.config import Config
+from lib.data import device_memory
 from lib.data.batches import as_images, load_batches
+from lib.data.device_memory import DeviceTiles, is_out_of_memory, upload
 from lib.data.shared_memory import SharedMemory
 from lib.explain.attribution import attribute
 from lib.image.augment import DRAWS, augment
 from lib.model.checkpoint import load_checkpoint, save_checkpoint
 from lib.model.features import Embedder
 from lib.model.network import Classifier, build_network, choose_precision
-from lib.model.predict import is_out_of_memory, predict_logits, predict_on_all
+from lib.model.predict import predict_logits, predict_on_all
 from lib.runtime.hardware import choose_devices
 from lib.search_space import search_from_dict
 from lib.training import barlow_twins, search, workers
@@ -65,35 +67,6 @@ EVERY_OPTION = {
 TILES = np.random.default_rng(0).integers(0, 256, (48, 96, 96, 3), dtype=np.uint8)
 LABELS = (np.arange(48) % 5 < 2).astype(np.float32)
 CHECKS: dict[str, Callable[[], None]] = {}
-
-
-class NullGpu:
-    """The controls of null_gpu.cpp."""
-
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL(os.environ["NULL_GPU"])
-        self._library.null_gpu_set.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
-        self._library.null_gpu_count.argtypes = [ctypes.c_char_p]
-        self._library.null_gpu_count.restype = ctypes.c_long
-
-    @contextmanager
-    def setting(self, name: str, value: int, *, otherwise: int = 0) -> Iterator[None]:
-        """A setting for a while."""
-        self._library.null_gpu_set(name.encode(), value)
-        try:
-            yield
-        finally:
-            self._library.null_gpu_set(name.encode(), otherwise)
-
-    def counted(self, prefix: str, action: Callable[[], Any]) -> int:
-        """How many calls whose names begin so the action makes."""
-        self._library.null_gpu_set(b"counts", 0)
-        action()
-        return self.count(prefix)
-
-    def count(self, prefix: str) -> int:
-        """How many calls whose names begin so there were since `counted` began."""
-        return int(self._library.null_gpu_count(prefix.encode()))
 
 
 @contextmanager
@@ -192,6 +165,63 @@ def batches_are_copied_from_pinned_memory_without_a_wait() -> None:
 
     assert gpu.counted("copy host to device, pinned", load) == 6
     assert gpu.counted("wait", load) == 0
+
+
+@check
+def an_upload_overwrites_no_buffer_before_its_copy_ended() -> None:
+    gpu, placed = NullGpu(), list[torch.Tensor]()
+    device_memory._CHUNK, chunk = 5 * TILES[0].nbytes, device_memory._CHUNK
+    try:
+        with gpu.setting("late copies", 1), gpu.setting("real copies", 1):
+            copies = gpu.counted("copy host to device, pinned", lambda: placed.append(upload(TILES, GPU)))
+            np.testing.assert_array_equal(placed[0].cpu().numpy(), TILES)
+    finally:
+        device_memory._CHUNK = chunk
+    assert copies == 10 and placed[0].device == GPU
+
+
+@check
+def batches_of_tiles_on_the_device_need_no_wait_and_no_copy() -> None:
+    """But at their beginning, for the order and the columns. Kernels compute nothing here: no values."""
+    gpu, tiles, waits = NullGpu(), DeviceTiles(TILES), []
+    tiles.place(GPU, tiles_on="auto", reserve=0, name="check")
+    assert tiles.resident is not None and tiles.resident.device == GPU
+    columns = (torch.arange(48), torch.rand(48, DRAWS))
+    for size in (16, 4):
+
+        def load(size: int = size) -> None:
+            for images, values in load_batches(
+                tiles, np.arange(48), batch_size=size, device=GPU, columns=columns
+            ):
+                assert images.device == GPU and images.dtype == torch.uint8
+                assert images.shape == (size, 3, 96, 96)
+                assert images.is_contiguous(memory_format=torch.channels_last)
+                assert [value.device for value in values] == [GPU, GPU]
+
+        waits.append(gpu.counted("wait", load))
+        assert gpu.count("copy host to device") == 3 and gpu.count("launch") >= 48 // size
+    assert waits[0] == waits[1], waits
+
+
+@check
+def tiles_stay_on_the_host_where_the_memory_of_the_gpu_is_short() -> None:
+    torch.cuda.empty_cache()
+    used = 15_500_000_000 - torch.cuda.mem_get_info(GPU)[0]
+    for room, expected in ((0.9, False), (1.1, True)):
+        limit = used + int(room * (TILES.nbytes + (64 << 20)))
+        with NullGpu().setting("device bytes", limit, otherwise=15_500_000_000):
+            tiles = DeviceTiles(TILES)
+            tiles.place(GPU, tiles_on="auto", reserve=64 << 20, name="check")
+            assert (tiles.resident is not None) == expected
+        tiles.free()
+
+
+@check
+def tiles_stay_on_the_host_where_no_memory_can_be_pinned() -> None:
+    tiles = DeviceTiles(np.repeat(TILES, 8, axis=0))  # its buffers are larger than any that are kept
+    with NullGpu().setting("pinned bytes", 0, otherwise=8_000_000_000):
+        tiles.place(GPU, tiles_on="device", reserve=0, name="check")
+    assert tiles.resident is None
 
 
 # --- augmentation, stains, network --------------------------------------------------------------------------
@@ -355,7 +385,8 @@ def weights_and_training_state_return_from_their_files_to_the_gpu(config: Config
             step_state = step.state()
         step.state = lambda: step_state  # type: ignore[method-assign]
         save_state(folder / "state", plan="p", modules=modules, step=step, history=[])
-        network, again, *_ = training_of(config)
+        with gpu.setting("real copies", 0, otherwise=1):  # AdamW reads whether its rate is negative
+            network, again, *_ = training_of(config)
         load_state(folder / "state", plan="p", modules={"network": network}, step=again)
     moments = [moment for _, moment in sorted(again.optimizer.state_dict()["state"].items())]
     assert moments and all(moment["exp_avg"].device == GPU for moment in moments)
@@ -367,8 +398,12 @@ def weights_and_training_state_return_from_their_files_to_the_gpu(config: Config
 
 
 @contextmanager
-def too_little_memory_for(action: Callable[[], Any], *, share: float) -> Iterator[None]:
-    """A share of the device memory that an action needs, which runs once with enough of it."""
+def too_little_memory_for(action: Callable[[], Any], *, share: float) -> Iterator[int]:
+    """A share of the device memory that an action needs, which runs once with enough of it.
+
+    Yields:
+        The bytes that it needs.
+    """
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(GPU)
     before = torch.cuda.memory_reserved(GPU)
@@ -377,7 +412,7 @@ def too_little_memory_for(action: Callable[[], Any], *, share: float) -> Iterato
     torch.cuda.empty_cache()
     limit = torch.cuda.memory_reserved(GPU) + int(share * needed)
     with NullGpu().setting("device bytes", limit, otherwise=15_500_000_000):
-        yield
+        yield needed
 
 
 @check
@@ -419,6 +454,49 @@ def a_training_that_runs_out_of_device_memory_goes_on_with_smaller_passes() -> N
             train()
         line = json.loads((Path(name) / MemberFiles(0, 0).history).read_text())
     assert line["grad_accum_steps"] > 1
+
+
+@check
+def a_training_that_runs_out_of_device_memory_frees_the_tiles_first() -> None:
+    """With too little memory for both, but enough for the training alone."""
+    config = dataclasses.replace(
+        BACKBONES["cnn"], batch_size=16, epochs=1, num_members=1, eval_batch_size=16, tiles_on="host"
+    )
+    tiles = np.repeat(TILES, 60, axis=0)  # 76 MiB: more than the training needs
+    task = dataclasses.replace(
+        small_fold(config),
+        tiles=tiles,
+        index=pd.concat([small_fold(config).index] * 60, ignore_index=True),
+        folds=np.concatenate([np.arange(48) % 3, np.full(48 * 59, 0)]),
+    )
+    released: list[bool] = []
+    real = DeviceTiles.release
+
+    def release(self: DeviceTiles) -> bool:
+        released.append(real(self))
+        return released[-1]
+
+    with tempfile.TemporaryDirectory() as name:
+
+        def train(**options: Any) -> None:
+            train_member(
+                dataclasses.replace(task, config=dataclasses.replace(config, **options)),
+                0,
+                folder=Path(name),
+                context=DistributedContext(device=GPU),
+                invalidate_record=lambda: None,
+            )
+
+        DeviceTiles.release = release  # type: ignore[method-assign]
+        try:
+            with too_little_memory_for(train, share=1.0) as needed:
+                limit = torch.cuda.memory_reserved(GPU) + needed + tiles.nbytes // 2
+                with NullGpu().setting("device bytes", limit, otherwise=15_500_000_000):
+                    train(tiles_on="device")
+        finally:
+            DeviceTiles.release = real  # type: ignore[method-assign]
+        line = json.loads((Path(name) / MemberFiles(0, 0).history).read_text())
+    assert released == [True] and "grad_accum_steps" not in line, (released, line)
 
 
 @check

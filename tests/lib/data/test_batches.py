@@ -1,4 +1,4 @@
-"""Batches of tiles: order, columns, sizes; on a CPU directly and by the prefetching that a GPU gets."""
+"""Batches of tiles: order, columns, sizes; on a CPU, prefetched, or from the memory of the device."""
 
 import threading
 from collections.abc import Callable, Generator
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lib.data import batches as module
 from lib.data.batches import Batch, as_images, load_batches
+from lib.data.device_memory import DeviceTiles, upload
 
 CPU = torch.device("cpu")
 Loader = Callable[..., Generator[Batch]]
@@ -31,11 +32,24 @@ def _as_for_a_gpu(tiles: np.ndarray, rows: np.ndarray, **rest: Any) -> Generator
         yield from load_batches(tiles, rows, **{**rest, "device": torch.device("cuda", 0)})
 
 
-LOADERS = [pytest.param(load_batches, id="cpu"), pytest.param(_as_for_a_gpu, id="prefetched")]
-both_loaders = pytest.mark.parametrize("load", LOADERS)
+def _from_the_device(tiles: np.ndarray, rows: np.ndarray, **rest: Any) -> Generator[Batch]:
+    """`load_batches` of tiles that are in the device's memory, which is the host's here."""
+    placed = DeviceTiles(tiles)
+    placed.resident = upload(tiles, CPU)
+    with pytest.MonkeyPatch.context() as patch:  # a GPU's ways of loading from the host are not taken
+        patch.setattr(module, "prefetch_batches", lambda *_, **__: pytest.fail("loaded from the host"))
+        yield from load_batches(placed, rows, **{**rest, "device": torch.device("cuda", 0)})
 
 
-@both_loaders
+LOADERS = [
+    pytest.param(load_batches, id="cpu"),
+    pytest.param(_as_for_a_gpu, id="prefetched"),
+    pytest.param(_from_the_device, id="on-the-device"),
+]
+all_loaders = pytest.mark.parametrize("load", LOADERS)
+
+
+@all_loaders
 @pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
@@ -60,13 +74,13 @@ def test_every_row_comes_once_in_its_order_with_its_columns(
     assert torch.equal(torch.cat([columns[1] for _, columns in batches]), draws)
 
 
-@both_loaders
+@all_loaders
 def test_batches_may_have_sizes_of_their_own(load: Loader, random_tiles: Callable[..., np.ndarray]) -> None:
     batches = load(random_tiles(10), np.arange(10), batch_size=[3, 3, 1, 3], device=CPU)
     assert [len(images) for images, _ in batches] == [3, 3, 1, 3]
 
 
-@both_loaders
+@all_loaders
 def test_a_loop_that_stops_early_leaves_no_thread(
     load: Loader, random_tiles: Callable[..., np.ndarray]
 ) -> None:
@@ -117,7 +131,7 @@ def test_prefetching_gathers_without_threads_of_torch(
 
 
 @pytest.mark.parametrize("rows", [[0, 8], [-1]])
-@both_loaders
+@all_loaders
 def test_rows_that_do_not_exist_are_an_error(
     load: Loader, rows: list[int], random_tiles: Callable[..., np.ndarray]
 ) -> None:
@@ -125,13 +139,21 @@ def test_rows_that_do_not_exist_are_an_error(
         list(load(random_tiles(8), np.array(rows), batch_size=2, device=CPU))
 
 
-@both_loaders
+@all_loaders
 def test_a_batch_is_the_callers_own(load: Loader, random_tiles: Callable[..., np.ndarray]) -> None:
     tiles = random_tiles(6)
     before = tiles.copy()
     for images, _ in load(tiles, np.arange(6), batch_size=2, device=CPU):
         images.fill_(0)
     np.testing.assert_array_equal(tiles, before)
+
+
+@all_loaders
+def test_tiles_whose_bytes_are_no_whole_words_are_loaded(load: Loader) -> None:
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 3, 3, 3), dtype=np.uint8)
+    [(images, _)] = load(tiles, np.array([4, 0, 4]), batch_size=3, device=CPU)
+    np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), tiles[[4, 0, 4]])
+    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_images_are_fractions(random_tiles: Callable[..., np.ndarray]) -> None:

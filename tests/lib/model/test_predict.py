@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.functional import resize, to_tensor
 
 from lib.config import Config
+from lib.data.device_memory import DeviceTiles
 from lib.data.tiff import decode_tile
 from lib.image.dihedral import transform
 from lib.image.stain import normalise_stains
@@ -197,6 +198,38 @@ def test_a_prediction_without_enough_memory_goes_on_with_smaller_batches(
     assert "8 tiles at once; going on with 4, 0 of 11 are done" in caplog.text
     wanted = 2 * tiles.mean(axis=(1, 2, 3), dtype=np.float64) / 255 - 1
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_tiles_in_the_devices_memory_are_freed_before_batches_shrink(
+    random_tiles: Callable[..., np.ndarray],
+) -> None:
+    """In the second batch, when another program takes memory; the rows before it are kept."""
+    tiles = DeviceTiles(random_tiles(11))
+    tiles.resident = torch.from_numpy(tiles.host.copy())
+    places: list[bool] = []
+
+    def compute(batch: torch.Tensor) -> torch.Tensor:
+        places.append(tiles.resident is not None)
+        if len(places) > 1 and places[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch.flatten(1)
+
+    parts = module.compute_in_batches(compute, tiles, np.arange(11), batch_size=4, device=CPU)
+    assert places == [True, True, False, False] and [len(part) for part in parts] == [4, 4, 3]
+    wanted = tiles.host.transpose(0, 3, 1, 2).reshape(11, -1)
+    np.testing.assert_array_equal(torch.cat(parts).numpy(), wanted)
+
+
+def test_one_tile_may_lack_the_memory_that_the_tiles_take(random_tiles: Callable[..., np.ndarray]) -> None:
+    tiles = DeviceTiles(random_tiles(1))
+    tiles.resident = torch.from_numpy(tiles.host)
+
+    def compute(batch: torch.Tensor) -> torch.Tensor:
+        if tiles.resident is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch
+
+    assert len(module.compute_in_batches(compute, tiles, np.arange(1), batch_size=1, device=CPU)) == 1
 
 
 def test_rows_that_were_predicted_are_kept(random_tiles: Callable[..., np.ndarray]) -> None:

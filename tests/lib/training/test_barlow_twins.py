@@ -14,6 +14,7 @@ from small import Killed, killed_at
 from timm.models import save_for_hf
 
 from lib.config import Config
+from lib.data.device_memory import DeviceTiles, TilesInTheWay
 from lib.data.shared_memory import SharedMemory
 from lib.model.network import build_network
 from lib.training import barlow_twins as module
@@ -316,3 +317,36 @@ def test_a_short_session_shortens_the_plan_to_a_rate_of_zero(
     history = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
     assert 5 < len(history) < 200 and history[-1]["steps"] <= 2 * len(history)
     assert (tmp_path / "test_resnet" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_out_of_memory_frees_the_tiles_of_the_device_first(
+    task: PretrainTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """One process begins again at the last whole epoch, without them; one of several leaves that to all."""
+    places: list[bool] = []
+    real = module._train_one_epoch
+
+    def place(self: DeviceTiles, *_: Any, **__: Any) -> None:
+        self.resident = None if self._released else torch.from_numpy(self.host.copy())
+
+    def epoch(forward: Any, model: Any, task: Any, tiles: DeviceTiles, *rest: Any, **options: Any) -> Any:
+        places.append(tiles.resident is not None)
+        if len(places) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(forward, model, task, tiles, *rest, **options)
+
+    alone = tmp_path / "alone"
+    _run(task, alone)
+    monkeypatch.setattr(DeviceTiles, "place", place)
+    monkeypatch.setattr(module, "_train_one_epoch", epoch)
+    if size == 1:
+        _run(task, tmp_path / "freed")
+        assert places == [True, True, False, False]
+        assert _bytes(tmp_path / "freed") == _bytes(alone)
+    else:
+        places.append(True)
+        context = DistributedContext(0, size)
+        monkeypatch.setattr(DistributedContext, "wrap", lambda self, network, **_: network)
+        with pytest.raises(TilesInTheWay, match="tiles_on=host"):
+            pretrain(task, folder=tmp_path, context=context, invalidate_record=lambda: None)

@@ -16,6 +16,7 @@ import torch
 from small import left_in, small_task, with_options
 
 from lib.config import Config
+from lib.data.device_memory import DeviceTiles
 from lib.model.network import Classifier
 from lib.training import workers as module
 from lib.training.distributed import DistributedContext
@@ -204,6 +205,55 @@ def test_out_of_memory_begins_again_with_half_the_tiles_on_all_ranks(
     assert passes[0][0] == 1 < passes[0][-1]  # its first epoch was whole before memory ran out
     assert len(passes[0]) == len(passes[1]) == 3
     assert (passes[1][-1] > 1) == ddp  # the other member has a device of its own, or the same two
+
+
+def test_out_of_memory_frees_the_tiles_of_the_devices_before_passes_shrink(
+    task: FoldTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On all ranks of a member that is trained on two devices together."""
+    with caplog.at_level("INFO"), _sabotage("tiles"):
+        _train(with_options(task, ddp=True, num_members=1, epochs=2, eval_every=0), tmp_path)
+    assert [line for line in caplog.messages if "did not suffice" in line] == [
+        "the device's memory did not suffice: the tiles are not kept there any more"
+    ]
+    assert all("grad_accum_steps" not in line for line in _history(tmp_path))
+
+
+def test_one_process_frees_the_tiles_of_its_device_and_computes_the_same(
+    task: FoldTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Members whose tiles are on the host, on the device, and on the device until memory runs out."""
+    one = with_options(task, num_members=1)
+    real = torch.nn.functional.binary_cross_entropy_with_logits
+    steps: list[bool] = []  # whether the tiles were on the device
+    placed: list[DeviceTiles] = []
+
+    def place(self: DeviceTiles, device: torch.device, **_: Any) -> None:
+        placed.append(self)
+        if not self._released:
+            self.resident = torch.from_numpy(self.host.copy())
+
+    def loss(logits: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        steps.append(placed[-1].resident is not None)
+        if how == "crowded" and steps[-1] and len(steps) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(logits, *rest, **options)
+
+    tables = []
+    for how in ("host", "device", "crowded"):
+        if how == "device":
+            monkeypatch.setattr(DeviceTiles, "place", place)
+            monkeypatch.setattr("lib.training.epoch.functional.binary_cross_entropy_with_logits", loss)
+        steps.clear()
+        (folder := tmp_path / how).mkdir()
+        _train(one, folder, devices=1)
+        assert all("grad_accum_steps" not in line for line in _history(folder))
+        tables.append((folder / "oof-1-member-0.csv").read_bytes())
+        if how == "device":
+            assert steps and all(steps)
+    assert tables[0] == tables[1] == tables[2]
+    assert steps[:5] == [True] * 5 and not any(steps[5:]) and len(steps) > 5
+    assert placed[-1].resident is None
 
 
 def test_one_process_that_runs_out_of_memory_goes_on_by_itself(

@@ -32,6 +32,16 @@ if "SABOTAGE" in os.environ and "lib.training.workers" in " ".join(sys.orig_argv
 
             fold.train_one_epoch = epoch
             engine.functional.binary_cross_entropy_with_logits = loss
+        elif _plan["how"] == "tiles":
+            real_epoch = fold.train_one_epoch
+
+            def crowded(network, training_set, *arguments, **rest):
+                if rest["config"].tiles_on != "host" and _number == 0:
+                    training_set.tiles.resident = torch.zeros(1)  # as on a GPU
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return real_epoch(network, training_set, *arguments, **rest)
+
+            fold.train_one_epoch = crowded
         elif _number == _plan["rank"]:
 
             def fail(*arguments, **rest):
