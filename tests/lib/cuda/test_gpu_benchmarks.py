@@ -16,7 +16,7 @@ def test_the_gpu_benchmark_writes_one_file_to_send_back(
     """Without the peers, which are no packages of the tests, and without compilation, which needs a GPU."""
     monkeypatch.setenv("HCD_BENCHMARKS", str(tmp_path / "results"))
     options = ["--no-peers", "--no-compile", "--store-tiles", "64", "--scratch", str(tmp_path)]
-    done = run_on_null_gpu(null_gpu, ROOT / "benchmarks" / "gpu.py", *TINY, *options, timeout=300)
+    done = run_on_null_gpu(null_gpu, ROOT / "benchmarks" / "gpu.py", *TINY, *options, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     path = tmp_path / "results" / "gpu-report.json"
     assert f"Attach {path} to an issue of the repository" in done.stdout
@@ -39,7 +39,7 @@ def test_a_network_that_cannot_be_measured_is_named_and_the_others_are_sent(
     monkeypatch.setenv("HCD_BENCHMARKS", str(tmp_path))
     options = [*TINY, "--no-peers", "--no-compile", "--store-tiles", "0"]
     options[1:2] = ["no_such_network:96", "test_resnet:48"]
-    done = run_on_null_gpu(null_gpu, ROOT / "benchmarks" / "gpu.py", *options, timeout=300)
+    done = run_on_null_gpu(null_gpu, ROOT / "benchmarks" / "gpu.py", *options, timeout=900)
     assert done.returncode == 1 and "not measured:\n  no_such_network:96" in done.stderr
     content = json.loads((tmp_path / "gpu-report.json").read_text())
     assert len(content["results"]) == 1 and content["not measured"][0].startswith("no_such_network:96")
@@ -50,7 +50,7 @@ def test_kernels_and_bytes_are_counted_without_a_gpu(
 ) -> None:
     monkeypatch.setenv("HCD_BENCHMARKS", str(tmp_path))
     options = ["--networks", "test_resnet:48", "--batch", "8", "--child"]
-    done = run_on_null_gpu(null_gpu, ROOT / "benchmarks" / "gpu_counts.py", *options, timeout=300)
+    done = run_on_null_gpu(null_gpu, ROOT / "benchmarks" / "gpu_counts.py", *options, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads((tmp_path / "gpu-counts.json").read_text())
     [network] = content["networks"]
