@@ -358,7 +358,8 @@ def memory_for_training(config: Config, *, tiles: int) -> int:
     """Bytes of device memory to keep free for a training and its predictions, beside the tiles.
 
     6 GiB for a pass of 256 tiles at 96 px, in proportion to the pixels of the first feature map; at least 2.
-    That is an allowance, not a measurement: when it is too small, the tiles are freed.
+    SE-ResNeXt50 needs 3.4 GiB for such a pass by torch's allocator (benchmarks/gpu_counts.py); the rest is
+    for the workspaces of cuDNN. When the reserve is too small, the tiles are freed.
 
     Args:
         config: input_size, stem and eval_batch_size. A prediction keeps no activations for a backward pass:
