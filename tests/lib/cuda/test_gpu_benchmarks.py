@@ -23,7 +23,7 @@ def test_the_gpu_benchmark_writes_one_file_to_send_back(
     text = path.read_text()
     content = json.loads(text)
     assert content["device"] == "null GPU" and content["devices"] == 2 and content["not measured"] == []
-    network, start = content["results"]
+    start, network = content["results"]  # in the order of their names
     methods = {row["name"]: row["tiles_per_second"] for row in network["rows"]}
     assert {name.split(",")[0] for name in methods} >= {"ours"} and len(methods) == 4
     assert "ours, tiles in device memory" in methods and all(len(rates) == 1 for rates in methods.values())
