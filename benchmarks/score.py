@@ -85,14 +85,17 @@ Predictions = dict[str, np.ndarray]
 
 
 def ours(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder: Path) -> Predictions:
-    """This project's training of a fold; predictions with 8 views and with one."""
-    from lib.config import Config, apply_overrides
+    """This project's training of a fold, experiment lite0; predictions with 8 views and with one."""
+    from launch.experiments import load_experiment
+    from lib.config import apply_overrides
     from lib.model.checkpoint import load_checkpoint
     from lib.model.predict import predict_logits
     from lib.training.distributed import SINGLE_PROCESS
     from lib.training.fold import FoldTask, train_member
 
-    config = apply_overrides(Config(**OURS, seed=seed, epochs=arguments.epochs), arguments.set)
+    # One view while training, because the trial predicts with 8 and with one afterwards.
+    fixed = [f"seed={seed}", f"epochs={arguments.epochs}", "tta_views=1", "eval_every=0"]
+    config = apply_overrides(load_experiment("lite0").config, [*fixed, *arguments.set])
     task = FoldTask(
         experiment=arguments.name or "ours",
         config=config,
@@ -120,23 +123,6 @@ def ours(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder
         for prefix, tiles in data.predicted(fold)
         for name, views in (("logit", 8), ("one_view", 1))
     }
-
-
-OURS: dict[str, Any] = {
-    "backbone": BACKBONE,
-    "num_members": 1,
-    "batch_size": BATCH_SIZE,
-    "learning_rate": 1e-3,
-    "weight_decay": 0.05,
-    "warmup_epochs": 0.5,
-    "clip_grad_norm": 1.0,
-    "brightness": 0.1,
-    "contrast": 0.1,
-    "saturation": 0.1,
-    "hue": 0.02,
-    "eval_every": 0,
-    "tta_views": 1,  # of the validation while training; the trial predicts with 8 and with 1
-}
 
 
 def notebook(data: Data, fold: int, seed: int, arguments: argparse.Namespace, folder: Path) -> Predictions:
@@ -437,25 +423,36 @@ def compare(arguments: argparse.Namespace) -> None:
     labels, groups, folds = data.labels[rows], data.groups[rows], data.folds[rows]
     probabilities = {method: table.loc[common].to_numpy() for method, table in tables.items()}  # (N, seeds)
     names, group_index = np.unique(groups, return_inverse=True)
-    group_rows = [np.flatnonzero(group_index == index) for index in range(len(names))]
+    positive = labels == 1
 
-    def pooled(scores: np.ndarray, sample: np.ndarray) -> float:
-        aucs = [roc_auc_score(labels[sample], scores[sample, seed]) for seed in range(scores.shape[1])]
-        return float(np.mean(aucs))
+    def pooled(scores: np.ndarray, inside: np.ndarray) -> float:
+        return float(np.mean([roc_auc_score(labels[inside], column[inside]) for column in scores.T]))
+
+    # Distinct scores and ranks of each seed: an AUC of weighted tiles then needs no sorting.
+    ranks = {
+        method: [np.unique(column, return_inverse=True) for column in scores.T]
+        for method, scores in probabilities.items()
+    }
+
+    def weighted_auc(distinct: np.ndarray, rank: np.ndarray, weights: np.ndarray) -> float:
+        above = np.bincount(rank[positive], weights[positive], len(distinct))
+        below = np.bincount(rank[~positive], weights[~positive], len(distinct))
+        wins = (above * (np.cumsum(below) - below / 2)).sum()
+        return float(wins / (above.sum() * below.sum()))
 
     generator = np.random.default_rng(0)
     samples: dict[str, list[float]] = {method: [] for method in probabilities}
     for _ in range(ROUNDS):
-        picked = generator.integers(0, len(names), len(names))
-        sample = np.concatenate([group_rows[index] for index in picked])
-        for method, scores in probabilities.items():
-            seeds = generator.integers(0, scores.shape[1], scores.shape[1])  # seeds are resampled, too
-            samples[method].append(pooled(scores[:, seeds], sample))
-    all_rows = np.arange(len(rows))
+        picked = np.bincount(generator.integers(0, len(names), len(names)), minlength=len(names))
+        weights = picked[group_index].astype(np.float64)  # (N,) copies of each tile
+        for method, columns in ranks.items():
+            seeds = generator.integers(0, len(columns), len(columns))  # seeds are resampled, too
+            samples[method].append(float(np.mean([weighted_auc(*columns[seed], weights) for seed in seeds])))
+    all_rows = np.ones(len(rows), dtype=bool)
     first = arguments.names[0]
     lines = []
     for method, scores in probabilities.items():
-        fold_aucs = [pooled(scores, np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+        fold_aucs = [pooled(scores, folds == fold) for fold in np.unique(folds)]
         seconds = [
             np.median(
                 [
