@@ -9,7 +9,8 @@ DATA is a folder of real tiles in competition layout. The folds are those of
 benchmarks/results/real-folds.csv, grouped by stain. Every network is EfficientNet-Lite0 with the ImageNet
 weights of a package, at 96 px, trained with one thread for the same number of epochs. The cost of a trial is
 written beside its predictions, in seconds of processor time, so that other work on the machine does not
-count. A finished trial is not repeated. NAME+NAME is the plain mean of the probabilities of both.
+count. A finished trial is not repeated. NAME+NAME is the plain mean of the probabilities of both, NAME@ that
+of the seeds of one.
 """
 
 import argparse
@@ -369,10 +370,13 @@ def read_trials(out: Path, contender: str) -> pd.DataFrame:
 
     Args:
         out: the folder of the trials.
-        contender: NAME[:COLUMN], or several joined by +, whose plain mean is returned.
+        contender: NAME[:COLUMN], NAME[:COLUMN]@ for the mean over its seeds, or several joined by +, whose
+            plain mean is returned.
     """
     if "+" in contender:
         return _mean_of([read_trials(out, part) for part in contender.split("+")])
+    if contender.endswith("@"):
+        return read_trials(out, contender[:-1]).mean(axis=1).to_frame()
     name, _, column = contender.partition(":")
     column = column or "logit"
     by_seed = {}
@@ -388,11 +392,19 @@ def read_trials(out: Path, contender: str) -> pd.DataFrame:
     return pd.DataFrame(by_seed).dropna()
 
 
+def _seconds(out: Path, part: str) -> float:
+    """Processor time of one fold of a contender: the median, times the number of seeds that it averages."""
+    name = part.rstrip("@").partition(":")[0]
+    trials = [json.loads(path.read_text()) for path in (out / name).glob("seed-*/fold-*.json")]
+    seeds = len(list((out / name).glob("seed-*"))) if part.endswith("@") else 1
+    return float(np.median([trial["seconds"] for trial in trials])) * seeds
+
+
 def read_test(out: Path, contender: str) -> pd.Series:
     """Read the probability of each unlabelled tile: the mean over the folds and seeds of a contender."""
     if "+" in contender:
         return pd.concat([read_test(out, part) for part in contender.split("+")], axis=1).mean(axis=1)
-    name, _, column = contender.partition(":")
+    name, _, column = contender.rstrip("@").partition(":")
     files = sorted((out / name).glob("seed-*/test-*.csv"))
     if not files:
         raise SystemExit(f"no finished trial of {name} in {out}: train it first")
@@ -453,15 +465,7 @@ def compare(arguments: argparse.Namespace) -> None:
     lines = []
     for method, scores in probabilities.items():
         fold_aucs = [pooled(scores, folds == fold) for fold in np.unique(folds)]
-        seconds = [
-            np.median(
-                [
-                    json.loads(path.read_text())["seconds"]
-                    for path in (arguments.out / part.split(":")[0]).glob("seed-*/fold-*.json")
-                ]
-            )
-            for part in method.split("+")
-        ]
+        seconds = sum(_seconds(arguments.out, part) for part in method.split("+"))
         low, high = np.quantile(samples[method], [0.025, 0.975])
         differences = np.asarray(samples[first]) - np.asarray(samples[method])
         gap_low, gap_high = np.quantile(differences, [0.025, 0.975])
@@ -480,7 +484,7 @@ def compare(arguments: argparse.Namespace) -> None:
                 "folds": len(np.unique(folds)),
                 "tiles": len(rows),
                 "groups": len(names),
-                "seconds_a_fold": float(np.sum(seconds)),
+                "seconds_a_fold": seconds,
             }
         )
     table = pd.DataFrame(lines)
@@ -524,7 +528,7 @@ def main() -> None:
     training.set_defaults(function=train)
     for command in (comparison, submission):
         command.add_argument(
-            "names", nargs="+", metavar="NAME[:COLUMN][+NAME...]", help="a variant, or a mean of variants"
+            "names", nargs="+", metavar="NAME[:COLUMN][@][+NAME...]", help="a variant, or a mean of variants"
         )
     comparison.add_argument("--csv", type=Path, help="file to write the table to")
     comparison.set_defaults(function=compare)
