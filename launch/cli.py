@@ -662,11 +662,12 @@ def status(campaign: str | None, local_run: Path | None, as_json: bool) -> None:
     With --local it shows the kernels of a run on this machine, while it runs and afterwards.
     """
     if local_run is not None:
-        from launch.campaign.local_run import show_local_status
+        from launch.campaign.local_run import local_status_document, show_local_status
 
         if as_json:
-            raise click.UsageError("--json describes a campaign, not a run of `local`")
-        _next_of_local(show_local_status(local_run), local_run)
+            print_json(local_status_document(local_run))
+        else:
+            _next_of_local(show_local_status(local_run), local_run)
         return
     from launch.campaign.ledger import find_campaign
     from launch.campaign.status import read_status, show_status

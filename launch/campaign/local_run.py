@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from launch.sandbox import is_running
 from lib.runtime.run_record import RECORD_NAME
 from lib.validation import UNREADABLE
 
+LOCAL_STATUS_FORMAT = 1  # of the JSON document; it changes when a key is removed or means something else
 _EPOCH = re.compile(r"epoch (\d+) of (\d+)(?:: .*\((\d+) %\))?")  # of lib.training.fold and barlow_twins
 _LOG_END = 4096  # bytes at the end of a log that are searched for its progress
 _POLL = 1.0  # seconds between two looks at a log that is followed
@@ -72,9 +74,9 @@ def read_statuses(folder: Path) -> list[KernelStatus]:
             status.state = "stopped"
         if status.state == "running":
             status.since = steady() - max(0.0, time.time() - _begun(place))
-            status.progress = _progress(place / "log.txt")
+            status.progress = _describe(_progress(place / "log.txt"))
         if status.state == "done":
-            status.auc = _auc(place / "working" / RECORD_NAME)
+            status.auc = _number(place / "working" / RECORD_NAME, "scores", "fold", "auc")
         statuses.append(status)
     return statuses
 
@@ -85,26 +87,85 @@ def _begun(place: Path) -> float:
     return identity.stat().st_mtime if identity.is_file() else time.time()
 
 
-def _progress(log: Path) -> str:
-    """The last epoch in the end of a log, such as `epoch 2 of 5, 41 %`; empty where there is none."""
+@dataclass(frozen=True)
+class _Progress:
+    """The last epoch that a log names, and how far it is in percent; None where the epoch is done."""
+
+    epoch: int
+    epochs: int
+    percent: int | None
+
+
+def _progress(log: Path) -> _Progress | None:
+    """The last epoch in the end of a log; None where there is none."""
     if not log.is_file():
-        return ""
+        return None
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - _LOG_END))
         end = stream.read().decode(errors="replace")
     told = list(_EPOCH.finditer(end))
     if not told:
-        return ""
+        return None
     epoch, epochs, percent = told[-1].groups()
-    return f"epoch {epoch} of {epochs}, {percent} %" if percent else f"epoch {epoch} of {epochs} done"
+    return _Progress(int(epoch), int(epochs), int(percent) if percent else None)
 
 
-def _auc(record: Path) -> float | None:
+def _describe(progress: _Progress | None) -> str:
+    """Progress as text, such as `epoch 2 of 5, 41 %`; empty where there is none."""
+    if progress is None:
+        return ""
+    end = " done" if progress.percent is None else f", {progress.percent} %"
+    return f"epoch {progress.epoch} of {progress.epochs}{end}"
+
+
+def _number(record: Path, *names: str) -> float | None:
+    """A number in a run.json, named by the keys that lead to it; None where there is none."""
     try:
-        value = json.loads(record.read_bytes())["scores"]["fold"]["auc"]
+        value = json.loads(record.read_bytes())
+        for name in names:
+            value = value[name]
     except (KeyError, TypeError, *UNREADABLE):
         return None
     return float(value) if isinstance(value, int | float) else None
+
+
+def local_status_document(folder: Path) -> dict[str, Any]:
+    """The document of `status --local --json`; docs/json.md describes its keys.
+
+    Raises:
+        LaunchError: the folder holds no run of `local`.
+    """
+    statuses = read_statuses(folder)
+    kernels = []
+    for kernel, status in zip(read_kernels(folder), statuses, strict=True):
+        place = folder / kernel.slug
+        has_begun = (place / "identity.json").is_file()
+        progress = _progress(place / "log.txt") if status.state in ("running", "stopped", "failed") else None
+        is_done = status.state == "done"
+        kernels.append(
+            {
+                "slug": kernel.slug,
+                "kind": kernel.kind,
+                "fold": kernel.fold if kernel.kind == "train" else None,
+                "state": status.state,
+                "epoch": progress.epoch if progress else None,
+                "epochs": progress.epochs if progress else None,
+                "percent_of_epoch": progress.percent if progress else None,
+                "started_at": datetime.fromtimestamp(_begun(place), UTC).isoformat(timespec="seconds")
+                if has_begun
+                else None,
+                "log": str(place / "log.txt") if (place / "log.txt").is_file() else None,
+                "seconds": _number(place / "working" / RECORD_NAME, "seconds", "total") if is_done else None,
+                "auc": status.auc,
+            }
+        )
+    return {
+        "format": LOCAL_STATUS_FORMAT,
+        "service": "this machine",
+        "folder": str(folder),
+        "is_running": any(status.state == "running" for status in statuses),
+        "kernels": kernels,
+    }
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 import fcntl
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from json_keys import compare_keys
 
 from launch.campaign.board import StatusTable
 from launch.campaign.local_run import read_statuses
@@ -29,7 +31,7 @@ def run(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "plan.json").write_text(json.dumps({"format": 1, "kernels": kernels}))
     record = tmp_path / "hcd-x-fold-0" / "working" / "run.json"
     record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"scores": {"fold": {"auc": 0.91234}}}))
+    record.write_text(json.dumps({"scores": {"fold": {"auc": 0.91234}}, "seconds": {"total": 12.5}}))
     for fold in (1, 2):
         place = tmp_path / f"hcd-x-fold-{fold}"
         place.mkdir()
@@ -64,6 +66,39 @@ def test_status_and_watch_tell_the_state_of_every_kernel(
     assert command_line(["watch", "--local", str(run)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("hcd-prepare: done") == 2 and "next status in 60 s" in printed
+
+
+def test_status_as_json_holds_what_the_table_shows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line(["status", "--local", str(run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    compare_keys("status --local", document)
+    assert err == "" and document["is_running"] and document["folder"] == str(run)
+    rows = {row["slug"]: row for row in document["kernels"]}
+    states = {slug.removeprefix("hcd-"): row["state"] for slug, row in rows.items()}
+    assert states == {
+        "prepare": "done",
+        "x-fold-0": "done",
+        "x-fold-1": "stopped",
+        "x-fold-2": "running",
+        "x-inference": "waiting",
+    }
+    done, running, waiting = (rows[f"hcd-{slug}"] for slug in ("x-fold-0", "x-fold-2", "x-inference"))
+    assert (done["auc"], done["seconds"], done["fold"], done["epoch"]) == (0.91234, 12.5, 0, None)
+    assert (running["epoch"], running["epochs"], running["percent_of_epoch"]) == (2, 5, 40)
+    begun = (run / "hcd-x-fold-2" / "identity.json").stat().st_mtime
+    assert abs(datetime.fromisoformat(running["started_at"]).timestamp() - begun) <= 1
+    assert Path(running["log"]).is_file()
+    assert {name for name, value in waiting.items() if value is not None} == {"slug", "kind", "state"}
+    assert rows["hcd-prepare"]["fold"] is None
+
+    plan = run / "plan.json"
+    plan.write_text(plan.read_text().replace("running", "done"))
+    assert command_line(["status", "--local", str(run), "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["is_running"]
+    assert command_line(["status", "--local", str(run / "absent"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and "holds no run of `local`" in err
 
 
 def test_the_table_has_no_quota(run: Path) -> None:
