@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from launch.console import log_to_terminal, print_json
+from launch.console import log_to_terminal, print_command, print_json, print_text
 from launch.errors import LaunchError
 from lib.errors import KernelError
 
@@ -223,7 +223,7 @@ def _next(*steps: str, to_errors: bool = False) -> None:
         to_errors: print to standard error, where standard output holds something else.
     """
     for step in filter(None, steps):
-        click.echo(f"next: build_kernel.py {' '.join(step.split())}", err=to_errors)
+        print_command(f"next: build_kernel.py {' '.join(step.split())}", to_errors=to_errors)
 
 
 def _given(*, only: Sequence[str] = (), without: Sequence[str] = ()) -> str:
@@ -263,7 +263,7 @@ def _next_run(folder: Path) -> str:
 
     ledger = read_ledger(folder)
     if ledger is None or not {each.name for each in ledger.spec.experiments} <= set(experiment_names()):
-        click.echo("next: repeat the `run` that started the campaign")
+        print_text("next: repeat the `run` that started the campaign")
         return ""
     spec = ledger.spec
     words = ["run", *(each.name for each in spec.experiments)]
@@ -280,7 +280,7 @@ def _print_version(context: click.Context, parameter: click.Parameter, value: bo
     if not value or context.resilient_parsing:
         return
     code = _version()
-    click.echo(f"version {code['version']}, commit {_short(code['commit'])}, bundle {code['bundle_id'][:12]}")
+    print_text(f"version {code['version']}, commit {_short(code['commit'])}, bundle {code['bundle_id'][:12]}")
     context.exit()
 
 
@@ -472,7 +472,7 @@ def experiments(names: tuple[str, ...], as_json: bool) -> None:
         print_json(list_experiments(names))
         return
     for name, lines in describe_experiments(names):
-        click.echo("\n    ".join([name, *lines]))
+        print_text("\n    ".join([name, *lines]))
     _next("smoke NAME", "options")
 
 
@@ -497,7 +497,7 @@ def options(names: tuple[str, ...], as_json: bool) -> None:
         return
     for entry in listed:
         default = "empty" if entry["default"] == "" else entry["default"]
-        click.echo(f"{entry['name']} = {default}\n    {entry['help']}")
+        print_text(f"{entry['name']} = {default}\n    {entry['help']}")
     _next("smoke --set KEY=VALUE")
 
 
@@ -842,7 +842,7 @@ def report(campaign: str | None, as_json: bool) -> None:
     if as_json:
         print_json(report_document(page))
     else:
-        click.echo(f"report: {page}")
+        print_text(f"report: {page}")
         _next("predict --tiles DIR --members CAMPAIGN --out predictions.csv")
 
 
@@ -944,7 +944,7 @@ def import_command(
         source, table=table, out=out, test=test, exclude=exclude, test_share=test_share, skip_bad=skip_bad
     )
     for text in said:
-        click.echo(text)
+        print_text(text)
     data = shlex.quote(str(out))
     _next(f"smoke --data {data}", f"local EXPERIMENT --data {data}")
 
@@ -968,13 +968,13 @@ def weights(experiments: tuple[str, ...], upload: bool, overrides: tuple[str, ..
     from launch.local import fetch_weights
 
     folder = fetch_weights(_load(experiments, overrides), owner=_owner())
-    click.echo(f"weights in {folder}")
+    print_text(f"weights in {folder}")
     if upload:
         from launch.campaign.weights_dataset import upload_weights
         from launch.kaggle_api.client import connect
 
         dataset = upload_weights(connect(), folder)
-        click.echo(f"dataset {dataset}: attach it with --dataset")
+        print_text(f"dataset {dataset}: attach it with --dataset")
         _next(f"run {_given(only=_CONFIGURED)} --dataset {dataset}")
         return
     _next(f"local {_given(only=_CONFIGURED)}")
@@ -1241,12 +1241,12 @@ def build(
     )
     for kernel in built.kernels:
         size = built.sizes[kernel.slug]
-        click.echo(
+        print_text(
             f"{built.out}/kernels/{kernel.slug}  {size:,} bytes, {size / SOURCE_LIMIT:.0%} of the limit"
         )
-    click.echo(f"{built.out}/dataset  bundle {built.bundle}")
+    print_text(f"{built.out}/dataset  bundle {built.bundle}")
     if built.owner == PLACEHOLDER_OWNER:
-        click.echo(
+        print_text(
             f"note: the owner is still {PLACEHOLDER_OWNER}: write your Kaggle user name into "
             "kernel-metadata.json before you push"
         )
@@ -1266,14 +1266,14 @@ def check(out: Path) -> None:
 
     result = check_build(out)
     for line in result.sizes:
-        click.echo(line)
+        print_text(line)
     for line in result.warnings:
-        click.echo(f"warning: {line}")
+        print_text(f"warning: {line}")
     if result.problems:
         raise LaunchError(f"{len(result.problems)} problems:\n  - " + "\n  - ".join(result.problems))
     require_networks(built_networks(out), fetched=WEIGHTS_FOLDER)
-    click.echo("no problems")
-    click.echo(
+    print_text("no problems")
+    print_command(
         f"next: kaggle kernels push -p {shlex.quote(str(out))}/kernels/KERNEL (docs/kaggle.md has the order)"
     )
 
@@ -1333,13 +1333,13 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
             )
         raise
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: the same command continues from here", err=True)
+        print_text("interrupted: the same command continues from here", to_errors=True)
         return 1
     return 0
 
 
 def _failed(text: str) -> int:
-    click.echo(f"error: {text}", err=True)
+    print_text(f"error: {text}", to_errors=True)
     return 1
 
 

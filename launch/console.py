@@ -1,10 +1,14 @@
-"""Set up logging on a terminal: the progress of a command as plain lines, and results as JSON documents."""
+"""Text on a terminal: messages and progress whose lines wrap at words, and results as JSON documents."""
 
 import json
 import logging
 import math
+import shutil
 import sys
-from typing import Any
+import textwrap
+from typing import Any, TextIO
+
+_INDENT = "    "  # of the second and later lines of a message
 
 
 class _Terminal(logging.Handler):
@@ -15,8 +19,7 @@ class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message and flush, so that a pipe shows it at once."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        stream = sys.stderr if self.to_errors else sys.stdout
-        print(prefix + record.getMessage(), file=stream, flush=True)
+        print_text(prefix + record.getMessage(), to_errors=self.to_errors)
 
 
 def log_to_terminal(*, to_errors: bool = False) -> None:
@@ -33,6 +36,49 @@ def log_to_terminal(*, to_errors: bool = False) -> None:
     for handler in handlers:
         handler.to_errors = to_errors
     logger.setLevel(logging.INFO)
+
+
+def print_text(text: str, *, to_errors: bool = False) -> None:
+    """Print a message for people: on a terminal its lines wrap at words, elsewhere they stay as they are.
+
+    Args:
+        text: of one line or several; a line keeps its own indent.
+        to_errors: print to standard error instead of standard output.
+    """
+    stream = sys.stderr if to_errors else sys.stdout
+    print(wrapped(text, width_of(stream)), file=stream, flush=True)
+
+
+def print_command(text: str, *, to_errors: bool = False) -> None:
+    """Print a command; where it needs several lines of a terminal, a shell takes them as they are shown."""
+    stream = sys.stderr if to_errors else sys.stdout
+    width = width_of(stream)
+    lines = wrapped(text, None if width is None else width - 2)
+    print(lines.replace("\n", " \\\n"), file=stream, flush=True)
+
+
+def width_of(stream: TextIO) -> int | None:
+    """The columns of the terminal that shows a stream; None where the stream is no terminal."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """Text with lines of at most `width` columns, broken at spaces; a longer path stays whole."""
+    if width is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=indent + _INDENT,
+            expand_tabs=False,
+            replace_whitespace=False,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return "\n".join(lines)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from launch.console import print_text
 from launch.errors import LaunchError
 from launch.plan import Kernel
 from lib.data.prepared import TRAIN_INDEX, read_index
@@ -60,9 +61,9 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
     console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 110)
     for summary in summaries:
         console.print(_fold_table(summary))
-        console.print("* the threshold with the best F1 on the other folds")
+        print_text("* the threshold with the best F1 on the other folds")
         for line in _score_lines(summary):
-            console.print(line, soft_wrap=True)
+            print_text(line)
     scores = read_run_record(submission.parent, kind="inference", fetched_only=True).scores
     if len(summaries) > 1:
         weights = parse_weights(scores.get("average", "mean"), [summary.experiment for summary in summaries])
@@ -70,24 +71,21 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
         low, high = mean.interval
         uncertainty = f" (95 % interval {low:.4f} to {high:.4f})" if low == low else ""
         note = f" with weights {describe_weights(weights)}" if weights else ""
-        console.print(
+        print_text(
             f"mean of {len(summaries)} experiments{note}: pooled out-of-fold AUC {mean.pooled:.4f} on "
             f"n = {mean.tiles:,} tiles{uncertainty}\n"
-            f"correlation of their probabilities (Spearman):\n{mean.correlations.round(3).to_string()}",
-            soft_wrap=True,
+            f"correlation of their probabilities (Spearman):\n{mean.correlations.round(3).to_string()}"
         )
     if (grade := scores.get("holdout")) is not None:
-        console.print(f"{describe_grade(grade)}\n{NOT_COMPARABLE}", soft_wrap=True)
+        print_text(f"{describe_grade(grade)}\n{NOT_COMPARABLE}")
     text = submission.read_text(encoding="utf-8")
     try:
         check_submission(text, sample.read_bytes())
     except KernelError as error:
         raise LaunchError(f"{submission}: {error}") from error
     tiles = text.count("\n") - 1
-    console.print(
-        f"submission: {submission} ({tiles:,} tiles, matches sample_submission.csv)", soft_wrap=True
-    )
-    console.print(f"total time: {seconds:.1f} s")
+    print_text(f"submission: {submission} ({tiles:,} tiles, matches sample_submission.csv)")
+    print_text(f"total time: {seconds:.1f} s")
 
 
 def _fold_table(summary: Summary) -> Any:
@@ -180,22 +178,16 @@ def print_ranking(folder: Path, *, seconds: float) -> None:
         table.add_row(*row)
     console.print(table)
     for row in ranking[ranking["note"] != ""].itertuples():
-        console.print(f"trial {row.trial}: {row.note}", soft_wrap=True)
-    console.print(
+        print_text(f"trial {row.trial}: {row.note}")
+    print_text(
         "AUC is pooled out of fold, with its 95 % interval. The best AUC is optimistic: the trial was "
-        "chosen by it",
-        soft_wrap=True,
+        "chosen by it"
     )
     if not content["complete"]:
         counts = {status: int((ranking["status"] == status).sum()) for status in ("not run", "failed")}
         left = [f"{count} {status}" for status, count in counts.items() if count]
         left += [f"{content['trials_left']} not drawn"] if content["trials_left"] else []
-        console.print(
-            f"not complete ({', '.join(left)}): build_kernel.py push search continues it", soft_wrap=True
-        )
+        print_text(f"not complete ({', '.join(left)}): build_kernel.py push search continues it")
     if (folder / WINNER).is_file():
-        console.print(
-            f"the best trial as an experiment: {folder / WINNER} (copy it to experiments/NAME.toml)",
-            soft_wrap=True,
-        )
-    console.print(f"total time: {seconds:.1f} s")
+        print_text(f"the best trial as an experiment: {folder / WINNER} (copy it to experiments/NAME.toml)")
+    print_text(f"total time: {seconds:.1f} s")

@@ -14,6 +14,7 @@ from typing import Any
 from launch.campaign.spec import uses_emulator
 from launch.campaign.state import KernelStatus
 from launch.campaign.waits import steady
+from launch.console import wrapped
 from launch.kaggle_api.types import Quota
 
 _STYLES = {"done": "green", "failed": "bold red", "running": "cyan"}
@@ -36,7 +37,8 @@ class _AboveTable(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        self._console.print(prefix + record.getMessage(), markup=False)
+        width = self._console.width if self._console.is_terminal else None
+        self._console.print(wrapped(prefix + record.getMessage(), width), markup=False)
 
 
 class LiveTable:

@@ -24,6 +24,7 @@ from launch.campaign.state import CampaignStoppedError
 from launch.campaign.status import describe_scores
 from launch.campaign.submission import submit_file, was_sent
 from launch.campaign.waits import steady
+from launch.console import print_text
 from launch.errors import LaunchError
 from launch.experiments import DEFAULT_SEARCH, load_search
 from launch.kaggle_api.client import Kaggle
@@ -88,7 +89,7 @@ def run(
             f"everything but the report is done and kept. {problem}\nOn this machine: build_kernel.py report"
         )
     page, notebook = options.folder / OUTPUTS / REPORT_SLUG / REPORT_PAGE, options.folder / NOTEBOOK
-    print(f"report: {page}, to be run in Jupyter: {notebook}", flush=True)
+    print_text(f"report: {page}, to be run in Jupyter: {notebook}")
     return Result(done.summaries, entry, campaign.state.ledger)
 
 
@@ -191,10 +192,10 @@ def _submit(options: RunOptions, kaggle: Kaggle, campaign: Campaign, done: _Done
 def print_score(entry: SubmissionEntry, options: RunOptions) -> None:
     """Print the score of a submission, and the files that record it."""
     if entry.public is None and entry.private is None:
-        print(f"accepted by {options.scored_by}, submission {entry.ref}; it gave no score")
+        print_text(f"accepted by {options.scored_by}, submission {entry.ref}; it gave no score")
     else:
-        print(f"scored by {options.scored_by}: AUC {describe_scores(entry)} (submission {entry.ref})")
-    print(f"record: {options.folder / LEADERBOARD}, picture: {options.folder / PICTURE}", flush=True)
+        print_text(f"scored by {options.scored_by}: AUC {describe_scores(entry)} (submission {entry.ref})")
+    print_text(f"record: {options.folder / LEADERBOARD}, picture: {options.folder / PICTURE}")
 
 
 def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board: LiveTable) -> Campaign:
@@ -391,10 +392,9 @@ def fetch_outputs(
         )
         write_atomic(target / kernel.slug / f"{kernel.slug}.log", listing.log)
         fetched = sum((target / kernel.slug / name).is_file() for name in record.files)
-        print(
+        print_text(
             f"{target / kernel.slug}: {fetched} of {len(record.files)} files and {RECORD_NAME}, push "
-            f"{record.push_id}",
-            flush=True,
+            f"{record.push_id}"
         )
 
 

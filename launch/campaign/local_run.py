@@ -14,6 +14,7 @@ from typing import Any
 from launch.campaign.board import LiveTable, StatusTable
 from launch.campaign.state import KernelStatus
 from launch.campaign.waits import steady
+from launch.console import print_text
 from launch.errors import LaunchError
 from launch.plan import LOCAL_PLAN
 from launch.sandbox import is_running
@@ -191,7 +192,7 @@ def show_local_status(folder: Path) -> list[KernelStatus]:
     for status in statuses:
         progress = f", {status.progress}" if status.progress else ""
         auc = "" if status.auc is None else f", AUC {status.auc:.4f}"
-        print(f"{status.slug}: {status.state}{progress}{auc}", flush=True)
+        print_text(f"{status.slug}: {status.state}{progress}{auc}")
     return statuses
 
 
@@ -201,7 +202,7 @@ def watch_local(folder: Path, *, every: float) -> list[KernelStatus]:
         statuses = show_local_status(folder)
         if not any(status.state == "running" for status in statuses):
             return statuses
-        print(f"next status in {every:.0f} s", flush=True)
+        print_text(f"next status in {every:.0f} s")
         time.sleep(every)
 
 

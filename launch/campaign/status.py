@@ -12,6 +12,7 @@ from launch.campaign.ledger import Ledger, SubmissionEntry, read_ledger
 from launch.campaign.spec import service_name, uses_emulator
 from launch.campaign.state import KernelStatus, ledger_statuses
 from launch.campaign.waits import Timeouts, describe_seconds, seconds_since, steady
+from launch.console import print_text
 from launch.kaggle_api.client import Kaggle
 from launch.kaggle_api.errors import ClientError, CredentialsError
 from launch.kaggle_api.types import ACTIVE, Quota
@@ -151,13 +152,13 @@ def show_status(folder: Path, *, connect: Callable[[], Kaggle]) -> CampaignStatu
         for kernel in kernels:
             auc = "" if kernel.auc is None else f", AUC {kernel.auc:.4f}"
             version = "" if kernel.version is None else f", version {kernel.version}"
-            print(f"{kernel.slug}: {kernel.state}{version}{auc}")
-        print(quota_line(status.quota, emulated=uses_emulator()))
+            print_text(f"{kernel.slug}: {kernel.state}{version}{auc}")
+        print_text(quota_line(status.quota, emulated=uses_emulator()))
     for slug, problem in status.problems.items():
-        print(f"{slug}: its state on Kaggle is unknown: {problem}")
+        print_text(f"{slug}: its state on Kaggle is unknown: {problem}")
     for entry in status.ledger.submissions:
         parts = [entry.state, *([describe_scores(entry)] if describe_scores(entry) else [])]
-        print(f"submission {entry.ref or '?'}: {', '.join(parts)} {entry.note}".rstrip())
+        print_text(f"submission {entry.ref or '?'}: {', '.join(parts)} {entry.note}".rstrip())
     sys.stdout.flush()
     return status
 
@@ -180,9 +181,9 @@ def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> None:
             break
         pushes = [entry.open for entry in status.ledger.kernels.values() if entry.open is not None]
         longest = describe_seconds(max(seconds_since(push.pushed_at) for push in pushes))
-        print(f"next status in {every:.0f} s; the longest run was pushed {longest} ago", flush=True)
+        print_text(f"next status in {every:.0f} s; the longest run was pushed {longest} ago")
         time.sleep(every)
-    print("no kernel runs on Kaggle; `run` fetches the outputs and continues", flush=True)
+    print_text("no kernel runs on Kaggle; `run` fetches the outputs and continues")
 
 
 def describe_scores(entry: SubmissionEntry) -> str:
