@@ -10,7 +10,7 @@ import numpy as np
 from lib.data import prepared
 from lib.data.eda import Description, outliers
 from lib.data.stain_groups import FEATURES
-from lib.report.style import CLASS_STYLES, NEGATIVE, POSITIVE, new_figure, png_of, save
+from lib.report.style import CLASS_STYLES, NEGATIVE, POSITIVE, new_figure, plain_log_ticks, png_of, save
 from lib.report.tile_figures import contact_sheet, copies_sheet, outlier_sheet
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ def focus_histogram(focus: np.ndarray, labels: np.ndarray, path: Path) -> None:
     bins = np.geomspace(low, max(high, low * 1.01), 52)
     _histogram_by_class(axis, focus[positive], labels[positive], bins)
     axis.set_xscale("log")
+    plain_log_ticks(axis.xaxis)
     axis.set_xlabel("variance of the Laplacian (grey levels squared, logarithmic): blurred left, sharp right")
     axis.set_ylabel("% of the class")
     axis.legend(frameon=False)
@@ -218,6 +219,7 @@ def group_scatter(table: Sequence[Mapping[str, float]], path: Path) -> None:
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
     )
     axis.set_xscale("log")
+    plain_log_ticks(axis.xaxis)
     axis.set_xlabel("tiles in the group (logarithmic)")
     axis.set_ylabel("tumour, % of its tiles")
     axis.set_ylim(-4, 104)
@@ -258,6 +260,7 @@ def group_stains(table: Sequence[Mapping[str, Any]], path: Path) -> None:
     light, focus = (np.array([row[name] for row in table]) for name in ("light", "focus_median"))
     right.scatter(light, np.maximum(focus, 1e-3), s=area, facecolors="none", edgecolors="0.25", linewidth=1.2)
     right.set_yscale("log")
+    plain_log_ticks(right.yaxis)
     right.set_xlabel("mean brightness of its tiles (grey level, 0 to 255)")
     right.set_ylabel("median focus (grey levels squared)")
     right.set_title("brightness and focus")
@@ -286,13 +289,18 @@ def splits_figure(splits: Mapping[str, Any], path: Path) -> None:
                 axis.axis("off")
             top.set_xticks([])
             top.set_yticks([])
-            reason = "cannot be made:\n" + "\n".join(wrap(splits[name]["missing"], 52))
+            reason = "\n".join(["cannot be made:", *_wrapped(splits[name]["missing"])])
             top.text(0.03, 0.95, reason, transform=top.transAxes, va="top", fontsize=8)
             continue
         _draw_sizes(top, splits[name]["table"])
         _draw_known_groups(middle, splits[name]["table"], group)
         _draw_spread(bottom, splits[name]["spread"], group, number=int(splits["folds"]))
     save(figure, path)
+
+
+def _wrapped(text: str) -> list[str]:
+    """Text as lines that fit in a panel; lines of their own, such as those of a list, stay so."""
+    return [part for line in text.splitlines() for part in wrap(line, 52, subsequent_indent="  ")]
 
 
 def _draw_sizes(axis: "Axes", table: Sequence[Mapping[str, Any]]) -> None:
@@ -306,6 +314,7 @@ def _draw_sizes(axis: "Axes", table: Sequence[Mapping[str, Any]]) -> None:
         _label_bar(axis, row["fold"], row["tiles"], f"{100 * row['positive_share']:.1f} %")
     axis.set_ylim(0, 1.32 * float((tumour + normal).max()))
     axis.set_xticks(folds)
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("fold")
     axis.set_ylabel("tiles (above: % tumour)")
     axis.legend(frameon=False, ncols=2, loc="upper left", fontsize=8)

@@ -63,9 +63,9 @@ def _scores(scores: Mapping[str, Any], not_scored: Sequence[str]) -> list[Block]
         ("95 % interval of the AUC", interval(*ends)),
         ("F1 at 0.5", decimals(scores["f1_at_half"])),
         ("expected calibration error", decimals(error)),
-        ("the same after Platt scaling", decimals(error_after)),
+        ("expected calibration error after Platt scaling", decimals(error_after)),
         ("Brier score", decimals(brier)),
-        ("the same after Platt scaling", decimals(brier_after)),
+        ("Brier score after Platt scaling", decimals(brier_after)),
     ]
     matrix = decision_tables({"0.5": scores["confusion_at_half"]})
     (negatives, false_positives), (false_negatives, positives) = scores["confusion_at_half"]

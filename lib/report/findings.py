@@ -9,16 +9,17 @@ from lib.report.formatting import count, decimals, is_number, percent, several
 _NOTHING, _LITTLE = 0.02, 0.1
 _GROUP_TILES = 5  # tiles from which on a stain group has a share and a median of its own
 _SAME_BALANCE = 0.02  # shares of tumour that differ by less are called equal
+_SAME_GREY = 0.05  # grey levels: less is 0.0 in the text
 _LEAK = 0.55  # AUC of the group number alone, from which on random folds are called optimistic
 _COMPETITION_SHARE = 0.405  # tumour tiles of the competition's 220,025: 89,117
 _STAINS = {
-    "haematoxylin_red": "haematoxylin, red",
-    "haematoxylin_blue": "haematoxylin, blue",
-    "eosin_red": "eosin, red",
-    "eosin_blue": "eosin, blue",
-    "white_red": "background, red",
-    "white_green": "background, green",
-    "white_blue": "background, blue",
+    "haematoxylin_red": "the red component of haematoxylin",
+    "haematoxylin_blue": "the blue component of haematoxylin",
+    "eosin_red": "the red component of eosin",
+    "eosin_blue": "the blue component of eosin",
+    "white_red": "the red of the background",
+    "white_green": "the green of the background",
+    "white_blue": "the blue of the background",
 }
 
 
@@ -78,7 +79,12 @@ def _brightness(eda: Mapping[str, Any]) -> str:
     labelled, test = (_mean(eda.get(name, {}).get("mean")) for name in ("train", "test"))
     shift = ""
     if is_number(labelled) and is_number(test):
-        shift = f" Test tiles differ from labelled tiles by {255 * (test - labelled):+.1f} grey levels."
+        difference = 255 * (test - labelled)
+        than = "darker than" if difference < 0 else "brighter than"
+        if abs(difference) < _SAME_GREY:
+            shift = " Test tiles are as bright as labelled tiles."
+        else:
+            shift = f" Test tiles are on average {abs(difference):.1f} grey levels {than} labelled tiles."
     dark, blank = (eda.get("train", {}).get(name) for name in ("black", "blank"))
     empty = ""
     if is_number(dark) and is_number(blank) and not dark and not blank:
@@ -122,9 +128,8 @@ def _stain(eda: Mapping[str, Any]) -> str:
     if known:
         name = max(known, key=lambda key: abs(known[key] - 0.5))
         lead = (
-            f"Of the stain vectors and the background, {_STAINS[name]}, separates the classes most: alone it "
-            "has "
-            f"AUC {decimals(max(known[name], 1 - known[name]), 3)}, which is {_strength(known[name])}."
+            f"Of the stain vectors and the background, {_STAINS[name]} separates the classes most: alone it "
+            f"has AUC {decimals(max(known[name], 1 - known[name]), 3)}, which is {_strength(known[name])}."
         )
     elif len(medians) == 2 and all(medians):
         common = [name for name in _STAINS if all(is_number(part.get(name)) for part in medians)]

@@ -96,7 +96,9 @@ def _linear_probe(config: Config, scores: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _views(config: Config) -> str:
-    return f"mean logit of {several(config.tta_views, 'view')}"
+    if config.tta_views == 1:
+        return "logit of the tile as it is (1 view)"
+    return f"mean logit of {config.tta_views} views"
 
 
 def _rate(config: Config) -> str:

@@ -126,7 +126,8 @@ def draw_fold_scores(summaries: Sequence[Summary], average: ExperimentAverage | 
     axis.set_xlabel("ROC AUC, out-of-fold")
     add_grid(axis, axis="x")
     tiles = ", ".join(sorted({f"{len(summary.table):,}" for summary in summaries}))
-    figure.suptitle(f"Folds (circles) and pooled (squares), 95 % intervals; n = {tiles} tiles", fontsize=10)
+    intervals = ", 95 % intervals" if any(np.isfinite(row[2]) for row in rows) else ""
+    figure.suptitle(f"Folds (circles) and pooled (squares){intervals}; n = {tiles} tiles", fontsize=10)
     return png_of(figure)
 
 
@@ -237,20 +238,22 @@ def correlation_matrix(correlations: pd.DataFrame, *, tiles: int) -> bytes:
     """
     values = correlations.to_numpy(dtype=np.float64)
     number = len(values)
-    side = min(WIDTH, 2.4 + 0.42 * number)
+    has_numbers = number <= _MAX_NUMBERED
+    side = min(WIDTH, 3.2 + 0.42 * number)
     figure = new_figure(side * 0.95, width=side)
     axis = figure.subplots()
     lowest = float(np.floor(np.nanmin(values) * 20) / 20)
     image = axis.imshow(values, cmap="Greys", vmin=lowest, vmax=1)
-    if number <= _MAX_NUMBERED:
+    if has_numbers:
         for (row, column), value in np.ndenumerate(values):
             _write_cell(axis, row, column, f"{value:.2f}", dark=value > (1 + lowest) / 2, size=7)
     names = [str(name) for name in correlations.columns]
-    size = 8 if number <= _MAX_NUMBERED else 5
+    size = 8 if has_numbers else 5
     axis.set_xticks(range(number), names, rotation=90, fontsize=size)
     axis.set_yticks(range(number), names, fontsize=size)
-    figure.colorbar(image, ax=axis, shrink=0.7, label="Spearman's correlation")
-    axis.set_title(f"n = {tiles:,} test tiles", fontsize=10)
+    if not has_numbers:
+        figure.colorbar(image, ax=axis, shrink=0.7)
+    figure.suptitle(f"Spearman's correlation, n = {tiles:,} test tiles", fontsize=10)
     return png_of(figure)
 
 
@@ -270,8 +273,9 @@ def probability_histogram(probabilities: np.ndarray) -> bytes:
 
 def _set_log_count(axis: "Axes") -> None:
     """A logarithmic axis of counts that starts below one, with numbers at the powers of ten only."""
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_ylim(bottom=0.7, top=max(axis.get_ylim()[1], 12.0))

@@ -8,6 +8,7 @@ from lib.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito 2008: distinguishable with every common form of colour blindness.
@@ -72,6 +73,27 @@ def line_style(number: int) -> dict[str, Any]:
         "linestyle": DASHES[number % len(DASHES)],
         "marker": MARKERS[number % len(MARKERS)],
     }
+
+
+def plain_log_ticks(axis: "Axis") -> None:
+    """Give a logarithmic axis plain numbers (500, 1,000, 2,000) that have room side by side."""
+    from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    axis.axes.autoscale_view()
+    low, high = sorted(axis.get_view_interval())
+    locator: Locator
+    if high > 1e4 * low:
+        locator = LogLocator(base=100, subs=(1.0,))
+    elif high > 200 * low:
+        locator = LogLocator(subs=(1.0,))
+    elif high > 5 * low:
+        locator = LogLocator(subs=(1.0, 2.0, 5.0))
+    else:  # not even a power of ten
+        locator = MaxNLocator(4)
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def add_grid(*axes: "Axes", axis: Any = "both") -> None:

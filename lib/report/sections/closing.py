@@ -155,9 +155,8 @@ def insights(context: ReportContext) -> list[Block]:
     rows = [[insight.subject, insight.text, insight.source] for insight in shown]
     return [
         Text(
-            "What the runs of this campaign show about the choices that were made. A difference has no cause "
-            "where more "
-            "than one option changes."
+            "What the runs of this campaign show about the choices that were made. Where more than one "
+            "option changes, the cause of a difference is not known."
         ),
         Table("Observations by subject", ("subject", "observation", "shown by"), rows),
     ]

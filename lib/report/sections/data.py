@@ -96,13 +96,11 @@ def data(context: ReportContext) -> list[Block]:
         ),
     ]
     if findings := eda.get("integrity", {}):
-        blocks.append(
-            Table(
-                "Integrity checks. A check that stops the run can only show 0 in a report",
-                ("tiles that are", "n", "stops the run", "first ids"),
-                _integrity_rows(findings),
-            )
-        )
+        rows = _integrity_rows(findings)
+        columns = ("tiles that are", "n", "stops the run", "first ids")
+        shown = len(columns) if any(row[-1] for row in rows) else len(columns) - 1  # no column without an id
+        title = "Integrity checks. A check that stops the run can only show 0 in a report"
+        blocks.append(Table(title, columns[:shown], [row[:shown] for row in rows]))
     if context.numbers["is_full"] is False:
         blocks.append(
             Note("These are not all tiles of the competition: no number here describes the full data.")
@@ -147,7 +145,7 @@ def _set_row(name: str, part: Mapping[str, Any]) -> list[str]:
         percent(part.get("positive_share")),
         count(part.get("black")),
         count(part.get("blank")),
-        decimals(quartiles[1], 1),
+        count(quartiles[1]) if is_number(quartiles[1]) and quartiles[1] >= 100 else decimals(quartiles[1], 1),
     ]
 
 

@@ -79,7 +79,7 @@ def reproducibility(context: ReportContext) -> list[Block]:
     blocks: list[Block] = [
         Items(steps),
         Table(
-            f"The n = {len(outputs)} runs of this report. Ids are cut off",
+            f"The n = {len(outputs)} runs of this report. Ids are shortened",
             head,
             [_row(run) for run in outputs],
         ),

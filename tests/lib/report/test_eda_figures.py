@@ -78,6 +78,40 @@ def test_figures_show_their_numbers_and_units(tmp_path: Path, monkeypatch: pytes
     assert "cannot be made:\n5 folds need at least 5 groups" in texts["a split that cannot be made"]
 
 
+@pytest.mark.parametrize("spread", [0.2, 0.8, 2.0, 4.0])
+def test_numbers_of_logarithmic_axes_are_plain_and_do_not_overlap(
+    spread: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    savefig = Figure.savefig
+
+    def keep(figure: Figure, *args: object, **options: object) -> None:
+        savefig(figure, *args, **options)
+        drawn.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    values = np.exp(np.random.default_rng(1).normal(6, spread, 60))
+    focus_histogram(values, LABELS[:60], tmp_path / "focus.png")
+    sizes = np.maximum(1, np.exp(np.linspace(0, spread, 8) * 2)).astype(int)
+    table = [
+        {**row, "tiles": int(size), "focus_median": value}
+        for row, size, value in zip(GROUPS, sizes, values, strict=False)
+    ]
+    group_scatter(table, tmp_path / "sizes.png")
+    group_stains(table, tmp_path / "groups.png")
+    axes = [drawn[0].axes[0].xaxis, drawn[1].axes[0].xaxis, drawn[2].axes[1].yaxis]
+    for axis in axes:
+        low, high = axis.get_view_interval()
+        ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        inside = [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+        assert inside and not any("$" in label.get_text() for label in inside)
+        boxes = [label.get_window_extent() for label in inside]
+        pairs = [(one, other) for number, one in enumerate(boxes) for other in boxes[:number]]
+        assert not any(one.overlaps(other) for one, other in pairs)
+
+
 def test_a_histogram_by_class_sums_to_100_percent_of_each_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
