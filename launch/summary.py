@@ -15,7 +15,7 @@ from lib.data.prepared import TRAIN_INDEX, read_index
 from lib.errors import KernelError
 from lib.evaluation.averages import describe_weights, parse_weights
 from lib.evaluation.calibration import Calibration
-from lib.evaluation.holdout_grade import NOT_COMPARABLE, describe_grade
+from lib.evaluation.holdout_grade import caution_of, describe_grade
 from lib.evaluation.out_of_fold import (
     ResultError,
     Summary,
@@ -77,7 +77,7 @@ def print_summary(summaries: Sequence[Summary], submission: Path, sample: Path, 
             f"correlation of their probabilities (Spearman):\n{mean.correlations.round(3).to_string()}"
         )
     if (grade := scores.get("holdout")) is not None:
-        print_text(f"{describe_grade(grade)}\n{NOT_COMPARABLE}")
+        print_text(f"{describe_grade(grade)}\n{caution_of(grade['name'])}")
     text = submission.read_text(encoding="utf-8")
     try:
         check_submission(text, sample.read_bytes())

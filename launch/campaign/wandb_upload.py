@@ -79,8 +79,10 @@ def _send(wandb: Any, slug: str, history: Path) -> None:
         name=f"{slug}-{history.stem.partition('-')[2].partition('-')[2]}",
         config=record["config"],
     )
-    for number, line in enumerate(lines, start=1):
-        step = line.get("epoch", number)  # the history of a linear probe has no epochs
-        run.log({name: value for name, value in line.items() if name != "epoch"}, step=step)
-    run.summary["fold_auc"] = record["scores"]["fold"]["auc"]
-    run.finish()
+    try:
+        for number, line in enumerate(lines, start=1):
+            step = line.get("epoch", number)  # the history of a linear probe has no epochs
+            run.log({name: value for name, value in line.items() if name != "epoch"}, step=step)
+        run.summary["fold_auc"] = record["scores"]["fold"]["auc"]
+    finally:
+        run.finish()  # also of an upload that failed: the next history is a run of its own

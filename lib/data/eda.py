@@ -180,7 +180,7 @@ def explore(
         other_label = second < labelled and labels[first] != labels[second]
         return not other_label, not first < labelled <= second
 
-    sizes = np.bincount(groups)
+    sizes = np.unique(groups, return_counts=True)[1]  # a group whose tiles are all held out is none here
     light = train.means.mean(axis=1)
     by_group = pd.DataFrame({"group": groups, "label": labels, "light": light, "focus": train.focus}).groupby(
         "group"

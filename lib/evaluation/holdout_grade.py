@@ -12,9 +12,12 @@ from lib.evaluation.metrics import auc, auc_interval, has_enough_groups
 # the best 10 % and the median of 1,149 teams.
 MEDAL_LINES = {"gold": 0.9835, "silver": 0.9798, "bronze": 0.9738, "median": 0.9477}
 _INTERVAL_SEED = 0
-NOT_COMPARABLE = (
-    "A random split: neighbouring tiles of one slide are on both sides, so it is optimistic. Compare it only "
-    "with scores on the same hold-out, never with a leaderboard or with grouped folds."
+_RANDOM = "A random split: neighbouring tiles of one slide are on both sides, so it is optimistic."
+_OF_A_FILE = (
+    "How the file was made is not known: it is optimistic where the folds hold other tiles of its slides."
+)
+_NOT_COMPARABLE = (
+    "Compare it only with scores on the same hold-out, never with a leaderboard or with grouped folds."
 )
 
 
@@ -53,6 +56,11 @@ def grade_holdout(
     if name == MLE_BENCH:
         grade |= {"medal": medal_of(score), "medal_lines": dict(MEDAL_LINES)}
     return grade
+
+
+def caution_of(name: str) -> str:
+    """What must be known to read the score of a hold-out: mlebench, or a file of ids."""
+    return f"{_RANDOM if name == MLE_BENCH else _OF_A_FILE} {_NOT_COMPARABLE}"
 
 
 def medal_of(score: float) -> str:

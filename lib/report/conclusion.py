@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.evaluation.holdout_grade import NOT_COMPARABLE
+from lib.evaluation.holdout_grade import caution_of
 from lib.evaluation.out_of_fold import describe_interval
 from lib.explain.hard_tiles import CENTRE_SHARE
 from lib.report.formatting import count, decimals, interval, is_number, percent, several
@@ -310,7 +310,8 @@ def _holdout(numbers: Mapping[str, Any]) -> list[str]:
     medal = f", MLE-bench's grade {holdout['medal']}" if holdout["medal"] else ""
     return [
         f"On the hold-out {holdout['name']}, which no fold learned from, the ensemble has AUC "
-        f"{decimals(holdout['auc'])} on {count(holdout['tiles'])} tiles{uncertainty}{medal}. {NOT_COMPARABLE}"
+        f"{decimals(holdout['auc'])} on {count(holdout['tiles'])} tiles{uncertainty}{medal}. "
+        f"{caution_of(holdout['name'])}"
     ]
 
 

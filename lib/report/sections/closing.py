@@ -120,28 +120,36 @@ def leaderboard(context: ReportContext) -> list[Block]:
     if score is None:
         return [Note("There is no leaderboard score: no submission of this campaign has been scored.")]
     service = scored_by(score)
+    if not is_number(score["public"]) and not is_number(score["private"]):
+        of = f" {score['ref']}" if score["ref"] else ""
+        blocks: list[Block] = [
+            Note(f"There is no leaderboard score: {service} accepted the submission{of} and gave no score.")
+        ]
+        return [*blocks, *_scored_file(context, score)]
     rows = [["public", decimals(score["public"])], ["private", decimals(score["private"])]]
     for summary in context.summaries:
         name = marked_name(summary.experiment, context.inputs.folds[summary.experiment])
         rows.append([f"out-of-fold, {name}", decimals(summary.pooled)])
     caption = f"AUC of submission {score['ref'] or ''}, scored by {service}"
-    blocks: list[Block] = [Table(caption, ("tiles", "AUC"), rows)]
-    if not is_number(score["public"]) and not is_number(score["private"]):
-        blocks.append(Note(f"{service} accepted the submission and gave no score."))
+    blocks = [Table(caption, ("tiles", "AUC"), rows)]
     if score["scored_by"] != "Kaggle":
         text = (
             f"Scored by {service} in a rehearsal, with labels that the rehearsal held back: not comparable "
             "with Kaggle's leaderboard."
         )
         blocks.append(Note(text))
+    return [*blocks, *_scored_file(context, score)]
+
+
+def _scored_file(context: ReportContext, score: Mapping[str, Any]) -> list[Block]:
+    """Whether the submitted file is that of this report."""
     output = context.inputs.inference
     if output is not None and output.holds("submission.csv") and score["sha256"]:
         here = "the submission.csv of this report's inference output"
         if sha256_of(output.folder / "submission.csv") == score["sha256"]:
-            blocks.append(Text(f"The scored file is {here} (equal SHA-256)."))
-        else:
-            blocks.append(Note(f"The scored file differs from {here} (different SHA-256)."))
-    return blocks
+            return [Text(f"The submitted file is {here} (equal SHA-256).")]
+        return [Note(f"The submitted file differs from {here} (different SHA-256).")]
+    return []
 
 
 def insights(context: ReportContext) -> list[Block]:

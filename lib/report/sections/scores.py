@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lib.evaluation.holdout_grade import NOT_COMPARABLE
+from lib.data.holdout import MLE_BENCH
+from lib.evaluation.holdout_grade import caution_of
 from lib.evaluation.metrics import MIN_GROUPS
 from lib.evaluation.out_of_fold import Summary, describe_interval
 from lib.report.conclusion import calibration_verdict
@@ -267,7 +268,7 @@ def splits(context: ReportContext) -> list[Block]:
     )
     blocks: list[Block] = [table]
     if context.numbers["holdout"] is not None:
-        blocks.append(Note(NOT_COMPARABLE))
+        blocks.append(Note(caution_of(context.numbers["holdout"]["name"])))
     pairs = split_pairs(context.numbers)
     if not pairs:
         return [*blocks, Note(_no_pair({row["split"] for row in rows}))]
@@ -292,7 +293,8 @@ def _holdout_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
     holdout = numbers["holdout"]
     if holdout is None:
         return []
-    row = [numbers["campaign"] or "this campaign", "all, averaged", f"hold-out {holdout['name']} (random)"]
+    split = f"hold-out {holdout['name']}" + (" (random)" if holdout["name"] == MLE_BENCH else "")
+    row = [numbers["campaign"] or "this campaign", "all, averaged", split]
     return [
         [
             *row,

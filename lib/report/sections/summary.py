@@ -84,7 +84,11 @@ def _leaderboard(numbers: Mapping[str, Any]) -> list[Fact]:
         f"{name} {decimals(score[name])}" for name in ("private", "public") if is_number(score[name])
     )
     label = "Kaggle's leaderboard" if score["scored_by"] == "Kaggle" else f"Scored by {scored_by(score)}"
-    return [Fact(label, shown or "no score", f"submission of {score['at'][:10]}" if score["at"] else "")]
+    if not shown:
+        label = f"Submission to {scored_by(score)}"
+    return [
+        Fact(label, shown or "accepted, no score", f"submission of {score['at'][:10]}" if score["at"] else "")
+    ]
 
 
 def _folds(context: ReportContext) -> list[Fact]:

@@ -64,10 +64,41 @@ def test_each_history_is_sent_once_and_again_after_a_failure(
     assert "was not sent: no network" in caplog.messages[-1]
     assert (upload_histories(run), upload_histories(run)) == (1, 0)
     [sent] = runs
-    assert sent.options["name"] == "hcd-x-fold-0-member-1" and sent.options["config"] == {"epochs": 2}
+    assert sent.options == {
+        "project": wandb_upload.PROJECT,
+        "group": "x",
+        "name": "hcd-x-fold-0-member-1",
+        "config": {"epochs": 2},
+    }
     assert sent.rows == [(1, {"loss": 0.5}), (2, {"loss": 0.25, "validation_auc": 0.875})]
     assert sent.summary == {"fold_auc": 0.9} and sent.finished
     assert "a-key" not in caplog.text
+
+
+def test_a_run_is_finished_when_its_upload_fails_and_a_linear_probe_has_steps(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[FakeRun] = []
+
+    class BreakingRun(FakeRun):
+        def log(self, row: dict[str, Any], *, step: int) -> None:
+            if len(runs) == 1 and step == 2:
+                raise ServiceError("the connection was lost")
+            super().log(row, step=step)
+
+    def init(**options: Any) -> FakeRun:
+        assert all(earlier.finished for earlier in runs)  # wandb has one run at a time
+        runs.append(BreakingRun(**options))
+        return runs[-1]
+
+    history = run / "hcd-x-fold-0" / "working" / "history-0-member-1.jsonl"
+    history.write_text('{"penalty": 1.0, "loss": 0.5}\n{"penalty": 0.1, "loss": 0.4}\n')
+    fake = SimpleNamespace(init=init, Error=ServiceError)
+    monkeypatch.setattr(wandb_upload.importlib, "import_module", lambda name: fake)
+    monkeypatch.setenv(KEY, "a-key")
+    assert (upload_histories(run), upload_histories(run)) == (0, 1)
+    assert runs[1].rows == [(1, {"penalty": 1.0, "loss": 0.5}), (2, {"penalty": 0.1, "loss": 0.4})]
+    assert "fold_auc" not in runs[0].summary and runs[0].finished
 
 
 def test_without_the_key_nothing_is_imported_and_without_the_package_it_says_so(

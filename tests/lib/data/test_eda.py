@@ -35,13 +35,15 @@ def array(tmp_path: Path, random_tiles: Callable[..., np.ndarray]) -> Path:
     return tmp_path / "tiles.npy"
 
 
-def _explore(array: Path, labels: np.ndarray, slides: list[str] | None = None) -> dict[str, Any]:
+def _explore(
+    array: Path, labels: np.ndarray, slides: list[str] | None = None, groups: np.ndarray | None = None
+) -> dict[str, Any]:
     description = describe_tiles(array, with_stain=True)
     index = pd.DataFrame(
         {
             "id": [str(n) for n in range(40)],
             "label": labels,
-            "stain_group": np.arange(40) % 4,
+            "stain_group": np.arange(40) % 4 if groups is None else groups,
             "slide": slides or [""] * 40,
         }
     )
@@ -158,6 +160,12 @@ def test_copies_that_matter_most_are_named_first(array: Path) -> None:
     )  # by rows, twice with the same label, once with another
     np.save(array, tiles)
     assert _explore(array, np.arange(40) % 2)["near_copies"]["examples"][0] == ["8", "9"]
+
+
+def test_a_group_whose_tiles_are_all_held_out_is_not_counted(array: Path) -> None:
+    groups = _explore(array, np.arange(40) % 2, groups=np.arange(40) % 4 * 3)["stain_groups"]
+    assert (groups["number"], groups["smallest"], groups["largest"]) == (4, 10, 10)
+    assert groups["number"] == len(groups["table"])
 
 
 def test_each_group_has_its_own_colours_and_stains(array: Path) -> None:

@@ -603,7 +603,8 @@ def test_the_scored_file_is_compared_with_the_submission_of_the_report(
     same, other = said(sha256=sha256, judge="Kaggle"), said(sha256="0" * 64)
     assert "is the submission.csv of this report" in same and "rehearsal" not in same
     assert "differs from the submission.csv" in other and "not comparable with Kaggle's leaderboard" in other
-    assert "gave no score" in said(public_auc=None, private_auc=None)
+    unscored = said(public_auc=None, private_auc=None)
+    assert "gave no score" in unscored and "Scored by" not in unscored and "held back" not in unscored
 
 
 def test_stratified_folds_are_compared_with_grouped_folds_of_another_campaign(
@@ -651,6 +652,14 @@ def test_a_hold_out_is_a_row_beside_the_folds_with_its_caution(
     assert "never with a leaderboard" in notes(report.section("splits"))
     assert "AUC 0.9123 on 216 tiles" in texts(report.section("conclusion"))
     assert report.context.numbers["holdout"]["medal"] == "below median"
+
+    record["scores"]["holdout"] |= {"name": "mine.csv"}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    of_a_file = campaigns.report_of(root, tmp_path / "two")
+    table = next(block for block in of_a_file.section("splits").blocks if isinstance(block, Table))
+    assert table.rows[-1][2] == "hold-out mine.csv"
+    assert "How the file was made is not known" in notes(of_a_file.section("splits"))
+    assert "random split" not in texts(of_a_file.section("conclusion"))
 
 
 def test_the_report_needs_no_torch() -> None:
