@@ -16,7 +16,7 @@ import torch
 from lib.data import prepared
 from lib.data.competition import read_competition
 from lib.evaluation.averages import parse_weights
-from lib.evaluation.holdout_grade import NOT_COMPARABLE, describe_grade, grade_holdout
+from lib.evaluation.holdout_grade import caution_of, describe_grade, grade_holdout
 from lib.files import write_atomic
 from lib.inference.ensemble import (
     EnsembleError,
@@ -134,7 +134,7 @@ def _score_holdout(
         name=parameters.config.holdout,
         grouping="slides" if mapped else "stain groups",
     )
-    logger.info("%s. %s", describe_grade(grade), NOT_COMPARABLE)
+    logger.info("%s. %s", describe_grade(grade), caution_of(grade["name"]))
     table = holdout[["id", "label"]].assign(probability=probabilities)
     return table.to_csv(index=False, float_format="%.9g", lineterminator="\n"), grade
 

@@ -304,6 +304,8 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _draw_sizes(axis: "Axes", table: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     folds = [row["fold"] for row in table]
     tumour = np.array([row["positives"] for row in table])
     normal = np.array([row["tiles"] for row in table]) - tumour
@@ -314,7 +316,7 @@ def _draw_sizes(axis: "Axes", table: Sequence[Mapping[str, Any]]) -> None:
         _label_bar(axis, row["fold"], row["tiles"], f"{100 * row['positive_share']:.1f} %")
     axis.set_ylim(0, 1.32 * float((tumour + normal).max()))
     axis.set_xticks(folds)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("fold")
     axis.set_ylabel("tiles (above: % tumour)")
     axis.legend(frameon=False, ncols=2, loc="upper left", fontsize=8)
