@@ -3,7 +3,7 @@
 
     python build_kernel.py --help
 
-The commands are in launch/cli.py. `pip install -e .` installs the same commands as `hcd`.
+The commands are in launch/cli/. `pip install -e .` installs the same commands as `hcd`.
 """
 
 import sys

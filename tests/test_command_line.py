@@ -116,13 +116,15 @@ def test_folds_and_out_mean_one_thing_in_every_command() -> None:
 
 
 def next_steps() -> dict[str, list[str]]:
-    """The texts that the function of each command gives to `_next`, with X for every value in them."""
+    """The texts that the function of each command gives to `print_next`, with X for every value in them."""
     found: dict[str, list[str]] = {}
-    for function in ast.parse((ROOT / "launch" / "cli.py").read_text(encoding="utf-8")).body:
+    sources = sorted((ROOT / "launch" / "cli").glob("*.py"))
+    parsed = [ast.parse(source.read_text(encoding="utf-8")).body for source in sources]
+    for function in itertools.chain(*parsed):
         if not isinstance(function, ast.FunctionDef):
             continue
         calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
-        calls = [call for call in calls if ast.unparse(call.func) == "_next"]
+        calls = [call for call in calls if ast.unparse(call.func) == "print_next"]
         for text in (argument for call in calls for argument in call.args):
             choices = [text.body, text.orelse] if isinstance(text, ast.IfExp) else [text]
             for choice in choices:
@@ -159,7 +161,7 @@ def test_what_comes_next_keeps_what_the_user_chose(
 ) -> None:
     monkeypatch.setattr("launch.local.local", lambda *rest, **options: [])
     monkeypatch.setattr("launch.campaign.wandb_upload.upload_histories", lambda folder: 0)
-    monkeypatch.setattr("launch.cli._require_networks", lambda *rest, **options: None)
+    monkeypatch.setattr("launch.cli.on_this_machine.require_networks", lambda *rest, **options: None)
     chosen = ["resnet18", "resnet34", "--data", str(tmp_path), "--out", str(tmp_path / "a b")]
     chosen += ["--average", "rank", "--set", "epochs=3", "--set", "seed=1"]
     assert command_line(["local", *chosen, "--folds", "0,1"]) == 0

@@ -66,7 +66,7 @@ def test_commands_and_options_exist(page: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page: Path):
-    """`launch/cli.py`, `tests/...`: a path of the repository in code style."""
+    """`launch/plan.py`, `tests/...`: a path of the repository in code style."""
     named = re.findall(
         r"(?<![\w/])((?:lib|launch|kernels|tests|benchmarks|experiments|docs)/[\w./-]*\w/?)",
         page.read_text(encoding="utf-8"),
