@@ -72,7 +72,7 @@ def wrapped(text: str, width: int | None) -> str:
         lines += textwrap.wrap(
             line,
             width,
-            subsequent_indent=indent + _INDENT,
+            subsequent_indent=indent or _INDENT,  # an indented line is a paragraph of its own
             expand_tabs=False,
             replace_whitespace=False,
             break_long_words=False,

@@ -5,6 +5,7 @@ With more kernels than lines, kernels that are done or waiting are summarised.
 """
 
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -132,7 +133,7 @@ class StatusTable:
             yield Text(line, style="dim", no_wrap=True, overflow="ellipsis")
 
     def _row(self, status: KernelStatus) -> "_Row":
-        waited = max(0.0, steady() - status.since)
+        waited = max(0.0, steady() - status.since) if not math.isnan(status.since) else math.nan
         end = ""
         if status.state in ("pushed", "queued", "running") and status.expected:
             left = status.expected - waited
@@ -141,7 +142,9 @@ class StatusTable:
             "kernel": status.slug,
             "version": "" if status.version is None else str(status.version),
             "state": f"{status.state}, {status.progress}" if status.progress else status.state,
-            "for": "" if status.state in ("waiting", "done") else _hours_and_minutes(waited),
+            "for": ""
+            if status.state in ("waiting", "done") or math.isnan(waited)
+            else _hours_and_minutes(waited),
             "end": end,
             "AUC": "" if status.auc is None else f"{status.auc:.4f}",
             "link": "" if self.emulated else status.url.removeprefix("https://www."),

@@ -1,6 +1,7 @@
 """Status, board and logs of a run of `local`, read from its folder: it has no ledger and no account."""
 
 import json
+import math
 import re
 import sys
 import time
@@ -76,6 +77,8 @@ def read_statuses(folder: Path) -> list[KernelStatus]:
         if status.state == "running":
             status.since = steady() - max(0.0, time.time() - _begun(place))
             status.progress = _describe(_progress(place / "log.txt"))
+        if status.state in ("stopped", "failed"):
+            status.since = math.nan  # nobody saw its end
         if status.state == "done":
             status.auc = _number(place / "working" / RECORD_NAME, "scores", "fold", "auc")
         statuses.append(status)

@@ -31,7 +31,7 @@ class KernelStatus:
 
     slug: str
     state: str = "waiting"
-    since: float = field(default_factory=steady)
+    since: float = field(default_factory=steady)  # NaN where it is not known
     version: int | None = None
     expected: float | None = None  # seconds it is expected to take, from `since`
     auc: float | None = None

@@ -56,7 +56,7 @@ def test_a_message_above_the_table_wraps_as_well(
 
 def test_a_path_stays_whole_and_lines_keep_their_indent() -> None:
     assert wrapped(f"report: {PATH}", 80).splitlines()[1].strip() == PATH
-    assert wrapped("error:\n    " + "word " * 30, 80).splitlines()[2].startswith("        word")
+    assert wrapped("error:\n    " + "word " * 30, 80).splitlines()[2].startswith("    word")
     assert wrapped("a  b\n\nc", 80) == "a  b\n\nc"
     assert wrapped(MESSAGE * 3, None) == MESSAGE * 3
 

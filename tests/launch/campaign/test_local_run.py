@@ -109,6 +109,8 @@ def test_the_table_has_no_quota(run: Path) -> None:
         console.print(StatusTable("local run", read_statuses(run), None, emulated=False, has_quota=False))
     shown = console.export_text()
     assert "running, epoch 2 of 5, 40 %" in shown and "0.9123" in shown and "quota" not in shown
+    [stopped] = [line for line in shown.splitlines() if "stopped" in line]
+    assert stopped.split() == ["hcd-x-fold-1", "stopped"]  # since when is not known
 
 
 @pytest.mark.parametrize("name", ["fold-1", "x-fold-1", "hcd-x-fold-1"])
