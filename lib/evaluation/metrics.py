@@ -224,6 +224,20 @@ def auc_gain_interval(
     return _ends([row[0] - row[1] for row in values], level)
 
 
+def weighted_auc(rank: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
+    """The AUC of tiles that count several times, without sorting them again.
+
+    Args:
+        rank: (N,) int, of each score among the distinct scores, from np.unique(..., return_inverse=True).
+        positive: (N,) bool; both classes have a weight above zero.
+        weights: (N,) float64, how often each tile counts.
+    """
+    positives = np.bincount(rank[positive], weights[positive], rank.max() + 1)
+    negatives = np.bincount(rank[~positive], weights[~positive], rank.max() + 1)
+    wins = (positives * (np.cumsum(negatives) - negatives / 2)).sum()  # ties count one half
+    return float(wins / (positives.sum() * negatives.sum()))
+
+
 def _resampled_aucs(
     labels: np.ndarray, columns: Sequence[np.ndarray], groups: np.ndarray, *, seed: int, rounds: int
 ) -> list[list[float]]:
@@ -238,15 +252,8 @@ def _resampled_aucs(
         weights = np.bincount(sample, minlength=len(names))[group].astype(
             np.float64
         )  # (N,) copies of each tile
-        pairs = weights[positive].sum() * weights[~positive].sum()
-        if not pairs:
-            continue
-        row = []
-        for distinct, rank in ranks:
-            positives = np.bincount(rank[positive], weights[positive], len(distinct))
-            negatives = np.bincount(rank[~positive], weights[~positive], len(distinct))
-            row.append(float((positives * (np.cumsum(negatives) - negatives / 2)).sum() / pairs))
-        values.append(row)
+        if weights[positive].any() and weights[~positive].any():
+            values.append([weighted_auc(rank, positive, weights) for _, rank in ranks])
     if not values:
         raise MetricError("the AUC is undefined in every resample")
     return values
