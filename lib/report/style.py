@@ -4,12 +4,15 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lib.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 # Okabe and Ito 2008: distinguishable with every common form of colour blindness.
 NEGATIVE, POSITIVE = "#0072B2", "#D55E00"
@@ -33,14 +36,20 @@ def new_figure(height: float, *, width: float = WIDTH) -> "Figure":
 def png_of(figure: "Figure", *, dpi: int = _DPI, dither: bool = False) -> bytes:
     """The figure as PNG in 256 colours, without the version of matplotlib: the same figure, the same bytes.
 
+    It takes half the time of `Figure.savefig`, which draws the figure twice and compresses all its colours.
+
     Args:
-        figure: to draw.
+        figure: to draw; it keeps the resolution.
         dpi: pixels per inch.
         dither: see `with_palette`.
     """
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
-    return with_palette(stream.getvalue(), dither=dither)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return _in_256_colours(Image.fromarray(np.asarray(canvas.buffer_rgba())), dpi=(dpi, dpi), dither=dither)
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -58,11 +67,16 @@ def with_palette(png: bytes, *, dither: bool = True) -> bytes:
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png))
-    options = {"dpi": picture.info["dpi"]} if "dpi" in picture.info else {}
+    return _in_256_colours(picture, dpi=picture.info.get("dpi"), dither=dither)
+
+
+def _in_256_colours(picture: "Image", *, dpi: tuple[float, float] | None, dither: bool) -> bytes:
+    from PIL import Image
+
     method = Image.Dither.FLOYDSTEINBERG if dither else Image.Dither.NONE
     reduced = picture.convert("RGB").quantize(colors=256, method=Image.Quantize.MEDIANCUT, dither=method)
     stream = io.BytesIO()
-    reduced.save(stream, "PNG", optimize=True, **options)
+    reduced.save(stream, "PNG", optimize=True, **({"dpi": dpi} if dpi else {}))
     return stream.getvalue()
 
 

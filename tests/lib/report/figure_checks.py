@@ -1,12 +1,17 @@
 """Checks that tests of figures share: all text of a figure, and that the same input gives the same bytes."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Draw = Callable[[Path], None]
 
@@ -21,20 +26,28 @@ def assert_reproducible(draw: Draw, folder: Path) -> None:
     assert min(picture.shape) > 200 and picture.std() > 5
 
 
-def texts_of(draw: Draw, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """All text of a figure, one a line."""
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
+@contextmanager
+def figures_drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list["Figure"]]:
+    """The figures that are drawn inside, in their order, with the layout they were drawn in."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     drawn: list[Figure] = []
-    savefig = Figure.savefig
+    draw_canvas = FigureCanvasAgg.draw
 
-    def keep(figure: Figure, *args: object, **options: object) -> None:
-        drawn.append(figure)
-        savefig(figure, *args, **options)
+    def keep(canvas: FigureCanvasAgg) -> None:
+        draw_canvas(canvas)
+        drawn.append(canvas.figure)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Figure, "savefig", keep)
+        patch.setattr(FigureCanvasAgg, "draw", keep)
+        yield drawn
+
+
+def texts_of(draw: Draw, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """All text of a figure, one a line."""
+    from matplotlib.text import Text
+
+    with figures_drawn(monkeypatch) as drawn:
         draw(folder / "x.png")
     [figure] = drawn
     return "\n".join(text.get_text() for text in figure.findobj(Text))  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import Draw, assert_reproducible, texts_of
+from figure_checks import Draw, assert_reproducible, figures_drawn, texts_of
 
 from lib.data.folds import describe_splits
 from lib.data.stain_groups import FEATURES
@@ -82,25 +82,16 @@ def test_figures_show_their_numbers_and_units(tmp_path: Path, monkeypatch: pytes
 def test_numbers_of_logarithmic_axes_are_plain_and_do_not_overlap(
     spread: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from matplotlib.figure import Figure
-
-    drawn: list[Figure] = []
-    savefig = Figure.savefig
-
-    def keep(figure: Figure, *args: object, **options: object) -> None:
-        savefig(figure, *args, **options)
-        drawn.append(figure)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
     values = np.exp(np.random.default_rng(1).normal(6, spread, 60))
-    focus_histogram(values, LABELS[:60], tmp_path / "focus.png")
     sizes = np.maximum(1, np.exp(np.linspace(0, spread, 8) * 2)).astype(int)
     table = [
         {**row, "tiles": int(size), "focus_median": value}
         for row, size, value in zip(GROUPS, sizes, values, strict=False)
     ]
-    group_scatter(table, tmp_path / "sizes.png")
-    group_stains(table, tmp_path / "groups.png")
+    with figures_drawn(monkeypatch) as drawn:
+        focus_histogram(values, LABELS[:60], tmp_path / "focus.png")
+        group_scatter(table, tmp_path / "sizes.png")
+        group_stains(table, tmp_path / "groups.png")
     axes = [drawn[0].axes[0].xaxis, drawn[1].axes[0].xaxis, drawn[2].axes[1].yaxis]
     for axis in axes:
         low, high = axis.get_view_interval()
