@@ -64,7 +64,7 @@ def outputs(run: Path) -> dict[str, str]:
     }
 
 
-def opens_with_its_results(campaign: Path, pooled: float) -> None:
+def opens_with_its_results(campaign: Path, pooled: str) -> None:
     """The executed notebook is fetched, and is small; the one beside the outputs has its results."""
     fetched = (campaign / "outputs" / "hcd-report" / "report.ipynb").read_bytes()
     beside = (campaign / "report.ipynb").read_bytes()
@@ -78,12 +78,12 @@ def opens_with_its_results(campaign: Path, pooled: float) -> None:
     assert len(texts) > 30 and max(len("".join(text)) for text in texts) < 1_000
     outputs_of = [[cell.get("outputs") for cell in book["cells"][:-1]] for book in (kept, notebook)]
     assert outputs_of[0] == outputs_of[1]
-    assert f"pooled out-of-fold AUC of {pooled:.4f}" in str(outputs_of[1])
+    assert f"pooled out-of-fold AUC of {pooled}" in str(outputs_of[1])
     [used] = re.findall(r"by stratified: fold table (\w{8}), the kernels used (\S+)\\n", beside.decode())
     assert used[1] == f"['{used[0]}']"
 
 
-def runs_in_jupyter(campaign: Path, pooled: float, scratch: Path) -> None:
+def runs_in_jupyter(campaign: Path, pooled: str, scratch: Path) -> None:
     """The notebook runs beside the downloaded outputs, without Kaggle, repository or set variables."""
     moved = shutil.copytree(
         campaign, scratch / "somewhere else", ignore=shutil.ignore_patterns("build", "pushes", "hcd-report")
@@ -104,9 +104,9 @@ def runs_in_jupyter(campaign: Path, pooled: float, scratch: Path) -> None:
         for output in cell["outputs"]
         if "data" in output
     )
-    assert f"pooled out-of-fold AUC of {pooled:.4f}" in shown and shown.count("<img") > 10
+    assert f"pooled out-of-fold AUC of {pooled}" in shown and shown.count("<img") > 10
     page = (moved / "report.html").read_text()
-    assert f"pooled out-of-fold AUC of {pooled:.4f}" in page
+    assert f"pooled out-of-fold AUC of {pooled}" in page
     numbers, before = (
         json.loads((place / "results.json").read_text())
         for place in (moved, campaign / "outputs" / "hcd-report")
@@ -114,11 +114,16 @@ def runs_in_jupyter(campaign: Path, pooled: float, scratch: Path) -> None:
     assert numbers == before | {"place": "local"}
 
 
-def test_local_equals_smoke_to_the_last_digit_and_finished_kernels_are_kept(data, tmp_path, capsys, caplog):
+def test_local_equals_a_thin_smoke_to_the_last_digit_and_finished_kernels_are_kept(
+    data, tmp_path, capsys, caplog
+):
+    """The kernels of local have the library inside them, those of this rehearsal import it from a dataset."""
     experiment = load_experiment("smoke", OPTIONS)
     caplog.set_level(logging.INFO, logger="launch")
     out = tmp_path / "smoke"
-    result = rehearsal.smoke([experiment], data=data, tiles=50, out=out, owner="someone")
+    result = rehearsal.smoke([experiment], data=data, tiles=50, out=out, thin=True, owner="someone")
+    script = next(out.glob("kaggle/kernels/hcd-*-fold-0/v1/script.py")).read_text()
+    assert "DIGESTS" in script and "FILES" not in script  # the library is imported from the dataset
     [smoked] = result.summaries
     printed = capsys.readouterr().out
     assert f"pooled out-of-fold AUC {smoked.pooled:.4f} on n = 50 tiles" in printed
@@ -137,8 +142,6 @@ def test_local_equals_smoke_to_the_last_digit_and_finished_kernels_are_kept(data
     assert outputs(out / "kaggle" / "kernels") == outputs(tmp_path / "local")
     assert len(outputs(tmp_path / "local")) > 15
     assert f"report: {tmp_path / 'local' / 'hcd-report' / 'working' / 'report.html'}" in caplog.messages
-    opens_with_its_results(out / "campaign", trained.pooled)
-    runs_in_jupyter(out / "campaign", trained.pooled, tmp_path)
     options = {"data": part, "out": tmp_path / "local", "owner": "someone"}
     check_finished_kernels_are_not_run_again(experiment, trained.pooled, caplog, options)
 
@@ -202,7 +205,7 @@ def check_ctrl_c_twice_leaves_no_process(out):
         assert not processes_in(out)
 
 
-def test_a_rehearsal_interrupted_twice_is_resumed_and_thin_kernels_give_equal_bytes(tmp_path):
+def test_a_rehearsal_interrupted_twice_is_resumed_and_after_its_end_another_starts(tmp_path):
     out = tmp_path / "run"
     check_ctrl_c_twice_leaves_no_process(out)
     first = read_ledger(out / "campaign")
@@ -227,16 +230,19 @@ def test_a_rehearsal_interrupted_twice_is_resumed_and_thin_kernels_give_equal_by
 
     page = next(out.glob("campaign/outputs/hcd-report/report.html")).read_text()
     assert "Its tiles are synthetic" in page and "This is a rehearsal" in page
-
-    # After a finished rehearsal a new one starts, here with kernels that import the library from the dataset.
-    # They compute the same.
-    experiment = load_experiment("smoke", OPTIONS)
-    result = rehearsal.smoke([experiment], data=None, tiles=60, out=out, thin=True, owner="someone")
-    assert result.ledger.id != ledger.id
-    assert next(out.glob("campaign/outputs/hcd-*-inference/submission.csv")).read_bytes() == submitted
     script = next(out.glob("kaggle/kernels/hcd-*-fold-0/v1/script.py")).read_text()
-    assert "DIGESTS" in script
-    assert "FILES" not in script
+    assert "FILES" in script and "DIGESTS" not in script  # the library is in the kernel
+    [pooled] = re.findall(r"pooled out-of-fold AUC (0\.\d{4}) on n = 60 tiles", printed)
+    opens_with_its_results(out / "campaign", pooled)
+    runs_in_jupyter(out / "campaign", pooled, tmp_path)
+
+    rehearsal._remove_other_rehearsal(out, identity := (out / "identity.json").read_text())
+    assert not (out / "campaign").exists(), "after a finished rehearsal a new one starts"
+    (out / "campaign").mkdir()
+    rehearsal._remove_other_rehearsal(out, identity)
+    assert (out / "campaign").is_dir(), "the same rehearsal is resumed"
+    rehearsal._remove_other_rehearsal(out, identity + "another seed")
+    assert not (out / "campaign").exists(), "another rehearsal starts from nothing"
 
 
 def test_a_search_is_rehearsed_alone_and_local_resumes_it_with_another_space(data, tmp_path, capsys, caplog):
