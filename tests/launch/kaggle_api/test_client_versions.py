@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from test_emulator import _script, kernel
+from test_emulated_command_line import _script, kernel
 from test_faults import FINISHES, STOPS
 
 OTHER = ("kaggle==2.2.4", "kagglesdk==0.1.37")
