@@ -13,6 +13,10 @@ float16 as on a T4.
 One epoch runs under torch.cuda.set_sync_debug_mode("error"). It passes when the loop waits for the device
 only to check the loss.
 
+Then two processes train the first network together on one GPU, which exchange gradients by gloo: the code of
+`ddp` where there is no second GPU. One process trains alone in the same rounds. One optimiser step takes a
+batch of the same size in both cases.
+
 Finally, the benchmark measures the start: seconds from the start of a process to its first step, and the
 peak memory of that process. The training set has full size and is in a scratch folder. It is read from the
 page cache, because it was just written.
@@ -26,6 +30,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -40,6 +45,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -59,7 +65,8 @@ from lib.config import Config  # noqa: E402
 from lib.data.batches import Batch, load_batches  # noqa: E402
 from lib.data.device_memory import DeviceTiles  # noqa: E402
 from lib.data.tile_store import read_array  # noqa: E402
-from lib.training import epoch  # noqa: E402
+from lib.training import epoch, workers  # noqa: E402
+from lib.training.distributed import DistributedContext  # noqa: E402
 
 NETWORKS = (
     "resnet18:96",
@@ -72,7 +79,9 @@ NETWORKS = (
 )
 FULL_SIZE = 220_025  # tiles of the competition's training set: 5.67 GiB
 COMPILED, ON_DEVICE = "ours, compiled", "ours, tiles in device memory"
+ALONE, TOGETHER = "ours, one process", "ours, two processes on one GPU, gloo"
 REPORT = "gpu-report"
+LIMIT = 1800  # seconds for one measurement in processes of its own
 TARGET_OF_COMPUTE = 0.95
 
 
@@ -240,6 +249,134 @@ def compiling(first: float, *, plain: float, fast: float, tiles: int, config: Co
     }
 
 
+class MeasurementError(Exception):
+    """A measurement in other processes failed; the message says why."""
+
+
+def run_processes(*commands: Sequence[str], limit: float = LIMIT) -> list[dict[str, Any]]:
+    """Run commands at the same time, each of which prints its result as a last line of JSON.
+
+    Returns:
+        The results, in the order of the commands.
+
+    Raises:
+        MeasurementError: a command failed or did not end in time; the others are ended.
+    """
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for command in commands
+    ]
+    end = time.monotonic() + limit
+    try:
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
+            if time.monotonic() > end:
+                raise MeasurementError(f"it did not end within {limit:.0f} s")
+            time.sleep(0.05)
+        if any(codes):
+            time.sleep(0.5)  # for the others to fail, too: the cause may be in any of them
+            codes = [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    results, reasons = [], []
+    for code, process in zip(codes, processes, strict=True):
+        lines = process.communicate()[0].splitlines()
+        result = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+        results.append(result)
+        if code:
+            ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            reasons.append(result.get("error", ended))
+    if reasons:
+        raise MeasurementError("; ".join(dict.fromkeys(reasons)))
+    return results
+
+
+def this_program(name: str, arguments: argparse.Namespace, device: torch.device, *rest: str) -> list[str]:
+    """The command that measures one network in a process of its own."""
+    options = {"device": device.type, "batch": arguments.batch, "networks": name}
+    options |= {"steps": arguments.steps, "rounds": arguments.rounds, "precision": arguments.precision}
+    pairs = [(f"--{option}", str(value)) for option, value in options.items()]
+    return [sys.executable, __file__, *(text for pair in pairs for text in pair), *rest]
+
+
+def train_as_one_of_two(rank: int, store: str, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Train alone and with the other process in turn, and print the rates, in a process of `measure_pair`."""
+    name, _, size = arguments.networks[0].partition(":")
+    config = Config(hed_jitter=0.05, batch_size=arguments.batch, input_size=int(size or 96))
+    if device.type == "cuda":
+        device = torch.device("cuda", 0)
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    tiles, labels = noise(arguments.steps * arguments.batch)
+    context = DistributedContext(rank, 2, device)
+    workers.init_process_group(context, f"file://{store}", share_gpu=True)
+    ours = {}
+    for method, members in ((TOGETHER, context), (ALONE, DistributedContext(device=device))):
+        torch.manual_seed(0)
+        ours[method] = OurTraining(
+            backbone_of(name, size=config.input_size),
+            tiles,
+            labels,
+            config,
+            device=device,
+            precision=arguments.precision,
+            context=members,
+        )
+        if method == TOGETHER:
+            ours[method].train()
+            peaks = peak_memory(device)  # of this process, before there is a second network
+
+    def work(method: str) -> int:
+        trained = ours[method].train() if rank == 0 or method == TOGETHER else 0
+        wait_for(device)
+        dist.barrier()
+        return trained
+
+    rates = interleave({method: lambda m=method: work(m) for method in ours}, rounds=arguments.rounds)
+    everyone: list[dict[str, float]] = [{}, {}]
+    dist.all_gather_object(everyone, peaks)
+    backend = dist.get_backend()
+    dist.barrier()
+    dist.destroy_process_group()
+    kind = str(ours[TOGETHER].precision).removeprefix("torch.")
+    print(json.dumps({"rates": rates, "peaks": everyone, "precision": kind, "backend": backend}))
+
+
+def measure_pair(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Time two processes that train one network on one GPU, and one process alone.
+
+    Raises:
+        MeasurementError: it could not be measured.
+    """
+    name, _, size = arguments.networks[0].partition(":")
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        command = this_program(arguments.networks[0], arguments, device)
+        store = str(Path(folder) / "store")
+        result, _ = run_processes(*([*command, "--pair", str(rank), store] for rank in range(2)))
+    memory = {
+        f"peak {where}, rank {rank}": peak
+        for rank, peaks in enumerate(result["peaks"])
+        for where, peak in peaks.items()
+    }
+    conditions = {
+        "network": name,
+        "pixels": int(size or 96),
+        "batch of both": arguments.batch,
+        "precision": result["precision"],
+        "backend": result["backend"],
+        **memory,
+    }
+    report("gpu-two-processes", result["rates"], ours=TOGETHER, conditions=conditions)
+
+
+def without_folders(text: str) -> str:
+    """A message without the folders of this machine: names of files are kept."""
+    for folder in (ROOT, Path.home(), Path(sys.prefix), Path(tempfile.gettempdir())):
+        if len(folder.parts) > 1:
+            text = text.replace(str(folder), "")
+    return re.sub(r"(?:\b[A-Za-z]:)?[\\/](?:[^\s\\/'\":]+[\\/])+", "", text)
+
+
 def write_report(written: Sequence[Path], device: torch.device, failed: Sequence[str]) -> Path:
     """Collect the results of this run in one file, and say where to send it.
 
@@ -270,7 +407,7 @@ def write_report(written: Sequence[Path], device: torch.device, failed: Sequence
             "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
             "timm": version("timm"),
         },
-        "not measured": list(failed),
+        "not measured": [without_folders(reason) for reason in failed],
         "results": [json.loads(path.read_text()) for path in written],
     }
     path = write_result(REPORT, content)
@@ -321,26 +458,8 @@ def measure_start(arguments: argparse.Namespace, device: torch.device) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         path = Path(folder) / "tiles-train.npy"
         sha256 = write_store(path, arguments.store_tiles)
-        command = [
-            sys.executable,
-            __file__,
-            "--device",
-            device.type,
-            "--batch",
-            str(arguments.batch),
-            "--networks",
-            name,
-        ]
-        processes = []
-        for _ in range(arguments.rounds):
-            done = subprocess.run(
-                [*command, "--first-step", str(path), sha256, str(time.time())],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-                cwd=ROOT,
-            )
-            processes.append(json.loads(done.stdout.splitlines()[-1]))
+        command = this_program(name, arguments, device, "--first-step", str(path), sha256)
+        processes = [run_processes([*command, str(time.time())])[0] for _ in range(arguments.rounds)]
     first = processes[0]
     print(f"\nstart: {name}, {first['tiles']:,} tiles, {first['GiB']} GiB; {len(processes)} processes")
     for key in [key for key in first if key not in ("tiles", "GiB")]:
@@ -373,6 +492,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--tiles", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--first-step", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--pair", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit(
@@ -381,9 +501,16 @@ def main() -> None:
         )
     device = torch.device(arguments.device)
     warnings.filterwarnings("ignore", category=UserWarning)  # deprecation notices of the other libraries
-    if arguments.first_step:
-        path, sha256, started = arguments.first_step
-        first_step(Path(path), sha256, arguments.networks[0], arguments.batch, device, float(started))
+    if arguments.first_step or arguments.pair:
+        try:
+            if arguments.pair:
+                train_as_one_of_two(int(arguments.pair[0]), arguments.pair[1], arguments, device)
+            else:
+                path, sha256, started = arguments.first_step
+                first_step(Path(path), sha256, arguments.networks[0], arguments.batch, device, float(started))
+        except Exception as error:
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+            raise
         return
     if arguments.tiles:
         arguments.batch = arguments.tiles // arguments.steps
@@ -401,11 +528,14 @@ def main() -> None:
         torch.compiler.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    if arguments.store_tiles:
+    measurements = {"two processes": measure_pair} | (
+        {"start": measure_start} if arguments.store_tiles else {}
+    )
+    for name, measure_in_processes in measurements.items():
         try:
-            measure_start(arguments, device)
-        except (OSError, subprocess.CalledProcessError) as error:  # the disk is full, or a process failed
-            failed.append(f"start: {error}")
+            measure_in_processes(arguments, device)
+        except (OSError, MeasurementError) as error:  # the disk is full, or a process failed
+            failed.append(f"{name}: {error}")
             print(failed[-1], file=sys.stderr)
     now = sorted(path for path in rounds.RESULTS.glob("gpu-*.json") if path.stem != REPORT)
     write_report([path for path in now if path.stat().st_mtime_ns != before.get(path)], device, failed)

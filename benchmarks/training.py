@@ -33,6 +33,7 @@ from lib.config import Config  # noqa: E402
 from lib.data.batches import Batch, load_batches  # noqa: E402
 from lib.model.network import Classifier, choose_precision  # noqa: E402
 from lib.training import epoch  # noqa: E402
+from lib.training.distributed import SINGLE_PROCESS, DistributedContext  # noqa: E402
 from lib.training.epoch import TrainingSet, train_one_epoch  # noqa: E402
 from lib.training.optimizer import OptimizerStep, build_optimizer  # noqa: E402
 
@@ -145,12 +146,15 @@ class OurTraining:
         device: torch.device,
         compiled: bool = False,
         precision: str = "auto",
+        context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self.config, self.device = config, device
         self.precision = choose_precision(precision, device)
         network = Classifier(backbone, input_size=config.input_size, mean=peers.MEAN, std=peers.STD)
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.forward = torch.compile(self.network) if compiled else None
+        self.context = context
+        called = torch.compile(self.network) if compiled else self.network
+        self.forward = context.wrap(called, sync_batchnorm=config.sync_batchnorm)  # type: ignore[arg-type]
         rows = np.arange(len(tiles))
         self.training_set = TrainingSet(tiles=tiles, labels=labels, rows=rows, entropy=(0, 0, 0))
         scaled = self.precision == torch.float16
@@ -170,6 +174,7 @@ class OurTraining:
                 device=self.device,
                 precision=self.precision,
                 forward=self.forward,
+                context=self.context,
             )
         self.epoch += 1
         steps = epoch.steps_per_epoch(self.training_set, self.config)

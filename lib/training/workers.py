@@ -426,17 +426,22 @@ def _train_group(
         dist.destroy_process_group()
 
 
-def init_process_group(context: DistributedContext, init_method: str) -> None:
-    """Let the processes that train together find each other; NCCL on GPUs, gloo elsewhere."""
-    if context.device.type != "cuda" and sys.platform == "linux":
+def init_process_group(context: DistributedContext, init_method: str, *, share_gpu: bool = False) -> None:
+    """Let the processes that train together find each other; NCCL on GPUs, gloo elsewhere.
+
+    Args:
+        context: this process among them.
+        init_method: a URL of torch.distributed: where they meet.
+        share_gpu: several of them compute on one GPU. They use gloo, because NCCL demands a GPU for each.
+    """
+    on_gpu = context.device.type == "cuda"
+    if (share_gpu or not on_gpu) and sys.platform == "linux":
         # By loopback: gloo otherwise resolves the machine's own name, which may have no entry anywhere.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    backend = "gloo"
-    if context.device.type == "cuda":
-        if dist.is_nccl_available():
-            backend = "nccl"
-        elif context.rank == 0:
-            logger.warning("this torch has no NCCL: the GPUs exchange gradients by gloo, which is slower")
+    backend = "nccl" if on_gpu and not share_gpu and dist.is_nccl_available() else "gloo"
+    if on_gpu and backend == "gloo" and context.rank == 0:
+        why = "several processes share a GPU" if share_gpu else "this torch has no NCCL"
+        logger.warning("%s: the processes exchange gradients by gloo, which is slower", why)
     dist.init_process_group(
         backend,
         init_method=init_method,
@@ -457,7 +462,8 @@ def _torchrun(devices: Sequence[torch.device]) -> Iterator[DistributedContext | 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     context = DistributedContext(rank, size, device)
-    init_process_group(context, "env://")
+    share_gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > len(devices)
+    init_process_group(context, "env://", share_gpu=share_gpu)
     try:
         yield context
         dist.barrier()

@@ -1,9 +1,10 @@
 """Tests of the benchmarks: they measure the work that they name. No other library and no GPU is needed."""
 
-import argparse
 import json
-import subprocess
+import multiprocessing
 import sys
+import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from lib.data.batches import load_batches
 from lib.data.tile_store import read_array
 from lib.training import epoch
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
@@ -103,32 +103,112 @@ def test_the_store_of_noise_is_valid(tmp_path):
     assert read_array(tmp_path / "tiles-train.npy", sha256=sha256).shape == (250, 96, 96, 3)
 
 
-def test_the_gpu_benchmark_runs_on_a_cpu(results, tmp_path):
-    arguments = argparse.Namespace(
-        batch=8,
-        steps=3,
-        tiles=None,
-        rounds=1,
-        workers=0,
-        no_peers=True,
-        no_compile=True,
-        store_tiles=250,
-        scratch=tmp_path,
-        precision="auto",
-    )
-    gpu.measure(training.TWO_LAYERS, 96, arguments, CPU)
-    content = json.loads((results / "gpu-two convolutions-96-float32.json").read_text())
-    assert {row["name"] for row in content["rows"]} == {training.REAL, training.FIXED, training.NO_PREFETCH}
-    assert content["conditions"]["waits only for loss checks"] == "not tried: no GPU"
-    gpu.measure_start(argparse.Namespace(**vars(arguments) | {"networks": [training.TWO_LAYERS]}), CPU)
-    (start,) = json.loads((results / "gpu-start.json").read_text())["processes"]
+def run_forked(*commands, limit=0.0):
+    """`gpu.run_processes`, but without an import of torch in each process."""
+    context = multiprocessing.get_context("fork")
+
+    def work(command, path):
+        torch.set_num_threads(1)
+        with path.open("w") as stream, redirect_stdout(stream):
+            sys.argv = command[1:]
+            gpu.main()
+
+    paths = [rounds.RESULTS.parent / f"printed-{number}" for number in range(len(commands))]
+    processes = [context.Process(target=work, args=pair) for pair in zip(commands, paths, strict=True)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return [json.loads(path.read_text().splitlines()[-1]) for path in paths]
+
+
+def run_gpu_benchmark(monkeypatch, *networks, scratch):
+    options = [
+        "--batch",
+        "8",
+        "--steps",
+        "3",
+        "--rounds",
+        "1",
+        "--no-peers",
+        "--no-compile",
+        "--device",
+        "cpu",
+    ]
+    options += ["--store-tiles", "250", "--scratch", str(scratch), "--networks", *networks]
+    monkeypatch.setattr(sys, "argv", [gpu.__file__, *options])
+    gpu.main()
+
+
+def test_the_gpu_benchmark_runs_on_a_cpu(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "run_processes", run_forked)
+    run_gpu_benchmark(monkeypatch, training.TWO_LAYERS, scratch=tmp_path)
+    text = (results / "gpu-report.json").read_text()
+    assert str(tmp_path) not in text
+    content = json.loads(text)
+    assert content["device"] == "cpu" and content["not measured"] == []
+    results_by_name = {result["benchmark"]: result for result in content["results"]}
+    network, pair = results_by_name["gpu-two convolutions-96-float32"], results_by_name["gpu-two-processes"]
+    assert {row["name"] for row in network["rows"]} == {training.REAL, training.FIXED, training.NO_PREFETCH}
+    assert network["conditions"]["waits only for loss checks"] == "not tried: no GPU"
+    assert [row["name"] for row in pair["rows"]] == [gpu.TOGETHER, gpu.ALONE]
+    assert all(rate > 0 for row in pair["rows"] for rate in row["tiles_per_second"])
+    assert {"peak host GiB, rank 0", "peak host GiB, rank 1"} <= set(pair["conditions"])
+    (start,) = results_by_name["gpu-start"]["processes"]
     assert start["tiles"] == 250 and start["first step, s"] > start["until the tiles were read, s"] > 0
 
 
+def test_what_cannot_be_measured_is_named_and_the_rest_is_sent(results, tmp_path, monkeypatch):
+    def fail(*commands, limit=0.0):
+        raise gpu.MeasurementError(f"RuntimeError: no memory, see {tmp_path}/core")
+
+    monkeypatch.setattr(gpu, "run_processes", fail)
+    with pytest.raises(SystemExit, match="not measured:\n  no_such_network:48"):
+        run_gpu_benchmark(monkeypatch, "no_such_network:48", training.TWO_LAYERS, scratch=tmp_path)
+    content = json.loads((results / "gpu-report.json").read_text())
+    assert [result["benchmark"] for result in content["results"]] == ["gpu-two convolutions-96-float32"]
+    network, *processes = content["not measured"]
+    assert network.startswith("no_such_network:48: ")
+    reason = "RuntimeError: no memory, see core"
+    assert processes == [f"two processes: {reason}", f"start: {reason}"]
+
+
+def test_processes_of_a_measurement_end_together():
+    def python(code):
+        return [sys.executable, "-S", "-c", code]
+
+    good = python("print('text'); print('{\"rate\": 1}')")
+    assert gpu.run_processes(good, good) == [{"rate": 1}] * 2
+    failing = python('print(\'{"error": "RuntimeError: why"}\'); raise SystemExit(1)')
+    started = time.monotonic()
+    with pytest.raises(gpu.MeasurementError, match="^RuntimeError: why$"):
+        gpu.run_processes(failing, python("import time; time.sleep(100)"))
+    with pytest.raises(gpu.MeasurementError, match="^killed by signal 9; exit code 3$"):
+        killed = python("import os; os.kill(os.getpid(), 9)")
+        gpu.run_processes(killed, python("raise SystemExit(3)"))
+    with pytest.raises(gpu.MeasurementError, match="did not end within 0 s"):
+        gpu.run_processes(python("import time; time.sleep(100)"), limit=0.2)
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [
+        (f"cannot read {Path.home()}/some folder/tiles.npy", "cannot read /some folder/tiles.npy"),
+        ("[Errno 28] No space left on device: '/mnt/disk-2/tmp/x1/tiles.npy'", None),
+        (r"C:\Users\name\tiles.npy is absent", "tiles.npy is absent"),
+        ("3,600 tiles/s and 1/2 of the memory", "3,600 tiles/s and 1/2 of the memory"),
+    ],
+)
+def test_messages_are_sent_without_folders(message, sent):
+    sent = sent or "[Errno 28] No space left on device: 'tiles.npy'"
+    assert gpu.without_folders(message) == sent
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_benchmark_reports_it():
-    done = subprocess.run(
-        [sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 1 and done.stdout == ""
-    assert "sees no CUDA device" in done.stderr and "Traceback" not in done.stderr
+def test_without_a_gpu_the_benchmark_reports_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [gpu.__file__])
+    with pytest.raises(SystemExit, match="sees no CUDA device here: run `make bench-gpu` on a machine"):
+        gpu.main()
+    assert capsys.readouterr().out == ""

@@ -6,22 +6,27 @@ GPU with the right devices, data types and shapes, in the right order, without w
 
 import dataclasses
 import functools
+import io
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from null_gpu import NullGpu
+from null_gpu import NullGpu, forked_processes
 
+from benchmarks import gpu as gpu_benchmark
+from benchmarks import gpu_counts, rounds
 from lib.config import Config
 from lib.data import device_memory
 from lib.data.batches import as_images, load_batches
@@ -462,13 +467,9 @@ def a_training_that_runs_out_of_device_memory_frees_the_tiles_first() -> None:
     config = dataclasses.replace(
         BACKBONES["cnn"], batch_size=16, epochs=1, num_members=1, eval_batch_size=16, tiles_on="host"
     )
-    tiles = np.repeat(TILES, 60, axis=0)  # 76 MiB: more than the training needs
-    task = dataclasses.replace(
-        small_fold(config),
-        tiles=tiles,
-        index=pd.concat([small_fold(config).index] * 60, ignore_index=True),
-        folds=np.concatenate([np.arange(48) % 3, np.full(48 * 59, 0)]),
-    )
+    # 76 MiB: more than the training needs. The index names the first 48 of them only: the rest cost no time.
+    tiles = np.repeat(TILES, 60, axis=0)
+    task = dataclasses.replace(small_fold(config), tiles=tiles)
     released: list[bool] = []
     real = DeviceTiles.release
 
@@ -544,6 +545,11 @@ def a_supervisor_of_two_workers_holds_no_memory_of_a_gpu() -> None:
     with tempfile.TemporaryDirectory() as name:
 
         def train() -> None:
+            with forked_processes() as processes:
+                train_with_two()
+            assert len(processes) == 3  # one tests the GPUs
+
+        def train_with_two() -> None:
             devices = choose_devices(Config(), gpu_required=True)
             assert devices == [GPU, torch.device("cuda", 1)]
             workers.train_fold(
@@ -568,13 +574,85 @@ def a_trial_of_a_search_trains_in_a_process_of_its_own() -> None:
         groups=np.arange(48) % 6,
         weights=lambda config: {},
     )
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, forked_processes() as processes:
         result = search.run_search(task, folder=Path(name), devices=[GPU], started=time.monotonic())
+    assert len(processes) == 1
     assert [record.status for record in result.records] == [search.FINISHED]
+
+
+# --- benchmarks ---------------------------------------------------------------------------------------------
+
+
+def run_benchmark(module: Any, *options: str) -> tuple[dict[str, str], str, str]:
+    """Run a benchmark; its results by name, as text, what it printed, and what it ended with."""
+    results, arguments, ended = rounds.RESULTS, sys.argv, ""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()) as printed,
+    ):
+        rounds.RESULTS, sys.argv = Path(name) / "results", [str(module.__file__), *options]
+        try:
+            module.main()
+        except SystemExit as error:
+            ended = str(error)
+        finally:
+            rounds.RESULTS, sys.argv = results, arguments
+        texts = {path.stem: path.read_text() for path in (Path(name) / "results").glob("*.json")}
+    return texts, printed.getvalue(), ended
+
+
+@check
+def the_gpu_benchmark_writes_one_file_to_send_back() -> None:
+    """Without the peers, which are no packages of the tests, and without compilation, which needs a GPU."""
+    options = ["--networks", "test_resnet:48", "no_such_network:96", "--batch", "8", "--steps", "3"]
+    options += ["--rounds", "1", "--no-peers", "--no-compile", "--store-tiles", "64"]
+    with tempfile.TemporaryDirectory() as scratch, forked_processes() as processes:
+        with redirect_stderr(io.StringIO()) as errors:
+            texts, printed, ended = run_benchmark(gpu_benchmark, *options, "--scratch", scratch)
+        assert scratch not in texts["gpu-report"]
+    assert len(processes) == 3
+    assert "to an issue of the repository" in printed and "gpu-report.json" in printed
+    assert ended.startswith("not measured:\n  no_such_network:96"), (ended, errors.getvalue())
+    assert str(gpu_benchmark.ROOT) not in texts["gpu-report"]
+    content = json.loads(texts["gpu-report"])
+    assert content["device"] == "null GPU" and content["devices"] == 2
+    [reason] = content["not measured"]
+    assert reason.startswith("no_such_network:96"), reason
+    start, network, pair = content["results"]  # in the order of their names
+    methods = {row["name"]: row["tiles_per_second"] for row in network["rows"]}
+    assert len(methods) == 4 and all(name.startswith("ours") for name in methods)
+    assert "ours, tiles in device memory" in methods and all(len(rates) == 1 for rates in methods.values())
+    assert network["conditions"]["precision"] == "float16"  # a T4 has no bfloat16
+    assert network["conditions"]["waits only for loss checks"].startswith("yes: 3 steps")
+    assert start["benchmark"] == "gpu-start" and start["processes"][0]["tiles"] == 64
+    assert pair["benchmark"] == "gpu-two-processes" and pair["conditions"]["backend"] == "gloo"
+    assert [row["name"] for row in pair["rows"]] == [gpu_benchmark.TOGETHER, gpu_benchmark.ALONE]
+    assert all(rate > 0 for row in pair["rows"] for rate in row["tiles_per_second"])
+    for rank in range(2):
+        assert pair["conditions"][f"peak host GiB, rank {rank}"] > 0
+        assert f"peak device GiB, rank {rank}" in pair["conditions"]
+
+
+@check
+def kernels_and_bytes_are_counted_without_a_gpu() -> None:
+    options = ["--networks", "test_resnet:48", "--batch", "8", "--child"]
+    texts, printed, ended = run_benchmark(gpu_counts, *options)
+    assert not ended and "| test_resnet:48: step |" in printed, (ended, printed)
+    content = json.loads(texts["gpu-counts"])
+    [network] = content["networks"]
+    # A batch of 8 tiles is copied as 8 x 96 x 96 x 3 bytes, and augmented as 8 x 3 x 48 x 48 floats or more.
+    assert content["tiles"]["bytes of a batch over PCIe"] == 8 * 96 * 96 * 3
+    assert content["augmentation"]["launches"] > 20
+    assert network["forward and backward"]["launches"] > 50
+    assert network["step"]["launches"] < 60  # fused: it does not grow with the parameters
+    assert network["prediction, 8 views"]["launches"] > 8 * 10
+    assert network["forward and backward"]["bytes"] > 8 * 3 * 48 * 48 * 2 * 10
 
 
 def main(results: Path) -> None:
     """Run all checks and write the traceback of each."""
+    multiprocessing.set_forkserver_preload(["__main__"])
     torch.manual_seed(0)
     errors = {}
     for name, function in CHECKS.items():

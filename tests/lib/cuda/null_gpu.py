@@ -1,14 +1,18 @@
 """The null GPU of null_gpu.cpp: compile it, run a script on it, and control it from that script."""
 
 import ctypes
+import fcntl
+import multiprocessing
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +124,131 @@ class NullGpu:
     def count(self, prefix: str) -> int:
         """How many calls whose names begin so there were since `counted` began."""
         return int(self._library.null_gpu_count(prefix.encode()))
+
+
+# --- processes ----------------------------------------------------------------------------------------------
+
+
+class _Descriptor:
+    """A file descriptor that goes with a process's arguments to the process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"copy": reduction.DupFd(self.number)}
+
+    def take(self) -> int:
+        """The descriptor in the new process; its number is above those that a command names."""
+        return fcntl.fcntl(vars(self)["copy"].detach(), fcntl.F_DUPFD_CLOEXEC, 500)
+
+
+def _run_command(
+    command: list[str], environment: dict[str, str], cwd: str | None, descriptors: dict[int, _Descriptor]
+) -> None:
+    """Run `-m MODULE`, `-c CODE` or a script with its arguments, as Python does at its start."""
+    os.environ.clear()
+    os.environ.update(environment)
+    if cwd:
+        os.chdir(cwd)
+    taken = {target: descriptor.take() for target, descriptor in descriptors.items()}
+    for target, descriptor in taken.items():
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    if 0 in taken:
+        sys.stdin = open(0, closefd=False)  # noqa: PTH123, SIM115
+    sys.argv = command[1:] if command[0] == "-m" else ["-c", *command[2:]] if command[0] == "-c" else command
+    if command[0] == "-m":
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    elif command[0] == "-c":
+        exec(compile(command[1], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
+    else:
+        runpy.run_path(command[0], run_name="__main__")
+    sys.stdout.flush()
+
+
+class ForkedProcess:
+    """What `subprocess.Popen` is for a command of Python, but forked by a process that has imported torch.
+
+    That process is Python's fork server. It has used no GPU, so the new one is as one that was started. An
+    import of torch and timm costs four seconds. `text` is taken for granted.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        env: dict[str, str] | None = None,
+        cwd: Path | str | None = None,
+        pass_fds: tuple[int, ...] = (),
+        text: bool = False,
+        **streams: int | None,
+    ) -> None:
+        assert command[0] == sys.executable
+        self.args, self.returncode = command, None
+        self.stdin = self.stdout = self.stderr = None
+        descriptors = {number: _Descriptor(number) for number in pass_fds}
+        of_child = []
+        for target, name in enumerate(("stdin", "stdout", "stderr")):
+            stream = streams.pop(name, None)
+            if stream == subprocess.PIPE:
+                ends = os.pipe()
+                own, child = reversed(ends) if target == 0 else ends
+                setattr(self, name, os.fdopen(own, "wb" if target == 0 else "r"))
+            elif stream == subprocess.DEVNULL:
+                child = os.open(os.devnull, os.O_RDWR)
+            else:
+                assert stream is None
+                continue
+            of_child.append(child)
+            descriptors[target] = _Descriptor(child)
+        assert not streams, streams
+        context = multiprocessing.get_context("forkserver")
+        arguments = (command[1:], dict(env or os.environ), cwd and str(cwd), descriptors)
+        self._process = context.Process(target=_run_command, args=arguments)
+        self._process.start()
+        for descriptor in of_child:
+            os.close(descriptor)
+
+    def __enter__(self) -> "ForkedProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+    def poll(self) -> int | None:
+        """The exit code, or None."""
+        self.returncode = self._process.exitcode
+        return self.returncode
+
+    def wait(self) -> int | None:
+        """Wait for the end of the process."""
+        self._process.join()
+        return self.poll()
+
+    def kill(self) -> None:
+        """End the process."""
+        self._process.kill()
+
+    def communicate(self, input: None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Wait for the end; returns what the process wrote, a few kilobytes. All checks have a time limit."""
+        written = [stream.read() if stream else None for stream in (self.stdout, self.stderr)]
+        self.wait()
+        return written[0], written[1]
+
+
+@contextmanager
+def forked_processes() -> Iterator[list[ForkedProcess]]:
+    """Fork the processes of Python that the project would start; yields those that were."""
+    started: list[ForkedProcess] = []
+
+    def start(command: list[str], **options: Any) -> ForkedProcess:
+        started.append(ForkedProcess(command, **options))
+        return started[-1]
+
+    real = subprocess.Popen
+    subprocess.Popen = start  # type: ignore[assignment,misc]
+    try:
+        yield started
+    finally:
+        subprocess.Popen = real  # type: ignore[misc]

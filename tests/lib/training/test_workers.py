@@ -408,14 +408,20 @@ def test_a_single_process_needs_no_process_group(task: FoldTask) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "has_nccl", "backend", "warnings"),
-    [("cuda:0", True, "nccl", 0), ("cuda:0", False, "gloo", 1), ("cpu", True, "gloo", 0)],
+    ("device", "has_nccl", "share_gpu", "backend", "warning"),
+    [
+        ("cuda:0", True, False, "nccl", ""),
+        ("cuda:0", False, False, "gloo", "this torch has no NCCL"),
+        ("cuda:0", True, True, "gloo", "several processes share a GPU"),
+        ("cpu", True, False, "gloo", ""),
+    ],
 )
 def test_processes_meet_with_a_time_limit_and_without_nccl_by_gloo(
     device: str,
     has_nccl: bool,
+    share_gpu: bool,
     backend: str,
-    warnings: int,
+    warning: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -424,13 +430,31 @@ def test_processes_meet_with_a_time_limit_and_without_nccl_by_gloo(
     monkeypatch.setattr(module.dist, "init_process_group", lambda name, **rest: calls.append((name, rest)))
     monkeypatch.setattr(module.dist, "is_nccl_available", lambda: has_nccl)
     for rank in range(2):
-        module.init_process_group(DistributedContext(rank, 2, torch.device(device)), "file:///store")
+        context = DistributedContext(rank, 2, torch.device(device))
+        module.init_process_group(context, "file:///store", share_gpu=share_gpu)
     assert [name for name, _ in calls] == [backend] * 2
     for rank, (_, options) in enumerate(calls):
         assert (options["rank"], options["world_size"]) == (rank, 2)
         assert 60 <= options["timeout"].total_seconds() <= 3600
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
-    assert warnings == caplog.text.count("this torch has no NCCL: the GPUs exchange gradients by gloo")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * bool(warning)
+    assert f"{warning}: the processes exchange gradients by gloo" in caplog.text or not warning
+
+
+@pytest.mark.parametrize(("processes", "shared"), [("2", False), ("3", True)])
+def test_processes_of_torchrun_share_a_gpu_where_there_are_more_of_them(
+    processes: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(module, "init_process_group", lambda *_, **options: calls.append(options))
+    monkeypatch.setattr(module.dist, "barrier", lambda: None)
+    monkeypatch.setattr(module.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    values = {"TORCHELASTIC_RUN_ID": "x", "RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    for name, value in {**values, "LOCAL_WORLD_SIZE": processes}.items():
+        monkeypatch.setenv(name, value)
+    with module._torchrun([torch.device("cuda", 0), torch.device("cuda", 1)]) as context:
+        assert context == DistributedContext(2, 4, torch.device("cuda", 1))
+    assert calls == [{"share_gpu": shared}]
 
 
 def test_compiled_training_leaves_the_same_kind_of_checkpoint(
