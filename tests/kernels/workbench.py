@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import warm_python
+
 from launch.experiments import Experiment, load_experiment
 from launch.packaging.builder import Built
 from launch.packaging.bundle import kernel_parameters
@@ -84,11 +86,11 @@ def environment(folder: Path, inputs: Path) -> dict[str, str]:
     }
 
 
-def start(script: Path, *, working: Path, inputs: Path, log: Path) -> "subprocess.Popen[bytes]":
+def start(script: Path, *, working: Path, inputs: Path, log: Path) -> warm_python.Popen:
     """Start a script alone in its working folder; its output goes to `log`, errors included."""
     working.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as stream:
-        return subprocess.Popen(
+        return warm_python.Popen(
             [sys.executable, str(script)],
             cwd=working,
             env=environment(inputs.parent, inputs),
@@ -101,15 +103,8 @@ def start(script: Path, *, working: Path, inputs: Path, log: Path) -> "subproces
 def run(script: Path, *, working: Path, inputs: Path) -> "subprocess.CompletedProcess[str]":
     """Run a script to its end."""
     working.mkdir(parents=True, exist_ok=True)
-    return subprocess.run(
-        [sys.executable, str(script)],
-        cwd=working,
-        env=environment(inputs.parent, inputs),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    return warm_python.run(
+        [sys.executable, str(script)], cwd=working, env=environment(inputs.parent, inputs), timeout=120
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm_python
 from small import left_in, small_task, with_options
 
 from lib.config import Config
@@ -118,7 +119,7 @@ def _beside(what: str, task: FoldTask, folder: Path, *, size: int, **options: An
     facts = {"what": what, "config": task.config.to_dict(), "fold": task.fold, "size": size, **options}
     (folder / ".facts.json").write_text(json.dumps(facts))
     processes = [
-        subprocess.Popen(
+        warm_python.Popen(
             [sys.executable, str(BESIDE), str(folder), str(rank)], env={**os.environ, "PYTHONPATH": str(ROOT)}
         )
         for rank in range(size)
@@ -184,12 +185,12 @@ def test_out_of_memory_begins_again_with_half_the_tiles_on_all_ranks(
     Workers are new processes: a forked one cannot use a GPU that its parent has used. None is left, which
     would keep its memory.
     """
-    started: list[subprocess.Popen[bytes]] = []
-    real = subprocess.Popen
+    started: list[Any] = []
+    start = warm_python.Popen if ddp else subprocess.Popen
 
-    def popen(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+    def popen(command: list[str], **options: Any) -> Any:
         assert command[0] == sys.executable and "preexec_fn" not in options
-        started.append(real(command, **options))
+        started.append(start(command, **options))
         return started[-1]
 
     monkeypatch.setattr(module.subprocess, "Popen", popen)
