@@ -26,6 +26,7 @@ from lib.config import to_toml
 from lib.data.folds import FoldError, fold_table_id, make_folds
 from lib.evaluation.metrics import auc
 from lib.report.document import Report
+from lib.report.frame_table import show_table
 from lib.report.source import list_sources, show_source
 from lib.runtime.notebook import keep_executed_notebook
 from lib.runtime.session import open_notebook
@@ -53,7 +54,8 @@ report.section("problem")
 
 # %%
 tiles = report.tiles()
-tiles.groupby("label").agg(tiles=("id", "size"), stain_groups=("stain_group", "nunique"))
+by_label = tiles.groupby("label").agg(tiles=("id", "size"), stain_groups=("stain_group", "nunique"))
+show_table("Tiles and stain groups of each label", by_label)
 
 # %%
 report.section("data")
@@ -67,7 +69,8 @@ report.section("data")
 
 # %%
 groups = tiles.groupby("stain_group")["label"].agg(tiles="size", share_of_tumour="mean")
-groups.describe().loc[["count", "min", "25%", "50%", "75%", "max"]].round(3)
+spread = groups.describe().loc[["min", "25%", "50%", "75%", "max"]].rename_axis("of the groups")
+show_table(f"Tiles and share of tumour of the {len(groups)} stain groups", spread, places=3)
 
 # %%
 report.section("exploration")
@@ -101,7 +104,8 @@ recorded = sorted({output.record.fold_table_id[:8] for output in outputs})
 try:
     folds = make_folds(tiles, split=config.fold_split, number=config.num_folds, seed=config.seed)
     print(f"by {config.fold_split}: fold table {fold_table_id(folds)[:8]}, the kernels used {recorded}")
-    display(tiles.merge(folds, on="id").groupby("fold")["label"].agg(tiles="size", share_of_tumour="mean"))
+    by_fold = tiles.merge(folds, on="id").groupby("fold")["label"].agg(tiles="size", share_of_tumour="mean")
+    display(show_table("Tiles and share of tumour of each fold", by_fold))
 except FoldError as error:  # without an output of prepare there are no tiles
     print(error)
 
@@ -166,7 +170,7 @@ if TRAIN:
 
     trained = train_on_subset(session, tiles=SUBSET, epochs=EPOCHS)
     print(f"AUC {trained.auc:.4f} on the {trained.predicted:,} tiles of the fold, {trained.note}")
-    display(trained.history)
+    display(show_table("Epochs of the fold trained here", trained.history, places=6))
 
 # %%
 show_source("lib.training.subset", "train_on_subset")
@@ -192,7 +196,10 @@ pooled = [
     for summary in report.context.summaries
     for labels, predicted in [summary.table[["label", "probability"]].to_numpy().T]
 ]
-pd.DataFrame(pooled, columns=["experiment", "tiles", "AUC", "the same by scikit-learn"]).round(4)
+show_table(
+    "AUC of the out-of-fold predictions, computed twice",
+    pd.DataFrame(pooled, columns=["experiment", "tiles", "AUC", "the same by scikit-learn"]),
+)
 
 # %%
 report.section("results")

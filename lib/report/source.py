@@ -13,6 +13,7 @@ from lib.report.page import Section, Table
 
 # nbconvert gives code in an output the font of the text, and breaks its lines.
 _STYLE = "font-family: monospace; white-space: pre; overflow-x: auto"
+_KEYBOARD = 'tabindex="0"'  # long lines are scrolled to by the arrow keys, which need the focus
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def _highlighted(code: str) -> str:
         from pygments.formatters import HtmlFormatter
         from pygments.lexers import PythonLexer
     except ImportError:
-        return f'<div class="highlight"><pre style="{_STYLE}">{html.escape(code)}</pre></div>'
+        return f'<div class="highlight"><pre {_KEYBOARD} style="{_STYLE}">{html.escape(code)}</pre></div>'
     formatter = HtmlFormatter(cssclass="highlight", prestyles=_STYLE)
-    return str(highlight(code, PythonLexer(stripnl=False), formatter))
+    shown = str(highlight(code, PythonLexer(stripnl=False), formatter))
+    return shown.replace("<pre ", f"<pre {_KEYBOARD} ", 1)

@@ -21,7 +21,7 @@ def test_the_source_of_a_name_is_the_one_that_python_knows() -> None:
     html = shown._repr_html_()
     line = inspect.getsourcelines(folds.make_folds)[1]
     assert f"lib/data/folds.py, lines {line} to {line + parts[0].count(chr(10))}" in html
-    assert html.count('<pre style="font-family: monospace; white-space: pre;') == 2
+    assert html.count('<pre tabindex="0" style="font-family: monospace; white-space: pre;') == 2
     assert html.count("<details>") == 2 and " open" not in html  # folded
     assert (
         re.sub(r"<[^>]+>", "", html).replace("&quot;", '"').replace("&#39;", "'").count("def make_folds(")
