@@ -6,7 +6,7 @@ from typing import Any
 from lib.report.formatting import count, decimals, is_number, percent, several
 
 # An AUC of a single property for the label, as a distance from 0.5.
-_NOTHING, _LITTLE = 0.02, 0.1
+_NOTHING, _LITTLE, _SOME = 0.02, 0.1, 0.15
 _GROUP_TILES = 5  # tiles from which on a stain group has a share and a median of its own
 _SAME_BALANCE = 0.02  # shares of tumour that differ by less are called equal
 _SAME_GREY = 0.05  # grey levels: less is 0.0 in the text
@@ -210,7 +210,9 @@ def _strength(auc: float) -> str:
     distance = abs(auc - 0.5)
     if distance < _NOTHING:
         return "no better than a guess"
-    return "weak evidence" if distance < _LITTLE else "strong evidence for a single number"
+    if distance < _LITTLE:
+        return "weak evidence"
+    return "moderate evidence" if distance < _SOME else "strong evidence for a single number"
 
 
 def _separates(eda: Mapping[str, Any], name: str, title: str) -> str:

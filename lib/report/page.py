@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).with_name("templates")
 _DENSE = 150  # dots per inch: figures of earlier code have 96 or 110
 _INCHES = 0.0254  # of a metre
+_SHORT = 16  # characters of a cell that stays on one line
+_PROSE = 28  # characters from which on a cell is a sentence, of which a phone cannot show two side by side
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,22 @@ class Table:
 
     @property
     def column_classes(self) -> list[str]:
-        """The CSS class of each column: n for numbers, t for text."""
-        columns = range(len(self.head))
-        return ["n" if all(_is_number(row[column]) for row in self.rows) else "t" for column in columns]
+        """The CSS classes of each column: n for numbers, t for text, t s for short text."""
+        return [
+            "n" if all(map(_is_number, cells)) else "t" if _longest(cells) > _SHORT else "t s"
+            for cells in self._columns
+        ]
+
+    @property
+    def layout(self) -> str:
+        """The CSS class of the table: prose for several columns of sentences, pairs for names and values."""
+        if sum(_longest(cells) > _PROSE for cells in self._columns) > 1:
+            return "prose"
+        return "pairs" if len(self.head) == 2 else ""
+
+    @property
+    def _columns(self) -> list[list[str]]:
+        return [[row[column] for row in self.rows] for column in range(len(self.head))]
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,7 @@ class Picture:
             image = Image.open(io.BytesIO(self.png)).convert("RGB")
             if image.size != self.size:
                 image = image.resize(self.size, Image.Resampling.LANCZOS)
-            image.save(stream, "WEBP", quality=80, method=2)
+            image.save(stream, "WEBP", quality=76, method=4)
         except (KeyError, OSError):  # this Pillow was built without WebP
             return self.source
         smallest = min(stream.getvalue(), self.png, key=len)
@@ -200,6 +215,10 @@ def _dots_per_inch(png: bytes) -> float:
         return 0.0
     (dots,) = struct.unpack(">I", head[start + 4 : start + 8])
     return float(dots * _INCHES)
+
+
+def _longest(cells: Sequence[str]) -> int:
+    return max(map(len, cells), default=0)
 
 
 def _is_number(cell: str) -> bool:

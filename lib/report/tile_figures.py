@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 5  # of the figures of hard tiles: narrow enough for a page
+WIDE = 9  # columns of the widest figures, which the page of 60 rem just shows in their own size
 _DPI = 96  # of the lengths below; the file has twice as many pixels
 _SIDE, _GAP, _LEFT, _TOP, _ABOVE = 96, 6, 26, 26, 18  # pixels
 _BAR = 64  # pixels of width for the colour bar of the attribution maps
@@ -60,7 +61,7 @@ class HardTile:
 
 
 def contact_sheet(
-    tiles: np.ndarray, labels: np.ndarray, path: Path, *, columns: int = 10, seed: int = 0
+    tiles: np.ndarray, labels: np.ndarray, path: Path, *, columns: int = WIDE, seed: int = 0
 ) -> None:
     """Draw random tiles of both classes, with a frame around the centre that decides the label.
 
@@ -87,12 +88,12 @@ def outlier_sheet(tiles: np.ndarray, rows: Mapping[str, Sequence[int]], path: Pa
 
     Args:
         tiles: (N, 96, 96, 3) uint8.
-        rows: indices of tiles by property, such as "darkest".
+        rows: indices of tiles by property, such as "darkest"; the first `WIDE` are drawn.
         path: the PNG file.
     """
-    lines = [TileRow(name, [tiles[index] for index in indices]) for name, indices in rows.items()]
+    lines = [TileRow(name, [tiles[index] for index in indices[:WIDE]]) for name, indices in rows.items()]
     title = f"The most extreme tiles, of n = {len(tiles):,}; the most extreme first"
-    columns = max(len(indices) for indices in rows.values())
+    columns = max(len(line.pictures) for line in lines)
     write_atomic(path, draw_rows(lines, title=title, columns=columns))
 
 
