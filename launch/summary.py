@@ -93,7 +93,7 @@ def _fold_table(summary: Summary) -> Any:
 
     config = summary.config
     title = (
-        f"{summary.experiment}: {config.backbone}, {config.weights} weights, {config.fold_split} folds, "
+        f"{summary.experiment}: {config.backbone}, weights {config.weights}, {config.fold_split} folds, "
         f"seed {config.seed}"
     )
     table = Table(title=title, title_justify="left")

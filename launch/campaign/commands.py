@@ -236,10 +236,11 @@ def open_campaign(spec: CampaignSpec, options: RunOptions, kaggle: Kaggle, board
     last = "search" if options.search_only else "inference"
     goal = {kernel.slug for kernel in needed_for(built.kernels, last)}
     logger.info(
-        "campaign %s (%s): %d kernels, bundle %s, as %s",
+        "campaign %s (%s): %d kernels%s, bundle %s, as %s",
         ledger.campaign,
         ledger.id,
         len(goal),
+        "" if options.search_only else " and the report",
         built.bundle[:12],
         owner,
     )

@@ -46,6 +46,15 @@ class CampaignStatus:
         """Whether Kaggle shows a push of the campaign as queued or running."""
         return any(state.upper() in ACTIVE for state in self.on_kaggle.values())
 
+    @property
+    def is_fetched(self) -> bool:
+        """Whether every kernel of the campaign is done and its output is here.
+
+        The ledger learns of a kernel when it is pushed; the last ones are inference or the search.
+        """
+        last = any(entry.kind in ("inference", "search") for entry in self.ledger.kernels.values())
+        return last and all(kernel.state == "done" for kernel in self.kernels())
+
     def kernels(self) -> list[KernelStatus]:
         """The status of every kernel: from Kaggle where a push is open, from the ledger elsewhere."""
         statuses = ledger_statuses(self.ledger)
@@ -163,8 +172,8 @@ def show_status(folder: Path, *, connect: Callable[[], Kaggle]) -> CampaignStatu
     return status
 
 
-def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> None:
-    """Repeat the status until no kernel of the campaign runs on Kaggle. It changes nothing.
+def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> CampaignStatus:
+    """Repeat the status until no kernel of the campaign runs on Kaggle; the last status. It changes nothing.
 
     Raises:
         ClientError: the credentials are not accepted, or Kaggle has not answered for an hour.
@@ -183,7 +192,9 @@ def watch(folder: Path, *, connect: Callable[[], Kaggle], every: float) -> None:
         longest = describe_seconds(max(seconds_since(push.pushed_at) for push in pushes))
         print_text(f"next status in {every:.0f} s; the longest run was pushed {longest} ago")
         time.sleep(every)
-    print_text("no kernel runs on Kaggle; `run` fetches the outputs and continues")
+    rest = "all outputs are here" if status.is_fetched else "`run` fetches the outputs and continues"
+    print_text(f"no kernel runs on Kaggle; {rest}")
+    return status
 
 
 def describe_scores(entry: SubmissionEntry) -> str:

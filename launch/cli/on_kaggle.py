@@ -168,12 +168,24 @@ def _offer_environment_check(spec: Any, folder: Path) -> None:
 
     if (CHECK_FOLDER / RESULTS).is_file() or (folder / "ledger.json").is_file() or not sys.stdin.isatty():
         return
-    text = (
+    print_text(
         "Your Kaggle account was not checked yet. The check pushes three small kernels: a few minutes, about "
-        "0.1 h of GPU quota. Run it first?"
+        "0.1 h of GPU quota."
     )
-    if click.confirm(text, default=True):
+    if click.confirm("Run it first?", default=True):
         examine(spec.experiments, check_kaggle=True, folder=CHECK_FOLDER)
+
+
+def _next_of_campaign(status: Any, folder: Path) -> None:
+    """What comes next after the status of a campaign."""
+    if status.is_running:
+        print_next("watch", "logs fold-0 --follow")
+    elif not status.is_fetched:
+        print_next(next_run(folder))
+    elif any(submission.state == "scored" for submission in status.ledger.submissions):
+        print_next("ensemble select", f"predict --tiles DIR --members {folder.name} --out predictions.csv")
+    else:
+        print_next("report", next_run(folder))
 
 
 def _next_of_local(statuses: Sequence[Any], folder: Path) -> None:
@@ -212,12 +224,7 @@ def status(campaign: str | None, local_run: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(read_status(folder, connect()).to_dict())
     else:
-        state = show_status(folder, connect=connect)
-        if state.is_running:
-            print_next("watch", "logs fold-0 --follow")
-        else:
-            outputs = [entry.output for entry in state.ledger.kernels.values()]
-            print_next("report" if outputs and all(outputs) else next_run(folder))
+        _next_of_campaign(show_status(folder, connect=connect), folder)
 
 
 @main.command()
@@ -245,8 +252,7 @@ def watch(campaign: str | None, every: float, local_run: Path | None) -> None:
     from launch.kaggle_api.client import connect
 
     folder = find_campaign(campaign)
-    watch_campaign(folder, connect=connect, every=every)
-    print_next(next_run(folder))
+    _next_of_campaign(watch_campaign(folder, connect=connect, every=every), folder)
 
 
 @main.command()

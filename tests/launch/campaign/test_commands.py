@@ -120,8 +120,12 @@ def test_status_logs_pull_and_submit_of_a_campaign_that_is_done(account, capsys,
     assert "hcd-prepare: done, version 1" in printed
     assert "fold-2: done, version 1, AUC 0." in printed
     assert "GPU quota of the emulated account: 0.0 of 30.0 h used" in printed
-    watch(folder, connect=reach, every=0.1)
-    assert "no kernel runs on Kaggle" in capsys.readouterr().out
+    assert watch(folder, connect=reach, every=0.1).is_fetched
+    assert "no kernel runs on Kaggle; all outputs are here" in capsys.readouterr().out
+    status = show_status(folder, connect=reach)
+    del status.ledger.kernels[next(slug for slug in status.ledger.kernels if slug.endswith("-inference"))]
+    assert not status.is_fetched  # interrupted before inference was pushed: nothing runs, but it is not done
+    capsys.readouterr()
     show_log(folder, "fold-1", follow=False, connect=reach)
     assert "push " in capsys.readouterr().out
     show_log(folder, "fold-1", follow=True, connect=reach)
