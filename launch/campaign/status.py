@@ -44,7 +44,12 @@ class CampaignStatus:
     @property
     def is_running(self) -> bool:
         """Whether Kaggle shows a push of the campaign as queued or running."""
-        return any(state.upper() in ACTIVE for state in self.on_kaggle.values())
+        return bool(self.running)
+
+    @property
+    def running(self) -> list[str]:
+        """The kernels whose push Kaggle shows as queued or running."""
+        return [slug for slug, state in self.on_kaggle.items() if state.upper() in ACTIVE]
 
     @property
     def is_fetched(self) -> bool:

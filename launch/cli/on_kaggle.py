@@ -179,7 +179,7 @@ def _offer_environment_check(spec: Any, folder: Path) -> None:
 def _next_of_campaign(status: Any, folder: Path) -> None:
     """What comes next after the status of a campaign."""
     if status.is_running:
-        print_next("watch", "logs fold-0 --follow")
+        print_next("watch", f"logs {status.running[0]} --follow")
     elif not status.is_fetched:
         print_next(next_run(folder))
     elif any(submission.state == "scored" for submission in status.ledger.submissions):

@@ -67,7 +67,7 @@ def _scores(scores: Mapping[str, Any], not_scored: Sequence[str]) -> list[Block]
         ("Brier score", decimals(brier)),
         ("Brier score after Platt scaling", decimals(brier_after)),
     ]
-    matrix = decision_tables({"0.5": scores["confusion_at_half"]})
+    matrix = decision_tables({"threshold 0.5": scores["confusion_at_half"]})
     (negatives, false_positives), (false_negatives, positives) = scores["confusion_at_half"]
     alt = (
         f"Confusion matrix at 0.5: {negatives} true negatives, {false_positives} false positives, "
