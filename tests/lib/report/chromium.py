@@ -14,10 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 _PATIENCE = 300_000  # milliseconds: on a loaded machine a page of 3 MB takes more than the 30 s of playwright
-_ABSENT = (
-    "no Chromium is installed: apt-get install chromium, or "
-    ".venv/bin/playwright install chromium-headless-shell"
-)
+_ABSENT = "no Chromium is installed: apt-get install chromium, or .venv/bin/playwright install chromium"
 # The share of black and white between the text and the background of the body: WCAG's relative luminance.
 _LUMINANCES = """() => ['color', 'backgroundColor'].map(name => {
   const [r, g, b] = getComputedStyle(document.body)[name].match(/[\\d.]+/g).map(Number);
