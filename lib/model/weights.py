@@ -225,6 +225,27 @@ def fetch_encoder(encoder: str, folder: Path) -> dict[str, float | str]:
     return {"parameters_millions": round(millions, 3), "license": _licence(encoder, settings)}
 
 
+def current_arguments(encoder: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that build an encoder as it is now, for timm's `save_for_hf`.
+
+    timm 1.0.31 and later write classes, size and pool into config.json themselves, and refuse to save a
+    network with others: with one logit instead of 1,000 classes, for example. timm 1.0.28 saves what it is
+    given.
+
+    Args:
+        encoder: a network of timm.
+        arguments: the `model_args` of the config.json that it was built from.
+    """
+    pool = getattr(getattr(encoder, "head", None), "global_pool", None)
+    pool = getattr(encoder, "global_pool", pool)
+    current = {
+        "num_classes": encoder.num_classes,
+        "global_pool": getattr(pool, "pool_type", pool),
+        "img_size": getattr(getattr(encoder, "patch_embed", None), "img_size", None),
+    }
+    return {name: value if current.get(name) is None else current[name] for name, value in arguments.items()}
+
+
 def _fetch_dinov2(encoder: str) -> tuple[nn.Module, dict[str, Any]]:
     """Download a checkpoint in transformers' layout of DINOv2 into timm's network; no code of the hub runs.
 

@@ -31,7 +31,7 @@ from lib.files import sha256_of, write_atomic
 from lib.image.augment import AugmentationDraws, augment
 from lib.model.network import Classifier, autocast, build_network, choose_precision
 from lib.model.pooling import PooledBackbone
-from lib.model.weights import WEIGHTS_NAME
+from lib.model.weights import WEIGHTS_NAME, current_arguments
 from lib.progress import Progress, describe_rate
 from lib.runtime.inputs import encoder_folder
 from lib.training.algorithms import select_algorithms
@@ -474,6 +474,8 @@ def _write_encoder(
     target = folder / encoder_folder(config.backbone)
     encoder = encoder.cpu().to(memory_format=torch.contiguous_format)
     arguments = json.loads(network.encoder).get("model_args") if network.encoder else None
+    if arguments:
+        arguments = current_arguments(encoder, arguments)
     save_for_hf(encoder, str(target), safe_serialization=True, model_args=arguments)
     write_atomic(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in history))
     return [HISTORY, *(f"{target.name}/{path.name}" for path in sorted(target.iterdir()))]

@@ -173,7 +173,9 @@ def test_it_continues_from_given_weights(task: PretrainTask, tmp_path: Path) -> 
         if name.endswith("gamma"):
             torch.nn.init.uniform_(parameter, 0.1, 0.5)  # as after a training: its features differ by tile
     theirs.pretrained_cfg = {**theirs.pretrained_cfg, "mean": (0.7, 0.6, 0.7), "license": "mit"}
-    save_for_hf(theirs, str(tmp_path / "hub"), safe_serialization=True, model_args=arguments)
+    # timm 1.0.31 writes the classes, too; it saves no network that has others.
+    written = arguments | {"num_classes": 1000}
+    save_for_hf(theirs, str(tmp_path / "hub"), safe_serialization=True, model_args=written)
     config = dataclasses.replace(
         CONFIG,
         backbone="test_vit",
@@ -193,6 +195,8 @@ def test_it_continues_from_given_weights(task: PretrainTask, tmp_path: Path) -> 
     settings = json.loads((tmp_path / "out" / "test_vit" / "config.json").read_text())["pretrained_cfg"]
     assert settings["mean"] == pytest.approx([0.7, 0.6, 0.7]) and settings["std"] == pytest.approx([0.3] * 3)
     assert settings["license"] == "mit" and settings["tag"] == "pretrained_here"
+    kept = json.loads((tmp_path / "out" / "test_vit" / "config.json").read_text())["model_args"]
+    assert kept["init_values"] == 1e-5 and kept["num_classes"] == found.backbone.num_classes != 1000
     other = dataclasses.replace(start, weights={})
     assert other.plan(1) != start.plan(1)  # an interrupted pretraining from other weights is not resumed
 
