@@ -1,11 +1,12 @@
 """A kernel embeds the transitive closure of its recipe's imports, and no module of it lacks another."""
 
 import ast
-import subprocess
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import warm_python
 
 from launch import ROOT
 from launch.errors import LaunchError
@@ -108,24 +109,17 @@ def test_every_module_of_a_closure_can_be_imported_with_nothing_else_on_the_path
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     modules = [module_name(name) for name in files if name.endswith(".py")]
-    code = f"""
+    (script := tmp_path / "import_all.py").write_text(f"""
 import importlib, sys
-sys.path.insert(0, {str(tmp_path)!r})
 for name in {modules!r}:
     importlib.import_module(name)
 wrong = [name for name, module in sys.modules.items()
          if name.split(".")[0] in ("lib", "kernels", "launch")
          and not (module.__file__ or "").startswith({str(tmp_path)!r})]
 print(wrong)
-"""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+""")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = warm_python.run([sys.executable, str(script)], cwd=tmp_path, env=environment, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
 
 
