@@ -313,7 +313,7 @@ METHODS: dict[str, Callable[..., Predictions]] = {
 # The best on fold 0 of those that were tried (experiments/LOG.md, 2026-11-29); for frozen, C.
 RATES = {
     "notebook": 3e-3,
-    "fastai_fine_tune": 1e-2,
+    "fastai_fine_tune": 3e-2,
     "fastai_one_cycle": 3e-3,
     "frozen": 0.01,
     "boosting": 0.06,
