@@ -2,9 +2,8 @@
 
 A tile's id is the SHA-1 of its 27,648 pixel bytes, so a hash verifies it. Many reader threads have one file
 open each, because a mounted network file system is slow but serves many requests at a time. They fill one
-block of the array while the block before it is hashed and written, and the one before that is flushed to
-disk. A journal beside the array records the finished blocks and the hash of the file up to each; the next run
-continues after them.
+block of the array while the block before it is hashed, written and flushed to disk. A journal beside the
+array records the finished blocks and the hash of the file up to each; the next run continues after them.
 """
 
 import hashlib
@@ -12,10 +11,8 @@ import json
 import logging
 import math
 import os
-import queue
 import re
 import shutil
-import threading
 import tokenize
 import warnings
 from collections import deque
@@ -38,8 +35,7 @@ logger = logging.getLogger(__name__)
 BLOCK = 2048  # tiles between two entries of the journal: 54 MiB, less than a second of work
 CHUNK = 32  # tiles a reader thread reads at a time
 MISMATCHES_ALLOWED = 0.001  # share of tiles; above it the data are not the competition's
-_BUFFERS = 3  # blocks in memory, 162 MiB: one is written, two are being read
-_UNFLUSHED = 8  # written blocks that may wait for the flush, 432 MiB; then the readers wait
+_BUFFERS = 2  # blocks in memory, 108 MiB: one is being written, one is being read
 _READ_AT_ONCE = 1 << 24  # bytes
 _FILE_BYTES = len(HEADER) + TILE_BYTES
 _SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -122,7 +118,7 @@ class StoreBuilder:
         with (
             warnings.catch_warnings(),  # not in the threads, which share the filters
             self.part.open("r+b", buffering=0) as array,
-            _Journal(self.journal, array.fileno()) as journal,
+            self.journal.open("a") as journal,
             _Blocks(tiles, self.ids, start=result.resumed, readers=readers) as blocks,
         ):
             warnings.filterwarnings(
@@ -146,7 +142,10 @@ class StoreBuilder:
                     continue  # read on, to list every bad tile; no block is journaled any more
                 _write_all(array, block.pixels)
                 digest.update(block.pixels)
-                journal.add({"sha256": digest.hexdigest(), "mismatches": block.mismatches})
+                os.fsync(array.fileno())  # before its line, so that a journaled block is on the disk
+                entry = {"sha256": digest.hexdigest(), "mismatches": block.mismatches}
+                journal.write(json.dumps(entry) + "\n")
+                journal.flush()
                 progress.update(block.end)
                 if (tenth := block.end * 10 // len(self.ids)) > logged:
                     logged = tenth
@@ -266,56 +265,6 @@ class _Blocks:
             for start in range(0, len(names), CHUNK)
         ]
         self._reading.append((_Block(self._start, buffer[: len(names) * TILE_BYTES]), buffer, chunks))
-
-
-class _Journal:
-    """Adds a line for each block after it is flushed to disk, in a thread of its own.
-
-    Blocks written during one flush are flushed together by the next one.
-    """
-
-    def __init__(self, path: Path, array: int) -> None:
-        self._array = array
-        self._stream = path.open("a")
-        self._lines: queue.Queue[str] = queue.Queue(maxsize=_UNFLUSHED)
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._flush, name="journal")
-
-    def __enter__(self) -> "_Journal":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._lines.put("")
-        self._thread.join()
-        self._stream.close()
-        if self._error is not None and kind is None:
-            raise self._error
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """Add a block that was just written.
-
-        Raises:
-            OSError: an earlier block could not be flushed.
-        """
-        if self._error is not None:
-            raise self._error
-        self._lines.put(json.dumps(entry) + "\n")
-
-    def _flush(self) -> None:
-        ended = False
-        while not ended:
-            lines = [self._lines.get()]
-            while lines[-1] and not self._lines.empty():
-                lines.append(self._lines.get())
-            ended = not lines[-1]
-            if self._error is None and lines != [""]:
-                try:
-                    os.fsync(self._array)
-                    self._stream.write("".join(lines))
-                    self._stream.flush()
-                except OSError as error:  # raised by the next `add`; until then lines are discarded
-                    self._error = error
 
 
 def _entry(line: str) -> object:
