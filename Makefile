@@ -52,7 +52,7 @@ notebook: env
 
 # One process more than there are cores: many tests wait, for kernels and for an emulated Kaggle.
 test: env
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --dist worksteal -n $$($(RUN) -c 'import os; print((os.cpu_count() or 1) + 1)')
+	TMPDIR=$$($(RUN) tests/scratch_folder.py) OMP_NUM_THREADS=1 $(RUN) -m pytest --dist worksteal -n $$($(RUN) -c 'import os; print((os.cpu_count() or 1) + 1)')
 
 # The kernels and the library under the newest release of every package, in an environment of its own: what Kaggle's image will be.
 NEWEST_VENV := .venv-newest

@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from pathlib import Path
 
 import pytest
+import scratch_folder
 import yaml
 
 from launch.cli import main
@@ -144,3 +146,18 @@ def test_making_the_environment_tells_its_size_and_shows_progress():
     assert own and not [line for line in own if "--quiet" in line]
     for requirements in ("requirements-dev.txt", "requirements-light.txt"):
         assert f"$$(grep -c == {requirements}) packages" in makefile
+
+
+def test_temporary_files_are_in_memory_only_where_there_is_room(tmp_path):
+    usual = tempfile.gettempdir()
+    (tmp_path / "much").write_text("MemTotal: 32000000 kB\nMemAvailable:   31000000 kB\n")
+    (tmp_path / "little").write_text("MemAvailable: 2000000 kB\n")
+    (tmp_path / "odd").write_text("nothing")
+    assert scratch_folder.scratch_folder(tmp_path / "absent") == usual
+    assert scratch_folder.scratch_folder(tmp_path, meminfo=tmp_path / "little") == usual
+    assert scratch_folder.scratch_folder(tmp_path, meminfo=tmp_path / "odd") == usual
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch_folder, "ROOM", 1 << 20)
+        assert scratch_folder.scratch_folder(tmp_path, meminfo=tmp_path / "much") == str(tmp_path)
+        patch.setattr(scratch_folder, "ROOM", 1 << 60)
+        assert scratch_folder.scratch_folder(tmp_path, meminfo=tmp_path / "much") == usual
