@@ -72,6 +72,7 @@ class _Server:
 
 
 _servers: list[_Server] = []
+_one_at_a_time = threading.Lock()
 
 
 class Popen:
@@ -89,8 +90,6 @@ class Popen:
         pass_fds: Sequence[int] = (),
     ) -> None:
         assert args[0] == sys.executable, args
-        if not _servers or _servers[-1].owner != os.getpid():
-            _servers.append(_Server())
         self.args, self.returncode, self.stdin = list(args), None, None
         closed: list[int] = []
         if stdin == subprocess.PIPE:
@@ -110,7 +109,10 @@ class Popen:
             "numbers": [0, 1, 2, *pass_fds],
         }
         try:
-            self.pid = _servers[-1].fork(request, [status, source, out, error, *pass_fds])
+            with _one_at_a_time:
+                if not _servers or _servers[-1].owner != os.getpid():
+                    _servers.append(_Server())
+                self.pid = _servers[-1].fork(request, [status, source, out, error, *pass_fds])
         finally:
             for file in closed:
                 os.close(file)

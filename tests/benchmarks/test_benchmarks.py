@@ -1,15 +1,15 @@
 """Tests of the benchmarks: they measure the work that they name. No other library and no GPU is needed."""
 
 import json
-import multiprocessing
 import sys
 import time
-from contextlib import redirect_stdout
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm_python
 
 from benchmarks import batches, gpu, rounds, training
 from benchmarks.tiles import read_tiles
@@ -103,24 +103,13 @@ def test_the_store_of_noise_is_valid(tmp_path):
     assert read_array(tmp_path / "tiles-train.npy", sha256=sha256).shape == (250, 96, 96, 3)
 
 
-def run_forked(*commands, limit=0.0):
+def run_warm(*commands, limit=0.0):
     """`gpu.run_processes`, but without an import of torch in each process."""
-    context = multiprocessing.get_context("fork")
-
-    def work(command, path):
-        torch.set_num_threads(1)
-        with path.open("w") as stream, redirect_stdout(stream):
-            sys.argv = command[1:]
-            gpu.main()
-
-    paths = [rounds.RESULTS.parent / f"printed-{number}" for number in range(len(commands))]
-    processes = [context.Process(target=work, args=pair) for pair in zip(commands, paths, strict=True)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    return [json.loads(path.read_text().splitlines()[-1]) for path in paths]
+    with ThreadPoolExecutor(len(commands)) as pool:
+        ended = list(pool.map(lambda command: warm_python.run(command, cwd=gpu.ROOT, timeout=60), commands))
+    for process in ended:
+        assert process.returncode == 0, process.stderr
+    return [json.loads(process.stdout.splitlines()[-1]) for process in ended]
 
 
 def run_gpu_benchmark(monkeypatch, *networks, scratch):
@@ -142,7 +131,7 @@ def run_gpu_benchmark(monkeypatch, *networks, scratch):
 
 
 def test_the_gpu_benchmark_runs_on_a_cpu(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "run_processes", run_forked)
+    monkeypatch.setattr(gpu, "run_processes", run_warm)
     run_gpu_benchmark(monkeypatch, training.TWO_LAYERS, scratch=tmp_path)
     text = (results / "gpu-report.json").read_text()
     assert str(tmp_path) not in text
