@@ -1,7 +1,7 @@
 """Python processes that start in milliseconds: forked from one that has imported torch and more.
 
-`warm.Popen` stands in for `subprocess.Popen` where a test needs many processes of `python SCRIPT ...` or
-`python -m MODULE ...` and the start is not what it tests: a fresh interpreter imports for four seconds. The
+`warm_python.Popen` stands in for `subprocess.Popen` where a test needs many processes of `python SCRIPT` or
+`python -m MODULE` and their start is not what it tests: a fresh interpreter imports for four seconds. The
 fork has imported nothing of this project. It has the arguments, environment, folder and files of its own that
 a new process would have.
 

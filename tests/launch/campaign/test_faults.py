@@ -230,7 +230,7 @@ def test_quota_that_is_exhausted_is_waited_for(world):
 def test_quota_that_shrinks_in_the_middle_is_waited_for(world):
     shrunk = Fault("GetAcceleratorQuotaStatistics", "shrunk", nth=2, times=3, value=20.01)
     kaggle = world(shrunk, settings={"gpu_hours_used": 20.0})
-    ended = kaggle.run()
+    ended = kaggle.run(timeouts={"quota_refresh": 0.05})  # it is read again before the last push
     assert ended.code == 0, ended
     assert "the rest waits until" in ended.out
     kaggle.assert_finished_once()
