@@ -90,6 +90,7 @@ class Bench:
     monkeypatch: pytest.MonkeyPatch
     capfd: pytest.CaptureFixture[str]
     working: Path
+    draws_figures: bool = False  # of the data: to draw them takes most of the time of prepare
 
     @property
     def inputs(self) -> Path:
@@ -118,7 +119,7 @@ class Bench:
         self.monkeypatch.setenv("HCD_PLACE", "rehearsal")
         self.capfd.readouterr()
         recipe = import_module(f"kernels.{kind}")
-        if kind == "prepare":  # to draw them takes most of its time; scripts that are run draw them
+        if kind == "prepare" and not self.draws_figures:
             self.monkeypatch.setattr(recipe, "draw_eda_figures", _placeholders)
         code = recipe.main(parameters)
         said = self.capfd.readouterr()
